@@ -1,0 +1,54 @@
+"""What holds in every test: shapes are checked, and JAX is as strict as it can be.
+
+Neither this file nor a conftest below it imports our packages at module level: the
+import hook checks only what is imported after it.
+"""
+
+import importlib.util
+import os
+import pathlib
+
+# The environment, because subprocesses have to inherit it; before JAX is imported.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A test neither reads nor fills the user's cache of compiled programs.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+
+import jax
+import jaxtyping
+import pytest
+
+# Not in the environment: what a test starts as a user would has JAX's own defaults.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+jaxtyping.install_import_hook(["para_jax", "train"], "beartype.beartype")
+
+_INTEROP = pathlib.Path(__file__).parent / "interop"
+_MISSING = [
+    name
+    for name in ("peft", "torch", "transformers")
+    if importlib.util.find_spec(name) is None
+]
+collect_ignore = [_INTEROP] if _MISSING else []
+
+
+def pytest_report_header() -> list[str]:
+    header = [f"jax {jax.__version__} on {os.environ['JAX_PLATFORMS']}"]
+    if _MISSING:
+        header.append(
+            f"tests/interop is left out: the extra `interop` has to be installed "
+            f"(missing: {', '.join(_MISSING)})"
+        )
+    return header
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _INTEROP in item.path.parents:
+            item.add_marker(pytest.mark.interop)
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)

@@ -1,0 +1,24 @@
+"""The library is tested in double precision, and no two dtypes ever mix by accident."""
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def strict_double_precision(request):
+    """Turns on x64 and strict promotion, but for tests marked `user_defaults`.
+
+    What a user calls has to work without either. The mark also goes on a parameter, to
+    run one test both ways:
+
+        @pytest.mark.parametrize(
+            "dtype",
+            ["float64", pytest.param("float32", marks=pytest.mark.user_defaults)],
+        )
+    """
+    if request.node.get_closest_marker("user_defaults"):
+        with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+            yield
+    else:
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+            yield
