@@ -75,8 +75,11 @@ format: $(READY_TEST)
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
 
+# An environment whose interpreter has gone is made anew, with all that was in it.
+$(shell test -x $(PY) || rm -f $(READY) $(READY_DEMO) $(READY_TEST))
+
 # Out of the interpreters of this machine, the first that will do. One that is already
-# in the environment stays; an environment whose interpreter has gone is made anew.
+# in the environment stays.
 $(READY):
 	@works() { "$$1" -c "import $$2, sys; sys.exit(sys.version_info < (3, 11))" \
 	    2>/dev/null; }; \

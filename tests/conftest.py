@@ -15,6 +15,7 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 
+import hypothesis
 import jax
 import jaxtyping
 import pytest
@@ -23,6 +24,12 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 jaxtyping.install_import_hook(["para_jax", "train"], "beartype.beartype")
+
+# The first example of a test may compile. All else is as hypothesis has it.
+hypothesis.settings.register_profile(
+    "compiling", parent=hypothesis.settings(), deadline=None
+)
+hypothesis.settings.load_profile("compiling")
 
 _INTEROP = pathlib.Path(__file__).parent / "interop"
 _MISSING = [
