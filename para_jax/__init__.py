@@ -1,0 +1,46 @@
+"""Post-optimization adaptive rank allocation (PARA) for LoRA adapters, in JAX.
+
+    import para_jax as para
+
+    parent = para.load("adapter/")
+    child = para.compress(parent, para.Gamma(0.25))
+    print(child.report)
+    para.save(child, "adapter-r4/", format="peft")
+
+or inside a program that is traced:
+
+    spectra = para.decompose(adapters)
+    masks = para.masks(spectra, para.Epsilon(0.99))
+    masked = para.repack(spectra, masks, adapters, form="masked")
+"""
+
+from para_jax.adapters import Adapter as Adapter
+from para_jax.adapters import Checkpoint as Checkpoint
+from para_jax.adapters import Child as Child
+from para_jax.adapters import Layer as Layer
+from para_jax.adapters import stack as stack
+from para_jax.adapters import unstack as unstack
+from para_jax.compress import compress as compress
+from para_jax.compress import family as family
+from para_jax.extract import Extraction as Extraction
+from para_jax.extract import extract as extract
+from para_jax.extract import plain as plain
+from para_jax.policy import Bytes as Bytes
+from para_jax.policy import Epsilon as Epsilon
+from para_jax.policy import Gamma as Gamma
+from para_jax.policy import Params as Params
+from para_jax.policy import Policy as Policy
+from para_jax.policy import Rank as Rank
+from para_jax.policy import Threshold as Threshold
+from para_jax.repack import pack as pack
+from para_jax.repack import pad as pad
+from para_jax.repack import repack as repack
+from para_jax.report import Report as Report
+from para_jax.search import Search as Search
+from para_jax.search import search as search
+from para_jax.select import masks as masks
+from para_jax.select import ranks as ranks
+from para_jax.spectrum import Spectrum as Spectrum
+from para_jax.spectrum import decompose as decompose
+
+__version__ = "0.1.0"

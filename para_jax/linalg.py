@@ -1,0 +1,71 @@
+"""Small dense factorisations of many matrices, safe on any number of cores. Traced.
+
+XLA:CPU runs a batched LAPACK call on the thread pool that also runs the rest of the
+program, and each such call waits for its share of threads. Two that do not depend on
+each other wait for one another for ever on a machine of two cores (jax 0.10.2). So on
+CPU every factorisation here is a loop over single matrices, which needs no second
+thread, whatever a caller maps or runs beside it. Elsewhere it is one batched call.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+# cuSOLVER's batched Jacobi SVD stops at this size; beyond it, matrices go one by one.
+_BATCHED_SVD_LIMIT = 32
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """Returns `x @ y` without the reduced precision that accelerators default to."""
+    return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
+
+
+def qr_r(x: Float[Array, "N d r"]) -> Float[Array, "N r r"]:
+    """Returns the R factor of each `x = Q R`, with zero rows below where `d < r`."""
+    r = _over_batch(lambda y: jnp.linalg.qr(y, mode="r"))(x)
+    return jnp.pad(r, ((0, 0), (0, x.shape[-1] - r.shape[-2]), (0, 0)))
+
+
+def eigh(x: Float[Array, "N r r"]) -> tuple[Float[Array, "N r"], Float[Array, "N r r"]]:
+    """Returns the eigenvalues, ascending, and the eigenvectors of symmetric matrices."""
+    values, vectors = _over_batch(lambda y: jnp.linalg.eigh(y, symmetrize_input=False))(x)
+    return values, vectors
+
+
+def svd(
+    x: Float[Array, "N r r"],
+) -> tuple[Float[Array, "N r r"], Float[Array, "N r"], Float[Array, "N r r"]]:
+    """Returns `u, s, vt` of each matrix, `s` descending.
+
+    Accelerators take a float64 matrix too large for their batched SVD through the
+    eigenvalues of `x^T x`: the error of `s` is then 1e-8 of the largest.
+    """
+    fast = x.dtype == jnp.float64 and x.shape[-1] > _BATCHED_SVD_LIMIT
+    return _over_batch(_lapack_svd, elsewhere=_svd_by_eigh if fast else None)(x)
+
+
+def _lapack_svd(x: Array) -> tuple[Array, Array, Array]:
+    u, s, vt = jnp.linalg.svd(x, full_matrices=False)
+    return u, s, vt
+
+
+def _svd_by_eigh(x: Array) -> tuple[Array, Array, Array]:
+    values, v = jnp.linalg.eigh(matmul(x.mT, x), symmetrize_input=False)
+    v = v[:, ::-1]
+    image = matmul(x, v)
+    s = jnp.linalg.norm(image, axis=0)  # More exact than the root of an eigenvalue.
+    order = jnp.argsort(-s)
+    s, v, image = s[order], v[:, order], image[:, order]
+    return image / jnp.where(s > 0, s, 1), s, v.mT
+
+
+def _over_batch(
+    one: Callable[[Array], object], elsewhere: Callable[[Array], object] | None = None
+) -> Callable[[Array], object]:
+    """Returns `one` over a leading axis: a loop on CPU, a batch on other platforms."""
+    loop = jax.vmap(jax.custom_batching.sequential_vmap(one))
+    batch = jax.vmap(elsewhere or one)
+    return lambda x: lax.platform_dependent(x, cpu=loop, default=batch)

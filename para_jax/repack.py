@@ -1,0 +1,255 @@
+"""Spectrum and masks, made adapters again.
+
+`masked` is traced: the shapes stay, dropped components are zero, and one compiled
+program serves every policy. `padded` and `ragged` are for the host, since a rank
+becomes a shape: made on the device at one width, then sliced.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from para_jax import linalg
+from para_jax.adapters import Adapter, member
+from para_jax.groups import Group, groups
+from para_jax.spectrum import Spectra, Spectrum
+
+Form = Literal["masked", "padded", "ragged"]
+Masks = Mapping[str, Any]
+
+
+def repack(
+    spectra: Spectra,
+    masks: Masks,
+    adapters: Mapping[str, Adapter],
+    *,
+    form: Form = "masked",
+) -> dict[str, Adapter]:
+    """Returns the child: the kept components as balanced factors of scale 1.
+
+    With `U_k S_k V_k^T` the kept part of an update, `a_hat^T a_hat = b_hat b_hat^T =
+    S_k` and `a_hat @ b_hat` is that part (Eq. 3). The largest entry of each row of
+    `b_hat` is positive, so equal parents give equal files.
+
+    - `masked`: the parent's shapes, dropped components zero. Traced.
+    - `padded`: the parent's paths and stacks, each at the largest rank kept in its
+      stack, zeros beyond a kernel's own. What a scanned model takes.
+    - `ragged`: every kernel at its own rank, stacks unstacked (see
+      `para_jax.unstack`).
+
+    In `padded` and `ragged` a module that keeps nothing is absent.
+
+    Example:
+      >>> child = para_jax.repack(spectra, masks, adapters, form="ragged")
+      >>> params = to_params(child)  # From para_jax.flax.params: nested, for Orbax.
+
+    Args:
+      spectra: From `decompose`.
+      masks: From `masks`, or any booleans of the same shapes.
+      adapters: The parent that was decomposed.
+      form: The form of the child.
+
+    Returns:
+      Adapters in the dtype that `spectra` name, the parent's. NumPy arrays for
+      `padded` and `ragged`.
+
+    Raises:
+      ValueError: if the paths or shapes of the three arguments differ, the form is
+        unknown, or it needs ranks while they are traced.
+    """
+    _check(spectra, masks, adapters)
+    if form == "masked":
+        return _apply(spectra, masks, adapters, _in_place)
+    if form not in ("padded", "ragged"):
+        raise ValueError(
+            f"Unknown form {form!r}: expected 'masked', 'padded' or 'ragged'."
+        )
+    if any(isinstance(x, jax.core.Tracer) for x in masks.values()):
+        raise ValueError(
+            f"form='{form}' makes shapes of ranks, which are not known while tracing. "
+            "Call it outside jit, or use form='masked'."
+        )
+    packed = _packed_on_host(spectra, masks, adapters)
+    ranks = {path: np.asarray(mask).sum(-1) for path, mask in masks.items()}
+    return (_stacks if form == "padded" else _kernels)(packed, ranks)
+
+
+def pack(
+    spectra: Spectra,
+    masks: Masks,
+    adapters: Mapping[str, Adapter],
+    *,
+    width: int,
+) -> dict[str, Adapter]:
+    """Returns the child with its kept components in the first `width` columns. Traced.
+
+    The part of `padded` that `jit` can do: `width` is static, a rank is not. Zeros
+    fill what a kernel does not need; components beyond `width` are lost. A module
+    with fewer than `width` components gets as many columns as it has.
+    """
+    _check(spectra, masks, adapters)
+    return _apply(
+        spectra, masks, adapters, functools.partial(_in_front, width=width)
+    )
+
+
+def pad(adapters: Mapping[str, Adapter], rank: int | None = None) -> dict[str, Adapter]:
+    """Returns equal adapters of one rank: zeros fill the rest.
+
+    Args:
+      adapters: Adapters of any ranks.
+      rank: The rank to fill up to; by default the largest among `adapters`.
+
+    Raises:
+      ValueError: if an adapter's rank is larger.
+    """
+    rank = max((x.rank for x in adapters.values()), default=0) if rank is None else rank
+    return {path: _pad(path, adapter, rank) for path, adapter in adapters.items()}
+
+
+def _pad(path: str, adapter: Adapter, rank: int) -> Adapter:
+    if (more := rank - adapter.rank) < 0:
+        raise ValueError(
+            f"'{path}': cannot pad rank {adapter.rank} to {rank}. Cut it first."
+        )
+    xp = np if isinstance(adapter.a, np.ndarray) else jnp
+    still = [(0, 0)] * len(adapter.stack)
+    return dataclasses.replace(
+        adapter,
+        a=xp.pad(adapter.a, [*still, (0, 0), (0, more)]),
+        b=xp.pad(adapter.b, [*still, (0, more), (0, 0)]),
+    )
+
+
+def _check(spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter]) -> None:
+    for name, other in (("masks", masks), ("adapters", adapters)):
+        if difference := sorted(other.keys() ^ spectra.keys()):
+            raise ValueError(
+                f"spectra and {name} are of different models: only one of them has "
+                f"'{difference[0]}' ({len(difference)} such paths)."
+            )
+    for path, spectrum in spectra.items():
+        if masks[path].shape != spectrum.s.shape:
+            raise ValueError(
+                f"'{path}': expected a mask {list(spectrum.s.shape)}, got "
+                f"{list(masks[path].shape)}."
+            )
+
+
+def _apply(
+    spectra: Spectra,
+    masks: Masks,
+    adapters: Mapping[str, Adapter],
+    selection: Callable[[Array, Spectrum], Array],
+) -> dict[str, Adapter]:
+    """Returns the child whose columns are where `selection` puts the components."""
+    result: dict[str, Adapter] = {}
+    for group in groups(adapters):
+        adapter, spectrum = _joined(group, adapters), _joined(group, spectra)
+        mask = jnp.asarray(group.join(masks))
+        chosen = selection(mask, spectrum).astype(spectrum.s.dtype)
+        a, b = map(group.split, _product(adapter, spectrum, chosen))
+        result |= {path: Adapter(a=a[path], b=b[path]) for path in group.stacks}
+    return {path: result[path] for path in adapters}
+
+
+def _joined(group: Group, values: Mapping[str, Any]) -> Any:
+    """Returns one Adapter or Spectrum for the whole group."""
+    members = [values[path] for path in group.stacks]
+    leaves = zip(*(jax.tree.leaves(x) for x in members), strict=True)
+    joined = [group.join(dict(zip(group.stacks, x, strict=True))) for x in leaves]
+    return jax.tree.unflatten(jax.tree.structure(members[0]), joined)
+
+
+def _in_place(mask: Bool[Array, "L k"], spectrum: Spectrum) -> Bool[Array, "L k r"]:
+    """Returns the selection that leaves each component in its column."""
+    return mask[:, :, None] & jnp.eye(mask.shape[-1], spectrum.rank, dtype=bool)
+
+
+def _in_front(
+    mask: Bool[Array, "L k"], spectrum: Spectrum, *, width: int
+) -> Bool[Array, "L k w"]:
+    """Returns the selection that moves the kept components to the first columns."""
+    column = jnp.cumsum(mask, axis=-1) - 1
+    columns = jnp.arange(min(width, spectrum.s.shape[-1]))
+    return mask[:, :, None] & (column[:, :, None] == columns)
+
+
+def _product(
+    adapter: Adapter, spectrum: Spectrum, chosen: Float[Array, "L k w"]
+) -> tuple[Float[Array, "L m w"], Float[Array, "L w n"]]:
+    """Returns the chosen columns of `a @ left` and rows of `right @ b`."""
+    wide = spectrum.s.dtype
+    left = linalg.matmul(spectrum.left, chosen)
+    right = linalg.matmul(chosen.mT, spectrum.right)
+    a = linalg.matmul(adapter.a.astype(wide), left)
+    b = linalg.matmul(right, adapter.b.astype(wide))
+    # QR and SVD leave the sign of a component open, differently on each platform.
+    flip = jnp.max(b, axis=-1, keepdims=True) < -jnp.min(b, axis=-1, keepdims=True)
+    sign = jnp.where(flip, -1, 1).astype(wide)
+    return (a * sign.mT).astype(spectrum.dtype), (b * sign).astype(spectrum.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="width")
+def _pack(
+    spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter], *, width: int
+) -> dict[str, Adapter]:
+    return pack(spectra, masks, adapters, width=width)
+
+
+def _packed_on_host(
+    spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter]
+) -> dict[str, Adapter]:
+    """Returns all kernels at a common width, as NumPy arrays.
+
+    One call a group of equal shapes, joined and split outside of the program; and a
+    power of two as width: so few programs are compiled, and they serve many budgets.
+    """
+    result: dict[str, Adapter] = {}
+    for group in groups(adapters):
+        mask = np.asarray(group.join(masks))
+        width = 1 << max(int(mask.sum(-1).max()) - 1, 0).bit_length()
+        arguments = (_joined(group, spectra), mask, _joined(group, adapters))
+        arguments = ({"": x} for x in arguments)
+        packed = jax.device_get(_pack(*arguments, width=width))[""]
+        a, b = group.split(packed.a), group.split(packed.b)
+        result |= {path: Adapter(a=a[path], b=b[path]) for path in group.stacks}
+    return {path: result[path] for path in adapters}
+
+
+def _stacks(
+    packed: Mapping[str, Adapter], ranks: Mapping[str, np.ndarray]
+) -> dict[str, Adapter]:
+    """Returns each stack cut to its largest rank."""
+    return {
+        path: _cut(adapter, int(ranks[path].max()))
+        for path, adapter in packed.items()
+        if ranks[path].any()
+    }
+
+
+def _kernels(
+    packed: Mapping[str, Adapter], ranks: Mapping[str, np.ndarray]
+) -> dict[str, Adapter]:
+    """Returns each kernel by itself, cut to its own rank."""
+    return {
+        member(path, index): _cut(
+            Adapter(a=adapter.a[index], b=adapter.b[index]), int(ranks[path][index])
+        )
+        for path, adapter in packed.items()
+        for index in np.ndindex(adapter.stack)
+        if ranks[path][index]
+    }
+
+
+def _cut(adapter: Adapter, rank: int) -> Adapter:
+    return Adapter(
+        a=np.ascontiguousarray(adapter.a[..., :rank]),
+        b=np.ascontiguousarray(adapter.b[..., :rank, :]),
+    )

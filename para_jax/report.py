@@ -1,0 +1,212 @@
+"""What was kept: ranks, parameters, bytes, energy, error; as data and as text. Host."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from para_jax.adapters import member
+from para_jax.policy import Budget, Policy
+from para_jax.pool import pool
+from para_jax.spectrum import Spectra
+
+# A gap below this, relative to the threshold, is within float32's rounding.
+_CLOSE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ModuleReport:
+    """One kernel before and after.
+
+    Attributes:
+      path: Its path; a stack's index is the last part.
+      inputs: `m`.
+      outputs: `n`.
+      rank: The parent's rank.
+      itemsize: The bytes of one parameter of the child.
+      sigma: The singular values of the parent's update, float64 `[k]`, descending.
+      mask: Which of them the child keeps, `[k]`.
+    """
+
+    path: str
+    inputs: int
+    outputs: int
+    rank: int
+    itemsize: int
+    sigma: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def kept(self) -> int:
+        """The child's rank."""
+        return int(self.mask.sum())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Report:
+    """What a compression kept.
+
+    `print(report)` gives a table of 80 columns; `report.as_dict()` plain JSON values.
+
+    Attributes:
+      policy: The policy's name, such as `gamma 0.25`.
+      modules: One entry a kernel, in the model's order.
+      notes: What the reader should know: a budget not filled, a tie.
+    """
+
+    policy: str
+    modules: tuple[ModuleReport, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def threshold(self) -> float:
+        """The smallest kept singular value; infinity where nothing is kept."""
+        kept = np.concatenate([x.sigma[x.mask] for x in self.modules])
+        return float(kept.min()) if kept.size else math.inf
+
+    @property
+    def total_rank(self) -> int:
+        return sum(x.rank for x in self.modules)
+
+    @property
+    def kept_rank(self) -> int:
+        return sum(x.kept for x in self.modules)
+
+    @property
+    def average_rank(self) -> float:
+        return self.kept_rank / len(self.modules)
+
+    @property
+    def max_rank(self) -> int:
+        return max(x.kept for x in self.modules)
+
+    @property
+    def parameters(self) -> int:
+        return sum(x.kept * (x.inputs + x.outputs) for x in self.modules)
+
+    @property
+    def parent_parameters(self) -> int:
+        return sum(x.rank * (x.inputs + x.outputs) for x in self.modules)
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the child's factors."""
+        return sum(x.kept * (x.inputs + x.outputs) * x.itemsize for x in self.modules)
+
+    @property
+    def energy(self) -> float:
+        """The kept share of the sum of squared singular values, 0 to 1 (Eq. 13)."""
+        total = sum(float((x.sigma**2).sum()) for x in self.modules)
+        return 1 - self._dropped / total if total else 1.0
+
+    @property
+    def error(self) -> float:
+        """The relative Frobenius error of the child over all modules (Eq. 11)."""
+        total = sum(float((x.sigma**2).sum()) for x in self.modules)
+        return math.sqrt(self._dropped / total) if total else 0.0
+
+    @property
+    def _dropped(self) -> float:
+        return sum(float((x.sigma[~x.mask] ** 2).sum()) for x in self.modules)
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the totals as plain JSON values; an infinite threshold is None."""
+        names = (
+            "total_rank kept_rank average_rank max_rank parameters parent_parameters "
+            "bytes energy error"
+        )
+        return {
+            "policy": self.policy,
+            "threshold": self.threshold if math.isfinite(self.threshold) else None,
+            **{name: getattr(self, name) for name in names.split()},
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns `summary`, the notes and every module, as plain JSON values."""
+        return self.summary() | {
+            "notes": list(self.notes),
+            "modules": [
+                {
+                    "path": x.path,
+                    "inputs": x.inputs,
+                    "outputs": x.outputs,
+                    "rank": x.rank,
+                    "kept": x.kept,
+                    "sigma": x.sigma.tolist(),
+                }
+                for x in self.modules
+            ],
+        }
+
+    def __str__(self) -> str:
+        share = self.parameters / self.parent_parameters
+        removed = sum(x.kept == 0 for x in self.modules)
+        lines = [
+            f"{self.policy}: {self.kept_rank} of {self.total_rank} ranks kept, "
+            f"threshold {self.threshold:.4g}",
+            f"  rank        average {self.average_rank:.2f}, largest {self.max_rank}, "
+            f"{removed} of {len(self.modules)} modules removed",
+            f"  parameters  {self.parameters:,} of {self.parent_parameters:,} "
+            f"({share:.1%}), {human_bytes(self.bytes)}",
+            f"  energy      {self.energy:.3%}, relative error {self.error:.4f}",
+        ]
+        lines += [f"  note        {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def report(
+    spectra: Spectra, masks: Mapping[str, np.ndarray], policy: Policy
+) -> Report:
+    """Returns the account of a child.
+
+    Args:
+      spectra: The parent's spectra, concrete; their dtype is what the child will have.
+      masks: What was kept, booleans `[*stack, k]` by path.
+      policy: What asked for it.
+    """
+    layout = pool(spectra)
+    modules = tuple(
+        ModuleReport(
+            path=member(path, index),
+            inputs=spectra[path].shape[0],
+            outputs=spectra[path].shape[1],
+            rank=spectra[path].rank,
+            itemsize=np.dtype(spectra[path].dtype).itemsize,
+            sigma=np.asarray(spectra[path].s, np.float64)[index],
+            mask=np.asarray(masks[path])[index],
+        )
+        for path, shape in layout.shapes.items()
+        for index in np.ndindex(shape[:-1])
+    )
+    result = Report(policy=policy.name, modules=modules)
+    unit_costs = isinstance(policy, Budget) and policy.counts_ranks
+    budget = policy.budget(layout) if unit_costs else 0
+    return dataclasses.replace(result, notes=tuple(_notes(result, budget)))
+
+
+def _notes(result: Report, budget: int) -> Iterator[str]:
+    if (unspent := budget - result.kept_rank) > 0:
+        yield (
+            f"{unspent} of the budget's {budget} ranks are not spent: what is left is "
+            "zero, or beyond the policy's limits"
+        )
+    dropped = np.concatenate([x.sigma[~x.mask] for x in result.modules])
+    below = dropped[dropped <= result.threshold].max(initial=-math.inf)
+    if result.threshold - below <= _CLOSE * result.threshold < math.inf:
+        yield (
+            "the largest dropped singular value equals the smallest kept one within "
+            "rounding: another platform may keep the other"
+        )
+
+
+def human_bytes(size: float) -> str:
+    """Returns a size such as `2.4 MB`, in powers of 1000."""
+    if size < 1000:
+        return f"{size:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
+        size /= 1000
+        if size < 1000:
+            break
+    return f"{size:.1f} {unit}"

@@ -1,0 +1,129 @@
+"""The smallest child that is good enough: the paper's validation-guided search. Host."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+
+from para_jax.adapters import Adapter, Adapters, Checkpoint, Child
+from para_jax.compress import as_checkpoint, cut, spectra_of, wide
+from para_jax.policy import Rank
+from para_jax.pool import pool
+from para_jax.repack import Form, repack
+from para_jax.select import masks
+from para_jax.spectrum import Method
+
+Metric = Callable[[Mapping[str, Adapter]], float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Point:
+    """One child that the search tried.
+
+    Attributes:
+      kept_rank: Its ranks in all.
+      average_rank: Its ranks a module.
+      metric: What the caller's function gave for it.
+      accepted: Whether that is within the tolerance of the parent's.
+    """
+
+    kept_rank: int
+    average_rank: float
+    metric: float
+    accepted: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """What the search found.
+
+    Attributes:
+      child: The smallest accepted child.
+      parent_metric: The metric of the parent.
+      points: Every child that was tried, smallest first.
+    """
+
+    child: Child
+    parent_metric: float
+    points: tuple[Point, ...]
+
+    def __str__(self) -> str:
+        lines = [f"parent: metric {self.parent_metric:.4f}"]
+        lines += [
+            f"{x.kept_rank:6d} ranks, average {x.average_rank:6.2f}: "
+            f"metric {x.metric:.4f} {'accepted' if x.accepted else 'rejected'}"
+            for x in self.points
+        ]
+        return "\n".join(lines)
+
+
+def search(
+    parent: Checkpoint | Adapters,
+    metric: Metric,
+    *,
+    tolerance: float,
+    form: Form = "ragged",
+    method: Method = "auto",
+) -> Search:
+    """Returns the smallest child whose metric is at least the parent's less `tolerance`.
+
+    Children nest, so it bisects over the number of ranks: about `log2(total_rank)`
+    calls of `metric`, after one decomposition. Bisection takes the metric to rise with
+    the rank; where it does not, the answer is a good child but may not be the smallest,
+    and `points` shows it. Use data that no reported number comes from.
+
+    Args:
+      parent: As for `compress`.
+      metric: Larger is better, such as validation accuracy. It gets adapters in the
+        parent's shapes (`masked`), so a jitted model compiles once for all children.
+      tolerance: How much less than the parent's metric is good enough, 0 or more.
+      form: The form of the child that is returned.
+      method: As for `decompose`.
+
+    Raises:
+      ValueError: if `tolerance` is negative, the metric gives NaN, or `compress` would
+        refuse the parent.
+    """
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}.")
+    checkpoint = as_checkpoint(parent)
+    spectra = spectra_of(checkpoint, method=method)
+    layout = pool(spectra)
+    wanted = _number(metric(checkpoint.adapters), "the parent")
+    points: dict[int, Point] = {}
+
+    def good(budget: int) -> bool:
+        with wide():
+            kept = masks(spectra, Rank(budget / layout.modules))
+            child = repack(spectra, kept, checkpoint.adapters, form="masked")
+        got = _number(metric(child), f"{budget} ranks")
+        points[budget] = Point(
+            kept_rank=budget,
+            average_rank=budget / layout.modules,
+            metric=got,
+            accepted=got >= wanted - tolerance,
+        )
+        return points[budget].accepted
+
+    budget = _bisect(good, layout.total_rank)
+    return Search(
+        child=cut(checkpoint, spectra, Rank(budget / layout.modules), form=form),
+        parent_metric=wanted,
+        points=tuple(points[x] for x in sorted(points)),
+    )
+
+
+def _bisect(good: Callable[[int], bool], most: int) -> int:
+    """Returns the smallest good integer in 1 ... `most`, which is taken to be good."""
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if good(middle) else (middle, high)
+    return high
+
+
+def _number(value: float | jax.Array, who: str) -> float:
+    if math.isnan(result := float(value)):
+        raise ValueError(f"The metric of {who} is NaN.")
+    return result
