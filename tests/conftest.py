@@ -15,6 +15,7 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 
+import beartype
 import hypothesis
 import jax
 import jaxtyping
@@ -23,7 +24,10 @@ import pytest
 # Not in the environment: what a test starts as a user would has JAX's own defaults.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-jaxtyping.install_import_hook(["para_jax", "train"], "beartype.beartype")
+# An `int` is a good `float`, at run time as for the static checker. The hook wants the
+# checker's name.
+typecheck = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+jaxtyping.install_import_hook(["para_jax", "train"], f"{__name__}.typecheck")
 
 # The first example of a test may compile. All else is as hypothesis has it.
 hypothesis.settings.register_profile(
