@@ -17,9 +17,12 @@ from para_jax.report import Report
 if typing.TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Locator
 
 _COLORS = "cividis"  # Even in lightness, and the same for colour-blind readers.
 _BAR, _LINE = "#7b93b8", "#b5401f"
+_BINS = 60
+_LABEL_HEIGHT = 0.19  # Of a threshold's label, in inches.
 _ANY = "*"  # In a module's type, in the place of the depth.
 _DEPTH = re.compile(r"(?:.*_)?(\d+)")  # `3` and `layers_3`, but not `fc1`.
 
@@ -84,13 +87,16 @@ def spectrum(report: Report, thresholds: Mapping[str, float] | None = None) -> "
         )
     low, high = positive.min() / 1.2, positive.max() * 1.2
 
-    figure, axes = _figure(7.0, 3.0 + 0.19 * len(thresholds))
+    height = 3.0 + _LABEL_HEIGHT * len(thresholds)
+    figure, axes = _figure(7.0, height)
     axes.set_xscale("log")
-    counts, _, _ = axes.hist(positive, bins=np.geomspace(low, high, 61), color=_BAR)
+    edges = np.geomspace(low, high, _BINS + 1).tolist()
+    counts, _, _ = axes.hist(positive, bins=edges, color=_BAR)
     axes.set_xlim(low, high)
-    height = _draw_thresholds(axes, thresholds)
-    axes.set_ylim(0, 1.05 * np.max(counts) / height)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    # 1.2: the axes are lower than the figure, by title and labels.
+    free = _draw_thresholds(axes, thresholds, step=1.2 * _LABEL_HEIGHT / height)
+    axes.set_ylim(0, 1.05 * np.max(counts) / free)
+    axes.yaxis.set_major_locator(_whole_numbers())
     zeros = pooled.size - positive.size
     axes.set_xlabel("singular value" + (f" ({zeros} zeros left out)" if zeros else ""))
     axes.set_ylabel("number of components")
@@ -107,6 +113,12 @@ def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _whole_numbers() -> "Locator":
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(integer=True, steps=[1, 2, 5, 10])
 
 
 def _place(path: str) -> tuple[tuple[str, ...], int | None]:
@@ -152,12 +164,15 @@ def _draw_cells(axes: "Axes", kept: np.ndarray) -> None:
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-    bar = axes.figure.colorbar(image, ax=axes, label="rank", pad=0.02)
-    bar.locator.set_params(integer=True)
+    bar = axes.figure.colorbar(
+        image, ax=axes, label="rank", pad=0.02, ticks=_whole_numbers()
+    )
     bar.outline.set_visible(False)
 
 
-def _draw_thresholds(axes: "Axes", thresholds: Mapping[str, float]) -> float:
+def _draw_thresholds(
+    axes: "Axes", thresholds: Mapping[str, float], *, step: float
+) -> float:
     """Draws labelled lines, and returns the share of the height that is free below.
 
     The labels form a staircase over the histogram: each stands at the top of its line,
@@ -172,7 +187,6 @@ def _draw_thresholds(axes: "Axes", thresholds: Mapping[str, float]) -> float:
     on_left = sum(x > center for x, _ in marks) > len(marks) / 2
     if not on_left:
         marks.reverse()
-    step = 0.19 / axes.figure.get_size_inches()[1] * 1.2
     free = 1.0 - step * len(marks)
     for number, (x, label) in enumerate(marks, 1):
         top = free + step * number
