@@ -25,6 +25,10 @@ from para_jax.compress import family as family
 from para_jax.extract import Extraction as Extraction
 from para_jax.extract import extract as extract
 from para_jax.extract import plain as plain
+from para_jax.formats import load as load
+from para_jax.formats import save as save
+from para_jax.params import from_params as from_params
+from para_jax.params import to_params as to_params
 from para_jax.policy import Bytes as Bytes
 from para_jax.policy import Epsilon as Epsilon
 from para_jax.policy import Gamma as Gamma

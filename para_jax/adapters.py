@@ -101,6 +101,8 @@ class Checkpoint:
         here is dense.
       biases: The additive bias `[n]` that belongs to an update (PEFT's `lora_bias`),
         with its scale folded in.
+      absent: `(m, n)` of the modules that kept nothing, by path. Formats that want an
+        entry for every module write zeros for these.
       extra: Tensors that are no LoRA factors (a classifier head, norms), under the
         names that they were stored with. They pass through bit for bit.
       config: The source's configuration, such as PEFT's `adapter_config.json`.
@@ -113,6 +115,7 @@ class Checkpoint:
     adapters: Adapters
     layers: Mapping[str, Layer] = dataclasses.field(default_factory=dict)
     biases: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    absent: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)

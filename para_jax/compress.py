@@ -125,6 +125,9 @@ def cut(
     fields = {x.name: getattr(parent, x.name) for x in dataclasses.fields(Checkpoint)}
     with wide():
         fields["adapters"] = repack(spectra, kept, parent.adapters, form=form)
+    fields["absent"] = dict(parent.absent) | {
+        x.path: (x.inputs, x.outputs) for x in account.modules if not x.kept
+    }
     fields["provenance"] = dict(parent.provenance) | {"para": account.summary()}
     return Child(**fields, report=account)
 

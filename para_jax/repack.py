@@ -47,7 +47,7 @@ def repack(
 
     Example:
       >>> child = para_jax.repack(spectra, masks, adapters, form="ragged")
-      >>> params = to_params(child)  # From para_jax.flax.params: nested, for Orbax.
+      >>> params = para_jax.to_params(child)  # Nested: for Flax, and for Orbax.
 
     Args:
       spectra: From `decompose`.

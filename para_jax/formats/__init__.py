@@ -1,0 +1,125 @@
+"""Adapters on disk: PEFT folders and Orbax checkpoints. Host.
+
+A format's file is imported when it is used: Orbax alone takes longer to import than
+a small adapter takes to compress.
+"""
+
+import pathlib
+from typing import Literal
+
+import numpy as np
+
+from para_jax.adapters import Checkpoint
+from para_jax.formats import directory
+
+Format = Literal["peft", "orbax"]
+Profile = Literal["ragged", "padded"]
+Path = str | pathlib.Path
+
+_ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
+
+
+def load(path: Path, *, scale: float | None = None) -> Checkpoint:
+    """Returns the adapters in a PEFT folder or an Orbax checkpoint, as NumPy arrays.
+
+    The format is recognised by the files. Nothing is ever unpickled.
+
+    Args:
+      path: The folder, or PEFT's `adapter_model.safetensors` in it.
+      scale: `alpha / r` of an Orbax checkpoint that another program wrote: its arrays
+        cannot tell. What `save` wrote holds its scales.
+
+    Raises:
+      FileNotFoundError: if there is nothing, or a file is missing.
+      ValueError: if the adapter is broken or cannot be represented. The message
+        names the file and the module.
+    """
+    folder = pathlib.Path(path)
+    directory.recover(folder)
+    if folder.name == "adapter_model.safetensors":
+        folder = folder.parent
+    kind = recognise(folder)
+    if kind == "peft":
+        from para_jax.formats import peft
+
+        checkpoint = peft.load(folder)
+    else:
+        from para_jax.formats import orbax
+
+        checkpoint = orbax.load(folder, scale=scale)
+    _check_finite(folder, checkpoint)
+    return checkpoint
+
+
+def save(
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    format: Format = "peft",
+    profile: Profile = "ragged",
+    overwrite: bool = False,
+) -> None:
+    """Writes adapters, and all that was stored beside them, as a whole or not at all.
+
+    The target appears by one rename after everything was written, flushed to disk and
+    read back; a crash at any moment leaves what was there before.
+
+    Args:
+      checkpoint: What `load` or `compress` gave.
+      path: The folder to make.
+      format: `peft` or `orbax`.
+      profile: For `peft`: `ragged` (PEFT, diffusers, vLLM) or `padded` with zeros to
+        one rank (every engine).
+      overwrite: Whether an adapter that is there may be replaced.
+
+    Raises:
+      OSError: if the target exists or cannot be written.
+      ValueError: if the format cannot hold the adapters.
+    """
+    target = pathlib.Path(path)
+    if format not in ("peft", "orbax"):
+        raise ValueError(f"Unknown format {format!r}: expected 'peft' or 'orbax'.")
+    if profile not in ("ragged", "padded"):
+        raise ValueError(f"Unknown profile {profile!r}: expected 'ragged' or 'padded'.")
+    with directory.replacing(target, overwrite=overwrite) as new:
+        if format == "peft":
+            from para_jax.formats import peft
+
+            peft.save(checkpoint, new, profile=profile)
+        else:
+            from para_jax.formats import orbax
+
+            orbax.save(checkpoint, new)
+
+
+def recognise(folder: pathlib.Path) -> Format:
+    """Returns the format of a folder.
+
+    Raises:
+      FileNotFoundError: if there is no such folder.
+      ValueError: if it holds neither.
+    """
+    if not folder.is_dir():
+        what = "is a file, expected a folder" if folder.exists() else "does not exist"
+        raise FileNotFoundError(f"'{folder}' {what}.")
+    inside = {x.name for x in folder.iterdir()}
+    if any((folder / name / mark).exists() for name in (".", "state", "default", "pytree")
+           for mark in _ORBAX_MARKS):
+        return "orbax"
+    if any(x.startswith("adapter_") for x in inside) or any(
+        x.endswith((".safetensors", ".bin")) for x in inside
+    ):
+        return "peft"
+    raise ValueError(
+        f"'{folder}' holds neither a PEFT adapter (adapter_config.json, "
+        "adapter_model.safetensors) nor an Orbax checkpoint."
+    )
+
+
+def _check_finite(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
+    for path, adapter in checkpoint.adapters.items():
+        for name, factor in (("a", adapter.a), ("b", adapter.b)):
+            if not np.isfinite(factor).all():
+                raise ValueError(
+                    f"'{path}' in '{folder}' contains NaN or infinity (factor {name})."
+                )

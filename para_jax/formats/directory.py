@@ -1,0 +1,143 @@
+"""Directories that are replaced as a whole or not at all.
+
+A new one is written beside the target, flushed to disk, and put in its place by one
+rename. Where the target exists, the two change places in one system call; where the
+system or the file system has no such call, the old one is moved aside first, and
+`recover` puts it back should a crash come between.
+"""
+
+import contextlib
+import ctypes
+import os
+import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_RENAME_SWAP = 2  # macOS
+_NEW = re.compile(r"\.(?P<name>.+)\.para-new-(?P<pid>\d+)$")
+
+ADAPTER_FILES = ("adapter_config.json", "_METADATA", "_CHECKPOINT_METADATA")
+"""A directory that holds one of these is an adapter, and may be overwritten."""
+
+
+def check_target(target: pathlib.Path, *, overwrite: bool) -> None:
+    """Raises an OSError or ValueError unless `target` may be written.
+
+    Only an adapter or an empty directory is ever replaced.
+    """
+    recover(target)
+    if not target.exists() and not target.is_symlink():
+        return
+    if not target.is_dir():
+        raise FileExistsError(f"'{target}' exists and is not a directory.")
+    inside = {x.name for x in target.iterdir()}
+    if not inside:
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f"'{target}' exists. Choose another place, or ask to overwrite it."
+        )
+    if not inside.intersection(ADAPTER_FILES):
+        raise FileExistsError(
+            f"'{target}' is not an adapter (it holds '{min(inside)}'), so it is not "
+            "overwritten. Choose another place."
+        )
+
+
+@contextlib.contextmanager
+def replacing(
+    target: pathlib.Path, *, overwrite: bool = False
+) -> Iterator[pathlib.Path]:
+    """Yields a new directory, which becomes `target` if the body succeeds.
+
+    Args:
+      target: The directory to make; its parents are made too.
+      overwrite: Whether an adapter that is there may be replaced.
+
+    Raises:
+      OSError: if the target exists or cannot be written. It is then as it was.
+    """
+    check_target(target, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    new = target.with_name(f".{target.name}.para-new-{os.getpid()}")
+    new.mkdir()
+    try:
+        yield new
+        _flush(new)
+        _put(new, target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def recover(target: pathlib.Path) -> None:
+    """Puts back what a crash in the middle of `replacing` left aside."""
+    aside = _aside(target)
+    if aside.exists() and not target.exists():
+        os.rename(aside, target)
+
+
+def _put(new: pathlib.Path, target: pathlib.Path) -> None:
+    if not target.exists():
+        os.rename(new, target)
+    elif not _exchange(new, target):
+        os.rename(target, _aside(target))
+        os.rename(new, target)
+        shutil.rmtree(_aside(target), ignore_errors=True)
+    _flush_directory(target.parent)
+
+
+def _aside(target: pathlib.Path) -> pathlib.Path:
+    return target.with_name(f".{target.name}.para-old")
+
+
+def _exchange(one: pathlib.Path, two: pathlib.Path) -> bool:
+    """Swaps two directories in one step; returns whether the system can."""
+    names = os.fsencode(one), os.fsencode(two)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "linux" and hasattr(libc, "renameat2"):
+        old, new = names
+        return not libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_EXCHANGE)
+    if sys.platform == "darwin":
+        return not libc.renamex_np(*names, _RENAME_SWAP)
+    return False
+
+
+def _sweep(target: pathlib.Path) -> None:
+    """Removes what processes that were killed while writing `target` left behind."""
+    for path in target.parent.iterdir():
+        match = _NEW.match(path.name)
+        if match and match["name"] == target.name and not _alive(int(match["pid"])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+def _flush(directory: pathlib.Path) -> None:
+    for root, _, files in os.walk(directory):
+        for name in files:
+            with open(os.path.join(root, name), "rb") as file:
+                os.fsync(file.fileno())
+        _flush_directory(pathlib.Path(root))
+
+
+def _flush_directory(directory: pathlib.Path) -> None:
+    if sys.platform == "win32":  # Has no descriptors for directories.
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
