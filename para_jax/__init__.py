@@ -27,6 +27,8 @@ from para_jax.extract import extract as extract
 from para_jax.extract import plain as plain
 from para_jax.formats import load as load
 from para_jax.formats import save as save
+from para_jax.inspection import Inspection as Inspection
+from para_jax.inspection import inspect as inspect
 from para_jax.params import from_params as from_params
 from para_jax.params import to_params as to_params
 from para_jax.policy import Bytes as Bytes

@@ -171,7 +171,9 @@ def unstack(adapters: Adapters) -> dict[str, Adapter]:
     return result
 
 
-def stack(adapters: Adapters, stacks: Mapping[str, tuple[int, ...]]) -> dict[str, Adapter]:
+def stack(
+    adapters: Adapters, stacks: Mapping[str, tuple[int, ...]]
+) -> dict[str, Adapter]:
     """Returns `adapters` with the members of each stack joined again.
 
     The members must have equal shapes and scales: pad them first if they do not.

@@ -31,7 +31,9 @@ def qr_r(x: Float[Array, "N d r"]) -> Float[Array, "N r r"]:
 
 def eigh(x: Float[Array, "N r r"]) -> tuple[Float[Array, "N r"], Float[Array, "N r r"]]:
     """Returns the eigenvalues, ascending, and the eigenvectors of symmetric matrices."""
-    values, vectors = _over_batch(lambda y: jnp.linalg.eigh(y, symmetrize_input=False))(x)
+    values, vectors = _over_batch(lambda y: jnp.linalg.eigh(y, symmetrize_input=False))(
+        x
+    )
     return values, vectors
 
 

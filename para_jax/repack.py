@@ -94,9 +94,7 @@ def pack(
     with fewer than `width` components gets as many columns as it has.
     """
     _check(spectra, masks, adapters)
-    return _apply(
-        spectra, masks, adapters, functools.partial(_in_front, width=width)
-    )
+    return _apply(spectra, masks, adapters, functools.partial(_in_front, width=width))
 
 
 def pad(adapters: Mapping[str, Adapter], rank: int | None = None) -> dict[str, Adapter]:

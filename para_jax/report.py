@@ -156,9 +156,7 @@ class Report:
         return "\n".join(lines)
 
 
-def report(
-    spectra: Spectra, masks: Mapping[str, np.ndarray], policy: Policy
-) -> Report:
+def report(spectra: Spectra, masks: Mapping[str, np.ndarray], policy: Policy) -> Report:
     """Returns the account of a child.
 
     Args:

@@ -126,9 +126,7 @@ def _prices(layout: Pool, policy: Budget) -> tuple[np.ndarray, int]:
     return cost // unit, budget // int(unit)
 
 
-def _above(
-    s: Any, layout: Pool, policy: Policy, candidate: Any, xp: Any
-) -> Any:
+def _above(s: Any, layout: Pool, policy: Policy, candidate: Any, xp: Any) -> Any:
     """Returns which components reach the policy's threshold."""
     if isinstance(policy, Threshold):
         return s >= policy.value

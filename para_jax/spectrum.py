@@ -164,7 +164,9 @@ def _decompose_one_rank(
         {p: scales[p].reshape(stack) for p, stack in everything.stacks.items()}
     )
     parts = [everything.split(x) for x in _balanced(r_a, r_b, scale)]
-    return {path: _spectrum(x, *(y[path] for y in parts)) for path, x in adapters.items()}
+    return {
+        path: _spectrum(x, *(y[path] for y in parts)) for path, x in adapters.items()
+    }
 
 
 def _balanced(

@@ -103,8 +103,11 @@ def recognise(folder: pathlib.Path) -> Format:
         what = "is a file, expected a folder" if folder.exists() else "does not exist"
         raise FileNotFoundError(f"'{folder}' {what}.")
     inside = {x.name for x in folder.iterdir()}
-    if any((folder / name / mark).exists() for name in (".", "state", "default", "pytree")
-           for mark in _ORBAX_MARKS):
+    if any(
+        (folder / name / mark).exists()
+        for name in (".", "state", "default", "pytree")
+        for mark in _ORBAX_MARKS
+    ):
         return "orbax"
     if any(x.startswith("adapter_") for x in inside) or any(
         x.endswith((".safetensors", ".bin")) for x in inside

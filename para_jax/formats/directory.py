@@ -62,10 +62,13 @@ def replacing(
       OSError: if the target exists or cannot be written. It is then as it was.
     """
     check_target(target, overwrite=overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target)
     new = target.with_name(f".{target.name}.para-new-{os.getpid()}")
-    new.mkdir()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        new.mkdir()
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(target)) from error
     try:
         yield new
         _flush(new)

@@ -31,7 +31,8 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
     Scales are kept beside the factors, not folded in: what is read is what was saved.
     """
     bare = {
-        path: dataclasses.replace(x, scale=1.0) for path, x in checkpoint.adapters.items()
+        path: dataclasses.replace(x, scale=1.0)
+        for path, x in checkpoint.adapters.items()
     }
     tree = {
         "lora": to_params(bare),

@@ -70,8 +70,9 @@ def _existing(folder: pathlib.Path, name: str) -> pathlib.Path:
             f"'{folder / pickles[0]}' is a pickle, which could run any code and is "
             f"never opened. Save the adapter as {WEIGHTS}, PEFT's default."
         )
-    raise FileNotFoundError(f"'{path}' is missing: a PEFT adapter has {CONFIG} and "
-                            f"{WEIGHTS}.")
+    raise FileNotFoundError(
+        f"'{path}' is missing: a PEFT adapter has {CONFIG} and {WEIGHTS}."
+    )
 
 
 def _sorted(found: Tensors) -> tuple[dict[str, _Module], Tensors]:
@@ -148,7 +149,9 @@ def _check_pair(name: str, module: _Module, rank: int) -> None:
             "is not known. Correct r or rank_pattern there."
         )
     if a.dtype != b.dtype:
-        raise ValueError(f"'{name}': A is {a.dtype} and B {b.dtype}, expected one dtype.")
+        raise ValueError(
+            f"'{name}': A is {a.dtype} and B {b.dtype}, expected one dtype."
+        )
 
 
 def _from_torch(name: str, module: _Module) -> tuple[np.ndarray, np.ndarray, Layer]:

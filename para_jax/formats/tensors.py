@@ -46,5 +46,7 @@ def read_json(path: pathlib.Path) -> dict[str, object]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"'{path}' is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
-        raise ValueError(f"'{path}' holds a {type(value).__name__}, expected an object.")
+        raise ValueError(
+            f"'{path}' holds a {type(value).__name__}, expected an object."
+        )
     return value

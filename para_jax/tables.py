@@ -1,0 +1,126 @@
+"""What the command line shows: tables of 80 columns, and progress. Host.
+
+Rich is imported when called, so the library does without it.
+"""
+
+import contextlib
+import os.path
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from para_jax.inspection import Inspection
+from para_jax.report import Report, human_bytes
+
+if TYPE_CHECKING:
+    import rich.table
+
+_T = TypeVar("_T")
+_WIDTH = 80
+
+
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Shows a spinner on the terminal's error stream while the body runs."""
+    import rich.console
+
+    with rich.console.Console(stderr=True).status(what):
+        yield
+
+
+def progress(items: Iterable[_T], total: int, what: str) -> Iterator[_T]:
+    """Yields `items` behind a progress bar on the error stream."""
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console(stderr=True)
+    quiet = not console.is_terminal
+    yield from rich.progress.track(
+        items, what, total=total, console=console, transient=True, disable=quiet
+    )
+
+
+def inspection(found: Inspection) -> None:
+    """Prints the modules of an adapter and how fast their spectra fall."""
+    shares = [f"{100 * x:g}%" for x in found.shares]
+    # Modules differ in the end of their paths; the terminal has no room for the rest.
+    shared = os.path.commonpath([os.path.dirname(x.path) for x in found.rows])
+    table = _table(
+        ["module", "m x n", "r", "scale", "largest", *shares],
+        [
+            (
+                _shortened(x.path.removeprefix(f"{shared}/"), 28),
+                f"{x.inputs}x{x.outputs}",
+                str(x.rank),
+                f"{x.scale:.3g}",
+                f"{x.largest:.3g}",
+                *map(str, x.needed),
+            )
+            for x in found.rows
+        ],
+    )
+    if shared:
+        print(f"Modules of {shared}/")
+    _print(table)
+    total = found.report.total_rank
+    print(
+        f"{len(found.rows)} modules, {total} ranks, {found.parameters:,} parameters, "
+        f"{human_bytes(found.bytes)} of {', '.join(found.dtypes)}"
+    )
+    for share, needed in zip(shares, found.needed, strict=True):
+        average = needed / len(found.rows)
+        print(f"{share:>6} of all energy: {needed} ranks, {average:.2f} on average")
+    if found.extra:
+        print(
+            f"{len(found.extra)} other tensors, such as {_shortened(found.extra[-1], 45)}"
+        )
+
+
+def children(rows: Sequence[tuple[str, Report, str]]) -> None:
+    """Prints one row a child: its name, what it keeps, its size on disk."""
+    _print(
+        _table(
+            ["child", "ranks", "avg", "max", "parameters", "kept", "on disk", "energy"],
+            [
+                (
+                    name,
+                    str(x.kept_rank),
+                    f"{x.average_rank:.2f}",
+                    str(x.max_rank),
+                    f"{x.parameters:,}",
+                    f"{x.parameters / x.parent_parameters:.1%}",
+                    size,
+                    f"{x.energy:.2%}",
+                )
+                for name, x, size in rows
+            ],
+        )
+    )
+
+
+def _table(
+    columns: Sequence[str], rows: Iterable[tuple[str, ...]]
+) -> "rich.table.Table":
+    import rich.box
+    import rich.table
+
+    table = rich.table.Table(
+        box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
+    )
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _print(table: "rich.table.Table") -> None:
+    import rich.console
+
+    console = rich.console.Console(highlight=False)
+    # A pipe has no width; a file of 80 columns can be read anywhere.
+    console.print(table, width=min(console.width, _WIDTH))
+
+
+def _shortened(text: str, width: int) -> str:
+    """Returns the end of `text`, where modules differ."""
+    return text if len(text) <= width else "..." + text[3 - width :]
