@@ -1,0 +1,67 @@
+"""The pretrained encoder is loaded once."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def folder() -> pathlib.Path:
+    from train.models import pretrained
+
+    return pretrained.find_folder()
+
+
+@pytest.fixture(scope="session")
+def task(folder) -> Any:
+    """The whole test part."""
+    from train import tasks
+
+    return tasks.load(folder)
+
+
+@pytest.fixture
+def tiny() -> Any:
+    """A BERT of unequal small sizes."""
+    from train.models import bert
+
+    return bert.Config(
+        vocab_size=11,
+        hidden_size=6,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=10,
+        max_position_embeddings=8,
+        type_vocab_size=2,
+        layer_norm_eps=1e-12,
+    )
+
+
+@pytest.fixture
+def tokens() -> Any:
+    """Two sentences, of 3 and 5 tokens."""
+    import numpy as np
+
+    from train.models import bert
+
+    ids = np.array([[3, 4, 5, 0, 0], [6, 7, 8, 9, 10]], np.int32)
+    return bert.Tokens(ids, ids > 0)
+
+
+@pytest.fixture
+def lora(tiny, key) -> Mapping[str, Any]:
+    """Ragged adapters of `BertClassifier(tiny)`: rank 2 and 1, all others absent."""
+    import jax
+
+    def pair(key: jax.Array, m: int, r: int, n: int) -> dict[str, jax.Array]:
+        a, b = jax.random.split(key)
+        return {"a": jax.random.normal(a, (m, r)), "b": jax.random.normal(b, (r, n))}
+
+    first, second = jax.random.split(key)
+    blocks = {
+        "0": {"attention": {"self": {"query": pair(first, 6, 2, 6)}}},
+        "1": {"output": {"dense": pair(second, 10, 1, 6)}},
+    }
+    return {"bert": {"encoder": {"layer": blocks}}}

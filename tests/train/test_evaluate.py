@@ -1,0 +1,72 @@
+import jax
+import numpy as np
+import pytest
+
+from train import evaluate
+from train.data import tokens as data
+from train.models import bert
+
+
+@pytest.fixture
+def model(tiny):
+    return bert.BertClassifier(tiny, 3)
+
+
+def test_accuracy_counts_sentences_and_not_the_rows_that_fill_up(
+    model, tokens, key, lora
+):
+    params = model.init(key, tokens)["params"]
+    best = np.argmax(model.apply({"params": params, "lora": lora}, tokens), axis=-1)
+    wrong = (best + 1) % 3
+    batches = [
+        data.Batch(tokens, np.array([best[0], wrong[1]], np.int32)),
+        data.Batch(tokens, np.array([best[0], -1], np.int32)),
+    ]
+    seen = []
+
+    got = evaluate.accuracy(model, params, lora, batches, on_batch=seen.append)
+
+    assert got == pytest.approx(2 / 3)
+    assert seen == [2, 1]
+
+
+def test_no_sentences_are_refused(model):
+    with pytest.raises(ValueError, match="No sentences"):
+        evaluate.accuracy(model, {}, {}, [])
+
+
+def test_padding_a_child_changes_shapes_and_no_logits(model, tokens, key, lora):
+    params = model.init(key, tokens)["params"]
+    other = {"a": np.zeros((6, 4), np.float32), "b": np.zeros((4, 6), np.float32)}
+    wide = {"a": np.zeros((10, 4), np.float32), "b": np.zeros((4, 6), np.float32)}
+    layer = {"query": other, "value": other}
+    blocks = {"0": {"attention": {"self": layer}}, "1": {"output": {"dense": wide}}}
+    like = {"bert": {"encoder": {"layer": blocks}}}
+
+    got = evaluate.pad(lora, like)
+
+    assert jax.tree.map(np.shape, got) == jax.tree.map(np.shape, like)
+    want = model.apply({"params": params, "lora": lora}, tokens)
+    logits = model.apply({"params": params, "lora": got}, tokens)
+    np.testing.assert_allclose(logits, want, atol=1e-5)
+
+
+def test_padding_to_another_parent_is_refused(lora):
+    small = jax.tree.map(lambda x: x[:, :1], lora)
+
+    with pytest.raises(ValueError, match=r"Cannot pad 'bert/encoder/layer/0.*larger"):
+        evaluate.pad(lora, small)
+    with pytest.raises(ValueError, match="no such factors"):
+        evaluate.pad(lora, {"bert": {}})
+
+
+def test_all_children_run_in_one_compiled_program(model, tokens, key, lora):
+    params = model.init(key, tokens)["params"]
+    batches = [data.Batch(tokens, np.array([0, 1], np.int32))]
+    zero = jax.tree.map(np.zeros_like, lora)
+    evaluate._count_right.clear_cache()
+
+    for child in (lora, {}, zero):
+        evaluate.accuracy(model, params, evaluate.pad(child, lora), batches)
+
+    assert evaluate._count_right._cache_size() == 1

@@ -1,0 +1,1 @@
+"""Experiments with para_jax, run from a checkout: `python -m train ...`."""

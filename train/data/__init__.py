@@ -1,0 +1,1 @@
+"""The tasks, and how their sentences become batches."""

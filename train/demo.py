@@ -1,0 +1,151 @@
+"""The demo: one real adapter, six smaller ones cut from it, and what each still does.
+
+    python -m train demo
+
+The parent is an adapter of rank 16 that PEFT trained on three-way sentiment of movie
+reviews, for the sentence encoder all-MiniLM-L6-v2. It takes less than three minutes on
+two CPU cores, most of them to classify 2,170 sentences seven times. Expect an accuracy
+of 81.6 % for the parent, 81.5 % at a quarter of its ranks and 79.8 % at a sixteenth.
+"""
+
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+
+import rich.console
+import rich.progress
+
+import para_jax as para
+from para_jax import plot
+from train import summary, tasks
+from train.models import pretrained
+
+PARENT = pathlib.Path(__file__).parent / "assets" / "minilm-movie-r16"
+POLICIES = (
+    para.Gamma(0.5),
+    para.Gamma(0.25),
+    para.Gamma(0.125),
+    para.Gamma(0.0625),
+    para.Epsilon(0.99),
+    para.Epsilon(0.9),
+)
+DRAWN = para.Gamma(0.25)
+"""The child whose ranks are drawn: that of the paper's Figure 1."""
+
+
+def save(children: Sequence[para.Child], out: pathlib.Path) -> list[pathlib.Path]:
+    """Writes each child in both formats, and returns the folders by child."""
+    folders = [out / child.report.policy.replace(" ", "-") for child in children]
+    for child, folder in zip(children, folders, strict=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("peft", "orbax"):
+            para.save(child, folder / name, format=name, overwrite=True)
+    return folders
+
+
+def draw(children: Sequence[para.Child], out: pathlib.Path) -> None:
+    """Writes the two pictures: the ranks of one child, and the thresholds of all."""
+    reports = {child.report.policy: child.report for child in children}
+    drawn = reports[DRAWN.name]
+    thresholds = {name: report.threshold for name, report in reports.items()}
+    plot.rank_map(drawn).savefig(out / "ranks.png")
+    plot.spectrum(drawn, thresholds).savefig(out / "spectrum.png")
+
+
+def main(
+    *,
+    out: pathlib.Path = pathlib.Path("out/demo"),
+    limit: int | None = None,
+    folder: pathlib.Path | None = None,
+) -> None:
+    """Cuts one real adapter into six smaller ones, and evaluates all seven.
+
+    Args:
+      out: Where the adapters and the pictures go; those of an earlier run are replaced.
+      limit: Evaluate on so many sentences only. By default on all 2,170.
+      folder: The files of all-MiniLM-L6-v2. By default those of the installed package.
+    """
+    if limit is not None and limit < 1:
+        raise SystemExit(f"--limit is {limit}, expected at least 1.")
+    start, console = time.monotonic(), rich.console.Console()
+    folder = pretrained.find_folder(folder)  # Before any work: it may be missing.
+    with console.status(f"Cutting {len(POLICIES)} children from one parent"):
+        parent = para.load(PARENT)
+        children = para.family(parent, POLICIES)
+        folders = save(children, out)
+        draw(children, out)
+        task = tasks.load(folder, limit)
+    accuracies = _evaluate_all(task, parent, folders, console)
+    rows = [_parent_row(children[0].report, accuracies[0])]
+    rows += map(_row, children, folders, accuracies[1:])
+    console.print(summary.table(rows, title=f"{task.sentences:,} test sentences"))
+    _print_places(console, out)
+    console.print(f"Took {time.monotonic() - start:.0f} s.")
+
+
+def _evaluate_all(
+    task: tasks.Task,
+    parent: para.Checkpoint,
+    folders: Sequence[pathlib.Path],
+    console: rich.console.Console,
+) -> list[float]:
+    """Returns the accuracies of the parent and of the children, as they were saved."""
+    like = para.to_params(parent.adapters)
+    adapters = [parent, *(para.load(folder / "peft") for folder in folders)]
+    with rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TaskProgressColumn(),
+        rich.progress.TextColumn("time left"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
+        bar = progress.add_task("", total=len(adapters) * task.sentences)
+        result = []
+        for number, adapter in enumerate(adapters, 1):
+            progress.update(bar, description=f"adapter {number} of {len(adapters)}")
+            right = tasks.accuracy(
+                task, adapter, like=like, on_batch=lambda n: progress.advance(bar, n)
+            )
+            result.append(right)
+    return result
+
+
+def _parent_row(report: para.Report, accuracy: float) -> summary.Row:
+    return summary.Row(
+        name="parent",
+        average_rank=report.total_rank / len(report.modules),
+        max_rank=max(x.rank for x in report.modules),
+        parameters=report.parent_parameters,
+        size=_size(PARENT),
+        energy=1.0,
+        accuracy=accuracy,
+    )
+
+
+def _row(child: para.Child, folder: pathlib.Path, accuracy: float) -> summary.Row:
+    return summary.Row(
+        name=child.report.policy,
+        average_rank=child.report.average_rank,
+        max_rank=child.report.max_rank,
+        parameters=child.report.parameters,
+        size=_size(folder / "peft"),
+        energy=child.report.energy,
+        accuracy=accuracy,
+    )
+
+
+def _size(folder: pathlib.Path) -> int:
+    return (folder / "adapter_model.safetensors").stat().st_size
+
+
+def _print_places(console: rich.console.Console, out: pathlib.Path) -> None:
+    where = os.path.relpath(out)
+    lines = (
+        f"Adapters  {where}/*/peft and {where}/*/orbax",
+        f"Pictures  {where}/ranks.png and {where}/spectrum.png",
+    )
+    for line in lines:  # A path is neither marked up nor broken over lines.
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

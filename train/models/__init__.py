@@ -1,0 +1,1 @@
+"""Linen models that look for their LoRA adapters in the collection `lora`."""
