@@ -23,6 +23,8 @@ import numpy as np
 if typing.TYPE_CHECKING:
     from para_jax.report import Report
 
+Array = jax.Array | np.ndarray
+
 
 @typing.no_type_check  # JAX also calls `__init__` with non-arrays: jaxtyping#277.
 @jax.tree_util.register_dataclass
@@ -41,8 +43,8 @@ class Adapter:
         `para_jax.extract.plain`).
     """
 
-    a: jax.Array | np.ndarray
-    b: jax.Array | np.ndarray
+    a: Array
+    b: Array
     scale: float = dataclasses.field(default=1.0, metadata={"static": True})
     nominal: int | None = dataclasses.field(default=None, metadata={"static": True})
 

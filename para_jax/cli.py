@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0, 2 for a user's mistake, 1 for a failure."""
     given = _parser().parse_args(arguments)
     try:
-        _start(given)
+        _start()
         given.run(given)
     except KeyboardInterrupt:
         return 130
@@ -225,9 +225,8 @@ def _policies(given: argparse.Namespace) -> list[para.Policy]:
     found: list[para.Policy] = []
     for name, (policy, _) in _POLICIES.items():
         values = getattr(given, name)
-        for value in values if isinstance(values, list) else [values]:
-            if value is not None:
-                found.append(policy(value, **limits))
+        values = values if isinstance(values, list) else [values]
+        found += [policy(value, **limits) for value in values if value is not None]
     if not found:
         raise ValueError(f"Name a budget: {', '.join(f'--{x}' for x in _POLICIES)}.")
     return found
@@ -242,13 +241,13 @@ def _number(text: str) -> float:
     return int(value) if value == int(value) else value
 
 
-def _start(given: argparse.Namespace) -> None:
+def _start() -> None:
     """Sets JAX up for a short run: compiled programs are kept between runs."""
     # Before JAX looks for devices: a small job takes no three quarters of a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update(
             "jax_compilation_cache_dir", str(pathlib.Path(home, "para_jax"))

@@ -138,7 +138,7 @@ def as_checkpoint(parent: Checkpoint | Adapters) -> Checkpoint:
 
 
 @contextlib.contextmanager
-def wide():
+def wide() -> Iterator[None]:
     """Turns on float64, but on TPU, which has no float64 factorisations."""
     if jax.default_backend() == "tpu":
         yield

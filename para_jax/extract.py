@@ -1,7 +1,7 @@
 """Adapters out of other things: two full checkpoints, or a PiSSA-like adapter. Host."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ def _minus(path: str, trained: Adapter, initial: Adapter) -> Adapter:
     )
 
 
-def _differences(base: Weights, tuned: Weights):
+def _differences(base: Weights, tuned: Weights) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the path and the float64 difference of each tensor that changed."""
     _same_keys(base, tuned, "base", "tuned")
     for path, after in tuned.items():

@@ -9,13 +9,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from para_jax.adapters import Adapter
-
-Array = jax.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is in an adapter: shapes, ranks, scales, and how fast each spectrum falls. Host."""
+"""What is in an adapter: shapes, ranks, scales, how fast spectra fall. Host."""
 
 import dataclasses
 from collections.abc import Sequence

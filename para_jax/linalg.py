@@ -8,6 +8,7 @@ thread, whatever a caller maps or runs beside it. Elsewhere it is one batched ca
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 _BATCHED_SVD_LIMIT = 32
 
 
-def matmul(x: Array, y: Array) -> Array:
+def matmul(x: Float[Array, "... m k"], y: Float[Array, "... k n"]) -> Array:
     """Returns `x @ y` without the reduced precision that accelerators default to."""
     return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
 
@@ -30,10 +31,8 @@ def qr_r(x: Float[Array, "N d r"]) -> Float[Array, "N r r"]:
 
 
 def eigh(x: Float[Array, "N r r"]) -> tuple[Float[Array, "N r"], Float[Array, "N r r"]]:
-    """Returns the eigenvalues, ascending, and the eigenvectors of symmetric matrices."""
-    values, vectors = _over_batch(lambda y: jnp.linalg.eigh(y, symmetrize_input=False))(
-        x
-    )
+    """Returns the eigenvalues, ascending, and eigenvectors of symmetric matrices."""
+    values, vectors = _over_batch(_lapack_eigh)(x)
     return values, vectors
 
 
@@ -49,14 +48,18 @@ def svd(
     return _over_batch(_lapack_svd, elsewhere=_svd_by_eigh if fast else None)(x)
 
 
+def _lapack_eigh(x: Array) -> tuple[Array, Array]:
+    values, vectors = jnp.linalg.eigh(x, symmetrize_input=False)
+    return values, vectors
+
+
 def _lapack_svd(x: Array) -> tuple[Array, Array, Array]:
     u, s, vt = jnp.linalg.svd(x, full_matrices=False)
     return u, s, vt
 
 
 def _svd_by_eigh(x: Array) -> tuple[Array, Array, Array]:
-    values, v = jnp.linalg.eigh(matmul(x.mT, x), symmetrize_input=False)
-    v = v[:, ::-1]
+    _, v = _lapack_eigh(matmul(x.mT, x))
     image = matmul(x, v)
     s = jnp.linalg.norm(image, axis=0)  # More exact than the root of an eigenvalue.
     order = jnp.argsort(-s)
@@ -65,8 +68,8 @@ def _svd_by_eigh(x: Array) -> tuple[Array, Array, Array]:
 
 
 def _over_batch(
-    one: Callable[[Array], object], elsewhere: Callable[[Array], object] | None = None
-) -> Callable[[Array], object]:
+    one: Callable[[Array], Any], elsewhere: Callable[[Array], Any] | None = None
+) -> Callable[[Array], Any]:
     """Returns `one` over a leading axis: a loop on CPU, a batch on other platforms."""
     loop = jax.vmap(jax.custom_batching.sequential_vmap(one))
     batch = jax.vmap(elsewhere or one)

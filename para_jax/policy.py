@@ -41,7 +41,7 @@ class Policy:
 
     kind: ClassVar[str]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.scope not in ("global", "local"):
             raise ValueError(f"{self}: scope is 'global' or 'local'.")
         for name in ("min_rank", "max_rank", "multiple_of"):
@@ -111,9 +111,10 @@ class Budget(Policy, abc.ABC):
         result = math.floor(budget + 1e-9)
         if result > whole:
             raise ValueError(
-                f"{self.name}: a budget of {result} {unit} is above the parent's {whole}."
+                f"{self.name}: a budget of {result} {unit} is above the parent's "
+                f"{whole}."
             )
-        if 0 < budget and result < least:
+        if budget > 0 and result < least:
             raise ValueError(
                 f"{self.name}: a budget of {budget:.6g} {unit} is below one rank, "
                 f"which takes at least {least}."
@@ -134,10 +135,11 @@ class Gamma(Budget):
             raise ValueError(f"gamma must be in (0, 1], got {self.value:g}.")
 
     def budget(self, pool: Pool) -> int:
+        """Returns the share of all ranks, rounded down, but one at least."""
         budget = math.floor(self.value * pool.total_rank + 1e-9)
         if budget == 0:
             warnings.warn(
-                f"{self.name} of {pool.total_rank} ranks is less than one: keeping one.",
+                f"{self.name} of {pool.total_rank} ranks is less than one: kept one.",
                 stacklevel=2,
             )
         return max(1, budget)
@@ -156,6 +158,7 @@ class Rank(Budget):
             raise ValueError(f"A rank must not be negative, got {self.value:g}.")
 
     def budget(self, pool: Pool) -> int:
+        """Returns the number of ranks in all."""
         return self._within(self.value * pool.modules, pool.total_rank, 1, "ranks")
 
 
@@ -169,9 +172,11 @@ class Params(Budget):
     counts_ranks = False
 
     def costs(self, pool: Pool) -> np.ndarray:
+        """Returns the parameters of each component, `m + n`, `[N]`."""
         return pool.cost
 
     def budget(self, pool: Pool) -> int:
+        """Returns the number of parameters, or of bytes."""
         costs = self.costs(pool)
         return self._within(self.value, int(costs.sum()), int(costs.min()), self.kind)
 
@@ -185,6 +190,7 @@ class Bytes(Params):
     kind = "bytes"
 
     def costs(self, pool: Pool) -> np.ndarray:
+        """Returns the bytes of each component, `[N]`."""
         return pool.cost * pool.itemsize
 
 

@@ -186,8 +186,8 @@ def _product(
     wide = spectrum.s.dtype
     left = linalg.matmul(spectrum.left, chosen)
     right = linalg.matmul(chosen.mT, spectrum.right)
-    a = linalg.matmul(adapter.a.astype(wide), left)
-    b = linalg.matmul(right, adapter.b.astype(wide))
+    a = linalg.matmul(jnp.asarray(adapter.a).astype(wide), left)
+    b = linalg.matmul(right, jnp.asarray(adapter.b).astype(wide))
     # QR and SVD leave the sign of a component open, differently on each platform.
     flip = jnp.max(b, axis=-1, keepdims=True) < -jnp.min(b, axis=-1, keepdims=True)
     sign = jnp.where(flip, -1, 1).astype(wide)

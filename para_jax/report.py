@@ -143,15 +143,16 @@ class Report:
     def __str__(self) -> str:
         share = self.parameters / self.parent_parameters
         removed = sum(x.kept == 0 for x in self.modules)
-        lines = [
-            f"{self.policy}: {self.kept_rank} of {self.total_rank} ranks kept, "
-            f"threshold {self.threshold:.4g}",
-            f"  rank        average {self.average_rank:.2f}, largest {self.max_rank}, "
+        ranks = f"{self.kept_rank} of {self.total_rank} ranks kept"
+        rows = {
+            "rank": f"average {self.average_rank:.2f}, largest {self.max_rank}, "
             f"{removed} of {len(self.modules)} modules removed",
-            f"  parameters  {self.parameters:,} of {self.parent_parameters:,} "
+            "parameters": f"{self.parameters:,} of {self.parent_parameters:,} "
             f"({share:.1%}), {human_bytes(self.bytes)}",
-            f"  energy      {self.energy:.3%}, relative error {self.error:.4f}",
-        ]
+            "energy": f"{self.energy:.3%}, relative error {self.error:.4f}",
+        }
+        lines = [f"{self.policy}: {ranks}, threshold {self.threshold:.4g}"]
+        lines += [f"  {name:10}  {row}" for name, row in rows.items()]
         lines += [f"  note        {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -179,8 +180,9 @@ def report(spectra: Spectra, masks: Mapping[str, np.ndarray], policy: Policy) ->
         for index in np.ndindex(shape[:-1])
     )
     result = Report(policy=policy.name, modules=modules)
-    unit_costs = isinstance(policy, Budget) and policy.counts_ranks
-    budget = policy.budget(layout) if unit_costs else 0
+    budget = 0
+    if isinstance(policy, Budget) and policy.counts_ranks:
+        budget = policy.budget(layout)
     return dataclasses.replace(result, notes=tuple(_notes(result, budget)))
 
 
@@ -201,10 +203,6 @@ def _notes(result: Report, budget: int) -> Iterator[str]:
 
 def human_bytes(size: float) -> str:
     """Returns a size such as `2.4 MB`, in powers of 1000."""
-    if size < 1000:
-        return f"{size:.0f} B"
-    for unit in ("kB", "MB", "GB", "TB"):
-        size /= 1000
-        if size < 1000:
-            break
-    return f"{size:.1f} {unit}"
+    units = ["B", "kB", "MB", "GB", "TB"]
+    power = min(int(math.log(max(size, 1), 1000)), len(units) - 1)
+    return f"{size / 1000**power:.{min(power, 1)}f} {units[power]}"

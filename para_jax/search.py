@@ -1,4 +1,4 @@
-"""The smallest child that is good enough: the paper's validation-guided search. Host."""
+"""The smallest child that is good enough: the validation-guided search. Host."""
 
 import dataclasses
 import math
@@ -66,7 +66,7 @@ def search(
     form: Form = "ragged",
     method: Method = "auto",
 ) -> Search:
-    """Returns the smallest child whose metric is at least the parent's less `tolerance`.
+    """Returns the smallest child whose metric stays within `tolerance` of the parent's.
 
     Children nest, so it bisects over the number of ranks: about `log2(total_rank)`
     calls of `metric`, after one decomposition. Bisection takes the metric to rise with

@@ -5,7 +5,6 @@ Two faces of one rule. `masks` is traced: arrays in, arrays out, static shapes, 
 `N` components in the pool, `q` the block that `multiple_of` asks for.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax

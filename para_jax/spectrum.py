@@ -155,8 +155,14 @@ def _decompose_one_rank(
 ) -> dict[str, Spectrum]:
     """Decomposes adapters of one rank, all their r x r problems in one batch."""
     found = groups(adapters)
-    tall = [group.join({p: x.a for p, x in adapters.items()}) for group in found]
-    tall += [group.join({p: x.b.mT for p, x in adapters.items()}) for group in found]
+    tall = [
+        jnp.asarray(group.join({p: adapters[p].a for p in group.stacks}))
+        for group in found
+    ]
+    tall += [
+        jnp.asarray(group.join({p: adapters[p].b for p in group.stacks})).mT
+        for group in found
+    ]
     r_a, r_b = jnp.split(jnp.concatenate(roots(tall, wide)), 2)
     everything = Group({p: s for group in found for p, s in group.stacks.items()})
     scales = {p: np.full(x.modules, x.scale, wide) for p, x in adapters.items()}

@@ -43,7 +43,7 @@ def inspection(found: Inspection) -> None:
     """Prints the modules of an adapter and how fast their spectra fall."""
     shares = [f"{100 * x:g}%" for x in found.shares]
     # Modules differ in the end of their paths; the terminal has no room for the rest.
-    shared = os.path.commonpath([os.path.dirname(x.path) for x in found.rows])
+    shared = os.path.commonpath([x.path.rpartition("/")[0] for x in found.rows])
     table = _table(
         ["module", "m x n", "r", "scale", "largest", *shares],
         [
@@ -70,9 +70,8 @@ def inspection(found: Inspection) -> None:
         average = needed / len(found.rows)
         print(f"{share:>6} of all energy: {needed} ranks, {average:.2f} on average")
     if found.extra:
-        print(
-            f"{len(found.extra)} other tensors, such as {_shortened(found.extra[-1], 45)}"
-        )
+        example = _shortened(found.extra[-1], 45)
+        print(f"{len(found.extra)} other tensors, such as {example}")
 
 
 def children(rows: Sequence[tuple[str, Report, str]]) -> None:

@@ -55,7 +55,7 @@ def save(
     checkpoint: Checkpoint,
     path: Path,
     *,
-    format: Format = "peft",
+    format: Format = "peft",  # noqa: A002
     profile: Profile = "ragged",
     overwrite: bool = False,
 ) -> None:

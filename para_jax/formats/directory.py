@@ -81,15 +81,15 @@ def recover(target: pathlib.Path) -> None:
     """Puts back what a crash in the middle of `replacing` left aside."""
     aside = _aside(target)
     if aside.exists() and not target.exists():
-        os.rename(aside, target)
+        aside.rename(target)
 
 
 def _put(new: pathlib.Path, target: pathlib.Path) -> None:
     if not target.exists():
-        os.rename(new, target)
+        new.rename(target)
     elif not _exchange(new, target):
-        os.rename(target, _aside(target))
-        os.rename(new, target)
+        target.rename(_aside(target))
+        new.rename(target)
         shutil.rmtree(_aside(target), ignore_errors=True)
     _flush_directory(target.parent)
 
@@ -131,7 +131,7 @@ def _alive(pid: int) -> bool:
 def _flush(directory: pathlib.Path) -> None:
     for root, _, files in os.walk(directory):
         for name in files:
-            with open(os.path.join(root, name), "rb") as file:
+            with pathlib.Path(root, name).open("rb") as file:
                 os.fsync(file.fileno())
         _flush_directory(pathlib.Path(root))
 

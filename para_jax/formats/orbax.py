@@ -34,13 +34,13 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
         path: dataclasses.replace(x, scale=1.0)
         for path, x in checkpoint.adapters.items()
     }
-    tree = {
+    tree: Any = {
         "lora": to_params(bare),
         "bias": nest(checkpoint.biases),
         "extra": dict(checkpoint.extra),
     }
     folder.rmdir()  # Orbax makes it, by a rename of its own.
-    ocp.save(folder.absolute(), tree, custom_metadata={_KEY: _facts(checkpoint)})
+    ocp.save(str(folder.absolute()), tree, custom_metadata={_KEY: _facts(checkpoint)})
 
 
 def load(folder: pathlib.Path, *, scale: float | None = None) -> Checkpoint:
@@ -100,11 +100,13 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _read(folder: pathlib.Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Returns the tree, its leaves NumPy arrays, and the custom metadata."""
-    path = folder.absolute()
+    path = str(folder.absolute())
     try:
         metadata = ocp.metadata(path)
         wanted = jax.tree.map(lambda _: np.ndarray, metadata.metadata)
-        return ocp.load(path, wanted), metadata.custom_metadata or {}
+        facts: Any = metadata.custom_metadata
+        tree: Any = ocp.load(path, wanted)
+        return tree, facts or {}
     except Exception as error:  # Orbax raises many kinds, few of them documented.
         raise ValueError(
             f"Orbax cannot read '{folder}' ({type(error).__name__}: {error}). If it "

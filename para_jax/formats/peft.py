@@ -1,44 +1,21 @@
-"""PEFT's folders: `adapter_config.json` and `adapter_model.safetensors`. Host.
-
-Torch's orientation lives here and nowhere else: `lora_A [r, in]` is our `a^T` and
-`lora_B [out, r]` our `b^T`. A convolution's factors are flattened in Flax's axis
-order, an embedding's `m` is the vocabulary.
-"""
+"""PEFT's folders: `adapter_config.json` and `adapter_model.safetensors`. Host."""
 
 import dataclasses
 import json
 import pathlib
-import re
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 
-from para_jax.adapters import Adapter, Checkpoint, Layer, ordered, unstack
-from para_jax.formats import peft_config, tensors
+from para_jax.adapters import Adapter, Array, Checkpoint, Layer, ordered, unstack
+from para_jax.formats import peft_config, peft_tensors, tensors
 from para_jax.repack import pad
 from para_jax.spectrum import check
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 Profile = Literal["ragged", "padded"]
-
-_PREFIX = "base_model.model."
-_KEY = re.compile(
-    r"(?P<module>.+)\.(?:lora_(?P<factor>[AB])\.weight|lora_embedding_(?P<table>[AB])"
-    r"|lora_(?P<bias>B)\.bias)$"
-)
-Tensors = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass
-class _Module:
-    """The tensors of one module, as they are found."""
-
-    a: np.ndarray | None = None
-    b: np.ndarray | None = None
-    bias: np.ndarray | None = None
-    embedding: bool = False
 
 
 def load(folder: pathlib.Path) -> Checkpoint:
@@ -54,7 +31,7 @@ def load(folder: pathlib.Path) -> Checkpoint:
     try:
         peft_config.check(config)
         found, metadata = tensors.read(weights)
-        modules, extra = _sorted(found)
+        modules, extra = peft_tensors.by_module(found)
         return _checkpoint(config, modules, extra, metadata)
     except ValueError as error:
         raise ValueError(f"Cannot read the adapter in '{folder}': {error}") from error
@@ -75,28 +52,11 @@ def _existing(folder: pathlib.Path, name: str) -> pathlib.Path:
     )
 
 
-def _sorted(found: Tensors) -> tuple[dict[str, _Module], Tensors]:
-    """Returns the LoRA tensors by module, and the others under their names."""
-    modules: dict[str, _Module] = {}
-    extra: Tensors = {}
-    for name, value in found.items():
-        match = _KEY.match(name.removeprefix(_PREFIX))
-        if match is None:
-            if ".lora_" in name:
-                raise ValueError(f"'{name}' is a LoRA tensor of a kind not known here.")
-            extra[name] = value
-            continue
-        module = modules.setdefault(match["module"], _Module())
-        if match["bias"]:
-            module.bias = value
-        else:
-            module.embedding = bool(match["table"])
-            setattr(module, (match["factor"] or match["table"]).lower(), value)
-    return modules, extra
-
-
 def _checkpoint(
-    config: dict, modules: Mapping[str, _Module], extra: Tensors, metadata: Mapping
+    config: dict[str, Any],
+    modules: Mapping[str, peft_tensors.Module],
+    extra: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
 ) -> Checkpoint:
     if not modules:
         raise ValueError(f"{WEIGHTS} holds no LoRA factors ({len(extra)} tensors).")
@@ -104,9 +64,9 @@ def _checkpoint(
     for name in ordered(modules):
         module, path = modules[name], name.replace(".", "/")
         scale = peft_config.scale(config, name)
-        _check_pair(name, module, peft_config.rank(config, name))
-        a, b, layer = _from_torch(name, module)
-        adapters[path] = Adapter(a=a, b=b, scale=scale)
+        a, b = peft_tensors.pair(name, module, peft_config.rank(config, name))
+        layer = peft_tensors.layer(module, a)
+        adapters[path] = peft_tensors.from_torch(a, b, layer, scale)
         check(name, adapters[path])
         if layer != Layer():
             layers[path] = layer
@@ -125,48 +85,6 @@ def _checkpoint(
         provenance=ours.get("provenance", {}),
         residual=peft_config.residual(config),
     )
-
-
-def _check_pair(name: str, module: _Module, rank: int) -> None:
-    a, b = module.a, module.b
-    if a is None or b is None:
-        there, missing = ("A", "B") if b is None else ("B", "A")
-        raise ValueError(f"'{name}' has lora_{there} but no lora_{missing}.")
-    if "base_layer" in name.split("."):
-        raise ValueError(
-            f"'{name}' is adapted inside another adapted module (as PEFT does for "
-            "MultiheadAttention), which is not supported."
-        )
-    if a.ndim < 2 or b.ndim < 2 or a.shape[0] != b.shape[1]:
-        if a.ndim > 2 and b.ndim == a.ndim and a.shape[0] % b.shape[1] == 0:
-            raise ValueError(f"'{name}' is a grouped convolution: not supported.")
-        raise ValueError(
-            f"'{name}': the ranks disagree: A {list(a.shape)}, B {list(b.shape)}."
-        )
-    if a.shape[0] != rank:
-        raise ValueError(
-            f"'{name}' has rank {a.shape[0]}, but {CONFIG} says {rank}, so its scale "
-            "is not known. Correct r or rank_pattern there."
-        )
-    if a.dtype != b.dtype:
-        raise ValueError(
-            f"'{name}': A is {a.dtype} and B {b.dtype}, expected one dtype."
-        )
-
-
-def _from_torch(name: str, module: _Module) -> tuple[np.ndarray, np.ndarray, Layer]:
-    """Returns `a [m, r]`, `b [r, n]` and the kind of layer they came from."""
-    a, b = module.a, module.b
-    if module.embedding:
-        return a.T, b.T, Layer(kind="embedding")
-    if a.ndim == 2:
-        return a.T, b.T, Layer()
-    if b.size != b.shape[0] * b.shape[1]:
-        raise ValueError(f"'{name}': lora_B {list(b.shape)} is no 1 x 1 convolution.")
-    # [r, channels, *window] to Flax's [*window, channels, r].
-    kernel = np.moveaxis(a, (0, 1), (-1, -2))
-    flat = kernel.reshape(-1, a.shape[0])
-    return flat, b.reshape(b.shape[:2]).T, Layer(kind="conv", window=kernel.shape[:-1])
 
 
 def save(
@@ -208,7 +126,7 @@ def save(
         ),
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors.write(folder / WEIGHTS, dict(_to_torch(flat)), metadata)
+    tensors.write(folder / WEIGHTS, dict(peft_tensors.named(flat)), metadata)
     _verify(folder, flat, profile)
 
 
@@ -234,41 +152,6 @@ def _scaled(adapter: Adapter) -> Adapter:
     return Adapter(a=np.asarray(adapter.a), b=b)
 
 
-def _to_torch(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields PEFT's name and tensor of all that the checkpoint holds."""
-    for path, adapter in checkpoint.adapters.items():
-        module = _PREFIX + path.replace("/", ".")
-        layer = checkpoint.layers.get(path, Layer())
-        if layer.kind == "embedding":
-            yield f"{module}.lora_embedding_A", adapter.a.T
-            yield f"{module}.lora_embedding_B", adapter.b.T
-            continue
-        a, b = adapter.a.T, adapter.b.T
-        if layer.kind == "conv":
-            kernel = adapter.a.reshape(*layer.window, adapter.rank)
-            a = np.moveaxis(kernel, (-1, -2), (0, 1))
-            b = b.reshape(*b.shape, *(1 for _ in layer.window[:-1]))
-        yield f"{module}.lora_A.weight", a
-        yield f"{module}.lora_B.weight", b
-        if path in checkpoint.biases:
-            yield f"{module}.lora_B.bias", checkpoint.biases[path]
-    for name, value in checkpoint.extra.items():
-        yield _name_of_extra(name, checkpoint), value
-
-
-def _name_of_extra(name: str, checkpoint: Checkpoint) -> str:
-    """Returns where PEFT looks for a tensor that is no LoRA factor.
-
-    In an adapted module the base's own tensors lie below `base_layer`; no longer, once
-    the module has no adapter.
-    """
-    bare = name.removeprefix(_PREFIX)
-    module, inside, leaf = bare.rpartition(".base_layer.")
-    if inside and module.replace(".", "/") in checkpoint.absent:
-        bare = f"{module}.{leaf}"
-    return _PREFIX + bare
-
-
 def _verify(folder: pathlib.Path, wanted: Checkpoint, profile: Profile) -> None:
     """Raises ValueError unless the files mean to their readers what they should."""
     got = load(folder)
@@ -289,5 +172,5 @@ def _verify(folder: pathlib.Path, wanted: Checkpoint, profile: Profile) -> None:
         )
 
 
-def _equal(one: np.ndarray, two: np.ndarray) -> bool:
-    return one.dtype == two.dtype and one.shape == two.shape and (one == two).all()
+def _equal(one: Array, two: Array) -> bool:
+    return one.dtype == two.dtype and np.array_equal(one, two)

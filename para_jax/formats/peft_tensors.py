@@ -1,0 +1,139 @@
+"""PEFT's tensors: names, and torch's orientation, to ours and back. Host.
+
+`lora_A [r, in]` is our `a^T` and `lora_B [out, r]` our `b^T`. A convolution's factors
+are flattened in Flax's axis order, and an embedding's `m` is the vocabulary.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from para_jax.adapters import Adapter, Checkpoint, Layer
+
+PREFIX = "base_model.model."
+_KEY = re.compile(
+    r"(?P<module>.+)\.(?:lora_(?P<factor>[AB])\.weight|lora_embedding_(?P<table>[AB])"
+    r"|lora_(?P<bias>B)\.bias)$"
+)
+Tensors = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class Module:
+    """The tensors of one module, as they are found."""
+
+    a: np.ndarray | None = None
+    b: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    embedding: bool = False
+
+
+def by_module(found: Tensors) -> tuple[dict[str, Module], Tensors]:
+    """Returns the LoRA tensors by module, and the others under their names."""
+    modules: dict[str, Module] = {}
+    extra: Tensors = {}
+    for name, value in found.items():
+        match = _KEY.match(name.removeprefix(PREFIX))
+        if match is None:
+            if ".lora_" in name:
+                raise ValueError(f"'{name}' is a LoRA tensor of a kind not known here.")
+            extra[name] = value
+            continue
+        module = modules.setdefault(match["module"], Module())
+        if match["bias"]:
+            module.bias = value
+        else:
+            module.embedding = bool(match["table"])
+            setattr(module, (match["factor"] or match["table"]).lower(), value)
+    return modules, extra
+
+
+def pair(name: str, module: Module, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns A and B of a module if they fit together and the configuration."""
+    a, b = module.a, module.b
+    if a is None or b is None:
+        there, missing = ("A", "B") if b is None else ("B", "A")
+        raise ValueError(f"'{name}' has lora_{there} but no lora_{missing}.")
+    if "base_layer" in name.split("."):
+        raise ValueError(
+            f"'{name}' is adapted inside another adapted module (as PEFT does for "
+            "MultiheadAttention), which is not supported."
+        )
+    if a.ndim < 2 or b.ndim != a.ndim:
+        raise ValueError(
+            f"'{name}': A {list(a.shape)} and B {list(b.shape)} are no pair of factors."
+        )
+    if a.ndim > 2 and a.shape[0] != b.shape[1] and a.shape[0] % b.shape[1] == 0:
+        raise ValueError(f"'{name}' is a grouped convolution, which is not supported.")
+    if a.shape[0] != b.shape[1] or b.size != b.shape[0] * b.shape[1]:
+        raise ValueError(
+            f"'{name}': the ranks disagree: A {list(a.shape)}, B {list(b.shape)}."
+        )
+    if a.shape[0] != rank:
+        raise ValueError(
+            f"'{name}' has rank {a.shape[0]}, but adapter_config.json says {rank}, so "
+            "its scale is not known. Correct r or rank_pattern there."
+        )
+    if a.dtype != b.dtype:
+        raise ValueError(
+            f"'{name}': A is {a.dtype} and B {b.dtype}: expected one dtype."
+        )
+    return a, b
+
+
+def layer(module: Module, a: np.ndarray) -> Layer:
+    """Returns the kind of layer that the shape of A tells."""
+    if module.embedding:
+        return Layer(kind="embedding")
+    if a.ndim == 2:
+        return Layer()
+    _, channels, *window = a.shape
+    return Layer(kind="conv", window=(*window, channels))
+
+
+def from_torch(a: np.ndarray, b: np.ndarray, kind: Layer, scale: float) -> Adapter:
+    """Returns the adapter of torch's factors; the inverse is `to_torch`."""
+    rank, outputs = a.shape[0], b.shape[0]
+    if kind.kind == "conv":  # [r, channels, *window] to [*window, channels, r].
+        a = np.moveaxis(a, (0, 1), (-1, -2)).reshape(-1, rank).T
+    return Adapter(a=a.T, b=b.reshape(outputs, rank).T, scale=scale)
+
+
+def to_torch(adapter: Adapter, kind: Layer) -> tuple[np.ndarray, np.ndarray]:
+    """Returns torch's factors of an adapter of scale 1."""
+    a, b = np.asarray(adapter.a).T, np.asarray(adapter.b).T
+    if kind.kind == "conv":
+        kernel = a.T.reshape(*kind.window, adapter.rank)
+        a = np.moveaxis(kernel, (-1, -2), (0, 1))
+        b = b.reshape(*b.shape, *(1 for _ in kind.window[:-1]))
+    return a, b
+
+
+def named(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields PEFT's name and tensor of all that the checkpoint holds."""
+    for path, adapter in checkpoint.adapters.items():
+        module = PREFIX + path.replace("/", ".")
+        kind = checkpoint.layers.get(path, Layer())
+        embedding = kind.kind == "embedding"
+        for name, factor in zip("AB", to_torch(adapter, kind), strict=True):
+            inside = f"lora_embedding_{name}" if embedding else f"lora_{name}.weight"
+            yield f"{module}.{inside}", factor
+        if path in checkpoint.biases:
+            yield f"{module}.lora_B.bias", checkpoint.biases[path]
+    for name, value in checkpoint.extra.items():
+        yield _name_of_extra(name, checkpoint), value
+
+
+def _name_of_extra(name: str, checkpoint: Checkpoint) -> str:
+    """Returns where PEFT looks for a tensor that is no LoRA factor.
+
+    In an adapted module the base's own tensors lie below `base_layer`; no longer, once
+    the module has no adapter.
+    """
+    bare = name.removeprefix(PREFIX)
+    module, inside, leaf = bare.rpartition(".base_layer.")
+    if inside and module.replace(".", "/") in checkpoint.absent:
+        bare = f"{module}.{leaf}"
+    return PREFIX + bare
