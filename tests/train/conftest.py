@@ -51,6 +51,23 @@ def tokens() -> Any:
 
 
 @pytest.fixture
+def params(tiny, tokens) -> Any:
+    """Parameters of `BertClassifier(tiny, 3)`: drawn by NumPy, without a compiler."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from train.models import bert
+
+    model, generator = bert.BertClassifier(tiny, 3), np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    return jax.tree.map(
+        lambda x: jnp.asarray(generator.normal(scale=0.3, size=x.shape), x.dtype),
+        shapes,
+    )
+
+
+@pytest.fixture
 def lora(tiny, key) -> Mapping[str, Any]:
     """Ragged adapters of `BertClassifier(tiny)`: rank 2 and 1, all others absent."""
     import jax

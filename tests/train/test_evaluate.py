@@ -13,9 +13,8 @@ def model(tiny):
 
 
 def test_accuracy_counts_sentences_and_not_the_rows_that_fill_up(
-    model, tokens, key, lora
+    model, params, tokens, lora
 ):
-    params = model.init(key, tokens)["params"]
     best = np.argmax(model.apply({"params": params, "lora": lora}, tokens), axis=-1)
     wrong = (best + 1) % 3
     batches = [
@@ -35,8 +34,7 @@ def test_no_sentences_are_refused(model):
         evaluate.accuracy(model, {}, {}, [])
 
 
-def test_padding_a_child_changes_shapes_and_no_logits(model, tokens, key, lora):
-    params = model.init(key, tokens)["params"]
+def test_padding_a_child_changes_shapes_and_no_logits(model, params, tokens, lora):
     other = {"a": np.zeros((6, 4), np.float32), "b": np.zeros((4, 6), np.float32)}
     wide = {"a": np.zeros((10, 4), np.float32), "b": np.zeros((4, 6), np.float32)}
     layer = {"query": other, "value": other}
@@ -60,8 +58,7 @@ def test_padding_to_another_parent_is_refused(lora):
         evaluate.pad(lora, {"bert": {}})
 
 
-def test_all_children_run_in_one_compiled_program(model, tokens, key, lora):
-    params = model.init(key, tokens)["params"]
+def test_all_children_run_in_one_compiled_program(model, params, tokens, lora):
     batches = [data.Batch(tokens, np.array([0, 1], np.int32))]
     zero = jax.tree.map(np.zeros_like, lora)
     evaluate._count_right.clear_cache()

@@ -38,9 +38,9 @@ def test_the_paths_are_the_module_names_of_transformers(tiny, tokens, key):
     assert flat.keys() == want | {"params/classifier/kernel", "params/classifier/bias"}
 
 
-def test_padding_changes_no_logits(tiny, tokens, key):
+def test_padding_changes_no_logits(tiny, params, tokens):
     model = bert.BertClassifier(tiny, 3)
-    variables = model.init(key, tokens)
+    variables = {"params": params}
     short = bert.Tokens(tokens.ids[:1, :3], tokens.mask[:1, :3])
 
     got = model.apply(variables, tokens)[:1]
@@ -48,9 +48,8 @@ def test_padding_changes_no_logits(tiny, tokens, key):
     np.testing.assert_allclose(got, model.apply(variables, short), atol=1e-5)
 
 
-def test_adapters_of_any_ranks_run_in_the_same_model(tiny, tokens, key, lora):
+def test_adapters_of_any_ranks_run_in_the_same_model(tiny, params, tokens, lora):
     model = bert.BertClassifier(tiny, 3)
-    params = model.init(key, tokens)["params"]
     merged = flax.traverse_util.flatten_dict(params)
     factors = flax.traverse_util.flatten_dict(lora)
     for path in {path[:-1] for path in factors}:
