@@ -18,7 +18,7 @@ from para_jax.groups import groups
 from para_jax.policy import Policy
 from para_jax.repack import Form, repack
 from para_jax.report import report
-from para_jax.select import ranks
+from para_jax.select import exact_masks
 from para_jax.spectrum import Method, Spectra, Spectrum, check, decompose
 
 
@@ -117,10 +117,7 @@ def cut(
     if dtype is not None:  # Bytes() counts what will be stored.
         name = np.dtype(dtype).name
         spectra = {p: dataclasses.replace(x, dtype=name) for p, x in spectra.items()}
-    kept = {
-        path: np.arange(spectra[path].s.shape[-1]) < rank[..., None]
-        for path, rank in ranks(spectra, policy).items()
-    }
+    kept = exact_masks(spectra, policy)
     account = report(spectra, kept, policy)
     fields = {x.name: getattr(parent, x.name) for x in dataclasses.fields(Checkpoint)}
     with wide():

@@ -97,24 +97,38 @@ def pack(
     return _apply(spectra, masks, adapters, functools.partial(_in_front, width=width))
 
 
-def pad(adapters: Mapping[str, Adapter], rank: int | None = None) -> dict[str, Adapter]:
-    """Returns equal adapters of one rank: zeros fill the rest.
+def pad(
+    adapters: Mapping[str, Adapter], *, like: Mapping[str, Adapter]
+) -> dict[str, Adapter]:
+    """Returns equal updates in the shapes of `like`: zeros fill the rest.
+
+    So a program that was compiled for the parent runs all its children.
 
     Args:
-      adapters: Adapters of any ranks.
-      rank: The rank to fill up to; by default the largest among `adapters`.
+      adapters: A child, its stacks as in `like`.
+      like: The parent, or anything with the shapes to fill up to. A path that only it
+        has gets factors of zeros.
 
     Raises:
-      ValueError: if an adapter's rank is larger.
+      ValueError: if an adapter is not in `like`, or does not fit into it.
     """
-    rank = max((x.rank for x in adapters.values()), default=0) if rank is None else rank
-    return {path: _pad(path, adapter, rank) for path, adapter in adapters.items()}
+    if unknown := sorted(adapters.keys() - like.keys()):
+        raise ValueError(f"'{unknown[0]}' is not a module of the model to fill up to.")
+    return {path: _grown(path, adapters.get(path), x) for path, x in like.items()}
 
 
-def _pad(path: str, adapter: Adapter, rank: int) -> Adapter:
-    if (more := rank - adapter.rank) < 0:
+def _grown(path: str, adapter: Adapter | None, like: Adapter) -> Adapter:
+    if adapter is None:
+        return Adapter(
+            a=np.zeros(like.a.shape, like.a.dtype),
+            b=np.zeros(like.b.shape, like.b.dtype),
+        )
+    more = like.rank - adapter.rank
+    shapes = (adapter.stack, adapter.inputs, adapter.outputs)
+    if more < 0 or shapes != (like.stack, like.inputs, like.outputs):
         raise ValueError(
-            f"'{path}': cannot pad rank {adapter.rank} to {rank}. Cut it first."
+            f"'{path}': a {list(adapter.a.shape)} and b {list(adapter.b.shape)} do not "
+            f"fit into a {list(like.a.shape)} and b {list(like.b.shape)}."
         )
     xp = np if isinstance(adapter.a, np.ndarray) else jnp
     still = [(0, 0)] * len(adapter.stack)

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 import jax
 
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Child
-from para_jax.compress import as_checkpoint, cut, spectra_of, wide
+from para_jax.compress import as_checkpoint, cut, spectra_of
 from para_jax.policy import Rank
 from para_jax.pool import pool
-from para_jax.repack import Form, repack
-from para_jax.select import masks
+from para_jax.repack import Form, pad
 from para_jax.spectrum import Method
 
 Metric = Callable[[Mapping[str, Adapter]], float]
@@ -25,13 +24,18 @@ class Point:
       kept_rank: Its ranks in all.
       average_rank: Its ranks a module.
       metric: What the caller's function gave for it.
-      accepted: Whether that is within the tolerance of the parent's.
+      tolerated: The least that is good enough.
     """
 
     kept_rank: int
     average_rank: float
     metric: float
-    accepted: bool
+    tolerated: float
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the metric is within the tolerance of the parent's."""
+        return self.metric >= self.tolerated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +79,9 @@ def search(
 
     Args:
       parent: As for `compress`.
-      metric: Larger is better, such as validation accuracy. It gets adapters in the
-        parent's shapes (`masked`), so a jitted model compiles once for all children.
+      metric: Larger is better, such as validation accuracy. It gets the parent first,
+        then children filled up with zeros to the parent's shapes, of scale 1: so a
+        jitted model compiles once for all of them (`to_params` hides the scale).
       tolerance: How much less than the parent's metric is good enough, 0 or more.
       form: The form of the child that is returned.
       method: As for `decompose`.
@@ -94,15 +99,15 @@ def search(
     points: dict[int, Point] = {}
 
     def good(budget: int) -> bool:
-        with wide():
-            kept = masks(spectra, Rank(budget / layout.modules))
-            child = repack(spectra, kept, checkpoint.adapters, form="masked")
-        got = _number(metric(child), f"{budget} ranks")
+        policy = Rank(budget / layout.modules)
+        child = cut(checkpoint, spectra, policy, form="padded").adapters
         points[budget] = Point(
             kept_rank=budget,
             average_rank=budget / layout.modules,
-            metric=got,
-            accepted=got >= wanted - tolerance,
+            metric=_number(
+                metric(pad(child, like=checkpoint.adapters)), f"{budget} ranks"
+            ),
+            tolerated=wanted - tolerance,
         )
         return points[budget].accepted
 

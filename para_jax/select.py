@@ -1,7 +1,7 @@
 """Which components a policy keeps: ragged rank masks.
 
 Two faces of one rule. `masks` is traced: arrays in, arrays out, static shapes, inside
-`jit`. `ranks` is for the host: float64 and integers, for what is written to a file.
+`jit`. `exact_masks` and `ranks` are for the host: float64, for what goes to a file.
 `N` components in the pool, `q` the block that `multiple_of` asks for.
 """
 
@@ -39,18 +39,28 @@ def masks(spectra: Spectra, policy: Policy) -> dict[str, jax.Array]:
     return layout.scatter(_select(s, layout, policy, jnp))
 
 
-def ranks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:
-    """Returns the rank of each module, exactly: integers `[*stack]` by path.
-
-    Selects in float64 on the host, so `spectra` must be concrete arrays.
+def exact_masks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:
+    """Returns what `masks` returns, selected in float64 on the host.
 
     Raises:
       ValueError: as `masks`.
     """
     layout = pool(spectra)
     s = {path: np.asarray(x.s, np.float64) for path, x in spectra.items()}
-    kept = layout.scatter(_select(layout.gather(s, np), layout, policy, np))
-    return {path: mask.sum(-1) for path, mask in kept.items()}
+    return layout.scatter(_select(layout.gather(s, np), layout, policy, np))
+
+
+def ranks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:
+    """Returns the rank of each module, exactly: integers `[*stack]` by path.
+
+    Args:
+      spectra: Concrete arrays: a rank becomes a shape.
+      policy: What to keep.
+
+    Raises:
+      ValueError: as `masks`.
+    """
+    return {path: x.sum(-1) for path, x in exact_masks(spectra, policy).items()}
 
 
 def _select(s: Any, layout: Pool, policy: Policy, xp: Any) -> Any:

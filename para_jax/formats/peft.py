@@ -106,7 +106,7 @@ def save(
         rules, or what was written does not read back as what it should be.
     """
     flat = _flat(checkpoint, profile)
-    if not flat.adapters:
+    if not checkpoint.adapters:
         raise ValueError(
             "No module has an adapter left, and PEFT has no form for that. Keep at "
             "least one rank."
@@ -133,16 +133,27 @@ def save(
 def _flat(checkpoint: Checkpoint, profile: Profile) -> Checkpoint:
     """Returns one adapter of scale 1 a module, as the profile wants them."""
     adapters = {path: _scaled(x) for path, x in unstack(checkpoint.adapters).items()}
-    dtype = next((x.a.dtype for x in adapters.values()), np.float32)
-    # A module without an adapter has no place for a bias either.
-    needed = checkpoint.absent if profile == "padded" else checkpoint.biases
-    for path in needed.keys() - adapters.keys():
-        m, n = checkpoint.absent[path]
-        adapters[path] = Adapter(a=np.zeros((m, 1), dtype), b=np.zeros((1, n), dtype))
+    shapes = {path: (x.inputs, x.rank, x.outputs) for path, x in adapters.items()}
     if profile == "padded":
-        adapters = pad(adapters)
-    absent = {p: x for p, x in checkpoint.absent.items() if p not in adapters}
-    return dataclasses.replace(checkpoint, adapters=adapters, absent=absent)
+        most = max((rank for _, rank, _ in shapes.values()), default=1)
+        shapes |= {path: (m, 1, n) for path, (m, n) in checkpoint.absent.items()}
+        shapes = {path: (m, most, n) for path, (m, _, n) in shapes.items()}
+    else:  # A module without an adapter would have no place for its bias.
+        needed = checkpoint.biases.keys() & checkpoint.absent.keys()
+        shapes |= {
+            path: (m, 1, n) for path in needed for m, n in [checkpoint.absent[path]]
+        }
+    dtype = next((x.a.dtype for x in adapters.values()), np.dtype(np.float32))
+    like = {path: _zeros(shape, dtype) for path, shape in shapes.items()}
+    absent = {p: x for p, x in checkpoint.absent.items() if p not in like}
+    return dataclasses.replace(
+        checkpoint, adapters=pad(adapters, like=like), absent=absent
+    )
+
+
+def _zeros(shape: tuple[int, int, int], dtype: np.dtype) -> Adapter:
+    m, rank, n = shape
+    return Adapter(a=np.zeros((m, rank), dtype), b=np.zeros((rank, n), dtype))
 
 
 def _scaled(adapter: Adapter) -> Adapter:
