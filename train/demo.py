@@ -91,7 +91,6 @@ def _evaluate_all(
     console: rich.console.Console,
 ) -> list[float]:
     """Returns the accuracies of the parent and of the children, as they were saved."""
-    like = para.to_params(parent.adapters)
     adapters = [parent, *(para.load(folder / "peft") for folder in folders)]
     with rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
@@ -107,7 +106,7 @@ def _evaluate_all(
         for number, adapter in enumerate(adapters, 1):
             progress.update(bar, description=f"adapter {number} of {len(adapters)}")
             right = tasks.accuracy(
-                task, adapter, like=like, on_batch=lambda n: progress.advance(bar, n)
+                task, adapter, like=parent, on_batch=lambda n: progress.advance(bar, n)
             )
             result.append(right)
     return result

@@ -51,7 +51,7 @@ def accuracy(
     task: Task,
     adapter: para.Checkpoint,
     *,
-    like: Mapping[str, Any] | None = None,
+    like: para.Checkpoint | None = None,
     on_batch: Callable[[int], object] = lambda sentences: None,
 ) -> float:
     """Returns the accuracy of the base with `adapter` and its own classifier.
@@ -59,14 +59,17 @@ def accuracy(
     Args:
       task: What to evaluate on.
       adapter: A loaded checkpoint.
-      like: Factors of the shapes to fill up to, so that no new program is compiled.
+      like: Its parent: the child is filled up to the parent's shapes, with zeros, and
+        no new program is compiled.
       on_batch: Called after each batch with its number of sentences.
     """
     params = {
         "bert": task.encoder,
         "classifier": pretrained.classifier(adapter.extra),
     }
-    lora = para.to_params(adapter.adapters)
+    adapters = adapter.adapters
+    if like is not None:
+        adapters = para.pad(adapters, like=like.adapters)
+    lora = para.to_params(adapters)
     dense.check(lora, params)
-    lora = lora if like is None else evaluate.pad(lora, like)
     return evaluate.accuracy(task.model, params, lora, task.batches, on_batch=on_batch)
