@@ -52,11 +52,11 @@ def extract(base: Weights, tuned: Weights, *, rank: int) -> Extraction:
         raise ValueError(f"rank must be 1 or more, got {rank}.")
     result = Extraction(adapters={}, energy={}, unadapted={})
     for path, delta in _differences(base, tuned):
-        if delta.ndim < 2:
+        dtype = np.dtype(tuned[path].dtype)
+        if delta.ndim < 2 or not jnp.issubdtype(dtype, jnp.floating):
             result.unadapted[path] = float(np.linalg.norm(delta))
         else:
             adapter, energy = _truncated(delta, rank)
-            dtype = jnp.result_type(tuned[path].dtype)
             result.adapters[path] = _cast(adapter, dtype)
             result.energy[path] = energy
     return result

@@ -37,14 +37,15 @@ def eigh(x: Float[Array, "N r r"]) -> tuple[Float[Array, "N r"], Float[Array, "N
 
 
 def svd(
-    x: Float[Array, "N r r"],
-) -> tuple[Float[Array, "N r r"], Float[Array, "N r"], Float[Array, "N r r"]]:
-    """Returns `u, s, vt` of each matrix, `s` descending.
+    x: Float[Array, "N m n"],
+) -> tuple[Float[Array, "N m k"], Float[Array, "N k"], Float[Array, "N k n"]]:
+    """Returns `u, s, vt` of each matrix, `s` descending, `k = min(m, n)`.
 
-    Accelerators take a float64 matrix too large for their batched SVD through the
-    eigenvalues of `x^T x`: the error of `s` is then 1e-8 of the largest.
+    Accelerators take a square float64 matrix too large for their batched SVD through
+    the eigenvectors of `x^T x`: the error of `s` is then 1e-8 of the largest.
     """
-    fast = x.dtype == jnp.float64 and x.shape[-1] > _BATCHED_SVD_LIMIT
+    square = x.shape[-1] == x.shape[-2]
+    fast = square and x.dtype == jnp.float64 and x.shape[-1] > _BATCHED_SVD_LIMIT
     return _over_batch(_lapack_svd, elsewhere=_svd_by_eigh if fast else None)(x)
 
 
@@ -64,13 +65,24 @@ def _svd_by_eigh(x: Array) -> tuple[Array, Array, Array]:
     s = jnp.linalg.norm(image, axis=0)  # More exact than the root of an eigenvalue.
     order = jnp.argsort(-s)
     s, v, image = s[order], v[:, order], image[:, order]
-    return image / jnp.where(s > 0, s, 1), s, v.mT
+    return image / jnp.where(s > 0, s, 1)[None], s, v.mT
 
 
 def _over_batch(
     one: Callable[[Array], Any], elsewhere: Callable[[Array], Any] | None = None
 ) -> Callable[[Array], Any]:
     """Returns `one` over a leading axis: a loop on CPU, a batch on other platforms."""
-    loop = jax.vmap(jax.custom_batching.sequential_vmap(one))
+    sequential = jax.custom_batching.sequential_vmap(one)
+
+    # That has no derivative of its own. A loop that has one becomes a batch where a
+    # caller maps it, so it serves for the derivative alone.
+    @jax.custom_jvp
+    def loop(x: Array) -> Any:
+        return jax.vmap(sequential)(x)
+
+    @loop.defjvp
+    def _(primals: tuple[Array], tangents: tuple[Array]) -> Any:
+        return jax.jvp(lambda x: lax.map(one, x), primals, tangents)
+
     batch = jax.vmap(elsewhere or one)
     return lambda x: lax.platform_dependent(x, cpu=loop, default=batch)

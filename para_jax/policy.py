@@ -49,10 +49,12 @@ class Policy:
             got = getattr(self, name)
             if got is not None and (got != int(got) or got < least):
                 raise ValueError(f"{self}: {name} must be an integer from {least} up.")
-        least = max(self.min_rank, self.multiple_of)
+        q = self.multiple_of
+        least = max(-(-self.min_rank // q), 1) * q
         if self.max_rank is not None and self.max_rank < least:
             raise ValueError(
-                f"{self}: max_rank must be at least min_rank and multiple_of."
+                "max_rank must be at least min_rank, in multiples of multiple_of: "
+                f"expected {least} or more, got {self.max_rank}."
             )
         if not isinstance(self.value, (int, float)) or math.isnan(self.value):
             raise ValueError(f"{self}: expected a number, got {self.value!r}.")

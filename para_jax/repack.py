@@ -70,13 +70,14 @@ def repack(
         raise ValueError(
             f"Unknown form {form!r}: expected 'masked', 'padded' or 'ragged'."
         )
-    if any(isinstance(x, jax.core.Tracer) for x in masks.values()):
+    leaves = jax.tree.leaves((dict(spectra), dict(masks), dict(adapters)))
+    if any(isinstance(x, jax.core.Tracer) for x in leaves):
         raise ValueError(
             f"form='{form}' makes shapes of ranks, which are not known while tracing. "
             "Call it outside jit, or use form='masked'."
         )
     packed = _packed_on_host(spectra, masks, adapters)
-    ranks = {path: np.asarray(mask).sum(-1) for path, mask in masks.items()}
+    ranks = {p: np.asarray(np.sum(mask, axis=-1)) for p, mask in masks.items()}
     return (_stacks if form == "padded" else _kernels)(packed, ranks)
 
 
@@ -147,6 +148,13 @@ def _check(spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter]) -> N
                 f"'{difference[0]}' ({len(difference)} such paths)."
             )
     for path, spectrum in spectra.items():
+        adapter = adapters[path]
+        form = (adapter.stack, adapter.rank, adapter.inputs, adapter.outputs)
+        if form != (spectrum.s.shape[:-1], spectrum.rank, *spectrum.shape):
+            raise ValueError(
+                f"'{path}': a {list(adapter.a.shape)} and b {list(adapter.b.shape)} "
+                "are not the factors that this spectrum is of."
+            )
         if masks[path].shape != spectrum.s.shape:
             raise ValueError(
                 f"'{path}': expected a mask {list(spectrum.s.shape)}, got "
@@ -164,6 +172,7 @@ def _apply(
     result: dict[str, Adapter] = {}
     for group in groups(adapters):
         adapter, spectrum = _joined(group, adapters), _joined(group, spectra)
+        spectrum = jax.tree.map(jnp.asarray, spectrum)
         mask = jnp.asarray(group.join(masks))
         chosen = selection(mask, spectrum).astype(spectrum.s.dtype)
         a, b = map(group.split, _product(adapter, spectrum, chosen))
@@ -181,7 +190,7 @@ def _joined(group: Group, values: Mapping[str, Any]) -> Any:
 
 def _in_place(mask: Bool[Array, "L k"], spectrum: Spectrum) -> Bool[Array, "L k r"]:
     """Returns the selection that leaves each component in its column."""
-    return mask[:, :, None] & jnp.eye(mask.shape[-1], spectrum.rank, dtype=bool)
+    return mask[:, :, None] & jnp.eye(mask.shape[-1], spectrum.rank, dtype=bool)[None]
 
 
 def _in_front(
@@ -190,7 +199,7 @@ def _in_front(
     """Returns the selection that moves the kept components to the first columns."""
     column = jnp.cumsum(mask, axis=-1) - 1
     columns = jnp.arange(min(width, spectrum.s.shape[-1]))
-    return mask[:, :, None] & (column[:, :, None] == columns)
+    return mask[:, :, None] & (column[:, :, None] == columns[None, None])
 
 
 def _product(

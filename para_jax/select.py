@@ -60,7 +60,8 @@ def ranks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:
     Raises:
       ValueError: as `masks`.
     """
-    return {path: x.sum(-1) for path, x in exact_masks(spectra, policy).items()}
+    found = exact_masks(spectra, policy)
+    return {path: np.asarray(mask.sum(-1)) for path, mask in found.items()}
 
 
 def _select(s: Any, layout: Pool, policy: Policy, xp: Any) -> Any:
@@ -108,6 +109,7 @@ def _spend(
     size = valid.sum(-1)
     value = xp.where(candidate, s * s / cost.astype(s.dtype), 0)
     worth = xp.where(valid, value[members], 0).sum(-1) / size.astype(s.dtype)
+    worth = _falling(worth, layout, xp)
     worth = xp.where(forced, np.inf, xp.where(candidate, worth, -np.inf))
     order = xp.argsort(-worth, stable=True)
     rest_of_block = (size - 1 - layout.index % policy.multiple_of) * cost
@@ -139,19 +141,13 @@ def _above(s: Any, layout: Pool, policy: Policy, candidate: Any, xp: Any) -> Any
     """Returns which components reach the policy's threshold."""
     if isinstance(policy, Threshold):
         return s >= policy.value
-    rows = np.zeros_like(layout.module) if policy.scope == "global" else layout.module
-    column = np.arange(len(rows)) if policy.scope == "global" else layout.index
-    # One row a pool: all modules in one, or each in its own, filled up with nothing.
-    place = np.full((rows[-1] + 1, column.max() + 1), len(rows))
-    place[rows, column] = np.arange(len(rows))
-    fill = xp.zeros(1, s.dtype)
+    if policy.scope == "global":
+        return s >= _energy_threshold(s[None], candidate[None], policy.value, xp)
+    place, exists = _rows(layout)
     tau = _energy_threshold(
-        xp.concatenate([s, fill])[place],
-        xp.concatenate([candidate, fill > 0])[place],
-        policy.value,
-        xp,
+        xp.where(exists, s[place], 0), candidate[place] & exists, policy.value, xp
     )
-    return s >= tau[rows]
+    return s >= tau[layout.module]
 
 
 def _energy_threshold(s: Any, candidate: Any, epsilon: float, xp: Any) -> Any:
@@ -169,6 +165,24 @@ def _energy_threshold(s: Any, candidate: Any, epsilon: float, xp: Any) -> Any:
     allowed = allowed * (1 + 8 * float(np.finfo(s.dtype).eps))
     reached = xp.where(dropped <= allowed, values, 0)
     return reached.max(-1)
+
+
+def _falling(worth: Any, layout: Pool, xp: Any) -> Any:
+    """Returns `worth` no larger than that of any earlier component of its module.
+
+    It is so by itself, but for the rounding of a block's mean: a module must not buy
+    its last components before its first.
+    """
+    running_min = np.minimum.accumulate if xp is np else jax.lax.cummin
+    place, _ = _rows(layout)
+    return running_min(worth[place], axis=1)[layout.module, layout.index]
+
+
+def _rows(layout: Pool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the components of each module in a row, `[M, K]`, and which exist."""
+    column = np.arange(layout.sizes.max())
+    exists = column < layout.sizes[:, None]
+    return layout.start[:, None] + np.where(exists, column, 0), exists
 
 
 def _blocks(layout: Pool, q: int) -> tuple[np.ndarray, np.ndarray]:

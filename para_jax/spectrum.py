@@ -169,7 +169,8 @@ def _decompose_one_rank(
     scale = everything.join(
         {p: scales[p].reshape(stack) for p, stack in everything.stacks.items()}
     )
-    parts = [everything.split(x) for x in _balanced(r_a, r_b, scale)]
+    balanced = _balanced(r_a, r_b, jnp.asarray(scale))
+    parts = [everything.split(x) for x in balanced]
     return {
         path: _spectrum(x, *(y[path] for y in parts)) for path, x in adapters.items()
     }
