@@ -182,6 +182,17 @@ sys.exit(cli.main())
     assert not list(tmp_path.iterdir())
 
 
+def test_a_damaged_orbax_checkpoint_exits_2_with_one_sentence(small, tmp_path):
+    para.save(para.load(small), tmp_path / "damaged", format="orbax")
+    shutil.rmtree(tmp_path / "damaged/state/d")  # The arrays themselves.
+    run = command("inspect", "damaged", cwd=tmp_path)
+
+    assert (run.returncode, run.stdout) == (2, "")
+    sentence = one_sentence(run.stderr)
+    assert "'damaged'" in sentence
+    assert len(sentence) < 500
+
+
 def test_debug_shows_the_traceback(tmp_path):
     run = command("inspect", tmp_path / "nowhere", "--debug")
 
