@@ -173,6 +173,18 @@ def unstack(adapters: Adapters) -> dict[str, Adapter]:
     return result
 
 
+def by_member(values: Mapping[str, Any], adapters: Adapters) -> dict[str, Any]:
+    """Returns what belongs to each stack as what belongs to each of its kernels.
+
+    Arrays `[*stack, ...]` are indexed, anything else is the same for all.
+    """
+    return {
+        member(path, index): value[index] if isinstance(value, np.ndarray) else value
+        for path, value in values.items()
+        for index in np.ndindex(adapters[path].stack if path in adapters else ())
+    }
+
+
 def stack(
     adapters: Adapters, stacks: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Adapter]:

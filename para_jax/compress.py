@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from para_jax.adapters import Adapter, Adapters, Checkpoint, Child
+from para_jax.adapters import Adapter, Adapters, Checkpoint, Child, by_member
 from para_jax.groups import groups
 from para_jax.policy import Policy
 from para_jax.repack import Form, repack
@@ -122,6 +122,9 @@ def cut(
     fields = {x.name: getattr(parent, x.name) for x in dataclasses.fields(Checkpoint)}
     with wide():
         fields["adapters"] = repack(spectra, kept, parent.adapters, form=form)
+    if form == "ragged":
+        for name in ("layers", "biases"):
+            fields[name] = by_member(fields[name], parent.adapters)
     fields["absent"] = dict(parent.absent) | {
         x.path: (x.inputs, x.outputs) for x in account.modules if not x.kept
     }

@@ -7,6 +7,8 @@ applies whatever the ranks: each module's own dict holds `a` and `b`.
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from para_jax.adapters import Adapter
 
 
@@ -75,10 +77,12 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def unnest(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the leaves of nested dicts by slash-joined path."""
+def unnest(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """Returns the leaves of nested dicts and lists by slash-joined path."""
     result: dict[str, Any] = {}
     for key, value in tree.items():
+        if isinstance(value, list | tuple):
+            value = dict(enumerate(value))
         if isinstance(value, Mapping):
             result |= {f"{key}/{path}": x for path, x in unnest(value).items()}
         else:
@@ -89,4 +93,5 @@ def unnest(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _with_scale(adapter: Adapter) -> Any:
     if adapter.scale == 1:
         return adapter.b
-    return (adapter.b * adapter.scale).astype(adapter.b.dtype)
+    wide = np.promote_types(adapter.b.dtype, np.float32)  # To round once.
+    return (adapter.b.astype(wide) * adapter.scale).astype(adapter.b.dtype)

@@ -9,6 +9,7 @@ at a threshold (`Epsilon`, `Threshold`). `para_jax.select` applies it.
 import abc
 import dataclasses
 import math
+import numbers
 import warnings
 from typing import ClassVar, Literal
 
@@ -43,12 +44,14 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.scope not in ("global", "local"):
-            raise ValueError(f"{self}: scope is 'global' or 'local'.")
+            raise ValueError(f"scope is 'global' or 'local', got {self.scope!r}.")
         for name in ("min_rank", "max_rank", "multiple_of"):
             least = 1 if name == "multiple_of" else 0
             got = getattr(self, name)
             if got is not None and (got != int(got) or got < least):
-                raise ValueError(f"{self}: {name} must be an integer from {least} up.")
+                raise ValueError(
+                    f"{name} must be an integer from {least} up, got {got!r}."
+                )
         q = self.multiple_of
         least = max(-(-self.min_rank // q), 1) * q
         if self.max_rank is not None and self.max_rank < least:
@@ -56,8 +59,8 @@ class Policy:
                 "max_rank must be at least min_rank, in multiples of multiple_of: "
                 f"expected {least} or more, got {self.max_rank}."
             )
-        if not isinstance(self.value, (int, float)) or math.isnan(self.value):
-            raise ValueError(f"{self}: expected a number, got {self.value!r}.")
+        if not isinstance(self.value, numbers.Real) or math.isnan(self.value):
+            raise ValueError(f"{self.kind} must be a number, got {self.value!r}.")
         self._check()
 
     def _check(self) -> None:
@@ -110,12 +113,12 @@ class Budget(Policy, abc.ABC):
     def _within(self, budget: float, whole: int, least: int, unit: str) -> int:
         """Returns the budget as an integer, if it is possible for this parent."""
         # The small term makes 0.3 * 10 three, whatever floating point says.
-        result = math.floor(budget + 1e-9)
-        if result > whole:
+        if budget + 1e-9 >= whole + 1:
             raise ValueError(
-                f"{self.name}: a budget of {result} {unit} is above the parent's "
+                f"{self.name}: a budget of {budget:.6g} {unit} is above the parent's "
                 f"{whole}."
             )
+        result = math.floor(budget + 1e-9)
         if budget > 0 and result < least:
             raise ValueError(
                 f"{self.name}: a budget of {budget:.6g} {unit} is below one rank, "

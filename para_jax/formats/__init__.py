@@ -16,6 +16,7 @@ Format = Literal["peft", "orbax"]
 Profile = Literal["ragged", "padded"]
 Path = str | pathlib.Path
 
+_ORBAX_PARTS = ("state", "default", "pytree")
 _ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 
 
@@ -35,11 +36,17 @@ def load(path: Path, *, scale: float | None = None) -> Checkpoint:
         names the file and the module.
     """
     folder = pathlib.Path(path)
-    directory.recover(folder)
+    if folder.suffix == ".bin" and folder.is_file():
+        raise ValueError(
+            f"'{folder}' is a pickle, which could run any code and is never opened. "
+            "Save the adapter as adapter_model.safetensors, PEFT's default."
+        )
     if folder.name == "adapter_model.safetensors":
         folder = folder.parent
-    kind = recognise(folder)
-    if kind == "peft":
+    directory.recover(folder)
+    if recognise(folder) == "peft":
+        if scale is not None:
+            raise ValueError(f"'{folder}' holds its own scales: leave out {scale=}.")
         from para_jax.formats import peft
 
         checkpoint = peft.load(folder)
@@ -92,30 +99,32 @@ def save(
             orbax.save(checkpoint, new)
 
 
-def recognise(folder: pathlib.Path) -> Format:
+def recognise(path: Path) -> Format:
     """Returns the format of a folder.
 
     Raises:
       FileNotFoundError: if there is no such folder.
       ValueError: if it holds neither.
     """
+    folder = pathlib.Path(path)
+    if folder.name == "adapter_model.safetensors":
+        return "peft"
     if not folder.is_dir():
         what = "is a file, expected a folder" if folder.exists() else "does not exist"
         raise FileNotFoundError(f"'{folder}' {what}.")
-    inside = {x.name for x in folder.iterdir()}
-    if any(
-        (folder / name / mark).exists()
-        for name in (".", "state", "default", "pytree")
-        for mark in _ORBAX_MARKS
-    ):
+    inside = [folder, *(folder / name for name in _ORBAX_PARTS)]
+    if any((x / mark).exists() for x in inside for mark in _ORBAX_MARKS):
         return "orbax"
-    if any(x.startswith("adapter_") for x in inside) or any(
-        x.endswith((".safetensors", ".bin")) for x in inside
+    names = sorted(x.name for x in folder.iterdir())
+    if any(
+        x.startswith("adapter_") or x.endswith((".safetensors", ".bin")) for x in names
     ):
         return "peft"
+    steps = [name for name in names if name.isdigit()]
+    remedy = f" Name one of the steps in it, such as '{steps[-1]}'." if steps else ""
     raise ValueError(
         f"'{folder}' holds neither a PEFT adapter (adapter_config.json, "
-        "adapter_model.safetensors) nor an Orbax checkpoint."
+        f"adapter_model.safetensors) nor an Orbax checkpoint.{remedy}"
     )
 
 

@@ -8,9 +8,11 @@ system or the file system has no such call, the old one is moved aside first, an
 
 import contextlib
 import ctypes
+import errno
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,28 +20,30 @@ from collections.abc import Iterator
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _RENAME_SWAP = 2  # macOS
-_NEW = re.compile(r"\.(?P<name>.+)\.para-new-(?P<pid>\d+)$")
+_NEW = re.compile(r"\.(?P<name>.+)\.para-new-(?P<pid>\d+)-[0-9a-f]+$")
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 ADAPTER_FILES = ("adapter_config.json", "_METADATA", "_CHECKPOINT_METADATA")
 """A directory that holds one of these is an adapter, and may be overwritten."""
 
 
 def check_target(target: pathlib.Path, *, overwrite: bool) -> None:
-    """Raises an OSError or ValueError unless `target` may be written.
+    """Raises OSError unless `target` may be written.
 
     Only an adapter or an empty directory is ever replaced.
     """
     recover(target)
-    if not target.exists() and not target.is_symlink():
-        return
-    if not target.is_dir():
+    if (target.exists() or target.is_symlink()) and not target.is_dir():
         raise FileExistsError(f"'{target}' exists and is not a directory.")
-    inside = {x.name for x in target.iterdir()}
+    for parent in target.parents:
+        if parent.exists() and not parent.is_dir():
+            raise NotADirectoryError(f"'{parent}' is not a directory.")
+    inside = {x.name for x in target.iterdir()} if target.exists() else set()
     if not inside:
         return
     if not overwrite:
         raise FileExistsError(
-            f"'{target}' exists. Choose another place, or ask to overwrite it."
+            f"'{target}' exists. Choose another place, or overwrite it."
         )
     if not inside.intersection(ADAPTER_FILES):
         raise FileExistsError(
@@ -52,45 +56,60 @@ def check_target(target: pathlib.Path, *, overwrite: bool) -> None:
 def replacing(
     target: pathlib.Path, *, overwrite: bool = False
 ) -> Iterator[pathlib.Path]:
-    """Yields a new directory, which becomes `target` if the body succeeds.
+    """Yields a new, empty directory, which becomes `target` if the body succeeds.
 
     Args:
-      target: The directory to make; its parents are made too.
+      target: The directory to make; its parents are made too. Where it is a link, what
+        that points to is replaced.
       overwrite: Whether an adapter that is there may be replaced.
 
     Raises:
       OSError: if the target exists or cannot be written. It is then as it was.
     """
     check_target(target, overwrite=overwrite)
-    new = target.with_name(f".{target.name}.para-new-{os.getpid()}")
+    real = pathlib.Path(os.path.realpath(target))
+    name = f".{real.name}.para-new-{os.getpid()}-{secrets.token_hex(4)}"
+    room = real.with_name(name)  # For what a writer itself puts beside its directory.
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
+        real.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(real)
+        room.mkdir()
+        new = room / real.name
         new.mkdir()
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(target)) from error
-    try:
         yield new
         _flush(new)
-        _put(new, target)
+        check_target(target, overwrite=overwrite)
+        _put(new, real, overwrite=overwrite)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, str(target)) from error
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(room, ignore_errors=True)
 
 
 def recover(target: pathlib.Path) -> None:
     """Puts back what a crash in the middle of `replacing` left aside."""
-    aside = _aside(target)
-    if aside.exists() and not target.exists():
-        aside.rename(target)
+    real = pathlib.Path(os.path.realpath(target))
+    aside = _aside(real)
+    if not aside.exists():
+        return
+    if real.exists():  # The crash came after the new one was in its place.
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.rename(real)
 
 
-def _put(new: pathlib.Path, target: pathlib.Path) -> None:
-    if not target.exists():
-        new.rename(target)
-    elif not _exchange(new, target):
-        target.rename(_aside(target))
-        new.rename(target)
-        shutil.rmtree(_aside(target), ignore_errors=True)
+def _put(new: pathlib.Path, target: pathlib.Path, *, overwrite: bool) -> None:
+    try:
+        new.rename(target)  # Takes the place of nothing, or of an empty directory.
+    except OSError as error:
+        if not overwrite or error.errno not in _TAKEN:
+            raise
+        if not _exchange(new, target):
+            target.rename(_aside(target))
+            new.rename(target)
+            shutil.rmtree(_aside(target), ignore_errors=True)
     _flush_directory(target.parent)
 
 
@@ -125,7 +144,7 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return pid != os.getpid()
+    return True
 
 
 def _flush(directory: pathlib.Path) -> None:

@@ -1,15 +1,16 @@
 """Orbax checkpoints: plain trees of arrays, with JSON metadata. Host.
 
 The tree is `{"lora": ..., "bias": ..., "extra": ...}`; below `lora` it is what
-`para_jax.to_params` gives, so a model takes it as it is. What arrays
-cannot say (paths of other kinds of layers, the configuration, where the adapters came
-from) is in the checkpoint's custom metadata, under `para_jax`.
+`para_jax.to_params` gives for scale 1, which all children have. What arrays cannot say
+(the scales, other kinds of layers, the configuration, where the adapters came from) is
+in the checkpoint's custom metadata, under `para_jax`.
 
 Reading asks for NumPy arrays of whatever shapes the checkpoint has, so it works for
 any ranks, and for a checkpoint that other devices saved.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +19,10 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from para_jax.adapters import Checkpoint, Layer
+from para_jax.adapters import Checkpoint
+from para_jax.formats import facts, tensors
 from para_jax.params import from_params, nest, to_params, unnest
+from para_jax.spectrum import check
 
 _KEY = "para_jax"
 _VERSION = 1
@@ -40,7 +43,11 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
         "extra": dict(checkpoint.extra),
     }
     folder.rmdir()  # Orbax makes it, by a rename of its own.
-    ocp.save(str(folder.absolute()), tree, custom_metadata={_KEY: _facts(checkpoint)})
+    metadata: Any = {_KEY: _metadata(checkpoint)}
+    try:
+        ocp.save(str(folder.absolute()), tree, custom_metadata=metadata)
+    except ValueError as error:  # Such as that of TensorStore for a full disk.
+        raise tensors.os_error(error, folder) from error
 
 
 def load(folder: pathlib.Path, *, scale: float | None = None) -> Checkpoint:
@@ -54,47 +61,42 @@ def load(folder: pathlib.Path, *, scale: float | None = None) -> Checkpoint:
       ValueError: if there are no adapters in it, or a scale is needed or not wanted.
     """
     tree, metadata = _read(folder)
-    facts = metadata.get(_KEY)
-    if facts is None:
+    if _KEY not in metadata:
         return _foreign(folder, tree, scale)
     if scale is not None:
         raise ValueError(f"'{folder}' holds its own scales: leave out scale={scale:g}.")
-    if facts["version"] > _VERSION:
+    own = metadata[_KEY]
+    if own["version"] > _VERSION:
         raise ValueError(f"'{folder}' was written by a newer para_jax: update yours.")
     adapters = from_params(tree["lora"])
+    ours = facts.from_json(own["facts"])
     return Checkpoint(
         adapters={
             path: dataclasses.replace(
-                adapters[path], scale=scale, nominal=facts["nominal"].get(path)
+                adapters[path], scale=scale, nominal=ours.nominal.get(path)
             )
-            for path, scale in facts["scales"].items()
+            for path, scale in own["scales"].items()
         },
-        layers={
-            path: Layer(kind=x["kind"], window=tuple(x["window"]))
-            for path, x in facts["layers"].items()
-        },
+        layers=ours.layers,
         biases=unnest(tree.get("bias", {})),
-        absent={path: tuple(x) for path, x in facts["absent"].items()},
+        absent=ours.absent,
         extra=tree.get("extra", {}),
-        config=facts["config"],
-        provenance=facts["provenance"],
-        residual=facts["residual"],
+        config=own["config"],
+        provenance=ours.provenance,
+        residual=own["residual"],
     )
 
 
-def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
+def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     """Returns what the arrays do not say, as plain JSON values."""
     adapters = checkpoint.adapters
     return {
         "version": _VERSION,
         "scales": {path: float(x.scale) for path, x in adapters.items()},
         "ranks": {path: x.rank for path, x in adapters.items()},
-        "nominal": {p: x.nominal for p, x in adapters.items() if x.nominal},
-        "layers": {p: dataclasses.asdict(x) for p, x in checkpoint.layers.items()},
-        "absent": {path: list(x) for path, x in checkpoint.absent.items()},
         "config": dict(checkpoint.config),
-        "provenance": dict(checkpoint.provenance),
         "residual": checkpoint.residual,
+        "facts": facts.to_json(checkpoint),
     }
 
 
@@ -104,28 +106,45 @@ def _read(folder: pathlib.Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     try:
         metadata = ocp.metadata(path)
         wanted = jax.tree.map(lambda _: np.ndarray, metadata.metadata)
-        facts: Any = metadata.custom_metadata
         tree: Any = ocp.load(path, wanted)
-        return tree, facts or {}
+        ours: Any = metadata.custom_metadata
     except Exception as error:  # Orbax raises many kinds, few of them documented.
         raise ValueError(
-            f"Orbax cannot read '{folder}' ({type(error).__name__}: {error}). If it "
-            "holds numbered steps, name one of them."
+            f"Orbax cannot read '{folder}' ({_first_line(error)}). It may be damaged."
         ) from error
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"'{folder}' holds a {type(tree).__name__}, expected a tree.")
+    return tree, ours or {}
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text[:200]}"
 
 
 def _foreign(
     folder: pathlib.Path, tree: Mapping[str, Any], scale: float | None
 ) -> Checkpoint:
-    adapters = from_params(tree, scale=1.0 if scale is None else scale)
+    if tree.keys() == {"lora", "bias", "extra"}:
+        raise ValueError(
+            f"'{folder}' was written by para_jax, but its metadata, which holds the "
+            "scales, is gone. Copy the whole folder again."
+        )
+    try:
+        adapters = from_params(tree, scale=1.0 if scale is None else scale)
+        for path, adapter in adapters.items():
+            check(path, adapter)
+    except ValueError as error:
+        raise ValueError(f"Cannot read the adapters in '{folder}': {error}") from error
     if not adapters:
         raise ValueError(
             f"'{folder}' holds no adapters: expected modules with 'a' and 'b'."
         )
-    if scale is None:
+    if scale is None or not math.isfinite(scale):
         raise ValueError(
             f"'{folder}' was not written by para_jax, and does not say what a @ b is "
-            "multiplied with. Give scale=: alpha / r of the training run, or 1 for "
-            "params that to_params made."
+            f"multiplied with; got scale {scale}. Give scale=: alpha / r of the training "
+            "run, "
+            "or 1 for params that to_params made."
         )
     return Checkpoint(adapters=adapters)

@@ -8,8 +8,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from para_jax.adapters import Adapter, Array, Checkpoint, Layer, ordered, unstack
-from para_jax.formats import peft_config, peft_tensors, tensors
+from para_jax.adapters import (
+    Adapter,
+    Array,
+    Checkpoint,
+    Layer,
+    by_member,
+    ordered,
+    unstack,
+)
+from para_jax.formats import facts, peft_config, peft_tensors, tensors
 from para_jax.repack import pad
 from para_jax.spectrum import check
 
@@ -74,16 +82,35 @@ def _checkpoint(
             # PEFT scales what lora_B gives, its bias included.
             bias = module.bias.astype(np.float64) * scale
             biases[path] = bias.astype(module.bias.dtype)
-    ours = json.loads(metadata.get("para_jax", "{}"))
-    return Checkpoint(
+    residual = peft_config.residual(config)
+    checkpoint = Checkpoint(
         adapters=adapters,
         layers=layers,
         biases=biases,
-        absent={path: tuple(shape) for path, shape in ours.get("absent", {}).items()},
         extra=extra,
         config=config,
-        provenance=ours.get("provenance", {}),
-        residual=peft_config.residual(config),
+        residual=residual,
+    )
+    if "para_jax" in metadata:
+        return _with_facts(checkpoint, metadata["para_jax"])
+    return checkpoint
+
+
+def _with_facts(checkpoint: Checkpoint, text: str) -> Checkpoint:
+    """Returns the checkpoint with what `save` knew and PEFT has no place for."""
+    ours = facts.from_json(text)
+    extra = {ours.renamed.get(name, name): x for name, x in checkpoint.extra.items()}
+    adapters = {
+        path: dataclasses.replace(x, nominal=ours.nominal.get(path))
+        for path, x in checkpoint.adapters.items()
+    }
+    return dataclasses.replace(
+        checkpoint,
+        adapters=adapters,
+        extra=extra,
+        layers={**ours.layers, **checkpoint.layers},
+        absent=ours.absent,
+        provenance=ours.provenance,
     )
 
 
@@ -119,12 +146,8 @@ def save(
         gone = [path.replace("/", ".") for path in flat.absent]
         config = peft_config.ragged(checkpoint.config, ranks, gone)
     config["lora_bias"] = bool(flat.biases)
-    metadata = {
-        "format": "pt",
-        "para_jax": json.dumps(
-            {"absent": flat.absent, "provenance": dict(flat.provenance)}
-        ),
-    }
+    renamed = {peft_tensors.name_of_extra(x, flat): x for x in flat.extra}
+    metadata = {"format": "pt", "para_jax": facts.to_json(flat, renamed)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors.write(folder / WEIGHTS, dict(peft_tensors.named(flat)), metadata)
     _verify(folder, flat, profile)
@@ -133,21 +156,26 @@ def save(
 def _flat(checkpoint: Checkpoint, profile: Profile) -> Checkpoint:
     """Returns one adapter of scale 1 a module, as the profile wants them."""
     adapters = {path: _scaled(x) for path, x in unstack(checkpoint.adapters).items()}
+    layers = by_member(checkpoint.layers, checkpoint.adapters)
+    biases = by_member(checkpoint.biases, checkpoint.adapters)
     shapes = {path: (x.inputs, x.rank, x.outputs) for path, x in adapters.items()}
     if profile == "padded":
         most = max((rank for _, rank, _ in shapes.values()), default=1)
         shapes |= {path: (m, 1, n) for path, (m, n) in checkpoint.absent.items()}
         shapes = {path: (m, most, n) for path, (m, _, n) in shapes.items()}
     else:  # A module without an adapter would have no place for its bias.
-        needed = checkpoint.biases.keys() & checkpoint.absent.keys()
+        needed = biases.keys() & checkpoint.absent.keys()
         shapes |= {
             path: (m, 1, n) for path in needed for m, n in [checkpoint.absent[path]]
         }
     dtype = next((x.a.dtype for x in adapters.values()), np.dtype(np.float32))
     like = {path: _zeros(shape, dtype) for path, shape in shapes.items()}
-    absent = {p: x for p, x in checkpoint.absent.items() if p not in like}
     return dataclasses.replace(
-        checkpoint, adapters=pad(adapters, like=like), absent=absent
+        checkpoint,
+        adapters=pad(adapters, like=like),
+        layers=layers,
+        biases=biases,
+        absent={p: x for p, x in checkpoint.absent.items() if p not in like},
     )
 
 
@@ -160,27 +188,39 @@ def _scaled(adapter: Adapter) -> Adapter:
     b = np.asarray(adapter.b)
     if adapter.scale != 1:
         b = (b.astype(np.float64) * adapter.scale).astype(b.dtype)
-    return Adapter(a=np.asarray(adapter.a), b=b)
+    return dataclasses.replace(adapter, a=np.asarray(adapter.a), b=b, scale=1.0)
 
 
 def _verify(folder: pathlib.Path, wanted: Checkpoint, profile: Profile) -> None:
     """Raises ValueError unless the files mean to their readers what they should."""
     got = load(folder)
-    alike = got.adapters.keys() == wanted.adapters.keys()
-    for path in wanted.adapters if alike else ():
-        one, two = wanted.adapters[path], got.adapters[path]
-        same = _equal(one.a, two.a) and _equal(one.b, two.b)
-        alike = alike and same and two.scale == 1
-    if profile == "padded":
+    wrong = [path for path in wanted.adapters if not _same(path, wanted, got)]
+    wrong += got.adapters.keys() - wanted.adapters.keys()
+    wrong += [name for name in wanted.extra if name not in got.extra]
+    if profile == "padded" and not wrong:
         # Engines that read `r` and `lora_alpha` alone.
-        config = got.config
-        alike = alike and config["lora_alpha"] == config["r"]
-        alike = alike and {x.rank for x in got.adapters.values()} == {config["r"]}
-    if not alike:
+        one = got.config["lora_alpha"] == got.config["r"]
+        uniform = {x.rank for x in got.adapters.values()} == {got.config["r"]}
+        wrong += [] if one and uniform else [CONFIG]
+    if wrong:
         raise ValueError(
-            f"What was written to '{folder}' does not read back as the adapter that "
-            "it should be. Are there dots in the paths of the modules?"
+            f"'{wrong[0]}' does not read back from PEFT's form as what it should be. "
+            "Are there dots in the paths of the modules?"
         )
+
+
+def _same(path: str, wanted: Checkpoint, got: Checkpoint) -> bool:
+    if path not in got.adapters:
+        return False
+    one, two = wanted.adapters[path], got.adapters[path]
+    bias, other = (x.biases.get(path, np.zeros(0)) for x in (wanted, got))
+    return (
+        two.scale == 1
+        and _equal(one.a, two.a)
+        and _equal(one.b, two.b)
+        and _equal(bias, other)
+        and wanted.layers.get(path) == got.layers.get(path)
+    )
 
 
 def _equal(one: Array, two: Array) -> bool:

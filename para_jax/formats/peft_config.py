@@ -31,6 +31,8 @@ _RESIDUAL = {
     "lora_ga": "LoRA-GA",
     "loftq": "LoftQ",
 }
+# What these initialisations read when an adapter is made.
+_STARTS = {"corda_config", "eva_config", "lora_ga_config", "loftq_config"}
 
 Config = Mapping[str, Any]
 
@@ -42,8 +44,9 @@ def check(config: Config) -> None:
     """
     kind = config.get("peft_type")
     if kind != "LORA":
+        got = "missing" if kind is None else repr(kind)
         raise ValueError(
-            f"peft_type is {kind!r}: only 'LORA' adapters have singular values to cut."
+            f"peft_type is {got}: only 'LORA' adapters have singular values to cut."
         )
     for field, name in _VARIANTS.items():
         if config.get(field) not in (None, False):
@@ -67,17 +70,36 @@ def check(config: Config) -> None:
             "target_parameters is set: LoRA on bare parameters (fused experts) is not "
             "supported."
         )
-    for field in ("r", "lora_alpha"):
-        _positive(config.get(field), field)
-    for field in ("rank_pattern", "alpha_pattern"):
-        for key, value in (config.get(field) or {}).items():
-            _positive(value, f"{field}['{key}']")
+    for field, pattern, whole in (
+        ("r", "rank_pattern", True),
+        ("lora_alpha", "alpha_pattern", False),
+    ):
+        _positive(config.get(field), field, whole=whole)
+        table = config.get(pattern) or {}
+        if not isinstance(table, dict):
+            raise ValueError(f"{pattern} is {table!r}: expected names and numbers.")
+        for key, value in table.items():
+            _positive(value, f"{pattern}['{key}']", whole=whole)
+            _compiles(key, pattern)
 
 
-def _positive(value: object, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        got = "missing" if value is None else repr(value)
-        raise ValueError(f"{name} is {got}: expected a positive number.")
+def _positive(value: object, name: str, *, whole: bool) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    good = number and value > 0 and math.isfinite(value)
+    if good and (not whole or value == int(value)):
+        return
+    got = "missing" if value is None else repr(value)
+    kind = "integer" if whole else "number"
+    raise ValueError(f"{name} is {got}: expected a positive {kind}.")
+
+
+def _compiles(pattern: str, name: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{name} has the key {pattern!r}, which is no regular expression ({error})."
+        ) from error
 
 
 def residual(config: Config) -> str:
@@ -89,7 +111,7 @@ def residual(config: Config) -> str:
 
 def rank(config: Config, module: str) -> int:
     """Returns the rank that PEFT gives to a module."""
-    return _lookup(config, "rank_pattern", "r", module)
+    return int(_lookup(config, "rank_pattern", "r", module))
 
 
 def scale(config: Config, module: str) -> float:
@@ -108,15 +130,15 @@ def _lookup(config: Config, pattern: str, default: str, module: str) -> Any:
 
 
 def targets(config: Config, module: str) -> bool:
-    """Returns whether PEFT adapts a module, given lists of names."""
+    """Returns whether PEFT adapts a module, by what a child's fields hold."""
+    excluded = config.get("exclude_modules")
+    if excluded and re.fullmatch(excluded, module):
+        return False
+    return any(_ends(module, name) for name in config["target_modules"])
 
-    def listed(names: Iterable[str]) -> bool:
-        return any(module == name or module.endswith(f".{name}") for name in names)
 
-    excluded = config.get("exclude_modules") or []
-    if isinstance(excluded, str):
-        return not re.fullmatch(excluded, module) and listed(config["target_modules"])
-    return listed(config["target_modules"]) and not listed(excluded)
+def _ends(module: str, name: str) -> bool:
+    return module == name or module.endswith(f".{name}")
 
 
 def ragged(source: Config, ranks: Mapping[str, int], others: Iterable[str]) -> dict:
@@ -135,27 +157,39 @@ def ragged(source: Config, ranks: Mapping[str, int], others: Iterable[str]) -> d
     """
     most = max(ranks.values())
     pattern = {name: r for name, r in ranks.items() if r != most}
-    config = _child(source, ranks, most) | _patterns(pattern)
-    if any(rank(config, name) != r for name, r in ranks.items()):
-        # One name ends with another. An anchor holds since PEFT 0.15; a bare name
-        # holds in all releases, so it is the first choice.
-        config |= _patterns({f"^{re.escape(n)}": r for n, r in ranks.items()})
-    clash = [name for name in others if targets(config, name)]
-    if clash:
-        config["exclude_modules"] = clash
-    return _agreed(config, ranks, clash)
+    alike = any(
+        x != y and re.match(rf"(.*\.)?({x})$", y) for x in pattern for y in ranks
+    )
+    if alike:
+        # Bare names hold in all releases of PEFT. But where one name ends with another,
+        # an anchor has to tell them apart, in any order; it holds since PEFT 0.15.
+        pattern = {f"^{re.escape(name)}": r for name, r in ranks.items()}
+    config = _child(source, ranks, others) | {"rank_pattern": pattern}
+    return _agreed(config | {"alpha_pattern": dict(pattern)}, ranks, others)
 
 
 def padded(source: Config, ranks: Mapping[str, int]) -> dict[str, Any]:
     """Returns the configuration of a child whose modules share one rank."""
-    config = _child(source, ranks, max(ranks.values())) | _patterns({})
-    return _agreed(config, ranks, [])
+    config = _child(source, ranks, ()) | {"rank_pattern": {}, "alpha_pattern": {}}
+    return _agreed(config, ranks, ())
 
 
-def _child(source: Config, ranks: Mapping[str, int], most: int) -> dict[str, Any]:
+def _child(
+    source: Config, ranks: Mapping[str, int], others: Iterable[str]
+) -> dict[str, Any]:
     blank = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": None}
+    source = source if source.get("peft_type") == "LORA" else blank
+    most = max(ranks.values())
+    # A child is initialised by its file. Some other ways would change the base again.
+    starts: dict[str, Any] = {key: None for key in _STARTS if source.get(key)}
+    if "init_lora_weights" in source:
+        starts["init_lora_weights"] = True
+    excluded = _excluded(source, ranks, others)
+    if excluded or "exclude_modules" in source:
+        starts["exclude_modules"] = excluded
     return {
-        **(source if source.get("peft_type") == "LORA" else blank),
+        **source,
+        **starts,
         "r": most,
         "lora_alpha": most,
         "use_rslora": False,
@@ -163,23 +197,33 @@ def _child(source: Config, ranks: Mapping[str, int], most: int) -> dict[str, Any
     }
 
 
-def _patterns(pattern: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    return {"rank_pattern": dict(pattern), "alpha_pattern": dict(pattern)}
+def _excluded(
+    source: Config, ranks: Mapping[str, int], others: Iterable[str]
+) -> str | None:
+    """Returns the regular expression of all other modules, where one is needed.
+
+    PEFT takes a listed name as the end of a name too. That can reach modules that a
+    regular expression or an exclusion of the parent kept out, or that have no adapter
+    any more.
+    """
+    clash = any(_ends(x, name) for x in others for name in ranks)
+    exact = isinstance(source.get("target_modules"), str)
+    if not (clash or exact or source.get("exclude_modules")):
+        return None
+    return rf"(?!(?:{'|'.join(map(re.escape, ranks))})$).*"
 
 
 def _agreed(
     config: dict[str, Any], ranks: Mapping[str, int], others: Iterable[str]
 ) -> dict[str, Any]:
     """Returns `config` if PEFT, reading it, would find these modules and ranks."""
-    for name, r in ranks.items():
-        if not targets(config, name) or rank(config, name) != r:
-            raise ValueError(
-                f"PEFT could not tell module '{name}' from another of a like name. "
-                "Use the padded profile, or keep every module with min_rank=1."
-            )
-    if wrong := [name for name in others if targets(config, name)]:
+    wrong = [
+        x for x, r in ranks.items() if not targets(config, x) or rank(config, x) != r
+    ]
+    wrong += [name for name in others if targets(config, name)]
+    if wrong:
         raise ValueError(
-            f"PEFT would adapt module '{wrong[0]}', which kept nothing: its name ends "
-            "with that of another. Use the padded profile, or min_rank=1."
+            f"PEFT could not tell module '{wrong[0]}' from another of a like name. "
+            "Use the padded profile, or keep every module with min_rank=1."
         )
     return config

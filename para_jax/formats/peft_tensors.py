@@ -35,8 +35,17 @@ def by_module(found: Tensors) -> tuple[dict[str, Module], Tensors]:
     modules: dict[str, Module] = {}
     extra: Tensors = {}
     for name, value in found.items():
+        if "/" in name:
+            raise ValueError(
+                f"'{name}' has a slash in its name, which parts paths here."
+            )
         match = _KEY.match(name.removeprefix(PREFIX))
         if match is None:
+            if ".lora_magnitude_vector" in name:
+                raise ValueError(
+                    f"'{name}' makes this a DoRA adapter: its update is not the product "
+                    "of two factors alone, so it cannot be compressed as LoRA."
+                )
             if ".lora_" in name:
                 raise ValueError(f"'{name}' is a LoRA tensor of a kind not known here.")
             extra[name] = value
@@ -123,10 +132,10 @@ def named(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         if path in checkpoint.biases:
             yield f"{module}.lora_B.bias", checkpoint.biases[path]
     for name, value in checkpoint.extra.items():
-        yield _name_of_extra(name, checkpoint), value
+        yield name_of_extra(name, checkpoint), value
 
 
-def _name_of_extra(name: str, checkpoint: Checkpoint) -> str:
+def name_of_extra(name: str, checkpoint: Checkpoint) -> str:
     """Returns where PEFT looks for a tensor that is no LoRA factor.
 
     In an adapted module the base's own tensors lie below `base_layer`; no longer, once

@@ -1,7 +1,10 @@
 """safetensors files, read and written with errors that name the file."""
 
+import errno
 import json
+import os
 import pathlib
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -29,10 +32,27 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 def write(
     path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file."""
+    """Writes a safetensors file.
+
+    Raises:
+      OSError: if the disk is full or the file cannot be written.
+    """
     # Not ascontiguousarray, which gives a scalar an axis.
     whole = {name: np.asarray(x, order="C") for name, x in tensors.items()}
-    safetensors.numpy.save_file(whole, path, metadata=dict(metadata))
+    path.touch()
+    mode = path.stat().st_mode  # safetensors makes a file that only its owner reads.
+    try:
+        safetensors.numpy.save_file(whole, path, metadata=dict(metadata))
+    except safetensors.SafetensorError as error:
+        raise os_error(error, path) from error
+    path.chmod(mode)
+
+
+def os_error(error: Exception, path: pathlib.Path) -> OSError:
+    """Returns the system's error that a writer hid in the text of its own."""
+    code = re.search(r"os error:? (\d+)", str(error), re.IGNORECASE)
+    number = int(code[1]) if code else errno.EIO
+    return OSError(number, os.strerror(number), str(path))
 
 
 def read_json(path: pathlib.Path) -> dict[str, object]:
@@ -43,7 +63,7 @@ def read_json(path: pathlib.Path) -> dict[str, object]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"'{path}' is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise ValueError(

@@ -1,0 +1,61 @@
+"""What a checkpoint knows and no format has a place for, as one JSON text. Host."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from para_jax.adapters import Checkpoint, Layer
+
+
+class Facts(NamedTuple):
+    """The fields of a Checkpoint, and what a format needs to restore others.
+
+    Attributes:
+      layers: The kinds of layers, those of absent modules included.
+      absent: The shapes of the modules that kept nothing.
+      nominal: The ranks that budgets count, where they are not those of the factors.
+      provenance: How the adapters came to be.
+      renamed: The original names of other tensors, by those they were written under.
+    """
+
+    layers: Mapping[str, Layer]
+    absent: Mapping[str, tuple[int, int]]
+    nominal: Mapping[str, int]
+    provenance: Mapping[str, Any]
+    renamed: Mapping[str, str]
+
+
+def to_json(checkpoint: Checkpoint, renamed: Mapping[str, str] | None = None) -> str:
+    """Returns the facts of a checkpoint. The inverse is `from_json`."""
+    adapters, layers = checkpoint.adapters, checkpoint.layers
+    return json.dumps(
+        {
+            "layers": {path: [x.kind, list(x.window)] for path, x in layers.items()},
+            "absent": {path: list(shape) for path, shape in checkpoint.absent.items()},
+            "nominal": {p: x.nominal for p, x in adapters.items() if x.nominal},
+            "provenance": dict(checkpoint.provenance),
+            "renamed": {new: old for new, old in (renamed or {}).items() if new != old},
+        }
+    )
+
+
+def from_json(text: str) -> Facts:
+    """Returns the facts that `to_json` wrote.
+
+    Raises:
+      ValueError: if the text is something else.
+    """
+    try:
+        found = json.loads(text)
+        return Facts(
+            layers={
+                path: Layer(kind=kind, window=tuple(window))
+                for path, (kind, window) in found["layers"].items()
+            },
+            absent={p: (int(m), int(n)) for p, (m, n) in found["absent"].items()},
+            nominal={path: int(rank) for path, rank in found["nominal"].items()},
+            provenance=dict(found["provenance"]),
+            renamed=dict(found["renamed"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"its metadata 'para_jax' is damaged ({error}).") from error
