@@ -59,7 +59,7 @@ def inspection(found: Inspection) -> None:
         ],
     )
     if shared:
-        print(f"Modules of {shared}/")
+        print(f"Modules of {_shortened(shared, 68)}/")
     _print(table)
     total = found.report.total_rank
     print(
@@ -103,10 +103,13 @@ def _table(
     import rich.table
 
     table = rich.table.Table(
-        box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
     for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table
@@ -115,11 +118,11 @@ def _table(
 def _print(table: "rich.table.Table") -> None:
     import rich.console
 
-    console = rich.console.Console(highlight=False)
-    # A pipe has no width; a file of 80 columns can be read anywhere.
-    console.print(table, width=min(console.width, _WIDTH))
+    # Always the same width: a narrow terminal breaks lines, but loses no column.
+    rich.console.Console(highlight=False, width=_WIDTH).print(table)
 
 
 def _shortened(text: str, width: int) -> str:
-    """Returns the end of `text`, where modules differ."""
-    return text if len(text) <= width else "..." + text[3 - width :]
+    """Returns both ends of `text`."""
+    half = (width - 3) // 2
+    return text if len(text) <= width else f"{text[:half]}...{text[-half:]}"

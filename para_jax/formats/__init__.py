@@ -36,7 +36,7 @@ def load(path: Path, *, scale: float | None = None) -> Checkpoint:
         names the file and the module.
     """
     folder = pathlib.Path(path)
-    if folder.suffix == ".bin" and folder.is_file():
+    if folder.suffix == ".bin" and folder.exists() and not folder.is_dir():
         raise ValueError(
             f"'{folder}' is a pickle, which could run any code and is never opened. "
             "Save the adapter as adapter_model.safetensors, PEFT's default."

@@ -32,7 +32,7 @@ _RESIDUAL = {
     "loftq": "LoftQ",
 }
 # What these initialisations read when an adapter is made.
-_STARTS = {"corda_config", "eva_config", "lora_ga_config", "loftq_config"}
+_STARTS = {"corda_config", "lora_ga_config", "loftq_config"}
 
 Config = Mapping[str, Any]
 
@@ -89,8 +89,8 @@ def _positive(value: object, name: str, *, whole: bool) -> None:
     if good and (not whole or value == int(value)):
         return
     got = "missing" if value is None else repr(value)
-    kind = "integer" if whole else "number"
-    raise ValueError(f"{name} is {got}: expected a positive {kind}.")
+    kind = " without a fraction" if whole else ""
+    raise ValueError(f"{name} is {got}: expected a positive number{kind}.")
 
 
 def _compiles(pattern: str, name: str) -> None:
@@ -131,10 +131,12 @@ def _lookup(config: Config, pattern: str, default: str, module: str) -> Any:
 
 def targets(config: Config, module: str) -> bool:
     """Returns whether PEFT adapts a module, by what a child's fields hold."""
-    excluded = config.get("exclude_modules")
-    if excluded and re.fullmatch(excluded, module):
-        return False
-    return any(_ends(module, name) for name in config["target_modules"])
+    excluded = config.get("exclude_modules") or []
+    if isinstance(excluded, str):
+        out = bool(re.fullmatch(excluded, module))
+    else:
+        out = any(_ends(module, name) for name in excluded)
+    return not out and any(_ends(module, name) for name in config["target_modules"])
 
 
 def _ends(module: str, name: str) -> bool:
@@ -180,9 +182,11 @@ def _child(
     blank = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": None}
     source = source if source.get("peft_type") == "LORA" else blank
     most = max(ranks.values())
-    # A child is initialised by its file. Some other ways would change the base again.
-    starts: dict[str, Any] = {key: None for key in _STARTS if source.get(key)}
-    if "init_lora_weights" in source:
+    # A child is what its file says. These would change the base weights once more on
+    # loading, or refuse an odd rank.
+    starts: dict[str, Any] = {}
+    if residual(source) or source.get("init_lora_weights") == "orthogonal":
+        starts = {key: None for key in _STARTS if source.get(key)}
         starts["init_lora_weights"] = True
     excluded = _excluded(source, ranks, others)
     if excluded or "exclude_modules" in source:
@@ -199,7 +203,7 @@ def _child(
 
 def _excluded(
     source: Config, ranks: Mapping[str, int], others: Iterable[str]
-) -> str | None:
+) -> str | list[str] | None:
     """Returns the regular expression of all other modules, where one is needed.
 
     PEFT takes a listed name as the end of a name too. That can reach modules that a
@@ -208,8 +212,8 @@ def _excluded(
     """
     clash = any(_ends(x, name) for x in others for name in ranks)
     exact = isinstance(source.get("target_modules"), str)
-    if not (clash or exact or source.get("exclude_modules")):
-        return None
+    if not (clash or exact):
+        return source.get("exclude_modules")
     return rf"(?!(?:{'|'.join(map(re.escape, ranks))})$).*"
 
 

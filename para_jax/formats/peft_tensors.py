@@ -43,8 +43,8 @@ def by_module(found: Tensors) -> tuple[dict[str, Module], Tensors]:
         if match is None:
             if ".lora_magnitude_vector" in name:
                 raise ValueError(
-                    f"'{name}' makes this a DoRA adapter: its update is not the product "
-                    "of two factors alone, so it cannot be compressed as LoRA."
+                    f"'{name}' makes this a DoRA adapter: its update is not the "
+                    "product of two factors alone, so it cannot be compressed as LoRA."
                 )
             if ".lora_" in name:
                 raise ValueError(f"'{name}' is a LoRA tensor of a kind not known here.")

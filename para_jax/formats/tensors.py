@@ -50,7 +50,7 @@ def write(
 
 def os_error(error: Exception, path: pathlib.Path) -> OSError:
     """Returns the system's error that a writer hid in the text of its own."""
-    code = re.search(r"os error:? (\d+)", str(error), re.IGNORECASE)
+    code = re.search(r"os.error\D{1,8}(\d+)", str(error))
     number = int(code[1]) if code else errno.EIO
     return OSError(number, os.strerror(number), str(path))
 

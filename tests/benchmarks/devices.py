@@ -36,7 +36,11 @@ def measured(parent: dict[str, para.Adapter], method: str) -> tuple[float, ...]:
         times.append(time.perf_counter() - start)
     masks = {"layers": np.ones(spectrum.s.shape, bool)}
     child = jax.jit(para.repack)({"layers": spectrum}, masks, on_device)["layers"]
-    return (*errors(parent["layers"], spectrum, child), times[0], statistics.median(times[1:]))
+    return (
+        *errors(parent["layers"], spectrum, child),
+        times[0],
+        statistics.median(times[1:]),
+    )
 
 
 def errors(parent: para.Adapter, spectrum: para.Spectrum, child: para.Adapter):
@@ -54,8 +58,10 @@ def errors(parent: para.Adapter, spectrum: para.Spectrum, child: para.Adapter):
 
 def main() -> None:
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {SHAPE=}")
-    print(f"{'input':8}{'method':8}{'bits':>5}{'sigma':>10}{'product':>10}"
-          f"{'orth':>10}{'first s':>10}{'ms':>10}")
+    print(
+        f"{'input':8}{'method':8}{'bits':>5}{'sigma':>10}{'product':>10}"
+        f"{'orth':>10}{'first s':>10}{'ms':>10}"
+    )
     for graded in (False, True):
         parent = adapters(graded)
         for method in ("qr", "gram"):
@@ -63,8 +69,12 @@ def main() -> None:
                 with jax.enable_x64(bits == 64):
                     row = measured(parent, method)
                 name = "graded" if graded else "random"
-                print(f"{name:8}{method:8}{bits:5}" + "".join(f"{x:10.1e}" for x in row[:3])
-                      + f"{row[3]:10.2f}{1e3 * row[4]:10.2f}", flush=True)
+                print(
+                    f"{name:8}{method:8}{bits:5}"
+                    + "".join(f"{x:10.1e}" for x in row[:3])
+                    + f"{row[3]:10.2f}{1e3 * row[4]:10.2f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,181 @@
+"""The words of the command line: which commands there are, and what they take."""
+
+import argparse
+import math
+import pathlib
+import re
+from collections.abc import Callable
+from typing import NoReturn
+
+import para_jax as para
+
+_POLICIES = {
+    "gamma": (para.Gamma, "keep this share of all ranks, above 0 and up to 1"),
+    "rank": (para.Rank, "keep so many ranks a module, on average"),
+    "epsilon": (para.Epsilon, "keep this share of the energy, above 0 and up to 1"),
+    "threshold": (para.Threshold, "keep the singular values from this one up"),
+    "params": (para.Params, "keep at most so many parameters, such as 100k"),
+    "bytes": (para.Bytes, "keep at most so many bytes of factors, such as 1.5MB"),
+}
+_UNITS = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+_EXAMPLES = """examples:
+  para inspect adapter/                              what is in it
+  para compress adapter/ small/ --gamma 0.25         a quarter of the ranks
+  para compress adapter/ small/ --epsilon 0.99 --max-rank 8 --profile padded
+  para sweep adapter/ children/ --gamma 0.5 0.25 0.125 --epsilon 0.9
+  para convert checkpoint/ adapter/ --format peft    Orbax to PEFT, or back
+"""
+
+Command = Callable[[argparse.Namespace], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with status 2."""
+        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
+
+
+def parser(
+    *, compress: Command, inspect: Command, sweep: Command, convert: Command
+) -> Parser:
+    """Returns the parser; what it gives has the command to call as `run`."""
+    result = Parser(
+        prog="para",
+        description="Compress LoRA adapters after training: PARA, in JAX.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    version = f"para {para.__version__}"
+    result.add_argument("--version", action="version", version=version)
+    commands = result.add_subparsers(
+        required=True, metavar="COMMAND", parser_class=Parser
+    )
+    for name, run, words, what, add in (
+        (
+            "compress",
+            compress,
+            "SRC DST BUDGET",
+            "write one smaller adapter",
+            _compress,
+        ),
+        ("inspect", inspect, "SRC", "show what an adapter holds", _inspect),
+        ("sweep", sweep, "SRC DST BUDGETS", "write one adapter a budget", _sweep),
+        ("convert", convert, "SRC DST", "write it in another format", _output),
+    ):
+        command = commands.add_parser(
+            name,
+            help=what,
+            usage=f"para {name} {words} [options]",
+            description=f"{what[0].upper()}{what[1:]}.",
+            epilog=_EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        _source(command)
+        add(command)
+    return result
+
+
+def policies(given: argparse.Namespace) -> list[para.Policy]:
+    """Returns the policies that were named, in the order of the help.
+
+    Raises:
+      ValueError: if there is none, or one makes no sense.
+    """
+    names = ("scope", "min_rank", "max_rank", "multiple_of")
+    limits = {name: getattr(given, name) for name in names}
+    found: list[para.Policy] = []
+    for name, (policy, _) in _POLICIES.items():
+        values = getattr(given, name)
+        values = values if isinstance(values, list) else [values]
+        found += [policy(value, **limits) for value in values if value is not None]
+    if not found:
+        raise ValueError(f"Name a budget: {', '.join(f'--{x}' for x in _POLICIES)}.")
+    return found
+
+
+def _source(command: Parser) -> None:
+    add = command.add_argument
+    what = "an adapter: a PEFT folder or an Orbax checkpoint"
+    add("source", metavar="SRC", type=pathlib.Path, help=what)
+    what = "alpha / r, for an Orbax checkpoint that another program wrote"
+    add("--scale", type=float, metavar="X", help=what)
+    add("--debug", action="store_true", help="show the traceback of a failure")
+
+
+def _output(command: Parser) -> None:
+    add = command.add_argument
+    add("target", metavar="DST", type=pathlib.Path, help="the folder to write")
+    what = "the format of DST; that of SRC if left out"
+    add("--format", choices=("peft", "orbax"), help=what)
+    add(
+        "--profile",
+        choices=("ragged", "padded"),
+        default="ragged",
+        help="PEFT with each module at its own rank (ragged, if left out), or with "
+        "zeros up to one rank, for servers that know only one (padded)",
+    )
+    what = "replace the adapter that is at DST"
+    add("--overwrite", action="store_true", help=what)
+
+
+def _compress(command: Parser) -> None:
+    _output(command)
+    _cut(command)
+    budget = command.add_mutually_exclusive_group(required=True)
+    for name, (_, what) in _POLICIES.items():
+        budget.add_argument(f"--{name}", type=_number, metavar="X", help=what)
+    add = command.add_argument
+    what = "write what was kept, module by module"
+    add("--report", type=pathlib.Path, metavar="FILE.json", help=what)
+    what = "draw the kept ranks"
+    add("--plot", type=pathlib.Path, metavar="FILE.png", help=what)
+
+
+def _sweep(command: Parser) -> None:
+    _output(command)
+    _cut(command)
+    for name, (_, what) in _POLICIES.items():
+        add = command.add_argument
+        add(f"--{name}", type=_number, nargs="+", metavar="X", help=what)
+
+
+def _inspect(command: Parser) -> None:
+    _method(command)
+    what = "draw the singular values"
+    command.add_argument("--plot", type=pathlib.Path, metavar="FILE.png", help=what)
+
+
+def _method(command: Parser) -> None:
+    add = command.add_argument
+    what = "how to decompose: QR, Gram products, or what suits this machine"
+    add("--method", choices=("auto", "qr", "gram"), default="auto", help=what)
+    add("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _cut(command: Parser) -> None:
+    _method(command)
+    add = command.add_argument
+    what = "choose among all modules (global, if left out), or in each by itself"
+    add("--scope", choices=("global", "local"), default="global", help=what)
+    what = "keep so many ranks of every module"
+    add("--min-rank", type=int, default=0, metavar="R", help=what)
+    add("--max-rank", type=int, metavar="R", help="keep no more of any module")
+    what = "make all ranks multiples of Q"
+    add("--multiple-of", type=int, default=1, metavar="Q", help=what)
+    what = "the dtype of DST; that of SRC if left out"
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help=what)
+
+
+def _number(text: str) -> float:
+    """Returns the value of `0.25`, `100k` or `1.5MB`, in powers of 1000."""
+    match = re.fullmatch(r"([-+.0-9e]+) *([kKMG]?)B?", text.strip())
+    try:
+        value = float(match[1]) * _UNITS[match[2]] if match else math.nan
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number")
+    return int(value) if value == int(value) else value
