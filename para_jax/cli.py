@@ -7,7 +7,9 @@ import logging
 import os
 import pathlib
 import sys
+import threading
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 
 import para_jax as para
@@ -21,6 +23,16 @@ from para_jax.select import ranks
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0, 2 for a user's mistake, 1 for a failure."""
+    try:
+        status = _run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # As when the output goes to `head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _run(words: Sequence[str] | None) -> int:
     debug = False
     try:
         given = arguments.parser(
@@ -31,12 +43,12 @@ def main(words: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _note
             given.run(given)
-        sys.stdout.flush()
+    except SystemExit as stop:  # After --help, or a word that is not known.
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # As when the output goes to `head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if debug:
             raise
@@ -78,7 +90,9 @@ def _inspect(given: argparse.Namespace) -> None:
 
 
 def _sweep(given: argparse.Namespace) -> None:
-    policies = list(dict.fromkeys(arguments.policies(given)))
+    policies = arguments.policies(given)
+    if twice := sorted(x.name for x, n in Counter(policies).items() if n > 1):
+        raise ValueError(f"{twice[0]} is asked for twice.")
     targets = [given.target / x.name.replace(" ", "-") for x in policies]
     for target in targets:
         directory.check_target(target, overwrite=given.overwrite)
@@ -86,7 +100,8 @@ def _sweep(given: argparse.Namespace) -> None:
     with tables.busy(f"Decomposing {len(parent.adapters)} modules"):
         spectra = spectra_of(parent, method=given.method)
         for policy in policies:  # All or none: an impossible one stops here.
-            ranks(spectra, policy)
+            if not any(x.any() for x in ranks(spectra, policy).values()):
+                raise ValueError(f"{policy.name} keeps no rank at all.")
     rows = []
     pairs = zip(policies, targets, strict=True)
     for policy, target in tables.progress(pairs, len(targets), "Writing"):
@@ -124,8 +139,11 @@ def _start(*, debug: bool) -> None:
             jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if not debug:  # Orbax logs the tracebacks of what it then raises.
+    if not debug:  # Orbax shows the tracebacks of its threads, then raises an error.
         logging.disable(logging.CRITICAL)
+        for hook in ("excepthook", "unraisablehook"):
+            setattr(sys, hook, lambda *_: None)
+        threading.excepthook = lambda *_: None
 
 
 def _note(message: Warning | str, *_: object, **__: object) -> None:

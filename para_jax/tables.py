@@ -119,7 +119,10 @@ def _print(table: "rich.table.Table") -> None:
     import rich.console
 
     # Always the same width: a narrow terminal breaks lines, but loses no column.
-    rich.console.Console(highlight=False, width=_WIDTH).print(table)
+    console = rich.console.Console(highlight=False, width=_WIDTH)
+    with console.capture() as shown:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in shown.get().splitlines()))
 
 
 def _shortened(text: str, width: int) -> str:

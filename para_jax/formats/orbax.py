@@ -143,7 +143,7 @@ def _foreign(
     if scale is None or not math.isfinite(scale):
         raise ValueError(
             f"'{folder}' was not written by para_jax, and does not say what a @ b is "
-            f"multiplied with; got scale {scale}. Give scale=: alpha / r of the run "
-            "that trained it, or 1 for params that to_params made."
+            "multiplied with. Give scale=: alpha / r of the run that trained it, a "
+            "finite number, or 1 for params that to_params made."
         )
     return Checkpoint(adapters=adapters)
