@@ -23,7 +23,7 @@ class Extraction:
       adapters: The best update of the asked rank for each matrix that changed.
       energy: The share of each matrix's squared difference that its adapter holds.
       unadapted: The Frobenius norm of the difference that no adapter holds, of each
-        tensor that changed and is no matrix (norms, biases).
+        tensor that changed and is no kernel (norms, biases, embeddings).
     """
 
     adapters: dict[str, Adapter]
@@ -40,7 +40,9 @@ def extract(base: Weights, tuned: Weights, *, rank: int) -> Extraction:
 
     Args:
       base: The original weights by path: kernels `[*stack, m, n]` in Flax's
-        orientation, and anything else.
+        orientation, and anything else. What is named `embedding`, or has fewer than two
+        axes, is reported, not adapted. Leave convolutions out: their window would be
+        taken for a stack.
       tuned: The fine-tuned weights: the same paths and shapes.
       rank: The rank of every adapter, where the matrix has so many.
 
@@ -53,7 +55,8 @@ def extract(base: Weights, tuned: Weights, *, rank: int) -> Extraction:
     result = Extraction(adapters={}, energy={}, unadapted={})
     for path, delta in _differences(base, tuned):
         dtype = np.dtype(tuned[path].dtype)
-        if delta.ndim < 2 or not jnp.issubdtype(dtype, jnp.floating):
+        embedding = path.rpartition("/")[2] == "embedding"
+        if delta.ndim < 2 or embedding or not jnp.issubdtype(dtype, jnp.floating):
             result.unadapted[path] = float(np.linalg.norm(delta))
         else:
             adapter, energy = _truncated(delta, rank)

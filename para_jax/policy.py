@@ -33,7 +33,7 @@ class Policy:
         buys blocks of components, a threshold rounds up.
     """
 
-    value: float
+    value: float | np.number
     _: dataclasses.KW_ONLY
     scope: Scope = "global"
     min_rank: int = 0
@@ -141,7 +141,7 @@ class Gamma(Budget):
 
     def budget(self, pool: Pool) -> int:
         """Returns the share of all ranks, rounded down, but one at least."""
-        budget = math.floor(self.value * pool.total_rank + 1e-9)
+        budget = math.floor(float(self.value) * pool.total_rank + 1e-9)
         if budget == 0:
             warnings.warn(
                 f"{self.name} of {pool.total_rank} ranks is less than one: kept one.",
@@ -164,7 +164,8 @@ class Rank(Budget):
 
     def budget(self, pool: Pool) -> int:
         """Returns the number of ranks in all."""
-        return self._within(self.value * pool.modules, pool.total_rank, 1, "ranks")
+        whole = int(pool.rank[pool.start].sum())
+        return self._within(float(self.value) * pool.modules, whole, 1, "ranks")
 
 
 class Params(Budget):
@@ -183,7 +184,8 @@ class Params(Budget):
     def budget(self, pool: Pool) -> int:
         """Returns the number of parameters, or of bytes."""
         costs = self.costs(pool)
-        return self._within(self.value, int(costs.sum()), int(costs.min()), self.kind)
+        whole = int((costs * pool.rank)[pool.start].sum())
+        return self._within(float(self.value), whole, int(costs.min()), self.kind)
 
 
 class Bytes(Params):

@@ -4,6 +4,7 @@ Rich is imported when called, so the library does without it.
 """
 
 import contextlib
+import io
 import os.path
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -119,10 +120,9 @@ def _print(table: "rich.table.Table") -> None:
     import rich.console
 
     # Always the same width: a narrow terminal breaks lines, but loses no column.
-    console = rich.console.Console(highlight=False, width=_WIDTH)
-    with console.capture() as shown:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in shown.get().splitlines()))
+    shown = io.StringIO()
+    rich.console.Console(file=shown, width=_WIDTH).print(table)
+    print("\n".join(line.rstrip() for line in shown.getvalue().splitlines()))
 
 
 def _shortened(text: str, width: int) -> str:

@@ -31,7 +31,7 @@ POLICIES = (
     para.Epsilon(0.9),
     para.Gamma(0.0625, scope="local"),
 )
-"""The children. The last cuts every module alike: what the global threshold has to beat."""
+"""The children. The last cuts all modules alike: a global threshold should beat it."""
 
 DRAWN = para.Gamma(0.25)
 """The child whose ranks are drawn: that of the paper's Figure 1."""

@@ -33,7 +33,11 @@ class Row:
 def table(rows: Sequence[Row], *, title: str) -> rich.table.Table:
     """Returns a table of at most 80 columns; the first row is the parent."""
     result = rich.table.Table(
-        title=title, box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+        title=title,
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
     result.add_column("adapter", no_wrap=True)
     for name in (
@@ -43,7 +47,7 @@ def table(rows: Sequence[Row], *, title: str) -> rich.table.Table:
         "file",
         "energy",
         "accuracy",
-        "change\n(points)",
+        "change,\npoints",
     ):
         result.add_column(name, justify="right", no_wrap=True)
     for row in rows:

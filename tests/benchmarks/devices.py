@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.devices
 
-A table: method, precision, error of the singular values and of the product against
-float64 NumPy, orthogonality of the balanced factors, first call and median time.
+A table: input, method, bits of the precision, error of the singular values and of the
+product against float64 NumPy, orthogonality of the balanced factors, seconds of the
+first call, and the median of five more in milliseconds.
 """
 
 import statistics
@@ -14,12 +15,15 @@ import numpy as np
 
 import para_jax as para
 
-SHAPE = (16, 2048, 64, 1536)  # Modules, inputs, rank, outputs.
+SHAPES = {
+    "16 of 2048x1536, r 64": (16, 2048, 64, 1536),
+    "68 of 2560x2048, r 16": (68, 2560, 16, 2048),
+}
 
 
-def adapters(graded: bool) -> dict[str, para.Adapter]:
+def adapters(shape: tuple[int, ...], *, graded: bool) -> dict[str, para.Adapter]:
     rng = np.random.default_rng(0)
-    modules, m, r, n = SHAPE
+    modules, m, r, n = shape
     weights = 10.0 ** -np.linspace(0, 5 if graded else 0, r)
     a = (rng.standard_normal((modules, m, r)) * weights).astype(np.float32)
     b = rng.standard_normal((modules, r, n)).astype(np.float32)
@@ -32,49 +36,45 @@ def measured(parent: dict[str, para.Adapter], method: str) -> tuple[float, ...]:
     times = []
     for _ in range(6):
         start = time.perf_counter()
-        spectrum = jax.block_until_ready(decompose(on_device, method=method))["layers"]
+        spectra = jax.block_until_ready(decompose(on_device, method=method))
         times.append(time.perf_counter() - start)
-    masks = {"layers": np.ones(spectrum.s.shape, bool)}
-    child = jax.jit(para.repack)({"layers": spectrum}, masks, on_device)["layers"]
-    return (
-        *errors(parent["layers"], spectrum, child),
-        times[0],
-        statistics.median(times[1:]),
+    masks = {"layers": np.ones(spectra["layers"].s.shape, bool)}
+    child = jax.jit(para.repack)(spectra, masks, on_device)["layers"]
+    found = errors(parent["layers"], spectra["layers"], child)
+    return (*found, times[0], 1e3 * statistics.median(times[1:]))
+
+
+def errors(
+    parent: para.Adapter, spectrum: para.Spectrum, child: para.Adapter
+) -> tuple[float, float, float]:
+    a, b, a_hat, b_hat = (
+        np.asarray(x[0], np.float64) for x in (parent.a, parent.b, child.a, child.b)
     )
-
-
-def errors(parent: para.Adapter, spectrum: para.Spectrum, child: para.Adapter):
-    a, b = np.asarray(parent.a[0], np.float64), np.asarray(parent.b[0], np.float64)
     delta = parent.scale * a @ b
     s = np.linalg.svd(delta, compute_uv=False)[: spectrum.s.shape[-1]]
-    got = np.asarray(child.a[0], np.float64), np.asarray(child.b[0], np.float64)
-    scaled = got[0] / np.sqrt(s)
+    unit = a_hat / np.sqrt(s)
     return (
         np.abs(np.asarray(spectrum.s[0]) - s).max() / s[0],
-        np.linalg.norm(got[0] @ got[1] - delta) / np.linalg.norm(delta),
-        np.abs(scaled.T @ scaled - np.eye(len(s))).max(),
+        np.linalg.norm(a_hat @ b_hat - delta) / np.linalg.norm(delta),
+        np.abs(unit.T @ unit - np.eye(len(s))).max(),
     )
 
 
 def main() -> None:
-    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {SHAPE=}")
-    print(
-        f"{'input':8}{'method':8}{'bits':>5}{'sigma':>10}{'product':>10}"
-        f"{'orth':>10}{'first s':>10}{'ms':>10}"
-    )
-    for graded in (False, True):
-        parent = adapters(graded)
-        for method in ("qr", "gram"):
-            for bits in (32, 64):
-                with jax.enable_x64(bits == 64):
-                    row = measured(parent, method)
-                name = "graded" if graded else "random"
-                print(
-                    f"{name:8}{method:8}{bits:5}"
-                    + "".join(f"{x:10.1e}" for x in row[:3])
-                    + f"{row[3]:10.2f}{1e3 * row[4]:10.2f}",
-                    flush=True,
-                )
+    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}")
+    columns = ("sigma", "product", "orth", "first s", "ms")
+    print(f"{'input':30}{'method':8}{'bits':>4}" + "".join(f"{x:>9}" for x in columns))
+    for name, shape in SHAPES.items():
+        for graded in (False, True):
+            parent = adapters(shape, graded=graded)
+            for method in ("qr", "gram"):
+                for bits in (32, 64):
+                    with jax.enable_x64(bits == 64):
+                        row = measured(parent, method)
+                    cells = "".join(f"{x:9.0e}" for x in row[:3])
+                    cells += f"{row[3]:9.2f}{row[4]:9.2f}"
+                    label = f"{name}{', graded' if graded else ''}"
+                    print(f"{label:30}{method:8}{bits:4}{cells}", flush=True)
 
 
 if __name__ == "__main__":
