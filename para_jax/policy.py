@@ -164,8 +164,8 @@ class Rank(Budget):
 
     def budget(self, pool: Pool) -> int:
         """Returns the number of ranks in all."""
-        whole = int(pool.rank[pool.start].sum())
-        return self._within(float(self.value) * pool.modules, whole, 1, "ranks")
+        budget = float(self.value) * pool.modules
+        return self._within(budget, pool.total_rank, 1, "ranks")
 
 
 class Params(Budget):

@@ -142,10 +142,13 @@ def _above(s: Any, layout: Pool, policy: Policy, candidate: Any, xp: Any) -> Any
     if isinstance(policy, Threshold):
         return s >= policy.value
     if policy.scope == "global":
-        return s >= _energy_threshold(s[None], candidate[None], policy.value, xp)
+        return s >= _energy_threshold(s[None], candidate[None], float(policy.value), xp)
     place, exists = _rows(layout)
     tau = _energy_threshold(
-        xp.where(exists, s[place], 0), candidate[place] & exists, policy.value, xp
+        xp.where(exists, s[place], 0),
+        candidate[place] & exists,
+        float(policy.value),
+        xp,
     )
     return s >= tau[layout.module]
 

@@ -6,6 +6,7 @@ Rich is imported when called, so the library does without it.
 import contextlib
 import io
 import os.path
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -120,9 +121,13 @@ def _print(table: "rich.table.Table") -> None:
     import rich.console
 
     # Always the same width: a narrow terminal breaks lines, but loses no column.
-    shown = io.StringIO()
+    # And in a buffer of its own: a broken pipe is then for the caller to handle.
+    encoding = sys.stdout.encoding
+    shown = io.TextIOWrapper(io.BytesIO(), encoding)
     rich.console.Console(file=shown, width=_WIDTH).print(table)
-    print("\n".join(line.rstrip() for line in shown.getvalue().splitlines()))
+    shown.flush()
+    lines = shown.buffer.getvalue().decode(encoding).splitlines()
+    print("\n".join(line.rstrip() for line in lines))
 
 
 def _shortened(text: str, width: int) -> str:
