@@ -179,7 +179,7 @@ def by_member(values: Mapping[str, Any], adapters: Adapters) -> dict[str, Any]:
     Arrays `[*stack, ...]` are indexed, anything else is the same for all.
     """
     return {
-        member(path, index): value[index] if isinstance(value, np.ndarray) else value
+        member(path, index): value[index] if isinstance(value, Array) else value
         for path, value in values.items()
         for index in np.ndindex(adapters[path].stack if path in adapters else ())
     }

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Child, by_member
@@ -68,42 +69,38 @@ def family(
     The paper's "one-to-many" deployment. Arguments and errors are those of `compress`.
     """
     checkpoint = as_checkpoint(parent)
-    spectra = spectra_of(checkpoint, method=method)
-    return [cut(checkpoint, spectra, x, form=form, dtype=dtype) for x in policies]
+    spectra = spectra_of(checkpoint, method=method, dtype=dtype)
+    return [cut(checkpoint, spectra, policy, form=form) for policy in policies]
 
 
 def spectra_of(
-    parent: Checkpoint | Adapters, *, method: Method = "auto"
+    parent: Checkpoint | Adapters, *, method: Method = "auto", dtype: Any = None
 ) -> dict[str, Spectrum]:
     """Returns the spectrum of each update in float64: `decompose`, compiled once.
+
+    Args:
+      parent: As for `compress`.
+      method: As for `compress`.
+      dtype: The dtype that children will be stored in; the parent's by default.
 
     Raises:
       ValueError: as `compress`.
     """
     checkpoint = as_checkpoint(parent)
-    if checkpoint.residual:
-        raise ValueError(
-            f"This adapter was initialised by {checkpoint.residual}, so it belongs to "
-            "changed base weights: pruning it would delete pretrained components. "
-            "Make it plain first: para_jax.plain(trained, initial)."
-        )
-    for path, adapter in checkpoint.adapters.items():
-        check(path, adapter)
+    _check_parent(checkpoint)
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype is {np.dtype(dtype).name}, expected floating point.")
     spectra: dict[str, Spectrum] = {}
     for path, spectrum in _decompose_groups(checkpoint.adapters, method):
         if not np.isfinite(spectrum.s).all():
             raise ValueError(f"'{path}': the factors contain NaN or infinity.")
-        spectra[path] = spectrum
+        stored = spectrum.dtype if dtype is None else np.dtype(dtype).name
+        spectra[path] = dataclasses.replace(spectrum, dtype=stored)
     return {path: spectra[path] for path in checkpoint.adapters}
 
 
 def cut(
-    parent: Checkpoint,
-    spectra: Spectra,
-    policy: Policy,
-    *,
-    form: Form = "ragged",
-    dtype: Any = None,
+    parent: Checkpoint, spectra: Spectra, policy: Policy, *, form: Form = "ragged"
 ) -> Child:
     """Returns one child from a parent that is decomposed already.
 
@@ -112,24 +109,55 @@ def cut(
       spectra: From `spectra_of(parent)`.
       policy: What to keep.
       form: See `repack`.
-      dtype: See `compress`.
+
+    Raises:
+      TypeError: if `policy` is none, such as a number.
+      ValueError: as `compress`.
     """
-    if dtype is not None:  # Bytes() counts what will be stored.
-        name = np.dtype(dtype).name
-        spectra = {p: dataclasses.replace(x, dtype=name) for p, x in spectra.items()}
+    if not isinstance(policy, Policy):
+        raise TypeError(f"Expected a policy such as Gamma(0.25), got {policy!r}.")
     kept = exact_masks(spectra, policy)
     account = report(spectra, kept, policy)
     fields = {x.name: getattr(parent, x.name) for x in dataclasses.fields(Checkpoint)}
     with wide():
         fields["adapters"] = repack(spectra, kept, parent.adapters, form=form)
+    _check_range(fields["adapters"])
     if form == "ragged":
         for name in ("layers", "biases"):
             fields[name] = by_member(fields[name], parent.adapters)
     fields["absent"] = dict(parent.absent) | {
         x.path: (x.inputs, x.outputs) for x in account.modules if not x.kept
     }
-    fields["provenance"] = dict(parent.provenance) | {"para": account.summary()}
+    cuts = [*parent.provenance.get("cuts", []), account.summary()]
+    fields["provenance"] = dict(parent.provenance) | {"cuts": cuts}
     return Child(**fields, report=account)
+
+
+def _check_parent(parent: Checkpoint) -> None:
+    if parent.residual:
+        raise ValueError(
+            f"This adapter was initialised by {parent.residual}, so it belongs to "
+            "changed base weights: pruning it would delete pretrained components. "
+            "Make it plain first: para_jax.plain(trained, initial)."
+        )
+    for path, adapter in parent.adapters.items():
+        check(path, adapter)
+        if isinstance(adapter.a, jax.core.Tracer) or isinstance(
+            adapter.b, jax.core.Tracer
+        ):
+            raise ValueError(
+                f"'{path}' is traced, and a rank that becomes a shape must be known. "
+                "Inside jit, use decompose, masks and repack(form='masked')."
+            )
+
+
+def _check_range(adapters: Adapters) -> None:
+    for path, x in adapters.items():
+        if not (np.isfinite(x.a).all() and np.isfinite(x.b).all()):
+            raise ValueError(
+                f"'{path}': the child does not fit the range of {x.a.dtype}. Store it "
+                "in bfloat16 or float32."
+            )
 
 
 def as_checkpoint(parent: Checkpoint | Adapters) -> Checkpoint:

@@ -12,6 +12,9 @@ from para_jax.adapters import Adapter, Adapters, Checkpoint
 from para_jax.compress import as_checkpoint, wide
 from para_jax.spectrum import check
 
+# Of scanned layers these have two axes too.
+_NO_KERNELS = ("bias", "embedding", "scale")
+
 Weights = Mapping[str, jax.Array | np.ndarray]
 
 
@@ -40,9 +43,9 @@ def extract(base: Weights, tuned: Weights, *, rank: int) -> Extraction:
 
     Args:
       base: The original weights by path: kernels `[*stack, m, n]` in Flax's
-        orientation, and anything else. What is named `embedding`, or has fewer than two
-        axes, is reported, not adapted. Leave convolutions out: their window would be
-        taken for a stack.
+        orientation, and anything else. What has fewer than two axes, or Flax's names
+        `bias`, `scale` or `embedding`, is reported, not adapted. Leave convolutions
+        out: their window would be taken for a stack.
       tuned: The fine-tuned weights: the same paths and shapes.
       rank: The rank of every adapter, where the matrix has so many.
 
@@ -55,8 +58,8 @@ def extract(base: Weights, tuned: Weights, *, rank: int) -> Extraction:
     result = Extraction(adapters={}, energy={}, unadapted={})
     for path, delta in _differences(base, tuned):
         dtype = np.dtype(tuned[path].dtype)
-        embedding = path.rpartition("/")[2] == "embedding"
-        if delta.ndim < 2 or embedding or not jnp.issubdtype(dtype, jnp.floating):
+        named = path.rpartition("/")[2] in _NO_KERNELS
+        if delta.ndim < 2 or named or not jnp.issubdtype(dtype, jnp.floating):
             result.unadapted[path] = float(np.linalg.norm(delta))
         else:
             adapter, energy = _truncated(delta, rank)
@@ -65,7 +68,7 @@ def extract(base: Weights, tuned: Weights, *, rank: int) -> Extraction:
     return result
 
 
-def plain(trained: Checkpoint | Adapters, initial: Adapters) -> Checkpoint:
+def plain(trained: Checkpoint | Adapters, initial: Checkpoint | Adapters) -> Checkpoint:
     """Returns a PiSSA or MiLoRA adapter as a LoRA on the original weights.
 
     Such an adapter starts at `a0 b0`, which was taken out of the weights, so what it
@@ -80,10 +83,10 @@ def plain(trained: Checkpoint | Adapters, initial: Adapters) -> Checkpoint:
     Raises:
       ValueError: if the two do not belong together.
     """
-    checkpoint = as_checkpoint(trained)
-    _same_keys(initial, checkpoint.adapters, "initial", "trained")
+    checkpoint, before = as_checkpoint(trained), as_checkpoint(initial).adapters
+    _same_keys(before, checkpoint.adapters, "initial", "trained")
     adapters = {
-        path: _minus(path, adapter, initial[path])
+        path: _minus(path, adapter, before[path])
         for path, adapter in checkpoint.adapters.items()
     }
     return dataclasses.replace(checkpoint, adapters=adapters, residual="")

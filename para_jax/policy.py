@@ -10,7 +10,6 @@ import abc
 import dataclasses
 import math
 import numbers
-import warnings
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -115,8 +114,8 @@ class Budget(Policy, abc.ABC):
         # The small term makes 0.3 * 10 three, whatever floating point says.
         if budget + 1e-9 >= whole + 1:
             raise ValueError(
-                f"{self.name}: a budget of {budget:.6g} {unit} is above the parent's "
-                f"{whole}."
+                f"{self.name}: a budget of {budget:,.10g} {unit} is above the parent's "
+                f"{whole:,}. Ask for less."
             )
         result = math.floor(budget + 1e-9)
         if budget > 0 and result < least:
@@ -141,13 +140,7 @@ class Gamma(Budget):
 
     def budget(self, pool: Pool) -> int:
         """Returns the share of all ranks, rounded down, but one at least."""
-        budget = math.floor(float(self.value) * pool.total_rank + 1e-9)
-        if budget == 0:
-            warnings.warn(
-                f"{self.name} of {pool.total_rank} ranks is less than one: kept one.",
-                stacklevel=2,
-            )
-        return max(1, budget)
+        return max(1, math.floor(float(self.value) * pool.total_rank + 1e-9))
 
 
 class Rank(Budget):
@@ -182,7 +175,7 @@ class Params(Budget):
         return pool.cost
 
     def budget(self, pool: Pool) -> int:
-        """Returns the number of parameters, or of bytes."""
+        """Returns the number of parameters; of bytes for `Bytes`."""
         costs = self.costs(pool)
         whole = int((costs * pool.rank)[pool.start].sum())
         return self._within(float(self.value), whole, int(costs.min()), self.kind)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class ModuleReport:
       inputs: `m`.
       outputs: `n`.
       rank: The parent's rank.
+      nominal: The rank that budgets count for it: `rank`, but for adapters made plain.
       itemsize: The bytes of one parameter of the child.
       sigma: The singular values of the parent's update, float64 `[k]`, descending.
       mask: Which of them the child keeps, `[k]`.
@@ -34,6 +35,7 @@ class ModuleReport:
     inputs: int
     outputs: int
     rank: int
+    nominal: int
     itemsize: int
     sigma: np.ndarray
     mask: np.ndarray
@@ -68,7 +70,8 @@ class Report:
 
     @property
     def total_rank(self) -> int:
-        return sum(x.rank for x in self.modules)
+        """The parent's ranks, as budgets count them: the paper's B_init."""
+        return sum(x.nominal for x in self.modules)
 
     @property
     def kept_rank(self) -> int:
@@ -98,18 +101,14 @@ class Report:
     @property
     def energy(self) -> float:
         """The kept share of the sum of squared singular values, 0 to 1 (Eq. 13)."""
-        total = sum(float((x.sigma**2).sum()) for x in self.modules)
-        return 1 - self._dropped / total if total else 1.0
+        return 1 - self.error**2
 
     @property
     def error(self) -> float:
         """The relative Frobenius error of the child over all modules (Eq. 11)."""
         total = sum(float((x.sigma**2).sum()) for x in self.modules)
-        return math.sqrt(self._dropped / total) if total else 0.0
-
-    @property
-    def _dropped(self) -> float:
-        return sum(float((x.sigma[~x.mask] ** 2).sum()) for x in self.modules)
+        dropped = sum(float((x.sigma[~x.mask] ** 2).sum()) for x in self.modules)
+        return math.sqrt(dropped / total) if total else 0.0
 
     def summary(self) -> dict[str, Any]:
         """Returns the totals as plain JSON values; an infinite threshold is None."""
@@ -172,6 +171,7 @@ def report(spectra: Spectra, masks: Mapping[str, np.ndarray], policy: Policy) ->
             inputs=spectra[path].shape[0],
             outputs=spectra[path].shape[1],
             rank=spectra[path].rank,
+            nominal=spectra[path].nominal,
             itemsize=np.dtype(spectra[path].dtype).itemsize,
             sigma=np.asarray(spectra[path].s, np.float64)[index],
             mask=np.asarray(masks[path])[index],
@@ -183,22 +183,37 @@ def report(spectra: Spectra, masks: Mapping[str, np.ndarray], policy: Policy) ->
     budget = 0
     if isinstance(policy, Budget) and policy.counts_ranks:
         budget = policy.budget(layout)
-    return dataclasses.replace(result, notes=tuple(_notes(result, budget)))
+    return dataclasses.replace(result, notes=tuple(_notes(result, policy, budget)))
 
 
-def _notes(result: Report, budget: int) -> Iterator[str]:
+def _notes(result: Report, policy: Policy, budget: int) -> Iterator[str]:
     if (unspent := budget - result.kept_rank) > 0:
         yield (
             f"{unspent} of the budget's {budget} ranks are not spent: what is left is "
             "zero, or beyond the policy's limits"
         )
-    dropped = np.concatenate([x.sigma[~x.mask] for x in result.modules])
-    below = dropped[dropped <= result.threshold].max(initial=-math.inf)
-    if result.threshold - below <= _CLOSE * result.threshold < math.inf:
+    pools = [result.modules]
+    if policy.scope == "local":
+        pools = [(module,) for module in result.modules]
+    if any(_is_close(modules, policy) for modules in pools):
         yield (
-            "the largest dropped singular value equals the smallest kept one within "
-            "rounding: another platform may keep the other"
+            "the best dropped component equals the worst kept one within rounding: "
+            "another platform may keep the other"
         )
+
+
+def _is_close(modules: Sequence[ModuleReport], policy: Policy) -> bool:
+    """Returns whether rounding could turn the choice among these modules."""
+    by_cost = isinstance(policy, Budget) and not policy.counts_ranks
+    kept, dropped = [], []
+    for x in modules:
+        worth = x.sigma / math.sqrt(x.inputs + x.outputs if by_cost else 1)
+        kept.append(worth[x.mask])
+        dropped.append(worth[~x.mask])
+    worst = np.concatenate(kept).min(initial=math.inf)
+    below = np.concatenate(dropped)
+    best = below[below <= worst].max(initial=-math.inf)
+    return bool(worst - best <= _CLOSE * worst < math.inf)
 
 
 def human_bytes(size: float) -> str:

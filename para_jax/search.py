@@ -3,13 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Child
 from para_jax.compress import as_checkpoint, cut, spectra_of
 from para_jax.policy import Rank
-from para_jax.pool import pool
+from para_jax.pool import Pool, pool
 from para_jax.repack import Form, pad
 from para_jax.spectrum import Method
 
@@ -67,8 +69,10 @@ def search(
     metric: Metric,
     *,
     tolerance: float,
+    limits: Rank = Rank(1),  # noqa: B008, a frozen value.
     form: Form = "ragged",
     method: Method = "auto",
+    dtype: Any = None,
 ) -> Search:
     """Returns the smallest child whose metric stays within `tolerance` of the parent's.
 
@@ -83,45 +87,61 @@ def search(
         then children filled up with zeros to the parent's shapes, of scale 1: so a
         jitted model compiles once for all of them (`to_params` hides the scale).
       tolerance: How much less than the parent's metric is good enough, 0 or more.
+      limits: A policy whose `scope`, `min_rank`, `max_rank` and `multiple_of` all
+        children keep to; its budget does not count.
       form: The form of the child that is returned.
-      method: As for `decompose`.
+      method: As for `compress`.
+      dtype: As for `compress`.
 
     Raises:
-      ValueError: if `tolerance` is negative, the metric gives NaN, or `compress` would
-        refuse the parent.
+      ValueError: if `tolerance` is negative, the metric gives NaN, not even the largest
+        child is good enough, or `compress` would refuse the parent.
     """
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance}.")
     checkpoint = as_checkpoint(parent)
-    spectra = spectra_of(checkpoint, method=method)
+    spectra = spectra_of(checkpoint, method=method, dtype=dtype)
     layout = pool(spectra)
     wanted = _number(metric(checkpoint.adapters), "the parent")
     points: dict[int, Point] = {}
 
+    def policy(budget: int) -> Rank:
+        return dataclasses.replace(limits, value=budget / layout.modules)
+
     def good(budget: int) -> bool:
-        policy = Rank(budget / layout.modules)
-        child = cut(checkpoint, spectra, policy, form="padded").adapters
+        child = cut(checkpoint, spectra, policy(budget), form="padded").adapters
+        got = metric(pad(child, like=checkpoint.adapters))
         points[budget] = Point(
             kept_rank=budget,
             average_rank=budget / layout.modules,
-            metric=_number(
-                metric(pad(child, like=checkpoint.adapters)), f"{budget} ranks"
-            ),
+            metric=_number(got, f"{budget} ranks"),
             tolerated=wanted - tolerance,
         )
         return points[budget].accepted
 
-    budget = _bisect(good, layout.total_rank)
+    budget = _bisect(good, _least(layout, limits), layout.total_rank)
     return Search(
-        child=cut(checkpoint, spectra, Rank(budget / layout.modules), form=form),
+        child=cut(checkpoint, spectra, policy(budget), form=form),
         parent_metric=wanted,
         points=tuple(points[x] for x in sorted(points)),
     )
 
 
-def _bisect(good: Callable[[int], bool], most: int) -> int:
-    """Returns the smallest good integer in 1 ... `most`, which is taken to be good."""
-    low, high = 0, most
+def _least(layout: Pool, limits: Rank) -> int:
+    """Returns the smallest budget that pays for `min_rank`, at least one rank."""
+    q = limits.multiple_of
+    floor = np.minimum(-(-limits.min_rank // q) * q, layout.sizes)
+    return max(1, int(floor.sum()))
+
+
+def _bisect(good: Callable[[int], bool], least: int, most: int) -> int:
+    """Returns the smallest good integer in `least` ... `most`."""
+    if not good(most):
+        raise ValueError(
+            f"Not even {most} ranks, the largest child within the limits, are as good as "
+            "is asked for. Allow a larger tolerance, or more than max_rank."
+        )
+    low, high = least - 1, most
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if good(middle) else (middle, high)

@@ -5,15 +5,16 @@ Two faces of one rule. `masks` is traced: arrays in, arrays out, static shapes, 
 `N` components in the pool, `q` the block that `multiple_of` asks for.
 """
 
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax.policy import Budget, Policy, Threshold
+from para_jax.policy import Budget, Gamma, Policy, Threshold
 from para_jax.pool import Pool, pool
-from para_jax.spectrum import Spectra
+from para_jax.spectrum import RESOLUTION, Spectra
 
 
 def masks(spectra: Spectra, policy: Policy) -> dict[str, jax.Array]:
@@ -68,7 +69,7 @@ def _select(s: Any, layout: Pool, policy: Policy, xp: Any) -> Any:
     """Returns the mask `[N]` of the kept components; `xp` is `jnp` or `np`."""
     low, high = _limits(layout, policy)
     # What float32 factors do not resolve is zero, and never worth its parameters.
-    eps = (layout.rank * np.finfo(np.float32).eps).astype(s.dtype)
+    eps = (layout.rank * RESOLUTION).astype(s.dtype)
     resolved = s > eps * s[layout.start[layout.module]]
     candidate = resolved & (layout.index < high)
     forced = candidate & (layout.index < low)
@@ -127,6 +128,11 @@ def _prices(layout: Pool, policy: Budget) -> tuple[np.ndarray, int]:
       ValueError: if the budget cannot pay for `min_rank`.
     """
     cost, budget = policy.costs(layout), policy.budget(layout)
+    if isinstance(policy, Gamma) and policy.value * layout.total_rank < 1 - 1e-9:
+        warnings.warn(
+            f"{policy.name} of {layout.total_rank} ranks is less than one: kept one.",
+            stacklevel=2,
+        )
     needed = int(cost[layout.index < _limits(layout, policy)[0]].sum())
     if needed > budget:
         raise ValueError(

@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from para_jax.adapters import Checkpoint
+from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
+from para_jax.compress import as_checkpoint
 from para_jax.formats import directory
 
 Format = Literal["peft", "orbax"]
@@ -35,7 +36,7 @@ def load(path: Path, *, scale: float | None = None) -> Checkpoint:
       ValueError: if the adapter is broken or cannot be represented. The message
         names the file and the module.
     """
-    folder = pathlib.Path(path)
+    folder = pathlib.Path(path).expanduser()
     if folder.suffix == ".bin" and folder.exists() and not folder.is_dir():
         raise ValueError(
             f"'{folder}' is a pickle, which could run any code and is never opened. "
@@ -43,7 +44,8 @@ def load(path: Path, *, scale: float | None = None) -> Checkpoint:
         )
     if folder.name == "adapter_model.safetensors":
         folder = folder.parent
-    directory.recover(folder)
+    with contextlib.suppress(OSError):  # Where only reading is allowed.
+        directory.recover(folder)
     if recognise(folder) == "peft":
         if scale is not None:
             raise ValueError(f"'{folder}' holds its own scales: leave out {scale=}.")
@@ -59,7 +61,7 @@ def load(path: Path, *, scale: float | None = None) -> Checkpoint:
 
 
 def save(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Adapters,
     path: Path,
     *,
     format: Format = "peft",  # noqa: A002
@@ -72,7 +74,7 @@ def save(
     read back; a crash at any moment leaves what was there before.
 
     Args:
-      checkpoint: What `load` or `compress` gave.
+      checkpoint: What `load` or `compress` gave, or just adapters by path.
       path: The folder to make.
       format: `peft` or `orbax`.
       profile: For `peft`: `ragged` (PEFT, diffusers, vLLM) or `padded` with zeros to
@@ -83,20 +85,24 @@ def save(
       OSError: if the target exists or cannot be written.
       ValueError: if the format cannot hold the adapters.
     """
-    target = pathlib.Path(path)
+    target = pathlib.Path(path).expanduser()
     if format not in ("peft", "orbax"):
         raise ValueError(f"Unknown format {format!r}: expected 'peft' or 'orbax'.")
     if profile not in ("ragged", "padded"):
         raise ValueError(f"Unknown profile {profile!r}: expected 'ragged' or 'padded'.")
+    if format == "orbax" and profile != "ragged":
+        raise ValueError("The profile 'padded' is of PEFT: leave it out for Orbax.")
+    checkpoint = as_checkpoint(checkpoint)
     with directory.replacing(target, overwrite=overwrite) as new:
         if format == "peft":
             from para_jax.formats import peft
 
-            peft.save(checkpoint, new, profile=profile)
+            wanted = peft.save(checkpoint, new, profile=profile)
         else:
             from para_jax.formats import orbax
 
-            orbax.save(checkpoint, new)
+            wanted = orbax.save(checkpoint, new)
+        check_same(wanted, load(new))
 
 
 def recognise(path: Path) -> Format:
@@ -135,3 +141,27 @@ def _check_finite(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
                 raise ValueError(
                     f"'{path}' in '{folder}' contains NaN or infinity (factor {name})."
                 )
+
+
+def check_same(wanted: Checkpoint, got: Checkpoint) -> None:
+    """Raises ValueError, naming what differs, unless a format kept all it was given."""
+    for field in ("adapters", "biases", "layers", "extra"):
+        one, two = getattr(wanted, field), getattr(got, field)
+        for name in sorted(one.keys() | two.keys()):
+            if name not in one or name not in two or not _equal(one[name], two[name]):
+                raise ValueError(
+                    f"'{name}' does not read back as what it should be: the format "
+                    "cannot hold it. Are there dots in the paths of the modules?"
+                )
+
+
+def _equal(one: Any, two: Any) -> bool:
+    if isinstance(one, Adapter):
+        same = _equal(one.a, two.a) and _equal(one.b, two.b)
+        return same and one.scale == two.scale
+    if isinstance(one, Layer):
+        return one == two
+    one, two = np.asarray(one), np.asarray(two)
+    # By the bits: a tensor that is passed on may hold NaN.
+    form = one.dtype == two.dtype and one.shape == two.shape
+    return form and one.tobytes() == two.tobytes()

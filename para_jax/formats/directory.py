@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import pathlib
+import platform
 import re
 import secrets
 import shutil
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _RENAME_SWAP = 2  # macOS
-_NEW = re.compile(r"\.(?P<name>.+)\.para-new-(?P<pid>\d+)-[0-9a-f]+$")
+_NEW = re.compile(r"\.(?P<name>.+)\.para-new-(?P<host>\w+)-(?P<pid>\d+)-[0-9a-f]+$")
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 ADAPTER_FILES = ("adapter_config.json", "_METADATA", "_CHECKPOINT_METADATA")
@@ -68,7 +69,7 @@ def replacing(
     """
     check_target(target, overwrite=overwrite)
     real = pathlib.Path(os.path.realpath(target))
-    name = f".{real.name}.para-new-{os.getpid()}-{secrets.token_hex(4)}"
+    name = f".{real.name}.para-new-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
     room = real.with_name(name)  # For what a writer itself puts beside its directory.
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
@@ -133,8 +134,14 @@ def _sweep(target: pathlib.Path) -> None:
     """Removes what processes that were killed while writing `target` left behind."""
     for path in target.parent.iterdir():
         match = _NEW.match(path.name)
-        if match and match["name"] == target.name and not _alive(int(match["pid"])):
+        ours = match and (match["name"], match["host"]) == (target.name, _host())
+        if match and ours and not _alive(int(match["pid"])):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _host() -> str:
+    """Returns the machine's name: a process number means nothing on another one."""
+    return re.sub(r"\W", "_", platform.node()) or "_"
 
 
 def _alive(pid: int) -> bool:

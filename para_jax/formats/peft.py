@@ -10,7 +10,6 @@ import numpy as np
 
 from para_jax.adapters import (
     Adapter,
-    Array,
     Checkpoint,
     Layer,
     by_member,
@@ -116,8 +115,8 @@ def _with_facts(checkpoint: Checkpoint, text: str) -> Checkpoint:
 
 def save(
     checkpoint: Checkpoint, folder: pathlib.Path, *, profile: Profile = "ragged"
-) -> None:
-    """Writes the two files of an adapter into an existing folder, and reads them again.
+) -> Checkpoint:
+    """Writes the two files of an adapter into an existing folder.
 
     All scales are folded in and written as 1, so engines that know one scale for all
     modules, those that divide by each tensor's own rank, and PEFT agree.
@@ -128,12 +127,15 @@ def save(
       profile: `ragged`: each module at its own rank, by patterns; absent modules left
         out. `padded`: zeros up to one rank, no patterns, absent modules as zeros.
 
+    Returns:
+      What the files should read back as.
+
     Raises:
-      ValueError: if nothing is left to write, names cannot be told apart by PEFT's
-        rules, or what was written does not read back as what it should be.
+      ValueError: if nothing is left to write, or names cannot be told apart by PEFT's
+        rules.
     """
     flat = _flat(checkpoint, profile)
-    if not checkpoint.adapters:
+    if not flat.adapters:
         raise ValueError(
             "No module has an adapter left, and PEFT has no form for that. Keep at "
             "least one rank."
@@ -150,18 +152,21 @@ def save(
     metadata = {"format": "pt", "para_jax": facts.to_json(flat, renamed)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors.write(folder / WEIGHTS, dict(peft_tensors.named(flat)), metadata)
-    _verify(folder, flat, profile)
+    return flat
 
 
 def _flat(checkpoint: Checkpoint, profile: Profile) -> Checkpoint:
     """Returns one adapter of scale 1 a module, as the profile wants them."""
-    adapters = {path: _scaled(x) for path, x in unstack(checkpoint.adapters).items()}
+    adapters = {path: _scaled(x) for path, x in _kernels(checkpoint, profile).items()}
     layers = by_member(checkpoint.layers, checkpoint.adapters)
     biases = by_member(checkpoint.biases, checkpoint.adapters)
     shapes = {path: (x.inputs, x.rank, x.outputs) for path, x in adapters.items()}
     if profile == "padded":
         most = max((rank for _, rank, _ in shapes.values()), default=1)
-        shapes |= {path: (m, 1, n) for path, (m, n) in checkpoint.absent.items()}
+        shapes = {
+            **{path: (m, 1, n) for path, (m, n) in checkpoint.absent.items()},
+            **shapes,
+        }
         shapes = {path: (m, most, n) for path, (m, _, n) in shapes.items()}
     else:  # A module without an adapter would have no place for its bias.
         needed = biases.keys() & checkpoint.absent.keys()
@@ -179,6 +184,25 @@ def _flat(checkpoint: Checkpoint, profile: Profile) -> Checkpoint:
     )
 
 
+def _kernels(checkpoint: Checkpoint, profile: Profile) -> dict[str, Adapter]:
+    """Returns one adapter a module; those of a padded stack are trimmed if ragged."""
+    flat = unstack(checkpoint.adapters)
+    if profile == "padded":
+        return flat
+    trimmed = {
+        path: x if path in checkpoint.adapters else _trim(x) for path, x in flat.items()
+    }
+    return {path: x for path, x in trimmed.items() if x.rank}
+
+
+def _trim(adapter: Adapter) -> Adapter:
+    """Returns the adapter without the zeros that fill up its last components."""
+    a, b = np.asarray(adapter.a), np.asarray(adapter.b)
+    used = np.flatnonzero(a.any(axis=0) & b.any(axis=1))
+    rank = int(used.max(initial=-1)) + 1
+    return dataclasses.replace(adapter, a=a[:, :rank], b=b[:rank])
+
+
 def _zeros(shape: tuple[int, int, int], dtype: np.dtype) -> Adapter:
     m, rank, n = shape
     return Adapter(a=np.zeros((m, rank), dtype), b=np.zeros((rank, n), dtype))
@@ -189,39 +213,3 @@ def _scaled(adapter: Adapter) -> Adapter:
     if adapter.scale != 1:
         b = (b.astype(np.float64) * adapter.scale).astype(b.dtype)
     return dataclasses.replace(adapter, a=np.asarray(adapter.a), b=b, scale=1.0)
-
-
-def _verify(folder: pathlib.Path, wanted: Checkpoint, profile: Profile) -> None:
-    """Raises ValueError unless the files mean to their readers what they should."""
-    got = load(folder)
-    wrong = [path for path in wanted.adapters if not _same(path, wanted, got)]
-    wrong += got.adapters.keys() - wanted.adapters.keys()
-    wrong += [name for name in wanted.extra if name not in got.extra]
-    if profile == "padded" and not wrong:
-        # Engines that read `r` and `lora_alpha` alone.
-        one = got.config["lora_alpha"] == got.config["r"]
-        uniform = {x.rank for x in got.adapters.values()} == {got.config["r"]}
-        wrong += [] if one and uniform else [CONFIG]
-    if wrong:
-        raise ValueError(
-            f"'{wrong[0]}' does not read back from PEFT's form as what it should be. "
-            "Are there dots in the paths of the modules?"
-        )
-
-
-def _same(path: str, wanted: Checkpoint, got: Checkpoint) -> bool:
-    if path not in got.adapters:
-        return False
-    one, two = wanted.adapters[path], got.adapters[path]
-    bias, other = (x.biases.get(path, np.zeros(0)) for x in (wanted, got))
-    return (
-        two.scale == 1
-        and _equal(one.a, two.a)
-        and _equal(one.b, two.b)
-        and _equal(bias, other)
-        and wanted.layers.get(path) == got.layers.get(path)
-    )
-
-
-def _equal(one: Array, two: Array) -> bool:
-    return one.dtype == two.dtype and np.array_equal(one, two)
