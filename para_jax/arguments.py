@@ -62,7 +62,7 @@ def parser(
         ),
         ("inspect", inspect, "SRC", "show what an adapter holds", _inspect),
         ("sweep", sweep, "SRC DST BUDGETS", "write one adapter a budget", _sweep),
-        ("convert", convert, "SRC DST", "write it in another format", _output),
+        ("convert", convert, "SRC DST", "write it in another format", _convert),
     ):
         command = commands.add_parser(
             name,
@@ -121,12 +121,18 @@ def _output(command: Parser) -> None:
     add("--overwrite", action="store_true", help=what)
 
 
-def _compress(command: Parser) -> None:
+def _convert(command: Parser) -> None:
     _output(command)
-    _cut(command)
-    budget = command.add_mutually_exclusive_group(required=True)
+    _json(command)
+
+
+def _compress(command: Parser) -> None:
+    group = command.add_argument_group("budget, one of")
+    budget = group.add_mutually_exclusive_group(required=True)
     for name, (_, what) in _POLICIES.items():
         budget.add_argument(f"--{name}", type=_number, metavar="X", help=what)
+    _output(command)
+    _cut(command)
     add = command.add_argument
     what = "write what was kept, module by module"
     add("--report", type=pathlib.Path, metavar="FILE.json", help=what)
@@ -135,11 +141,11 @@ def _compress(command: Parser) -> None:
 
 
 def _sweep(command: Parser) -> None:
+    add = command.add_argument_group("budgets, one or more").add_argument
+    for name, (_, what) in _POLICIES.items():
+        add(f"--{name}", type=_number, nargs="+", metavar="X", help=what)
     _output(command)
     _cut(command)
-    for name, (_, what) in _POLICIES.items():
-        add = command.add_argument
-        add(f"--{name}", type=_number, nargs="+", metavar="X", help=what)
 
 
 def _inspect(command: Parser) -> None:
@@ -152,7 +158,12 @@ def _method(command: Parser) -> None:
     add = command.add_argument
     what = "how to decompose: QR, Gram products, or what suits this machine"
     add("--method", choices=("auto", "qr", "gram"), default="auto", help=what)
-    add("--json", action="store_true", help="print JSON instead of a table")
+    _json(command)
+
+
+def _json(command: Parser) -> None:
+    what = "print JSON instead of a table"
+    command.add_argument("--json", action="store_true", help=what)
 
 
 def _cut(command: Parser) -> None:
@@ -177,5 +188,7 @@ def _number(text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a number such as 0.25, 100k or 1.5MB"
+        )
     return int(value) if value == int(value) else value

@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import para_jax as para
 from para_jax import arguments, tables
@@ -39,9 +39,8 @@ def _run(words: Sequence[str] | None) -> int:
             compress=_compress, inspect=_inspect, sweep=_sweep, convert=_convert
         ).parse_args(words)
         debug = given.debug
-        _start(debug=debug)
-        with warnings.catch_warnings():
-            warnings.showwarning = _note
+        _cache_programs()
+        with contextlib.nullcontext() if debug else _quiet():
             given.run(given)
     except SystemExit as stop:  # After --help, or a word that is not known.
         return int(stop.code or 0)
@@ -61,8 +60,8 @@ def _run(words: Sequence[str] | None) -> int:
 def _compress(given: argparse.Namespace) -> None:
     (policy,) = arguments.policies(given)
     directory.check_target(given.target, overwrite=given.overwrite)
-    for path in (given.report, given.plot):
-        _check_file(path)
+    _check_file(given.report)
+    _check_picture(given.plot)
     parent = _load(given)
     with tables.busy(f"Decomposing {len(parent.adapters)} modules"):
         child = para.compress(parent, policy, method=given.method, dtype=given.dtype)
@@ -78,7 +77,7 @@ def _compress(given: argparse.Namespace) -> None:
 
 
 def _inspect(given: argparse.Namespace) -> None:
-    _check_file(given.plot)
+    _check_picture(given.plot)
     checkpoint = _load(given)
     with tables.busy(f"Decomposing {len(checkpoint.adapters)} modules"):
         found = inspect(checkpoint, method=given.method)
@@ -98,14 +97,14 @@ def _sweep(given: argparse.Namespace) -> None:
         directory.check_target(target, overwrite=given.overwrite)
     parent = _load(given)
     with tables.busy(f"Decomposing {len(parent.adapters)} modules"):
-        spectra = spectra_of(parent, method=given.method)
+        spectra = spectra_of(parent, method=given.method, dtype=given.dtype)
         for policy in policies:  # All or none: an impossible one stops here.
             if not any(x.any() for x in ranks(spectra, policy).values()):
                 raise ValueError(f"{policy.name} keeps no rank at all.")
     rows = []
     pairs = zip(policies, targets, strict=True)
     for policy, target in tables.progress(pairs, len(targets), "Writing"):
-        child = cut(parent, spectra, policy, dtype=given.dtype)
+        child = cut(parent, spectra, policy)
         _save(given, child, target)
         rows.append((target, child.report))
     if given.json:
@@ -119,13 +118,16 @@ def _convert(given: argparse.Namespace) -> None:
     directory.check_target(given.target, overwrite=given.overwrite)
     checkpoint = _load(given)
     _save(given, checkpoint, given.target)
-    print(
-        f"{len(checkpoint.adapters)} adapters written to {given.target}, "
-        f"{_on_disk(given.target)} on disk."
-    )
+    if given.json:
+        print(json.dumps({str(given.target): sorted(checkpoint.adapters)}))
+    else:
+        print(
+            f"{len(checkpoint.adapters)} adapters written to {given.target}, "
+            f"{_on_disk(given.target)} on disk."
+        )
 
 
-def _start(*, debug: bool) -> None:
+def _cache_programs() -> None:
     """Sets JAX up for a short run: compiled programs are kept between runs."""
     # Before JAX looks for devices: a small job takes no three quarters of a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -139,21 +141,27 @@ def _start(*, debug: bool) -> None:
             jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if not debug:  # Orbax shows the tracebacks of its threads, then raises an error.
-        logging.disable(logging.CRITICAL)
-        for hook in ("excepthook", "unraisablehook"):
-            setattr(sys, hook, lambda *_: None)
-        threading.excepthook = lambda *_: None
 
 
-def _note(message: Warning | str, *_: object, **__: object) -> None:
-    """Prints a warning as a sentence, each once."""
-    if str(message) not in _noted:
-        _noted.add(str(message))
-        print(f"para: note: {message}", file=sys.stderr)
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Prints warnings as sentences, and no tracebacks of Orbax's threads.
 
-
-_noted: set[str] = set()
+    What they say comes once more, as the error that Orbax then raises.
+    """
+    hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
+    level = logging.root.manager.disable
+    sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("default")
+            yield
+        for text in dict.fromkeys(str(x.message) for x in found):
+            print(f"para: note: {text}", file=sys.stderr)
+    finally:
+        sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
+        logging.disable(level)
 
 
 def _load(given: argparse.Namespace) -> para.Checkpoint:
@@ -175,12 +183,18 @@ def _save(
 
 
 def _check_file(path: pathlib.Path | None) -> None:
-    """Raises an error before any work if a file could not be written at the end."""
-    if path is None:
-        return
-    if path.is_dir() or not path.parent.is_dir():
-        raise NotADirectoryError(f"'{path}' cannot be written: no file in a folder.")
-    if path.suffix != ".json":
+    """Raises an error before any work if a file could not be written after it."""
+    if path is not None and not path.parent.is_dir():
+        raise NotADirectoryError(
+            f"'{path}': the folder '{path.parent}' does not exist."
+        )
+    if path is not None and path.is_dir():
+        raise FileExistsError(f"'{path}' is a folder, expected a file.")
+
+
+def _check_picture(path: pathlib.Path | None) -> None:
+    _check_file(path)
+    if path is not None:
         from matplotlib.backend_bases import FigureCanvasBase
 
         kinds = FigureCanvasBase.get_supported_filetypes()

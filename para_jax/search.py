@@ -138,8 +138,8 @@ def _bisect(good: Callable[[int], bool], least: int, most: int) -> int:
     """Returns the smallest good integer in `least` ... `most`."""
     if not good(most):
         raise ValueError(
-            f"Not even {most} ranks, the largest child within the limits, are as good as "
-            "is asked for. Allow a larger tolerance, or more than max_rank."
+            f"Not even {most} ranks, the largest child within the limits, are good "
+            "enough. Allow a larger tolerance, or a larger max_rank."
         )
     low, high = least - 1, most
     while high - low > 1:

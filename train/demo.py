@@ -31,10 +31,10 @@ POLICIES = (
     para.Epsilon(0.9),
     para.Gamma(0.0625, scope="local"),
 )
-"""The children. The last cuts all modules alike: a global threshold should beat it."""
+"""The children. The last cuts every module alike, the paper's ablation."""
 
 DRAWN = para.Gamma(0.25)
-"""The child whose ranks are drawn: that of the paper's Figure 1."""
+"""The child whose ranks are drawn: the policy of the paper's Figure 1."""
 
 
 def save(children: Sequence[para.Child], out: pathlib.Path) -> list[pathlib.Path]:

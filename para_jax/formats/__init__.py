@@ -4,8 +4,9 @@ A format's file is imported when it is used: Orbax alone takes longer to import 
 a small adapter takes to compress.
 """
 
+import contextlib
 import pathlib
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 

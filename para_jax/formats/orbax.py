@@ -28,10 +28,13 @@ _KEY = "para_jax"
 _VERSION = 1
 
 
-def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
-    """Writes a checkpoint into an existing, empty folder.
+def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
+    """Writes a checkpoint into an existing, empty folder, and returns it.
 
     Scales are kept beside the factors, not folded in: what is read is what was saved.
+
+    Raises:
+      OSError: if the disk is full or the folder cannot be written.
     """
     bare = {
         path: dataclasses.replace(x, scale=1.0)
@@ -48,6 +51,7 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
         ocp.save(str(folder.absolute()), tree, custom_metadata=metadata)
     except ValueError as error:  # Such as that of TensorStore for a full disk.
         raise tensors.os_error(error, folder) from error
+    return checkpoint
 
 
 def load(folder: pathlib.Path, *, scale: float | None = None) -> Checkpoint:
@@ -65,24 +69,36 @@ def load(folder: pathlib.Path, *, scale: float | None = None) -> Checkpoint:
         return _foreign(folder, tree, scale)
     if scale is not None:
         raise ValueError(f"'{folder}' holds its own scales: leave out scale={scale:g}.")
-    own = metadata[_KEY]
+    try:
+        return _ours(tree, metadata[_KEY])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"'{folder}' is damaged, or of a newer para_jax: its metadata or a part of "
+            f"its tree is missing ({_first_line(error)})."
+        ) from error
+
+
+def _ours(tree: Mapping[str, Any], own: Mapping[str, Any]) -> Checkpoint:
+    """Returns the checkpoint that `save` wrote."""
     if own["version"] > _VERSION:
-        raise ValueError(f"'{folder}' was written by a newer para_jax: update yours.")
-    adapters = from_params(tree["lora"])
-    ours = facts.from_json(own["facts"])
+        raise ValueError(f"version {own['version']} is newer than {_VERSION}")
+    factors, found = from_params(tree["lora"]), facts.from_json(own["facts"])
+    adapters = {
+        path: dataclasses.replace(
+            factors[path], scale=scale, nominal=found.nominal.get(path)
+        )
+        for path, scale in own["scales"].items()
+    }
+    for path, adapter in adapters.items():
+        check(path, adapter)
     return Checkpoint(
-        adapters={
-            path: dataclasses.replace(
-                adapters[path], scale=scale, nominal=ours.nominal.get(path)
-            )
-            for path, scale in own["scales"].items()
-        },
-        layers=ours.layers,
+        adapters=adapters,
+        layers=found.layers,
         biases=unnest(tree.get("bias", {})),
-        absent=ours.absent,
+        absent=found.absent,
         extra=tree.get("extra", {}),
         config=own["config"],
-        provenance=ours.provenance,
+        provenance=found.provenance,
         residual=own["residual"],
     )
 

@@ -189,9 +189,8 @@ def _kernels(checkpoint: Checkpoint, profile: Profile) -> dict[str, Adapter]:
     flat = unstack(checkpoint.adapters)
     if profile == "padded":
         return flat
-    trimmed = {
-        path: x if path in checkpoint.adapters else _trim(x) for path, x in flat.items()
-    }
+    whole = checkpoint.adapters.keys()
+    trimmed = {path: x if path in whole else _trim(x) for path, x in flat.items()}
     return {path: x for path, x in trimmed.items() if x.rank}
 
 
