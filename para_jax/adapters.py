@@ -116,7 +116,7 @@ class Checkpoint:
 
     adapters: Adapters
     layers: Mapping[str, Layer] = dataclasses.field(default_factory=dict)
-    biases: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    biases: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     absent: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)

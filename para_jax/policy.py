@@ -114,8 +114,8 @@ class Budget(Policy, abc.ABC):
         # The small term makes 0.3 * 10 three, whatever floating point says.
         if budget + 1e-9 >= whole + 1:
             raise ValueError(
-                f"{self.name}: a budget of {budget:,.10g} {unit} is above the parent's "
-                f"{whole:,}. Ask for less."
+                f"{self.name}: a budget of {budget:.10g} {unit} is above the parent's "
+                f"{whole}. Ask for less."
             )
         result = math.floor(budget + 1e-9)
         if budget > 0 and result < least:

@@ -25,20 +25,20 @@ class ModuleReport:
       inputs: `m`.
       outputs: `n`.
       rank: The parent's rank.
-      nominal: The rank that budgets count for it: `rank`, but for adapters made plain.
       itemsize: The bytes of one parameter of the child.
       sigma: The singular values of the parent's update, float64 `[k]`, descending.
       mask: Which of them the child keeps, `[k]`.
+      nominal: The rank that budgets count, where it is not `rank`.
     """
 
     path: str
     inputs: int
     outputs: int
     rank: int
-    nominal: int
     itemsize: int
     sigma: np.ndarray
     mask: np.ndarray
+    nominal: int | None = None
 
     @property
     def kept(self) -> int:
@@ -71,7 +71,7 @@ class Report:
     @property
     def total_rank(self) -> int:
         """The parent's ranks, as budgets count them: the paper's B_init."""
-        return sum(x.nominal for x in self.modules)
+        return sum(x.nominal or x.rank for x in self.modules)
 
     @property
     def kept_rank(self) -> int:
@@ -197,8 +197,8 @@ def _notes(result: Report, policy: Policy, budget: int) -> Iterator[str]:
         pools = [(module,) for module in result.modules]
     if any(_is_close(modules, policy) for modules in pools):
         yield (
-            "the best dropped component equals the worst kept one within rounding: "
-            "another platform may keep the other"
+            "the largest dropped component equals the smallest kept one within "
+            "rounding: another platform may keep the other"
         )
 
 

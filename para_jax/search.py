@@ -15,6 +15,8 @@ from para_jax.pool import Pool, pool
 from para_jax.repack import Form, pad
 from para_jax.spectrum import Method
 
+_ROUNDING = 1e-6  # A relative error of what drops at most numerical zeros.
+
 Metric = Callable[[Mapping[str, Adapter]], float]
 
 
@@ -119,7 +121,15 @@ def search(
         )
         return points[budget].accepted
 
-    budget = _bisect(good, _least(layout, limits), layout.total_rank)
+    most = layout.total_rank
+    # A child that drops nothing is the parent, but for rounding: it is good by itself.
+    lossless = cut(checkpoint, spectra, policy(most)).report.error < _ROUNDING
+    if not lossless and not good(most):
+        raise ValueError(
+            f"Not even {most} ranks, the largest child within the limits, are good "
+            "enough. Allow a larger tolerance, or a larger max_rank."
+        )
+    budget = _bisect(good, _least(layout, limits), most)
     return Search(
         child=cut(checkpoint, spectra, policy(budget), form=form),
         parent_metric=wanted,
@@ -135,12 +145,7 @@ def _least(layout: Pool, limits: Rank) -> int:
 
 
 def _bisect(good: Callable[[int], bool], least: int, most: int) -> int:
-    """Returns the smallest good integer in `least` ... `most`."""
-    if not good(most):
-        raise ValueError(
-            f"Not even {most} ranks, the largest child within the limits, are good "
-            "enough. Allow a larger tolerance, or a larger max_rank."
-        )
+    """Returns the smallest good integer in `least` ... `most`, the last known good."""
     low, high = least - 1, most
     while high - low > 1:
         middle = (low + high) // 2

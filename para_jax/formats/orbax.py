@@ -69,19 +69,20 @@ def load(folder: pathlib.Path, *, scale: float | None = None) -> Checkpoint:
         return _foreign(folder, tree, scale)
     if scale is not None:
         raise ValueError(f"'{folder}' holds its own scales: leave out scale={scale:g}.")
+    own = metadata[_KEY]
+    if isinstance(own, dict) and own.get("version", 0) > _VERSION:
+        raise ValueError(f"'{folder}' was written by a newer para_jax: update yours.")
     try:
-        return _ours(tree, metadata[_KEY])
+        return _ours(tree, own)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"'{folder}' is damaged, or of a newer para_jax: its metadata or a part of "
-            f"its tree is missing ({_first_line(error)})."
+            f"'{folder}' is damaged: its metadata or a part of its tree is not as it "
+            f"was written ({_first_line(error)})."
         ) from error
 
 
 def _ours(tree: Mapping[str, Any], own: Mapping[str, Any]) -> Checkpoint:
     """Returns the checkpoint that `save` wrote."""
-    if own["version"] > _VERSION:
-        raise ValueError(f"version {own['version']} is newer than {_VERSION}")
     factors, found = from_params(tree["lora"]), facts.from_json(own["facts"])
     adapters = {
         path: dataclasses.replace(

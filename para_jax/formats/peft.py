@@ -135,7 +135,7 @@ def save(
         rules.
     """
     flat = _flat(checkpoint, profile)
-    if not flat.adapters:
+    if not checkpoint.adapters or not flat.adapters:
         raise ValueError(
             "No module has an adapter left, and PEFT has no form for that. Keep at "
             "least one rank."

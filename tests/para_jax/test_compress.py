@@ -211,7 +211,7 @@ def test_everything_beside_the_adapters_is_passed_on():
     assert child.layers == checkpoint.layers
     assert child.biases.keys() == {"layer/2"}
     assert child.provenance["trained"] == "here"
-    assert child.provenance["para"] == child.report.summary()
+    assert child.provenance["cuts"][-1] == child.report.summary()
     json.dumps(child.provenance)
     assert checkpoint.provenance == {"trained": "here"}
 
@@ -429,3 +429,110 @@ def test_a_metric_that_gives_nan_is_refused():
         para_jax.search(parent(), lambda _: math.nan, tolerance=0.1)
     with pytest.raises(ValueError, match=r"The metric of \d ranks is NaN"):
         para_jax.search(parent(), lambda _: next(values), tolerance=0.1)
+
+
+def test_an_adapter_made_plain_whose_budget_is_too_small_gives_no_search():
+    # The update has twice the rank that budgets count, and all of it is needed.
+    trained, initial = parent(seed=1), parent(seed=2)
+    plain = para_jax.plain(trained, initial)
+    want = {path: delta(x) for path, x in plain.adapters.items()}
+
+    def metric(adapters):
+        return -sum(
+            float(np.sum((delta(x) - want[p]) ** 2)) for p, x in adapters.items()
+        )
+
+    with pytest.raises(ValueError, match="Not even 9 ranks"):
+        para_jax.search(plain, metric, tolerance=1e-3)
+
+
+def test_the_children_of_a_search_keep_to_its_limits():
+    limits = Rank(1, min_rank=1, max_rank=2)
+
+    found = para_jax.search(parent(), lambda _: 1.0, tolerance=0, limits=limits)
+
+    assert {m.kept for m in found.child.report.modules} == {1}
+    assert min(x.kept_rank for x in found.points) == 3
+
+
+def test_cuts_of_cuts_are_all_remembered():
+    child = para_jax.compress(parent(), Rank(2))
+    grandchild = para_jax.compress(child, Rank(1))
+
+    policies = [cut["policy"] for cut in grandchild.provenance["cuts"]]
+    assert policies == ["rank 2", "rank 1"]
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_what_belongs_to_a_stack_goes_to_its_members(xp):
+    rows = list(parent().values())[:2]
+    stacked = para_jax.Adapter(
+        np.stack([x.a for x in rows]), np.stack([x.b for x in rows]), 2.0
+    )
+    bias = xp.arange(12.0).reshape(2, 6)
+    checkpoint = para_jax.Checkpoint(
+        adapters={"w": stacked},
+        biases={"w": bias},
+        layers={"w": para_jax.Layer(kind="embedding")},
+    )
+
+    child = para_jax.compress(checkpoint, Rank(1))
+
+    assert list(child.biases) == list(child.layers) == ["w/0", "w/1"]
+    np.testing.assert_array_equal(child.biases["w/1"], bias[1])
+
+
+def test_a_child_beyond_the_range_of_its_dtype_is_refused():
+    # The product fits into float16, its balanced factors do not.
+    huge = {"x": para_jax.Adapter(np.full((8, 1), 1e8), np.full((1, 6), 1e8))}
+
+    with pytest.raises(ValueError, match="'x'.*does not fit the range of float16"):
+        para_jax.compress(huge, Rank(1), dtype="float16")
+
+
+def test_a_dtype_that_holds_no_fractions_is_refused():
+    with pytest.raises(ValueError, match="dtype is int8, expected floating point"):
+        para_jax.compress(parent(), Rank(1), dtype="int8")
+
+
+def test_a_number_is_no_policy():
+    compress = para_jax.compress.__wrapped__  # As it is without the tests' type checks.
+
+    with pytest.raises(TypeError, match=r"a policy such as Gamma\(0.25\), got 0.25"):
+        compress(parent(), 0.25)
+
+
+def test_compressing_inside_jit_is_refused_in_words():
+    with pytest.raises(ValueError, match="is traced.*Inside jit, use decompose"):
+        jax.jit(lambda x: para_jax.compress(x, Rank(1)).adapters)(parent())
+
+
+@pytest.mark.parametrize(
+    ("policy", "tie"),
+    [
+        (Rank(2, scope="local"), True),
+        (Rank(1, scope="local"), False),
+        (para_jax.Params(28), False),
+    ],
+)
+def test_a_tie_is_looked_for_where_the_policy_chooses(policy, tie):
+    sigma = {"a": [10.0, 5.0, 5.0], "b": [2.0, 1.0, 0.5]}
+
+    notes = para_jax.compress(parent(sigma), policy).report.notes
+
+    assert any("within rounding" in note for note in notes) == tie
+
+
+def test_a_gamma_below_one_rank_warns_once():
+    with pytest.warns(UserWarning, match="less than one: kept one") as found:
+        para_jax.compress(parent(), Gamma(0.01))
+
+    assert len(found) == 1
+
+
+def test_a_report_counts_what_budgets_count():
+    plain = para_jax.plain(parent(seed=1), parent(seed=2))
+
+    child = para_jax.compress(plain, Gamma(1.0))
+
+    assert "9 of 9 ranks kept" in str(child.report)

@@ -276,3 +276,38 @@ def test_initial_adapters_of_another_model_are_refused():
     for wrong in (scaled, other):
         with pytest.raises(ValueError, match=r"'x': the initial .* is not of"):
             para_jax.plain({"x": x}, {"x": wrong})
+
+
+def test_norms_and_biases_of_scanned_layers_are_reported_not_adapted():
+    rng = np.random.default_rng(0)
+    base = {
+        "layers/q/kernel": rng.normal(size=(2, 8, 6)),
+        "layers/q/bias": rng.normal(size=(2, 6)),
+        "layers/norm/scale": rng.normal(size=(2, 8)),
+        "embed/embedding": rng.normal(size=(11, 8)),
+    }
+    tuned = {path: x + rng.normal(size=x.shape) for path, x in base.items()}
+
+    got = para_jax.extract(base, tuned, rank=2)
+
+    assert list(got.adapters) == ["layers/q/kernel"]
+    others = base.keys() - got.adapters.keys()
+    norms = {path: np.linalg.norm(tuned[path] - base[path]) for path in others}
+    assert got.unadapted == pytest.approx(norms)
+
+
+def test_checkpoints_are_made_plain_too():
+    rng = np.random.default_rng(0)
+    one, two = (
+        para_jax.Checkpoint(
+            adapters={
+                "x": para_jax.Adapter(rng.normal(size=(8, 3)), rng.normal(size=(3, 6)))
+            }
+        )
+        for _ in range(2)
+    )
+
+    got = para_jax.plain(one, two)
+
+    want = delta(one.adapters["x"]) - delta(two.adapters["x"])
+    np.testing.assert_allclose(delta(got.adapters["x"]), want, atol=1e-12)

@@ -458,10 +458,10 @@ def test_what_another_living_process_writes_is_not_swept(target):
 def test_only_what_belongs_to_the_target_is_swept(target):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()  # Nobody has its number now.
-    dead = target.with_name(f".adapter.para-new-{process.pid}-0a1b")
+    dead = target.with_name(f".adapter.para-new-{directory._host()}-{process.pid}-0a1b")
     others = [
-        target.with_name(f".other.para-new-{process.pid}-0a1b"),
-        target.with_name(f"adapter.para-new-{process.pid}-0a1b"),
+        target.with_name(f".other.para-new-{directory._host()}-{process.pid}-0a1b"),
+        target.with_name(f"adapter.para-new-{directory._host()}-{process.pid}-0a1b"),
         target.with_name(".adapter.para-new-notes"),
     ]
     for path in (dead, *others):
