@@ -130,7 +130,7 @@ def named(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
             inside = f"lora_embedding_{name}" if embedding else f"lora_{name}.weight"
             yield f"{module}.{inside}", factor
         if path in checkpoint.biases:
-            yield f"{module}.lora_B.bias", checkpoint.biases[path]
+            yield f"{module}.lora_B.bias", np.asarray(checkpoint.biases[path])
     for name, value in checkpoint.extra.items():
         yield name_of_extra(name, checkpoint), value
 

@@ -49,7 +49,7 @@ def test_a_padded_stack_is_ragged_in_a_ragged_file(tmp_path):
 def test_a_scale_beyond_the_range_of_the_dtype_is_refused(tmp_path):
     adapters = {"x": para_jax.Adapter(np.ones((8, 3), "e"), np.ones((3, 6), "e"), 1e6)}
 
-    with np.errstate(over="ignore"), pytest.raises(ValueError, match="'x'.*infinity"):
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match=r"'x'.*infinity"):
         para_jax.save(adapters, tmp_path / "x")
     assert not list(tmp_path.iterdir())
 
