@@ -153,15 +153,14 @@ def _quiet() -> Iterator[None]:
     level = logging.root.manager.disable
     sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
     logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("default")
-            yield
-        for text in dict.fromkeys(str(x.message) for x in found):
-            print(f"para: note: {text}", file=sys.stderr)
-    finally:
-        sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
-        logging.disable(level)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("default")
+        yield
+    for text in dict.fromkeys(str(x.message) for x in found):
+        print(f"para: note: {text}", file=sys.stderr)
+    # Not after a failure: the threads speak until the process ends.
+    sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
+    logging.disable(level)
 
 
 def _load(given: argparse.Namespace) -> para.Checkpoint:
