@@ -47,7 +47,8 @@ class Search:
     """What the search found.
 
     Attributes:
-      child: The smallest accepted child.
+      child: The smallest accepted child. One that drops nothing equals the parent, so
+        it is accepted without a call of the metric, and is not among `points`.
       parent_metric: The metric of the parent.
       points: Every child that was tried, smallest first.
     """

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +16,12 @@ from para_jax.adapters import (
     ordered,
     unstack,
 )
-from para_jax.formats import facts, peft_config, peft_tensors, tensors
+from para_jax.formats import Profile, facts, peft_config, peft_tensors, tensors
 from para_jax.repack import pad
 from para_jax.spectrum import check
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-Profile = Literal["ragged", "padded"]
 
 
 def load(folder: pathlib.Path) -> Checkpoint:
