@@ -29,6 +29,10 @@ from para_jax.formats import load as load
 from para_jax.formats import save as save
 from para_jax.inspection import Inspection as Inspection
 from para_jax.inspection import inspect as inspect
+from para_jax.layouts import from_tree as from_tree
+from para_jax.layouts import to_tree as to_tree
+from para_jax.moments import project_moments as project_moments
+from para_jax.moments import reset_moments as reset_moments
 from para_jax.params import from_params as from_params
 from para_jax.params import to_params as to_params
 from para_jax.policy import Bytes as Bytes
@@ -48,5 +52,7 @@ from para_jax.select import masks as masks
 from para_jax.select import ranks as ranks
 from para_jax.spectrum import Spectrum as Spectrum
 from para_jax.spectrum import decompose as decompose
+from para_jax.squeeze import shrink as shrink
+from para_jax.squeeze import squeeze as squeeze
 
 __version__ = "0.1.0"

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 if typing.TYPE_CHECKING:
+    from para_jax.layouts import Tree
     from para_jax.report import Report
 
 Array = jax.Array | np.ndarray
@@ -112,6 +113,8 @@ class Checkpoint:
       residual: Where the adapters do not belong to the original weights: the name of
         the initialisation (PiSSA, ...) that changed these. Not to be pruned before
         `para_jax.extract.plain`.
+      tree: The tree of arrays that the adapters were found in, for
+        `para_jax.to_tree` to put a child back.
     """
 
     adapters: Adapters
@@ -122,6 +125,7 @@ class Checkpoint:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     residual: str = ""
+    tree: "Tree | None" = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +137,16 @@ class Child(Checkpoint):
     """
 
     report: "Report"
+
+
+def folded(adapter: Adapter) -> Adapter:
+    """Returns the same update with its scale folded into `b`: a scale of 1. Traced."""
+    if adapter.scale == 1:
+        return adapter
+    host = isinstance(adapter.b, np.ndarray)  # float64 costs nothing there.
+    wide = np.promote_types(adapter.b.dtype, np.float64 if host else np.float32)
+    b = (adapter.b.astype(wide) * adapter.scale).astype(adapter.b.dtype)
+    return dataclasses.replace(adapter, b=b, scale=1.0)
 
 
 def ordered(paths: Sequence[str] | Mapping[str, Any]) -> list[str]:

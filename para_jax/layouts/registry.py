@@ -1,0 +1,67 @@
+"""All layouts that are known, and which of them a tree has. Host."""
+
+from collections.abc import Mapping
+
+from para_jax.layouts import gemma, linen, lorax, maxtext, nnx, qwix, tunix
+from para_jax.layouts.axes import StackAxis
+from para_jax.layouts.layout import Layout, Leaves, names, pairs
+
+LAYOUTS: Mapping[str, Layout] = {
+    x.name: x
+    for x in (
+        nnx.LAYOUT,
+        qwix.LAYOUT,
+        tunix.LAYOUT,
+        gemma.LAYOUT,
+        maxtext.NATIVE,
+        maxtext.QWIX,
+        lorax.LAYOUT,
+        linen.LAYOUT,
+    )
+}
+
+
+def recognise(
+    leaves: Leaves, *, layout: str | None = None, stack_axis: StackAxis | None = None
+) -> Layout:
+    """Returns the layout that the keys and shapes of a tree's leaves have.
+
+    Raises:
+      ValueError: if none fits, or two do.
+    """
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(
+            f"Unknown layout '{layout}': expected one of {', '.join(LAYOUTS)}."
+        )
+    fits = [x for x in LAYOUTS.values() if names(x, leaves)]
+    if layout is not None:
+        if not names(LAYOUTS[layout], leaves):
+            others = f", but of {fits[0].name}" if fits else ""
+            raise ValueError(f"The tree is not of the layout {layout}{others}.")
+        return LAYOUTS[layout]
+    refined = {x.refines for x in fits}
+    fits = [x for x in fits if x.name not in refined]
+    if len(fits) > 1:
+        fits = [x for x in fits if _reads(x, leaves, stack_axis)] or fits[:1]
+    if len(fits) > 1:
+        both = " and ".join(x.name for x in fits)
+        raise ValueError(
+            f"'{names(fits[0], leaves)[0]}': the layouts {both} both fit. Say which it "
+            "is: layout=."
+        )
+    if not fits:
+        some = ["/".join(key) for key in leaves][:2]
+        raise ValueError(
+            "the tree holds no adapters that are known: expected pairs such as "
+            f"'a' and 'b', 'lora_a' and 'lora_b', or 'kernel_lora_a' and "
+            f"'kernel_lora_b', got {some}, ..."
+        )
+    return fits[0]
+
+
+def _reads(layout: Layout, leaves: Leaves, stack_axis: StackAxis | None) -> bool:
+    try:
+        pairs(layout, leaves, stack_axis)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,50 @@
+"""What a library has to be told to run a child in its own tree. Host."""
+
+import re
+import typing
+from typing import Any
+
+from para_jax.adapters import Checkpoint
+from para_jax.layouts.tree import placed
+
+if typing.TYPE_CHECKING:
+    import qwix
+
+
+def module_ranks(child: Checkpoint) -> dict[str, int]:
+    """Returns the rank that each module has in `para_jax.to_tree(child)`, by path.
+
+    For libraries that make a module with its rank (`nnx.LoRA(rank=...)`, a gemma
+    interceptor by path). Where the library has an alpha, it has to equal the rank.
+
+    Raises:
+      ValueError: as `para_jax.to_tree`.
+    """
+    return {pair.module: adapter.rank for pair, adapter in placed(child, None)}
+
+
+def qwix_rules(child: Checkpoint, **options: Any) -> "list[qwix.LoraRule]":
+    """Returns the rules under which qwix runs a child: each module at its own rank.
+
+    One rule a module, for its exact path, with `alpha` equal to the rank, since a
+    child's scale is in its factors. With one rule for all, an einsum would silently
+    take the wrong scale.
+
+    Example:
+      >>> parent = para_jax.from_tree(params, layout="qwix", alpha=16)
+      >>> child = para_jax.compress(parent, para_jax.Gamma(0.25))
+      >>> rules = para_jax.layouts.qwix_rules(child)
+      >>> model = qwix.apply_lora_to_model(base, qwix.LoraProvider(rules))
+      >>> logits = model.apply(para_jax.to_tree(child), batch)
+
+    Args:
+      child: What `para_jax.compress` made of a tree of this layout, or of tunix or
+        MaxText.
+      **options: Other fields of `qwix.LoraRule`, such as `dropout` or `weight_qtype`.
+    """
+    import qwix
+
+    return [
+        qwix.LoraRule(module_path=re.escape(path), rank=rank, alpha=rank, **options)
+        for path, rank in module_ranks(child).items()
+    ]

@@ -1,0 +1,224 @@
+"""Adapters taken out of a tree, and put back into it. Traced, but for the checks."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from para_jax.adapters import Adapter, Checkpoint, ordered
+from para_jax.layouts.axes import StackAxis
+from para_jax.layouts.layout import Layout, Leaves, pairs
+from para_jax.layouts.pairs import Key, Pair, put, take, whole
+from para_jax.layouts.registry import LAYOUTS, recognise
+from para_jax.repack import pad
+from para_jax.spectrum import check
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tree:
+    """A tree in which adapters were found.
+
+    Attributes:
+      layout: The name of the layout.
+      pairs: Where the adapters are.
+      leaves: All leaves by key, in the order of `structure`.
+      structure: The tree without its leaves.
+    """
+
+    layout: str
+    pairs: tuple[Pair, ...]
+    leaves: Mapping[Key, Any]
+    structure: Any
+
+
+def from_tree(
+    tree: Any,
+    *,
+    layout: str | None = None,
+    alpha: float | Mapping[str, float] | None = None,
+    scale: float | None = None,
+    stack_axis: StackAxis | None = None,
+) -> Checkpoint:
+    """Returns the adapters of a tree, and the tree to put a child back into.
+
+    Args:
+      tree: Parameters or a state with LoRA factors, with or without the base weights.
+      layout: A name in `LAYOUTS`; recognised if left out.
+      alpha: The numerator of the scale `alpha / r`, for a library that keeps it
+        outside of the arrays; one number, or one a module by path.
+      scale: The scale itself, instead of `alpha`.
+      stack_axis: Where layers are stacked, if shapes alone do not tell.
+
+    Raises:
+      ValueError: if no layout fits or two do, a half is missing, shapes disagree, or a
+        fact is needed that the tree does not hold. The module is named.
+    """
+    leaves, structure = flatten(tree)
+    chosen, found = found_in(leaves, layout=layout, stack_axis=stack_axis)
+    scales = _scales(chosen, found, leaves, alpha, scale)
+    return take_out(
+        Tree(layout=chosen.name, pairs=found, leaves=leaves, structure=structure),
+        scales,
+    )
+
+
+def to_tree(checkpoint: Checkpoint, *, rank: int | None = None) -> Any:
+    """Returns the tree that the adapters came from, with these in their places.
+
+    Every module has its own rank; the kernels of a stack are padded to the largest of
+    theirs, and so are modules that the library gives one rank to. A module that kept
+    nothing has one rank of zeros. All scales are 1 from here on: where the library has
+    an alpha, run the child with `alpha` equal to the rank (`module_ranks`).
+
+    Args:
+      checkpoint: What `from_tree` gave, or `compress` made of it in any form.
+      rank: The rank to pad all modules to, for a program that knows only one; the
+        largest kept is `max(module_ranks(child).values())`.
+
+    Raises:
+      ValueError: if the adapters did not come from a tree, or do not fit `rank`.
+    """
+    tree = _tree(checkpoint)
+    leaves = dict(tree.leaves)
+    for pair, adapter in placed(checkpoint, rank):
+        for key, value in put(pair, adapter).items():
+            host = not isinstance(tree.leaves[key], jax.Array)
+            leaves[key] = value if host else jnp.asarray(value)
+        if pair.alpha:
+            old = tree.leaves[pair.alpha]
+            leaves[pair.alpha] = np.full(
+                np.shape(old), adapter.rank, np.asarray(old).dtype
+            )
+    return jax.tree.unflatten(tree.structure, list(leaves.values()))
+
+
+def flatten(tree: Any) -> tuple[dict[Key, Any], Any]:
+    """Returns the leaves of a tree by key, and the tree without them.
+
+    The level `value`, which NNX puts below every variable, is no part of a key.
+    """
+    found, structure = jax.tree_util.tree_flatten_with_path(tree)
+    leaves = {_key(path): value for path, value in found}
+    if len(leaves) < len(found):
+        raise ValueError("Two leaves of the tree have one path.")
+    return leaves, structure
+
+
+def _key(path: tuple[Any, ...]) -> Key:
+    # One key at a time: a key of MaxText's has a dot, one of a user's may have a slash.
+    parts = [jax.tree_util.keystr((x,), simple=True) for x in path]
+    return tuple(parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts)
+
+
+def found_in(
+    leaves: Leaves, *, layout: str | None, stack_axis: StackAxis | None
+) -> tuple[Layout, tuple[Pair, ...]]:
+    """Returns the layout of a tree, and where its adapters are: by shapes alone.
+
+    Raises:
+      ValueError: as `from_tree`.
+    """
+    chosen = recognise(leaves, layout=layout, stack_axis=stack_axis)
+    return chosen, tuple(pairs(chosen, leaves, stack_axis))
+
+
+def take_out(tree: Tree, scales: Mapping[str, float]) -> Checkpoint:
+    """Returns the adapters of a tree whose pairs are known, with their scales by path.
+
+    Raises:
+      ValueError: if a pair is no adapter, such as one that is not floating point.
+    """
+    found: dict[str, Adapter] = {}
+    for pair in tree.pairs:
+        a, b = tree.leaves[pair.a], tree.leaves[pair.b]
+        found |= take(pair, a, b, scales[pair.path])
+    adapters = {path: found[path] for path in ordered(found)}
+    for path, adapter in adapters.items():
+        check(path, adapter)
+    return Checkpoint(adapters=adapters, tree=tree)
+
+
+def _scales(
+    layout: Layout,
+    found: tuple[Pair, ...],
+    leaves: Leaves,
+    alpha: float | Mapping[str, float] | None,
+    scale: float | None,
+) -> dict[str, float]:
+    given = alpha is not None or scale is not None
+    for name, value in (("alpha", alpha), ("scale", scale)):
+        if isinstance(value, float | int) and not math.isfinite(value):
+            raise ValueError(f"{name}={value}: expected a finite number.")
+    if alpha is not None and scale is not None:
+        raise ValueError("Give alpha= or scale=, not both.")
+    if not layout.alpha:
+        if given:
+            raise ValueError(
+                f"{layout.name} has no alpha: a @ b is the update. Leave it out."
+            )
+        return {pair.path: 1.0 for pair in found}
+    inside = [pair for pair in found if pair.alpha]
+    if inside and given:
+        raise ValueError(f"'{inside[0].path}' holds its own alpha. Leave it out.")
+    return {x.path: _scale(layout, x, leaves, alpha, scale) for x in found}
+
+
+def _scale(
+    layout: Layout,
+    pair: Pair,
+    leaves: Leaves,
+    alpha: float | Mapping[str, float] | None,
+    scale: float | None,
+) -> float:
+    if pair.alpha:
+        return float(np.asarray(leaves[pair.alpha])) / pair.rank
+    if scale is not None:
+        return float(scale)
+    one = alpha.get(pair.path) if isinstance(alpha, Mapping) else alpha
+    if one is None:
+        raise ValueError(
+            f"'{pair.path}': the layout {layout.name} does not say what a @ b is "
+            f"multiplied with. Give {layout.alpha}."
+        )
+    return float(one) / pair.rank
+
+
+def _tree(checkpoint: Checkpoint) -> Tree:
+    if checkpoint.tree is None:
+        raise ValueError(
+            "These adapters did not come from a tree: use para_jax.to_params for "
+            "nested dicts of a and b."
+        )
+    return checkpoint.tree
+
+
+def placed(checkpoint: Checkpoint, rank: int | None) -> list[tuple[Pair, Adapter]]:
+    """Returns what goes into each place, the modules of one rank padded to it."""
+    tree = _tree(checkpoint)
+    if not checkpoint.adapters:
+        raise ValueError("No module has an adapter left. Keep at least one rank.")
+    found = {pair: whole(pair, checkpoint.adapters) for pair in tree.pairs}
+    together = LAYOUTS[tree.layout].one_rank or rank is not None
+    rooms: dict[str, int] = {}
+    for pair, x in found.items():
+        room = "" if together else pair.module
+        rooms[room] = max(rooms.get(room, rank or 1), x.rank)
+    if rank is not None and rooms[""] > rank:
+        raise ValueError(f"A module has rank {rooms['']}, above {rank}.")
+    return [
+        (pair, _padded(pair, x, rooms["" if together else pair.module]))
+        for pair, x in found.items()
+    ]
+
+
+def _padded(pair: Pair, adapter: Adapter, rank: int) -> Adapter:
+    one = np.zeros((), adapter.a.dtype)  # Only the shapes count.
+    like = Adapter(
+        a=np.broadcast_to(one, (*adapter.a.shape[:-1], rank)),
+        b=np.broadcast_to(one, (*adapter.stack, rank, adapter.outputs)),
+    )
+    return pad({pair.path: adapter}, like={pair.path: like})[pair.path]
