@@ -34,6 +34,10 @@ class Axes(NamedTuple):
         """Which axis is the stack, in the words of the arguments."""
         return "none" if "L" not in self.a else 0 if self.a[0] == "L" else 1
 
+    def stacked_on(self, axis: StackAxis) -> bool:
+        """Returns whether this axis is a stack: of two stack axes, both are."""
+        return self.stack_axis == axis if axis == "none" else self.a[axis] == "L"
+
 
 def reading(
     path: str,
@@ -70,20 +74,16 @@ def reading(
                 f"{list(kernel)}."
             )
     if stack_axis is not None and any(x.stack_axis != "none" for x in found):
-        if not (meant := [x for x in found if x.stack_axis == stack_axis]):
+        if not (meant := [x for x in found if x.stacked_on(stack_axis)]):
             raise ValueError(
                 f"'{path}': a {list(a)} and b {list(b)} are not stacked on axis "
                 f"{stack_axis}: expected stack_axis={found[0].stack_axis}."
             )
         found = meant
+    # An axis of size one may have any role: the matrices are the same.
+    found = list({_longer(x, a, b): x for x in reversed(found)}.values())[::-1]
     if len(found) > 1:
-        choices = sorted({str(x.stack_axis) for x in found})
-        raise ValueError(
-            f"'{path}': a {list(a)} and b {list(b)} can be read in {len(found)} ways. "
-            f"Say where the layers are stacked, stack_axis=: {' or '.join(choices)}. "
-            "It is the axis that the model is scanned over (variable_axes in Linen, "
-            "param_scan_axis in MaxText), or none for an einsum of several axes."
-        )
+        raise ValueError(_ambiguous(path, a, b, found))
     return found[0]
 
 
@@ -161,8 +161,28 @@ def _fits(axes: Axes, a: Shape, b: Shape, kernel: Shape) -> bool:
     return size == math.prod(kernel) and at == stack
 
 
+def _longer(axes: Axes, a: Shape, b: Shape) -> tuple[str, str]:
+    """Returns the roles of the axes that are longer than one."""
+    return tuple(
+        "".join(role for role, n in _roles(*side) if n > 1)
+        for side in zip(axes, (a, b), strict=True)
+    )
+
+
 def _roles(letters: str, shape: Sequence[int]) -> zip:
     return zip(letters, shape, strict=False)
+
+
+def _ambiguous(path: str, a: Shape, b: Shape, found: Sequence[Axes]) -> str:
+    text = f"'{path}': a {list(a)} and b {list(b)} can be read in {len(found)} ways. "
+    choices = sorted({str(x.stack_axis) for x in found})
+    if len(choices) == 1:
+        return f"{text}Give the tree with its base kernels, whose shapes tell."
+    return (
+        f"{text}Say where the layers are stacked, stack_axis=: {' or '.join(choices)}. "
+        "It is the axis that the model is scanned over (variable_axes in Linen, "
+        "param_scan_axis in MaxText), or none for an einsum of several axes."
+    )
 
 
 def _misfit(path: str, a: Shape, b: Shape) -> str:

@@ -6,6 +6,10 @@ Where the base parameter is not a module's own, the library puts a wrapper betwe
 serves keys and values (`kv_einsum`) or gate and up (`gating_einsum`): its parts are
 adapters by themselves here, and are joined again on putting back.
 
+`gm.nn.LoRA(rank=k)` knows one rank: it runs `para_jax.to_tree(child, rank=k)`. Each
+module at its own is for `peft.ModuleInterceptor`, with the ranks that `module_ranks`
+gives: by the module's path, or by that of the wrapper, below an Einsum.
+
 Source: gemma/peft/_lora.py, gemma/peft/_einsum_utils.py, gemma/gm/nn/_lora.py.
 """
 

@@ -2,7 +2,9 @@
 
 `w [M, N]`, `a [k, N]`, `b [M, k]`, and the update is `alpha / k * b @ a`: for a Flax
 kernel `b` is the input side. A convolution has `b [*window, in, k]` and
-`a [1.., k, out]`. `alpha` is a field of the weight, or a leaf beside the factors.
+`a [1.., k, out]`. Its last release runs on jax 0.4 alone, so that its trees reach us in
+files: by the names of the fields of a `LoraWeight`, without `alpha`, which is no leaf
+of it, unless somebody stored that too.
 
 Source: lorax/transform.py, lorax/helpers.py.
 """

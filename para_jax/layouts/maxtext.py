@@ -14,7 +14,10 @@ from para_jax.layouts import qwix
 from para_jax.layouts.layout import Half, Layout
 from para_jax.layouts.pairs import Key
 
-_MODULE = re.compile(r"(.*/)?(decoder|encoder)/(\w+/)*\w+$")
+_MODULE = re.compile(
+    r"(.*/)?decoder/(layers|dense_layers|moe_layers|moe_stack|scanned_blocks)\w*/"
+    r"(\w+/)*\w*(attention|mlp|shared_experts|MoeBlock)\w*(/\w+)?$"
+)
 
 
 def _half(key: Key) -> Half | None:

@@ -27,12 +27,15 @@ class Tree:
       pairs: Where the adapters are.
       leaves: All leaves by key, in the order of `structure`.
       structure: The tree without its leaves.
+      one_rank: Whether all modules are to have one rank, although the layout can do
+        with less.
     """
 
     layout: str
     pairs: tuple[Pair, ...]
     leaves: Mapping[Key, Any]
     structure: Any
+    one_rank: bool = False
 
 
 def from_tree(
@@ -202,7 +205,7 @@ def placed(checkpoint: Checkpoint, rank: int | None) -> list[tuple[Pair, Adapter
     if not checkpoint.adapters:
         raise ValueError("No module has an adapter left. Keep at least one rank.")
     found = {pair: whole(pair, checkpoint.adapters) for pair in tree.pairs}
-    together = LAYOUTS[tree.layout].one_rank or rank is not None
+    together = LAYOUTS[tree.layout].one_rank or tree.one_rank or rank is not None
     rooms: dict[str, int] = {}
     for pair, x in found.items():
         room = "" if together else pair.module

@@ -18,7 +18,7 @@ FUSED = {
     "qkv_einsum": ("q", "k", "v"),
     "gating_einsum": ("gate", "up"),
 }
-_MODULE = re.compile(r"(.*/)?layers/\d+/(attn|self_attn|mlp|moe)/\w+$")
+_MODULE = re.compile(r"layers/\d+/(attn|mlp)/\w+$")
 
 
 def parts(path: str) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ def parts(path: str) -> tuple[str, ...]:
 
 
 def _known(paths: Sequence[str]) -> bool:
-    return bool(paths) and all(_MODULE.match(path) for path in paths)
+    return any(_MODULE.match(path) for path in paths)
 
 
 LAYOUT = Layout(
