@@ -1,0 +1,23 @@
+"""Modules by another library's name: JAX paths <-> Hugging Face modules. Host.
+
+    child = names.to_hf(para.load("run/100"), "gemma3")
+    para.save(child, "adapter/", format="peft")  # PEFT loads it onto transformers.
+
+A model has a table for every ecosystem that writes it (tunix, gemma, MaxText, Flax
+classes with Hugging Face's names ...). A table pairs patterns,
+`layers/{i}/attn/q_proj` with `model.layers.{i}.self_attn.q_proj`, and is total both
+ways: every layer, every projection of attention and MLP, none twice. A table of your
+own is a mapping of the same form, or a TOML file of it.
+
+Where MaxText keeps a kernel in another form than Hugging Face (queries divided by
+the square root of `head_dim`, rotary pairs side by side), the update is changed with
+its name. That changes singular values, so name first and compress after.
+"""
+
+from para_jax.names.convert import from_hf as from_hf
+from para_jax.names.convert import to_hf as to_hf
+from para_jax.names.models import MODELS as MODELS
+from para_jax.names.models import read as read
+from para_jax.names.models import tables as tables
+from para_jax.names.patterns import Module as Module
+from para_jax.names.patterns import Table as Table

@@ -1,0 +1,180 @@
+"""A checkpoint under the names of the other side."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from para_jax.adapters import Adapter, Array, Checkpoint, Layer
+from para_jax.names import halves, models, moves, outputs
+from para_jax.names.models import Names
+from para_jax.names.moves import Move, Moves
+from para_jax.names.outputs import Way
+from para_jax.names.patterns import Module, backward, forward, number, place
+
+_EXPERTS = Layer(kind="experts")
+_Parts = dict[str, dict[int | None, Adapter]]
+
+
+def to_hf(
+    checkpoint: Checkpoint,
+    names: Names,
+    *,
+    ecosystem: str | None = None,
+    head_dim: int | None = None,
+    layers: int | None = None,
+) -> Checkpoint:
+    """Returns the adapters under Hugging Face's names; the inverse is `from_hf`.
+
+    The table is that of the ecosystem whose patterns all paths fit. Stacked layers
+    become one adapter a layer. Experts keep their stack, under the name of the
+    parameter that holds them; gate and up, one parameter there, are joined, of the
+    sum of their ranks.
+
+    Args:
+      checkpoint: The adapters by JAX path, with or without `params/` or `base/` before.
+      names: A name in `MODELS`, or a table of one's own: see `tables`.
+      ecosystem: Whose paths they are, where these alone do not tell.
+      head_dim: The size of an attention head, where a kernel's form depends on it.
+      layers: The number of layers, where a layer's number depends on it.
+
+    Raises:
+      ValueError: if no table fits all paths, or several that differ do, or a fact is
+        missing. The message names the paths.
+    """
+
+    def renumber(module: Module, i: int, path: str) -> int:
+        return number(module, i, path, layers)
+
+    found = models.tables(names)
+    if ecosystem is not None:
+        found = dict([models.one(found, ecosystem)])
+    stacks = _stacks(checkpoint)
+    pairs = {name: forward(table) for name, table in found.items()}
+    every = {name: moves.of(stacks, x, renumber) for name, x in pairs.items()}
+    chosen = moves.chosen(every, found, models.title(names))
+    return _moved(checkpoint, chosen, "to_hf", head_dim)
+
+
+def from_hf(
+    checkpoint: Checkpoint,
+    names: Names,
+    *,
+    ecosystem: str | None = None,
+    head_dim: int | None = None,
+    layers: int | None = None,
+) -> Checkpoint:
+    """Returns the adapters under JAX paths: the inverse of `to_hf`.
+
+    Layers that the ecosystem stacks come out as the members of a stack, `.../query/3`,
+    for `para_jax.stack` to join. A fused `gate_up_proj` is split: each half has the
+    components that it uses.
+
+    Args:
+      checkpoint: The adapters by Hugging Face name.
+      names: As for `to_hf`.
+      ecosystem: Which of the model's tables to take, if it has several.
+      head_dim: As for `to_hf`.
+      layers: As for `to_hf`.
+
+    Raises:
+      ValueError: as for `to_hf`, or if the ecosystem is left open.
+    """
+
+    def renumber(module: Module, layer: int, path: str) -> int | None:
+        return place(module, layer, path, layers)
+
+    name, table = models.one(models.tables(names), ecosystem)
+    pairs = backward(table)
+    found = {name: moves.of(_stacks(checkpoint), pairs, renumber)}
+    sources = {name: [pair.source for pair in pairs]}
+    chosen = moves.chosen(found, sources, models.title(names))
+    return _moved(checkpoint, chosen, "from_hf", head_dim)
+
+
+def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    others = {**checkpoint.absent, **checkpoint.biases}
+    stacks = {path: x.stack for path, x in checkpoint.adapters.items()}
+    return {**dict.fromkeys(others, ()), **stacks}
+
+
+def _moved(
+    checkpoint: Checkpoint, found: Moves, way: Way, head_dim: int | None
+) -> Checkpoint:
+    parts: _Parts = {}
+    for path, adapter in checkpoint.adapters.items():
+        for move in found[path]:
+            part = _part(adapter, move, way)
+            part = outputs.update(part, move.module, way, head_dim, path)
+            _put(parts, part, move, way, path)
+    every = {path: _whole(slots, path) for path, slots in parts.items()}
+    empty = {path: (x.inputs, x.outputs) for path, x in every.items() if not x.rank}
+    adapters = {path: x for path, x in every.items() if x.rank}
+    return dataclasses.replace(
+        checkpoint,
+        adapters=adapters,
+        layers=_layers(checkpoint, found),
+        biases=_biases(checkpoint, found, way, head_dim),
+        absent=empty | _absent(checkpoint, found, way, adapters),
+    )
+
+
+def _part(adapter: Adapter, move: Move, way: Way) -> Adapter:
+    a, b = adapter.a[move.index], adapter.b[move.index]
+    part = dataclasses.replace(adapter, a=a, b=b)
+    if way == "to_hf" or move.module.half is None:
+        return part
+    return halves.split(part, move.module.half, move.path)
+
+
+def _put(parts: _Parts, part: Adapter, move: Move, way: Way, path: str) -> None:
+    slots = parts.setdefault(move.path, {})
+    half = move.module.half if way == "to_hf" else None
+    if half in slots:
+        raise ValueError(
+            f"'{path}' and another adapter are both '{move.path}'. Remove one of them."
+        )
+    slots[half] = part
+
+
+def _whole(slots: Mapping[int | None, Adapter], path: str) -> Adapter:
+    given = {half: x for half, x in slots.items() if half is not None}
+    return halves.join(given, path) if given else slots[None]
+
+
+def _layers(checkpoint: Checkpoint, found: Moves) -> dict[str, Layer]:
+    kinds = {
+        move.path: _EXPERTS
+        if move.module.name.endswith("{e}")
+        else checkpoint.layers.get(path, Layer())
+        for path, several in found.items()
+        for move in several
+    }
+    return {path: kind for path, kind in kinds.items() if kind != Layer()}
+
+
+def _biases(
+    checkpoint: Checkpoint, found: Moves, way: Way, head_dim: int | None
+) -> dict[str, Array]:
+    result = {}
+    for path, values in checkpoint.biases.items():
+        for move in found[path]:
+            if move.module.half is not None:
+                raise ValueError(
+                    f"'{path}' has a bias, but is one half of '{move.module.name}', "
+                    "which can have none. Train experts without lora_bias."
+                )
+            part = values[move.index]
+            result[move.path] = outputs.bias(part, move.module, way, head_dim, path)
+    return result
+
+
+def _absent(
+    checkpoint: Checkpoint, found: Moves, way: Way, adapters: Mapping[str, Adapter]
+) -> dict[str, tuple[int, int]]:
+    result = {}
+    for path, (m, n) in checkpoint.absent.items():
+        for move in found[path]:
+            fused = move.module.half is not None
+            outputs = n if not fused else 2 * n if way == "to_hf" else n // 2
+            if move.path not in adapters:
+                result[move.path] = m, outputs
+    return result

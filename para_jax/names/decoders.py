@@ -1,0 +1,240 @@
+"""Tables of the decoders: Llama, Mistral, Qwen, Gemma, Mixtral.
+
+Sources of the JAX names, and of what differs beside the name: tunix/models/*/model.py
+and params*.py (tunix 0.1.7); gemma/gm/nn/_modules.py (gemma 3.3); MaxText's
+checkpoint_conversion/utils/param_mapping.py with its hooks, for Mistral
+standalone_scripts/llama_mistral_mixtral_orbax_to_hf.py, for Llama's two rotary forms
+utils/max_utils.py (`unpermute_from_match_maxtext_rope`). Hugging Face: transformers
+5.23.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from para_jax.names.patterns import Module, Table
+
+Modules = Mapping[str, str | Module]
+Tables = Mapping[str, Table]
+
+HUGGING_FACE = "model.layers.{i}.{module}"
+MULTIMODAL = "model.language_model.layers.{i}.{module}"
+
+_FLAX_ATTENTION: Modules = {
+    "self_attn/q_proj": "self_attn.q_proj",
+    "self_attn/k_proj": "self_attn.k_proj",
+    "self_attn/v_proj": "self_attn.v_proj",
+    "self_attn/o_proj": "self_attn.o_proj",
+}
+_FLAX: Modules = {
+    **_FLAX_ATTENTION,
+    "mlp/gate_proj": "mlp.gate_proj",
+    "mlp/up_proj": "mlp.up_proj",
+    "mlp/down_proj": "mlp.down_proj",
+}
+_TUNIX_ATTENTION: Modules = {
+    "attn/q_proj": "self_attn.q_proj",
+    "attn/k_proj": "self_attn.k_proj",
+    "attn/v_proj": "self_attn.v_proj",
+    "attn/o_proj": "self_attn.o_proj",
+}
+_TUNIX_MLP: Modules = {
+    "mlp/gate_proj": "mlp.gate_proj",
+    "mlp/up_proj": "mlp.up_proj",
+    "mlp/down_proj": "mlp.down_proj",
+}
+_GEMMA_ATTENTION: Modules = {
+    "attn/q_einsum": "self_attn.q_proj",
+    "attn/kv_einsum/k": "self_attn.k_proj",
+    "attn/kv_einsum/v": "self_attn.v_proj",
+    "attn/attn_vec_einsum": "self_attn.o_proj",
+}
+# Of the models with as many heads for keys as for queries.
+_GEMMA_FUSED: Modules = {
+    "attn/qkv_einsum/q": "self_attn.q_proj",
+    "attn/qkv_einsum/k": "self_attn.k_proj",
+    "attn/qkv_einsum/v": "self_attn.v_proj",
+    "attn/attn_vec_einsum": "self_attn.o_proj",
+}
+_GEMMA_MLP: Modules = {
+    "mlp/gating_einsum/gate": "mlp.gate_proj",
+    "mlp/gating_einsum/up": "mlp.up_proj",
+    "mlp/linear": "mlp.down_proj",
+}
+_MAXTEXT_ATTENTION: Modules = {
+    "self_attention/query": "self_attn.q_proj",
+    "self_attention/key": "self_attn.k_proj",
+    "self_attention/value": "self_attn.v_proj",
+    "self_attention/out": "self_attn.o_proj",
+}
+_MAXTEXT: Modules = {
+    **_MAXTEXT_ATTENTION,
+    "mlp/wi_0": "mlp.gate_proj",
+    "mlp/wi_1": "mlp.up_proj",
+    "mlp/wo": "mlp.down_proj",
+}
+_SCALED: Modules = {
+    "self_attention/query": Module("self_attn.q_proj", scaled=True),
+}
+_LLAMA31: Modules = {
+    "self_attention/query": Module("self_attn.q_proj", scaled=True, interleaved=True),
+    "self_attention/key": Module("self_attn.k_proj", interleaved=True),
+}
+# A parameter of transformers holds all experts, gate and up one after the other.
+_EXPERTS: tuple[Module, Module, Module] = (
+    Module("mlp.experts.gate_up_proj.{e}", half=0),
+    Module("mlp.experts.gate_up_proj.{e}", half=1),
+    Module("mlp.experts.down_proj.{e}"),
+)
+_GEMMA3_BLOCK = 6  # Five local layers and a global one.
+
+
+def layers(
+    path: str,
+    name: str,
+    modules: Modules,
+    *,
+    step: int = 1,
+    offset: int = 0,
+    part: Literal["all", "blocks", "rest"] = "all",
+) -> dict[str, Module]:
+    """Returns the table of the modules of every layer.
+
+    Args:
+      path: The JAX pattern of a layer, with `{module}` for the path within.
+      name: The same of Hugging Face.
+      modules: The modules within a layer.
+      step: See `Module`, as for the others.
+      offset: See `Module`.
+      part: See `Module`.
+    """
+    table = {}
+    for inside, module in modules.items():
+        x = module if isinstance(module, Module) else Module(module)
+        table[path.replace("{module}", inside)] = dataclasses.replace(
+            x,
+            name=name.replace("{module}", x.name),
+            step=step,
+            offset=offset,
+            part=part,
+        )
+    return table
+
+
+def _flax(modules: Modules) -> Table:
+    return layers("model/layers/{i}/{module}", HUGGING_FACE, modules)
+
+
+def _tunix(modules: Modules, name: str = HUGGING_FACE) -> Table:
+    return layers("layers/{i}/{module}", name, modules)
+
+
+def _gemma(modules: Modules, name: str = HUGGING_FACE) -> Table:
+    return layers("layer_{i}/{module}", name, modules)
+
+
+def _maxtext(modules: Modules) -> Table:
+    return layers("decoder/layers_{i}/{module}", HUGGING_FACE, modules)
+
+
+def _scanned(modules: Modules) -> Table:
+    return layers("decoder/layers/{module}/{i}", HUGGING_FACE, modules)
+
+
+def _stacked(gate: str, up: str, down: str) -> Modules:
+    return dict(zip((gate, up, down), _EXPERTS, strict=True))
+
+
+def _moe(block: str, attention: Modules) -> dict[str, Table]:
+    """Returns MaxText's two tables of a model with experts; a scan is inside them."""
+    paths = [f"{block}/{weight}/{{e}}" for weight in ("wi_0", "wi_1", "wo")]
+    modules = {**attention, **_stacked(*paths)}
+    return {"maxtext": _maxtext(modules), "maxtext-scanned": _scanned(modules)}
+
+
+def _dense(modules: Modules, suffix: str = "") -> dict[str, Table]:
+    return {
+        f"maxtext{suffix}": _maxtext(modules),
+        f"maxtext{suffix}-scanned": _scanned(modules),
+    }
+
+
+def _gemma2_block(path: str) -> Table:
+    """Returns the table of MaxText's blocks of a local and a global layer."""
+    table: dict[str, Module] = {}
+    for offset, kind in enumerate(("local", "global")):
+        modules = {
+            key.replace("/", f"_{kind}/", 1): module
+            for key, module in {**_MAXTEXT, **_SCALED}.items()
+        }
+        table |= layers(path, HUGGING_FACE, modules, step=2, offset=offset)
+    return table
+
+
+def _gemma3_scanned(name: str) -> Table:
+    table: dict[str, Module] = {}
+    for offset in range(_GEMMA3_BLOCK):
+        path = f"decoder/layers/layers_{offset}/{{module}}/{{i}}"
+        table |= layers(
+            path, name, _MAXTEXT, step=_GEMMA3_BLOCK, offset=offset, part="blocks"
+        )
+    path = "decoder/layers_remainder/layers_{i}/{module}"
+    return table | layers(path, name, _MAXTEXT, step=_GEMMA3_BLOCK, part="rest")
+
+
+def _gemmas(name: str) -> dict[str, Table]:
+    """Returns the tables of tunix and gemma, whose versions share their names."""
+    return {
+        "tunix": _tunix({**_GEMMA_ATTENTION, **_TUNIX_MLP}, name),
+        "tunix-fused": _tunix({**_GEMMA_FUSED, **_TUNIX_MLP}, name),
+        "gemma": _gemma({**_GEMMA_ATTENTION, **_GEMMA_MLP}, name),
+        "gemma-fused": _gemma({**_GEMMA_FUSED, **_GEMMA_MLP}, name),
+    }
+
+
+def gemma3(name: str) -> dict[str, Table]:
+    """Returns the tables of Gemma 3's language model.
+
+    Args:
+      name: Where its layers are, `HUGGING_FACE` or `MULTIMODAL`.
+    """
+    return {
+        **_gemmas(name),
+        "maxtext": layers("decoder/layers_{i}/{module}", name, _MAXTEXT),
+        "maxtext-scanned": _gemma3_scanned(name),
+    }
+
+
+_LLAMA_OR_QWEN: Tables = {
+    "flax": _flax(_FLAX),
+    "tunix": _tunix({**_TUNIX_ATTENTION, **_TUNIX_MLP}),
+}
+DECODERS: Mapping[str, Tables] = {
+    "llama3": {
+        **_LLAMA_OR_QWEN,
+        **_dense({**_MAXTEXT, **_SCALED}),
+        **_dense({**_MAXTEXT, **_LLAMA31}, "-llama3.1"),
+    },
+    "llama3.1": {**_LLAMA_OR_QWEN, **_dense({**_MAXTEXT, **_LLAMA31})},
+    "mistral": {"flax": _flax(_FLAX), **_dense({**_MAXTEXT, **_SCALED})},
+    "qwen2.5": {**_LLAMA_OR_QWEN, **_dense(_MAXTEXT)},
+    "qwen3": {**_LLAMA_OR_QWEN, **_dense(_MAXTEXT)},
+    "gemma2": {
+        "flax": _flax(_FLAX),
+        **_gemmas(HUGGING_FACE),
+        "maxtext": _gemma2_block("decoder/layers_{i}/{module}"),
+        "maxtext-scanned": _gemma2_block("decoder/layers/{module}/{i}"),
+    },
+    "gemma3": {"flax": _flax(_FLAX), **gemma3(HUGGING_FACE)},
+    "mixtral": _moe("MoeBlock_0", {**_MAXTEXT_ATTENTION, **_SCALED}),
+    "qwen3-moe": {
+        "tunix": _tunix(
+            {
+                **_TUNIX_ATTENTION,
+                **_stacked("mlp/gate_proj/{e}", "mlp/up_proj/{e}", "mlp/down_proj/{e}"),
+            }
+        ),
+        **_moe("moe_block", _MAXTEXT_ATTENTION),
+    },
+}
+"""The tables of each decoder by ecosystem."""

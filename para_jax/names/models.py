@@ -1,0 +1,94 @@
+"""The tables of the models that are known by name, and tables of the user's own."""
+
+import difflib
+import pathlib
+import tomllib
+from collections.abc import Mapping
+
+from para_jax.names.decoders import DECODERS, Tables
+from para_jax.names.encoders import ENCODERS
+from para_jax.names.patterns import Module, Table, problems
+
+MODELS: Mapping[str, Tables] = {**DECODERS, **ENCODERS}
+"""The tables of each model by ecosystem."""
+
+Names = str | Mapping[str, str | Module]
+"""A name in `MODELS`, or a table of one's own."""
+
+_OWN = "your own"
+
+
+def tables(names: Names) -> Tables:
+    """Returns the tables of a model by ecosystem.
+
+    Args:
+      names: A name in `MODELS`, or Hugging Face's name of each JAX path, such as
+        `{"layers/{i}/q": "model.layers.{i}.self_attn.q_proj"}`: `{i}` is the layer's
+        number, `{e}` an expert's. A `Module` says what differs beside the name.
+
+    Raises:
+      ValueError: if the model is not known, or the table cannot be read both ways.
+    """
+    if isinstance(names, str):
+        if names in MODELS:
+            return MODELS[names]
+        near = difflib.get_close_matches(names.lower(), MODELS, n=1)
+        raise ValueError(
+            f"The model '{names}' is not known"
+            + (f"; did you mean '{near[0]}'? " if near else ". ")
+            + f"Expected one of {', '.join(sorted(MODELS))}, or a table of your own."
+        )
+    own = {key: Module(x) if isinstance(x, str) else x for key, x in names.items()}
+    if problem := next(problems(own), None if own else "it is empty"):
+        raise ValueError(f"The table of names cannot be read both ways: {problem}.")
+    return {_OWN: own}
+
+
+def read(path: str | pathlib.Path) -> dict[str, str]:
+    """Returns the table in a TOML file, one line a pattern.
+
+    Example:
+      "layers/{i}/q" = "model.layers.{i}.self_attn.q_proj"
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is no TOML, holds anything but strings, or cannot be read both
+        ways.
+    """
+    file = pathlib.Path(path).expanduser()
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{file}' is not valid TOML: {error}.") from error
+    for key, value in table.items():
+        if not isinstance(value, str):
+            raise ValueError(
+                f"'{file}': '{key}' is a {type(value).__name__}, expected a Hugging "
+                'Face name: "path/of/{i}/module" = "name.of.{i}.module", both quoted.'
+            )
+    try:
+        tables(table)
+    except ValueError as error:
+        raise ValueError(f"'{file}': {error}") from error
+    return table
+
+
+def title(names: Names) -> str:
+    """Returns what to call a table in an error."""
+    return f"'{names}'" if isinstance(names, str) else "the table"
+
+
+def one(found: Tables, ecosystem: str | None) -> tuple[str, Table]:
+    """Returns the table of an ecosystem, or the only one.
+
+    Raises:
+      ValueError: if there is no such table, or several to choose from.
+    """
+    if ecosystem is None and len(found) == 1:
+        return next(iter(found.items()))
+    if ecosystem is not None and ecosystem in found:
+        return ecosystem, found[ecosystem]
+    got = "not given" if ecosystem is None else f"'{ecosystem}'"
+    raise ValueError(
+        f"The ecosystem is {got}. Say which, ecosystem=: {', '.join(sorted(found))}."
+    )

@@ -1,0 +1,141 @@
+"""Where every adapter of a checkpoint goes, by the table that all of them fit."""
+
+import difflib
+import itertools
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from para_jax.names.patterns import Match, Module, Pair, fill, match, placeholders
+
+
+class Move(NamedTuple):
+    """Where one part of an adapter goes.
+
+    Attributes:
+      path: Its name on the other side.
+      index: What to index the stack with: a number for an axis that becomes part of
+        the name, all of it for one that stays.
+      module: What differs beside the name.
+    """
+
+    path: str
+    index: tuple[int | slice, ...]
+    module: Module
+
+
+Stacks = Mapping[str, tuple[int, ...]]
+Moves = Mapping[str, Sequence[Move]]
+Renumber = Callable[[Module, int, str], int | None]
+
+_SHOWN = 3
+
+
+def of(stacks: Stacks, pairs: Sequence[Pair], renumber: Renumber) -> Moves:
+    """Returns the moves of every path; none, if it fits no pattern.
+
+    Args:
+      stacks: The shape of each path's stack.
+      pairs: The table, in one of its directions.
+      renumber: The layer's number on the other side, or None if an entry has not got
+        that layer.
+    """
+    return {path: _of(path, stack, pairs, renumber) for path, stack in stacks.items()}
+
+
+def _of(
+    path: str, stack: tuple[int, ...], pairs: Sequence[Pair], renumber: Renumber
+) -> list[Move]:
+    if "*" in path:  # Here it stands for a stack.
+        return []
+    starred = "/".join([path, *"*" * len(stack)])
+    matches = ((pair, match(pair.source, starred)) for pair in pairs)
+    moves = [
+        move
+        for pair, found in matches
+        if found is not None
+        for move in _spread(path, stack, pair, found, renumber)
+    ]
+    # Slices cannot be hashed before Python 3.12.
+    taken = [(str(move.index), move.module.half) for move in moves]
+    if len(set(taken)) < len(taken):
+        names = sorted({move.module.name for move in moves})
+        raise ValueError(
+            f"'{path}' fits several patterns of the table, for {', '.join(names)}. "
+            "Expected one: make the patterns differ."
+        )
+    return moves
+
+
+def _spread(
+    path: str, stack: tuple[int, ...], pair: Pair, found: Match, renumber: Renumber
+) -> list[Move]:
+    """Returns one move a kernel; experts stay together if their name ends in them."""
+    axes = [x for x in placeholders(pair.source) if getattr(found, x) == "*"]
+    kept = "e" if pair.target.endswith("/{e}") else ""
+    spans = [
+        [slice(None)] if x == kept else range(n)
+        for x, n in zip(axes, stack, strict=True)
+    ]
+    result = []
+    for index in itertools.product(*spans):
+        numbers = [str(k) if isinstance(k, int) else "*" for k in index]
+        at = found._replace(**dict(zip(axes, numbers, strict=True)))
+        layer = None if at.i is None else renumber(pair.module, int(at.i), path)
+        if (at.i is None) == (layer is None):
+            target = fill(pair.target, layer, at.e).removesuffix("/*")
+            result.append(Move(target, index, pair.module))
+    return result
+
+
+def chosen(
+    found: Mapping[str, Moves], patterns: Mapping[str, Collection[str]], model: str
+) -> Moves:
+    """Returns the moves by the one table that all paths fit.
+
+    Args:
+      found: The moves by the name of the table.
+      patterns: Each table's patterns, for errors.
+      model: The name of the model, for errors.
+
+    Raises:
+      ValueError: if no table fits, or two do that differ for these paths.
+    """
+    lost = {
+        name: [path for path, x in moves.items() if not x]
+        for name, moves in found.items()
+    }
+    fits = [name for name in found if not lost[name]]
+    if not fits:
+        raise ValueError(_unknown(lost, patterns, model))
+    others = [x for x in fits if _effect(found[x]) != _effect(found[fits[0]])]
+    if others:
+        raise ValueError(
+            f"The paths fit '{fits[0]}' and '{others[0]}' of {model}, which differ for "
+            f"them. Say whose they are: ecosystem='{fits[0]}' or '{others[0]}'."
+        )
+    return found[fits[0]]
+
+
+def _effect(moves: Moves) -> list[object]:
+    return [
+        (path, x.path, x.index, x.module.scaled, x.module.interleaved, x.module.half)
+        for path, several in moves.items()
+        for x in several
+    ]
+
+
+def _unknown(
+    lost: Mapping[str, list[str]], patterns: Mapping[str, Collection[str]], model: str
+) -> str:
+    paths = min(lost.values(), key=len)
+    first = paths[0]
+    every = {pattern: name for name, x in patterns.items() for pattern in x}
+    general = re.sub(r"(?<![^/_])\d+(?![^/])", "{i}", first)
+    near = difflib.get_close_matches(general, every, n=1, cutoff=0)[0]
+    shown = ", ".join(f"'{path}'" for path in paths[:_SHOWN])
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return (
+        f"{shown}{more}: no module of {model} has such a path. The nearest pattern is "
+        f"'{near}' ({every[near]}). Choose another model, or give a table of your own."
+    )
