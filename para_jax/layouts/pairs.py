@@ -65,6 +65,12 @@ class Pair:
         return tuple(n for role, n in sizes if role == "L")
 
 
+def members(pair: Pair) -> list[str]:
+    """Returns what the adapters of a pair may be called, and each kernel of theirs."""
+    kernels = [member(name, i) for name in pair.names for i in np.ndindex(pair.stack)]
+    return [*pair.names, *kernels]
+
+
 def take(pair: Pair, a: Array, b: Array, scale: float) -> dict[str, Adapter]:
     """Returns the adapters of a pair; those of a fused one share `a`."""
     a, b = matrices(pair.axes, a, b)

@@ -12,7 +12,7 @@ import numpy as np
 from para_jax.adapters import Adapter, Checkpoint, ordered
 from para_jax.layouts.axes import StackAxis
 from para_jax.layouts.layout import Layout, Leaves, pairs
-from para_jax.layouts.pairs import Key, Pair, put, take, whole
+from para_jax.layouts.pairs import Key, Pair, members, put, take, whole
 from para_jax.layouts.registry import LAYOUTS, recognise
 from para_jax.repack import pad
 from para_jax.spectrum import check
@@ -204,6 +204,12 @@ def placed(checkpoint: Checkpoint, rank: int | None) -> list[tuple[Pair, Adapter
     tree = _tree(checkpoint)
     if not checkpoint.adapters:
         raise ValueError("No module has an adapter left. Keep at least one rank.")
+    known = {name for pair in tree.pairs for name in members(pair)}
+    if unknown := sorted(checkpoint.adapters.keys() - known):
+        raise ValueError(
+            f"'{unknown[0]}' is no adapter of the tree, which has '{min(known)}', ... "
+            "Rename the adapters back (para_jax.names.from_hf)."
+        )
     found = {pair: whole(pair, checkpoint.adapters) for pair in tree.pairs}
     together = LAYOUTS[tree.layout].one_rank or tree.one_rank or rank is not None
     rooms: dict[str, int] = {}

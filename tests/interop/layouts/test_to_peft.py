@@ -99,7 +99,7 @@ def torch_model(deltas):
 CASES = [
     pytest.param(case, marks=pytest.mark.layout(name, "to PEFT"), id=case.__name__)
     for name, case in (
-        ("flax nnx", nnx),
+        ("flax.nnx", nnx),
         ("qwix (Linen)", qwix),
         ("qwix (NNX)", qwix),
         ("qwix (Linen, scanned)", scanned),
