@@ -85,7 +85,8 @@ class Layer:
     """What kind of layer an adapter belongs to, where it is not a dense one.
 
     Attributes:
-      kind: `linear`, `embedding` (`m` is the vocabulary) or `conv`.
+      kind: `linear`, `embedding` (`m` is the vocabulary), `conv`, or `experts`: a bare
+        parameter of a mixture, whose stack is its experts.
       window: For `conv`, the kernel's spatial shape and its input channels,
         `(*window, channels)`: the axes that `m` flattens, in Flax's order.
     """
@@ -113,6 +114,7 @@ class Checkpoint:
       residual: Where the adapters do not belong to the original weights: the name of
         the initialisation (PiSSA, ...) that changed these. Not to be pruned before
         `para_jax.extract.plain`.
+      source: The name of the file or folder that it was read from.
       tree: The tree of arrays that the adapters were found in, for
         `para_jax.to_tree` to put a child back.
     """
@@ -125,6 +127,7 @@ class Checkpoint:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     residual: str = ""
+    source: str = ""
     tree: "Tree | None" = None
 
 

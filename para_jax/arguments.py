@@ -5,9 +5,13 @@ import math
 import pathlib
 import re
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 import para_jax as para
+from para_jax.formats import PROFILES, Format
+from para_jax.formats.engines import ENGINES
+from para_jax.layouts import LAYOUTS
+from para_jax.names import MODELS
 
 _POLICIES = {
     "gamma": (para.Gamma, "keep this share of all ranks, above 0 and up to 1"),
@@ -23,7 +27,8 @@ _EXAMPLES = """examples:
   para compress adapter/ small/ --gamma 0.25         a quarter of the ranks
   para compress adapter/ small/ --epsilon 0.99 --max-rank 8 --profile padded
   para sweep adapter/ children/ --gamma 0.5 0.25 0.125 --epsilon 0.9
-  para convert checkpoint/ adapter/ --format peft    Orbax to PEFT, or back
+  para convert run/100/ adapter/ --format peft --alpha 16 --model gemma3
+  para compress adapter/ small/ --gamma 0.25 --for vllm
 """
 
 Command = Callable[[argparse.Namespace], None]
@@ -100,25 +105,63 @@ def _source(command: Parser) -> None:
     add = command.add_argument
     what = "an adapter: a PEFT folder or an Orbax checkpoint"
     add("source", metavar="SRC", type=pathlib.Path, help=what)
-    what = "alpha / r, for an Orbax checkpoint that another program wrote"
-    add("--scale", type=float, metavar="X", help=what)
+    what = "leave out all else that is in it: base weights, a trained head"
+    add("--adapters-only", action="store_true", help=what)
     add("--debug", action="store_true", help="show the traceback of a failure")
+    group = command.add_argument_group("an Orbax checkpoint that another program wrote")
+    add = group.add_argument
+    what = "what wrote it; recognised if left out"
+    add("--layout", choices=tuple(LAYOUTS), metavar="NAME", help=f"{what}: %(choices)s")
+    what = "the numerator of the scale alpha / r, where the library has one"
+    add("--alpha", type=float, metavar="X", help=what)
+    what = "alpha / r itself"
+    add("--scale", type=float, metavar="X", help=what)
+    what = (
+        "the axis that its layers are stacked on, where shapes do not tell: 0, 1, none"
+    )
+    add("--stack-axis", type=_axis, metavar="AXIS", help=what)
 
 
 def _output(command: Parser) -> None:
     add = command.add_argument
     add("target", metavar="DST", type=pathlib.Path, help="the folder to write")
     what = "the format of DST; that of SRC if left out"
-    add("--format", choices=("peft", "orbax"), help=what)
+    add("--format", choices=get_args(Format), help=what)
     add(
         "--profile",
-        choices=("ragged", "padded"),
+        choices=PROFILES,
         default="ragged",
-        help="PEFT with each module at its own rank (ragged, if left out), or with "
-        "zeros up to one rank, for servers that know only one (padded)",
+        help="PEFT with each module at its own rank (ragged, if left out), or for "
+        "programs that know one rank, one rank a module type, or one alpha",
+    )
+    what = "what is to serve DST, instead of --format and --profile"
+    add(
+        "--for",
+        dest="engine",
+        choices=tuple(ENGINES),
+        metavar="ENGINE",
+        help=f"{what}: %(choices)s",
     )
     what = "replace the adapter that is at DST"
     add("--overwrite", action="store_true", help=what)
+    _names(command)
+
+
+def _names(command: Parser) -> None:
+    add = command.add_argument_group(
+        "other names: JAX paths and Hugging Face's"
+    ).add_argument
+    what = (
+        "rename the modules as transformers has them (DST is Orbax: as JAX has them): "
+        f"{', '.join(MODELS)}, or a .toml file"
+    )
+    add("--model", metavar="NAME", help=what)
+    what = "whose JAX paths they are, where the paths do not tell"
+    add("--ecosystem", metavar="NAME", help=what)
+    what = "the size of an attention head, where MaxText's form depends on it"
+    add("--head-dim", type=int, metavar="N", help=what)
+    what = "how many layers the model has, where their numbers depend on it"
+    add("--layers", type=int, metavar="N", help=what)
 
 
 def _convert(command: Parser) -> None:
@@ -150,6 +193,8 @@ def _sweep(command: Parser) -> None:
 
 def _inspect(command: Parser) -> None:
     _method(command)
+    what = "show what each serving engine would pay for it"
+    command.add_argument("--engines", action="store_true", help=what)
     what = "draw the singular values"
     command.add_argument("--plot", type=pathlib.Path, metavar="FILE.png", help=what)
 
@@ -178,6 +223,12 @@ def _cut(command: Parser) -> None:
     add("--multiple-of", type=int, default=1, metavar="Q", help=what)
     what = "the dtype of DST; that of SRC if left out"
     add("--dtype", choices=("float32", "bfloat16", "float16"), help=what)
+
+
+def _axis(text: str) -> int | str:
+    if text not in ("0", "1", "none"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not 0, 1 or none")
+    return text if text == "none" else int(text)
 
 
 def _number(text: str) -> float:

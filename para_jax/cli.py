@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import para_jax as para
-from para_jax import arguments, tables
+from para_jax import arguments, names, tables
 from para_jax.compress import cut, spectra_of
-from para_jax.formats import directory, recognise
+from para_jax.formats import Format, directory, recognise, serving
+from para_jax.formats.engines import ENGINES
 from para_jax.inspection import inspect
 from para_jax.report import human_bytes
 from para_jax.select import ranks
@@ -59,7 +60,7 @@ def _run(words: Sequence[str] | None) -> int:
 
 def _compress(given: argparse.Namespace) -> None:
     (policy,) = arguments.policies(given)
-    directory.check_target(given.target, overwrite=given.overwrite)
+    _check_target(given, given.target)
     _check_file(given.report)
     _check_picture(given.plot)
     parent = _load(given)
@@ -82,7 +83,13 @@ def _inspect(given: argparse.Namespace) -> None:
     with tables.busy(f"Decomposing {len(checkpoint.adapters)} modules"):
         found = inspect(checkpoint, method=given.method)
     _plot(given.plot, "spectrum", found.report)
-    if given.json:
+    if given.engines:
+        paid = serving.costs(checkpoint)
+        if given.json:
+            print(json.dumps([x._asdict() for x in paid]))
+        else:
+            tables.engines(paid)
+    elif given.json:
         print(json.dumps(found.as_dict()))
     else:
         tables.inspection(found)
@@ -92,9 +99,10 @@ def _sweep(given: argparse.Namespace) -> None:
     policies = arguments.policies(given)
     if twice := sorted(x.name for x, n in Counter(policies).items() if n > 1):
         raise ValueError(f"{twice[0]} is asked for twice.")
-    targets = [given.target / x.name.replace(" ", "-") for x in policies]
+    suffix = ".safetensors" if _format(given) == "kohya" else ""
+    targets = [given.target / f"{x.name.replace(' ', '-')}{suffix}" for x in policies]
     for target in targets:
-        directory.check_target(target, overwrite=given.overwrite)
+        _check_target(given, target)
     parent = _load(given)
     with tables.busy(f"Decomposing {len(parent.adapters)} modules"):
         spectra = spectra_of(parent, method=given.method, dtype=given.dtype)
@@ -115,7 +123,7 @@ def _sweep(given: argparse.Namespace) -> None:
 
 
 def _convert(given: argparse.Namespace) -> None:
-    directory.check_target(given.target, overwrite=given.overwrite)
+    _check_target(given, given.target)
     checkpoint = _load(given)
     _save(given, checkpoint, given.target)
     if given.json:
@@ -165,7 +173,39 @@ def _quiet() -> Iterator[None]:
 
 def _load(given: argparse.Namespace) -> para.Checkpoint:
     with tables.busy(f"Reading {given.source}"):
-        return para.load(given.source, scale=given.scale)
+        found = para.load(
+            given.source,
+            layout=given.layout,
+            alpha=given.alpha,
+            scale=given.scale,
+            stack_axis=given.stack_axis,
+            adapters_only=given.adapters_only,
+        )
+    return _named(given, found) if getattr(given, "model", None) else found
+
+
+def _named(given: argparse.Namespace, found: para.Checkpoint) -> para.Checkpoint:
+    """Returns the adapters under the names that DST has.
+
+    Before compressing: some kernels change with their names, and so do their singular
+    values.
+    """
+    table = names.read(given.model) if given.model.endswith(".toml") else given.model
+    rename = names.from_hf if _format(given) == "orbax" else names.to_hf
+    return rename(
+        found,
+        table,
+        ecosystem=given.ecosystem,
+        head_dim=given.head_dim,
+        layers=given.layers,
+    )
+
+
+def _format(given: argparse.Namespace) -> Format:
+    """Returns the format of DST."""
+    if given.engine:
+        return ENGINES[given.engine].form
+    return given.format or recognise(given.source)
 
 
 def _save(
@@ -175,10 +215,18 @@ def _save(
         para.save(
             checkpoint,
             target,
-            format=given.format or recognise(given.source),
+            format="peft" if given.engine else _format(given),
             profile=given.profile,
+            engine=given.engine,
             overwrite=given.overwrite,
         )
+
+
+def _check_target(given: argparse.Namespace, target: pathlib.Path) -> None:
+    """Raises an error before any work if DST could not be written after it."""
+    one_file = _format(given) == "kohya"
+    check = directory.check_file if one_file else directory.check_target
+    check(target, overwrite=given.overwrite)
 
 
 def _check_file(path: pathlib.Path | None) -> None:
@@ -210,6 +258,8 @@ def _plot(path: pathlib.Path | None, picture: str, report: para.Report) -> None:
 
 
 def _on_disk(folder: pathlib.Path) -> str:
+    if folder.is_file():
+        return human_bytes(folder.stat().st_size)
     files = (x for x in folder.rglob("*") if x.is_file())
     return human_bytes(sum(x.stat().st_size for x in files))
 
@@ -221,9 +271,10 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"'{error.filename}': {error.strerror}."
     text = " ".join(str(error).split()) or type(error).__name__
-    text = text.replace("scale=:", "--scale:").replace(
-        "overwrite it", "use --overwrite"
-    )
+    for name in ("scale", "alpha", "layout", "stack_axis"):
+        text = text.replace(f"{name}=:", f"--{name.replace('_', '-')}:")
+    text = text.replace("overwrite it", "use --overwrite")
+    text = text.replace("adapters_only=True", "--adapters-only")
     if isinstance(error, (ValueError, OSError)):
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Child, by_member
-from para_jax.groups import groups
+from para_jax.groups import Group, Progress, batches, groups
 from para_jax.policy import Policy
 from para_jax.repack import Form, repack
 from para_jax.report import report
@@ -30,6 +30,7 @@ def compress(
     form: Form = "ragged",
     method: Method = "auto",
     dtype: Any = None,
+    progress: Progress = iter,
 ) -> Child:
     """Returns the child of `parent` that `policy` asks for (PARA, Algorithm 1).
 
@@ -44,6 +45,7 @@ def compress(
       form: The form of the child's adapters, see `repack`.
       method: How to decompose, see `decompose`.
       dtype: The dtype to store the child in; the parent's by default.
+      progress: What to wrap the two loops over the modules in, such as `tqdm.tqdm`.
 
     Returns:
       The child, with a `report`. All that was stored beside the adapters is passed on.
@@ -52,8 +54,9 @@ def compress(
       ValueError: if the parent is broken (the path is named), belongs to weights other
         than the base model's (PiSSA), or cannot be cut as the policy asks.
     """
-    (child,) = family(parent, [policy], form=form, method=method, dtype=dtype)
-    return child
+    checkpoint = as_checkpoint(parent)
+    spectra = spectra_of(checkpoint, method=method, dtype=dtype, progress=progress)
+    return cut(checkpoint, spectra, policy, form=form, progress=progress)
 
 
 def family(
@@ -74,7 +77,11 @@ def family(
 
 
 def spectra_of(
-    parent: Checkpoint | Adapters, *, method: Method = "auto", dtype: Any = None
+    parent: Checkpoint | Adapters,
+    *,
+    method: Method = "auto",
+    dtype: Any = None,
+    progress: Progress = iter,
 ) -> dict[str, Spectrum]:
     """Returns the spectrum of each update in float64: `decompose`, compiled once.
 
@@ -82,6 +89,7 @@ def spectra_of(
       parent: As for `compress`.
       method: As for `compress`.
       dtype: The dtype that children will be stored in; the parent's by default.
+      progress: As for `compress`.
 
     Raises:
       ValueError: as `compress`.
@@ -91,7 +99,8 @@ def spectra_of(
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype is {np.dtype(dtype).name}, expected floating point.")
     spectra: dict[str, Spectrum] = {}
-    for path, spectrum in _decompose_groups(checkpoint.adapters, method):
+    found = _decompose_groups(checkpoint.adapters, method, progress)
+    for path, spectrum in found:
         if not np.isfinite(spectrum.s).all():
             raise ValueError(f"'{path}': the factors contain NaN or infinity.")
         stored = spectrum.dtype if dtype is None else np.dtype(dtype).name
@@ -100,7 +109,12 @@ def spectra_of(
 
 
 def cut(
-    parent: Checkpoint, spectra: Spectra, policy: Policy, *, form: Form = "ragged"
+    parent: Checkpoint,
+    spectra: Spectra,
+    policy: Policy,
+    *,
+    form: Form = "ragged",
+    progress: Progress = iter,
 ) -> Child:
     """Returns one child from a parent that is decomposed already.
 
@@ -109,6 +123,7 @@ def cut(
       spectra: From `spectra_of(parent)`.
       policy: What to keep.
       form: See `repack`.
+      progress: As for `compress`.
 
     Raises:
       TypeError: if `policy` is none, such as a number.
@@ -120,7 +135,9 @@ def cut(
     account = report(spectra, kept, policy)
     fields = {x.name: getattr(parent, x.name) for x in dataclasses.fields(Checkpoint)}
     with wide():
-        fields["adapters"] = repack(spectra, kept, parent.adapters, form=form)
+        fields["adapters"] = repack(
+            spectra, kept, parent.adapters, form=form, progress=progress
+        )
     _check_range(fields["adapters"])
     if form == "ragged":
         for name in ("layers", "biases"):
@@ -128,8 +145,10 @@ def cut(
     fields["absent"] = dict(parent.absent) | {
         x.path: (x.inputs, x.outputs) for x in account.modules if not x.kept
     }
-    cuts = [*parent.provenance.get("cuts", []), account.summary()]
-    fields["provenance"] = dict(parent.provenance) | {"cuts": cuts}
+    ranks = {x.path: x.kept for x in account.modules}
+    one = {"parent": parent.source, **account.summary(), "ranks": ranks}
+    cuts = [*parent.provenance.get("cuts", []), one]
+    fields |= {"source": "", "provenance": {**parent.provenance, "cuts": cuts}}
     return Child(**fields, report=account)
 
 
@@ -176,7 +195,7 @@ def wide() -> Iterator[None]:
 
 
 def _decompose_groups(
-    adapters: Adapters, method: Method
+    adapters: Adapters, method: Method, progress: Progress
 ) -> Iterator[tuple[str, Spectrum]]:
     """Yields the path and the spectrum of each update, as NumPy arrays.
 
@@ -185,25 +204,36 @@ def _decompose_groups(
     alpha alone share a program.
     """
     found = groups(adapters)
-    joined = {
-        str(i): Adapter(
-            a=group.join({path: adapters[path].a for path in group.stacks}),
-            b=group.join({path: adapters[path].b for path in group.stacks}),
-        )
-        for i, group in enumerate(found)
-    }
-    with wide():
-        spectra = jax.device_get(_decompose(joined, method=method))
-    for i, group in enumerate(found):
-        whole = spectra[str(i)]
-        parts = (group.split(x) for x in (whole.s, whole.left, whole.right))
-        s, left, right = parts
+    parts: list[list[Spectrum]] = [[] for _ in found]
+    for batch in progress(batches(found, adapters)):
+        pieces = [(found[i], rows) for i, rows in batch]
+        results = _decompose_pieces(pieces, adapters, method)
+        for (i, _), part in zip(batch, results, strict=True):
+            parts[i].append(part)
+    for group, spectra in zip(found, parts, strict=True):
+        whole = jax.tree.map(lambda *x: np.concatenate(x), *spectra)
+        s, left, right = map(group.split, (whole.s, whole.left, whole.right))
         for path in group.stacks:
             nominal = min(adapters[path].nominal or adapters[path].rank, whole.nominal)
             one = dataclasses.replace(
                 whole, s=s[path], left=left[path], right=right[path], nominal=nominal
             )
             yield path, _scaled(one, float(adapters[path].scale))
+
+
+def _decompose_pieces(
+    pieces: Sequence[tuple[Group, slice]], adapters: Adapters, method: Method
+) -> list[Spectrum]:
+    joined = {
+        str(i): Adapter(
+            a=group.join({path: adapters[path].a for path in group.stacks}, rows),
+            b=group.join({path: adapters[path].b for path in group.stacks}, rows),
+        )
+        for i, (group, rows) in enumerate(pieces)
+    }
+    with wide():
+        spectra = jax.device_get(_decompose(joined, method=method))
+    return [spectra[str(i)] for i in range(len(pieces))]
 
 
 _decompose = jax.jit(decompose, static_argnames="method")

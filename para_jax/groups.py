@@ -1,4 +1,4 @@
-"""Adapters of equal shapes, as one array.
+"""Adapters of equal shapes, as one array; and as pieces that fit into little memory.
 
 A model has hundreds of adapters and a handful of shapes. A program that names each
 adapter compiles and starts slowly; one that names each shape does not.
@@ -6,13 +6,20 @@ adapter compiles and starts slowly; one that names each shape does not.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from para_jax.adapters import Adapter
+
+# What a batch holds at most, in parameters of adapters: 32 MB in float64. Larger ones
+# are not faster, smaller ones take more calls.
+_BATCH = 2**22
+
+Progress = Callable[[Sequence[Any]], Iterable[Any]]
+"""What to wrap a loop over batches in, to show how far it is: such as `tqdm.tqdm`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +34,32 @@ class Group:
 
     stacks: Mapping[str, tuple[int, ...]]
 
-    def join(self, values: Mapping[str, Any]) -> Any:
-        """Returns `values` of this group's paths, joined along one leading axis."""
-        rows = [
-            values[path].reshape(-1, *values[path].shape[len(stack) :])
-            for path, stack in self.stacks.items()
-        ]
-        if len(rows) == 1:
-            return rows[0]
-        on_host = all(isinstance(x, np.ndarray) for x in rows)
-        return (np if on_host else jnp).concatenate(rows)
+    @property
+    def rows(self) -> int:
+        """The number of kernels, `L`."""
+        return sum(math.prod(stack) for stack in self.stacks.values())
+
+    def members(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Returns the path of each row, and the row's index in the stack."""
+        return [(p, i) for p, stack in self.stacks.items() for i in np.ndindex(stack)]
+
+    def join(self, values: Mapping[str, Any], rows: slice = slice(None)) -> Any:
+        """Returns `rows` of the values of this group's paths, joined along one axis."""
+        start, stop, _ = rows.indices(self.rows)
+        parts, first = [], 0
+        for path, stack in self.stacks.items():
+            count = math.prod(stack)
+            inside = range(count)[max(start - first, 0) : max(stop - first, 0)]
+            first += count
+            if not inside:
+                continue
+            part = values[path].reshape(-1, *values[path].shape[len(stack) :])
+            whole = len(inside) == count
+            parts.append(part if whole else part[inside.start : inside.stop])
+        if len(parts) == 1:
+            return parts[0]
+        on_host = all(isinstance(x, np.ndarray) for x in parts)
+        return (np if on_host else jnp).concatenate(parts)
 
     def split(self, joined: Any) -> dict[str, Any]:
         """Returns the rows of each path in its own stack's shape: `join`'s inverse."""
@@ -55,3 +78,40 @@ def groups(adapters: Mapping[str, Adapter]) -> list[Group]:
         key = (x.inputs, x.outputs, x.rank, x.a.dtype, x.b.dtype)
         found.setdefault(key, {})[path] = x.stack
     return [Group(stacks) for stacks in found.values()]
+
+
+def pieces(group: Group, adapters: Mapping[str, Adapter]) -> list[slice]:
+    """Returns the rows of a group in pieces, none larger than a batch.
+
+    All but the last have the same length, so they share a program. It is a power of
+    two, since the number of layers often has one as a factor.
+    """
+    step = 1 << max(_BATCH // _row(group, adapters), 1).bit_length() - 1
+    starts = range(0, group.rows, step)
+    return [slice(i, min(i + step, group.rows)) for i in starts]
+
+
+def batches(
+    found: Sequence[Group], adapters: Mapping[str, Adapter]
+) -> list[list[tuple[int, slice]]]:
+    """Returns the pieces of all groups, in batches that fit into little memory.
+
+    A piece is a group's number and some of its rows. A small model is one batch.
+    """
+    result: list[list[tuple[int, slice]]] = []
+    room = 0
+    for i, group in enumerate(found):
+        for rows in pieces(group, adapters):
+            size = (rows.stop - rows.start) * _row(group, adapters)
+            if size > room:
+                result.append([])
+                room = _BATCH
+            result[-1].append((i, rows))
+            room -= size
+    return result
+
+
+def _row(group: Group, adapters: Mapping[str, Adapter]) -> int:
+    """Returns the parameters of one kernel's adapter."""
+    one = adapters[next(iter(group.stacks))]
+    return one.rank * (one.inputs + one.outputs)

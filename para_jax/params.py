@@ -7,9 +7,7 @@ applies whatever the ranks: each module's own dict holds `a` and `b`.
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from para_jax.adapters import Adapter
+from para_jax.adapters import Adapter, folded
 
 
 def to_params(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
@@ -29,7 +27,7 @@ def to_params(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
         {
             f"{path}/{name}": factor
             for path, x in adapters.items()
-            for name, factor in (("a", x.a), ("b", _with_scale(x)))
+            for name, factor in (("a", x.a), ("b", folded(x).b))
         }
     )
 
@@ -88,10 +86,3 @@ def unnest(tree: Mapping[Any, Any]) -> dict[str, Any]:
         else:
             result[str(key)] = value
     return result
-
-
-def _with_scale(adapter: Adapter) -> Any:
-    if adapter.scale == 1:
-        return adapter.b
-    wide = np.promote_types(adapter.b.dtype, np.float32)  # To round once.
-    return (adapter.b.astype(wide) * adapter.scale).astype(adapter.b.dtype)

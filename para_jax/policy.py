@@ -4,14 +4,21 @@ A policy looks at the pool of the singular values of all modules (`scope="global
 PARA) or at each module by itself (`scope="local"`, the paper's ablation). It either
 spends a budget (`Gamma`, `Rank`, `Params`, `Bytes`), which it does not exceed, or cuts
 at a threshold (`Epsilon`, `Threshold`). `para_jax.select` applies it.
+
+A policy is a pytree whose one leaf is its value; all else is static. So it goes through
+`jit`, `vmap` and `scan` like an array, and one program serves every budget.
 """
 
 import abc
 import dataclasses
+import functools
 import math
 import numbers
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from para_jax.pool import Pool
@@ -19,12 +26,35 @@ from para_jax.pool import Pool
 Scope = Literal["global", "local"]
 
 
+def _flatten(policy: "Policy") -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Returns the value with its key, and the static rest."""
+    names = [x.name for x in dataclasses.fields(policy)]
+    value, *static = (getattr(policy, name) for name in names)
+    return ((jax.tree_util.GetAttrKey(names[0]), value),), tuple(static)
+
+
+def _unflatten(
+    kind: type["Policy"], static: tuple[Any, ...], leaves: Sequence[Any]
+) -> "Policy":
+    """Returns a policy, unchecked: JAX makes them of tracers, shapes and None."""
+    policy = object.__new__(kind)
+    names = [x.name for x in dataclasses.fields(kind)]
+    vars(policy).update(zip(names, (*leaves, *static), strict=True))
+    return policy
+
+
 @dataclasses.dataclass(frozen=True)
 class Policy:
     """What all policies share.
 
+    A value that is a plain number is checked at once. One that is traced or on a device
+    cannot be: inside `jit`, what is impossible is brought to the nearest that is
+    possible (see `para_jax.masks`). There, fractions are of JAX's precision, float32
+    by default: a budget within `2^-22` below an integer counts as that integer.
+
     Attributes:
-      value: The budget or the threshold.
+      value: The budget or the threshold: a number, a traced scalar, or an array of
+        budgets to `vmap` over.
       scope: `global` compares all modules; `local` treats each by itself.
       min_rank: Every module keeps at least so many components, if it has them.
       max_rank: No module keeps more.
@@ -32,7 +62,7 @@ class Policy:
         buys blocks of components, a threshold rounds up.
     """
 
-    value: float | np.number
+    value: float | np.number | np.ndarray | jax.Array
     _: dataclasses.KW_ONLY
     scope: Scope = "global"
     min_rank: int = 0
@@ -40,6 +70,10 @@ class Policy:
     multiple_of: int = 1
 
     kind: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        unflatten = functools.partial(_unflatten, cls)
+        jax.tree_util.register_pytree_with_keys(cls, _flatten, unflatten)
 
     def __post_init__(self) -> None:
         if self.scope not in ("global", "local"):
@@ -58,12 +92,19 @@ class Policy:
                 "max_rank must be at least min_rank, in multiples of multiple_of: "
                 f"expected {least} or more, got {self.max_rank}."
             )
+        if isinstance(self.value, jax.Array | np.ndarray):
+            return  # To read it back from a device would wait for all that runs there.
         if not isinstance(self.value, numbers.Real) or math.isnan(self.value):
             raise ValueError(f"{self.kind} must be a number, got {self.value!r}.")
-        self._check()
+        self._check(float(self.value))
 
-    def _check(self) -> None:
+    def _check(self, value: float) -> None:
         """Raises ValueError if the value makes no sense for any parent."""
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether the value is not known before the program runs."""
+        return isinstance(self.value, jax.core.Tracer)
 
     @property
     def name(self) -> str:
@@ -102,15 +143,21 @@ class Budget(Policy, abc.ABC):
         return np.ones_like(pool.index)
 
     @abc.abstractmethod
-    def budget(self, pool: Pool) -> int:
-        """Returns what may be spent on this parent.
+    def budget(self, pool: Pool) -> int | jax.Array:
+        """Returns what may be spent on this parent: a whole number.
+
+        It is an array where the value is traced: no more than the parent takes.
 
         Raises:
           ValueError: if it is more than the parent, or buys not one component.
         """
 
-    def _within(self, budget: float, whole: int, least: int, unit: str) -> int:
-        """Returns the budget as an integer, if it is possible for this parent."""
+    def _within(
+        self, budget: float | jax.Array, whole: int, least: int, unit: str
+    ) -> int | jax.Array:
+        """Returns the budget as a whole number, if it is possible for this parent."""
+        if isinstance(budget, jax.core.Tracer):
+            return _clamped(budget, 0, whole)
         # The small term makes 0.3 * 10 three, whatever floating point says.
         if budget + 1e-9 >= whole + 1:
             raise ValueError(
@@ -134,13 +181,16 @@ class Gamma(Budget):
 
     kind = "gamma"
 
-    def _check(self) -> None:
-        if not 0 < self.value <= 1:
-            raise ValueError(f"gamma must be in (0, 1], got {self.value:g}.")
+    def _check(self, value: float) -> None:
+        if not 0 < value <= 1:
+            raise ValueError(f"gamma must be in (0, 1], got {value:g}.")
 
-    def budget(self, pool: Pool) -> int:
+    def budget(self, pool: Pool) -> int | jax.Array:
         """Returns the share of all ranks, rounded down, but one at least."""
-        return max(1, math.floor(float(self.value) * pool.total_rank + 1e-9))
+        budget = _times(self.value, pool.total_rank)
+        if isinstance(budget, jax.core.Tracer):
+            return _clamped(budget, 1, pool.total_rank)
+        return max(1, math.floor(budget + 1e-9))
 
 
 class Rank(Budget):
@@ -151,13 +201,13 @@ class Rank(Budget):
 
     kind = "rank"
 
-    def _check(self) -> None:
-        if self.value < 0:
-            raise ValueError(f"A rank must not be negative, got {self.value:g}.")
+    def _check(self, value: float) -> None:
+        if value < 0:
+            raise ValueError(f"A rank must not be negative, got {value:g}.")
 
-    def budget(self, pool: Pool) -> int:
+    def budget(self, pool: Pool) -> int | jax.Array:
         """Returns the number of ranks in all."""
-        budget = float(self.value) * pool.modules
+        budget = _times(self.value, pool.modules)
         return self._within(budget, pool.total_rank, 1, "ranks")
 
 
@@ -174,11 +224,11 @@ class Params(Budget):
         """Returns the parameters of each component, `m + n`, `[N]`."""
         return pool.cost
 
-    def budget(self, pool: Pool) -> int:
+    def budget(self, pool: Pool) -> int | jax.Array:
         """Returns the number of parameters; of bytes for `Bytes`."""
         costs = self.costs(pool)
         whole = int((costs * pool.rank)[pool.start].sum())
-        return self._within(float(self.value), whole, int(costs.min()), self.kind)
+        return self._within(_times(self.value, 1), whole, int(costs.min()), self.kind)
 
 
 class Bytes(Params):
@@ -204,9 +254,9 @@ class Epsilon(Policy):
 
     kind = "epsilon"
 
-    def _check(self) -> None:
-        if not 0 < self.value <= 1:
-            raise ValueError(f"epsilon must be in (0, 1], got {self.value:g}.")
+    def _check(self, value: float) -> None:
+        if not 0 < value <= 1:
+            raise ValueError(f"epsilon must be in (0, 1], got {value:g}.")
 
 
 class Threshold(Policy):
@@ -214,6 +264,27 @@ class Threshold(Policy):
 
     kind = "threshold"
 
-    def _check(self) -> None:
-        if self.value < 0:
-            raise ValueError(f"A threshold must not be negative, got {self.value:g}.")
+    def _check(self, value: float) -> None:
+        if value < 0:
+            raise ValueError(f"A threshold must not be negative, got {value:g}.")
+
+
+def _times(value: Any, count: int) -> float | jax.Array:
+    """Returns `value * count`; if traced, as large as rounding may have made it less.
+
+    So a product that is an integer does not end up below it, as in float64.
+    """
+    if not isinstance(value, jax.core.Tracer):
+        return float(value) * count
+    if count == 1 or jnp.issubdtype(value.dtype, jnp.integer):
+        return value * count
+    wide = value.astype(np.promote_types(value.dtype, np.float32))
+    return wide * count * (1 + 2 * float(jnp.finfo(wide.dtype).eps))
+
+
+def _clamped(budget: jax.Array, least: int, most: int) -> jax.Array:
+    """Returns a traced budget as a whole number from `least` to `most`."""
+    if jnp.issubdtype(budget.dtype, jnp.integer):
+        return jnp.clip(budget, least, min(most, jnp.iinfo(budget.dtype).max))
+    # It stays floating point: bytes of a large model do not fit 32 bits.
+    return jnp.clip(jnp.floor(budget), least, most)

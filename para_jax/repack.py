@@ -7,7 +7,7 @@ becomes a shape: made on the device at one width, then sliced.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -17,11 +17,12 @@ from jaxtyping import Array, Bool, Float
 
 from para_jax import linalg
 from para_jax.adapters import Adapter, member
-from para_jax.groups import Group, groups
+from para_jax.groups import Group, Progress, groups, pieces
 from para_jax.spectrum import Spectra, Spectrum
 
 Form = Literal["masked", "padded", "ragged"]
 Masks = Mapping[str, Any]
+Packed = Iterator[tuple[str, tuple[int, ...], Adapter]]
 
 
 def repack(
@@ -30,6 +31,7 @@ def repack(
     adapters: Mapping[str, Adapter],
     *,
     form: Form = "masked",
+    progress: Progress = iter,
 ) -> dict[str, Adapter]:
     """Returns the child: the kept components as balanced factors of scale 1.
 
@@ -54,6 +56,8 @@ def repack(
       masks: From `masks`, or any booleans of the same shapes.
       adapters: The parent that was decomposed.
       form: The form of the child.
+      progress: What to wrap the loop over the modules in for `padded` and `ragged`,
+        such as `tqdm.tqdm`.
 
     Returns:
       Adapters in the dtype that `spectra` name, the parent's. NumPy arrays for
@@ -76,9 +80,9 @@ def repack(
             f"form='{form}' makes shapes of ranks, which are not known while tracing. "
             "Call it outside jit, or use form='masked'."
         )
-    packed = _packed_on_host(spectra, masks, adapters)
     ranks = {p: np.asarray(np.sum(mask, axis=-1)) for p, mask in masks.items()}
-    return (_stacks if form == "padded" else _kernels)(packed, ranks)
+    packed = _packed_on_host(spectra, masks, adapters, progress)
+    return (_stacks if form == "padded" else _kernels)(packed, spectra, ranks)
 
 
 def pack(
@@ -131,6 +135,8 @@ def _grown(path: str, adapter: Adapter | None, like: Adapter) -> Adapter:
             f"'{path}': a {list(adapter.a.shape)} and b {list(adapter.b.shape)} do not "
             f"fit into a {list(like.a.shape)} and b {list(like.b.shape)}."
         )
+    if not more:
+        return adapter
     xp = np if isinstance(adapter.a, np.ndarray) else jnp
     still = [(0, 0)] * len(adapter.stack)
     return dataclasses.replace(
@@ -180,11 +186,11 @@ def _apply(
     return {path: result[path] for path in adapters}
 
 
-def _joined(group: Group, values: Mapping[str, Any]) -> Any:
-    """Returns one Adapter or Spectrum for the whole group."""
+def _joined(group: Group, values: Mapping[str, Any], rows: slice = slice(None)) -> Any:
+    """Returns one Adapter or Spectrum for the whole group, or for some rows of it."""
     members = [values[path] for path in group.stacks]
     leaves = zip(*(jax.tree.leaves(x) for x in members), strict=True)
-    joined = [group.join(dict(zip(group.stacks, x, strict=True))) for x in leaves]
+    joined = [group.join(dict(zip(group.stacks, x, strict=True)), rows) for x in leaves]
     return jax.tree.unflatten(jax.tree.structure(members[0]), joined)
 
 
@@ -225,52 +231,71 @@ def _pack(
 
 
 def _packed_on_host(
-    spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter]
-) -> dict[str, Adapter]:
-    """Returns all kernels at a common width, as NumPy arrays.
+    spectra: Spectra,
+    masks: Masks,
+    adapters: Mapping[str, Adapter],
+    progress: Progress,
+) -> Packed:
+    """Yields every kernel with its path and its index in the stack, as NumPy arrays.
 
-    One call a group of equal shapes, joined and split outside of the program; and a
-    power of two as width: so few programs are compiled, and they serve many budgets.
+    A group of equal shapes is computed piece by piece, joined and split outside of the
+    program, with a power of two as common width: so few programs are compiled, they
+    serve many budgets, and no child is ever held at more than its own size.
     """
-    result: dict[str, Adapter] = {}
-    for group in groups(adapters):
-        mask = np.asarray(group.join(masks))
-        width = 1 << max(int(mask.sum(-1).max()) - 1, 0).bit_length()
-        arguments = (_joined(group, spectra), mask, _joined(group, adapters))
-        arguments = ({"": x} for x in arguments)
-        packed = jax.device_get(_pack(*arguments, width=width))[""]
-        a, b = group.split(packed.a), group.split(packed.b)
-        result |= {path: Adapter(a=a[path], b=b[path]) for path in group.stacks}
-    return {path: result[path] for path in adapters}
+    found = groups(adapters)
+    todo = [(group, rows) for group in found for rows in pieces(group, adapters)]
+    for group, rows in progress(todo):
+        most = max(int(masks[path].sum(-1).max()) for path in group.stacks)
+        width = 1 << max(most - 1, 0).bit_length()
+        mask = np.asarray(group.join(masks, rows))
+        joined = _joined(group, spectra, rows), mask, _joined(group, adapters, rows)
+        packed = jax.device_get(_pack(*({"": x} for x in joined), width=width))[""]
+        kernels = zip(group.members()[rows], packed.a, packed.b, strict=True)
+        for (path, index), a, b in kernels:
+            yield path, index, Adapter(a=a, b=b)
 
 
 def _stacks(
-    packed: Mapping[str, Adapter], ranks: Mapping[str, np.ndarray]
+    packed: Packed, spectra: Spectra, ranks: Mapping[str, np.ndarray]
 ) -> dict[str, Adapter]:
     """Returns each stack cut to its largest rank."""
-    return {
-        path: _cut(adapter, int(ranks[path].max()))
-        for path, adapter in packed.items()
+    result = {
+        path: _empty(spectrum, int(ranks[path].max()))
+        for path, spectrum in spectra.items()
         if ranks[path].any()
     }
+    for path, index, kernel in packed:
+        if path in result:
+            rank = result[path].rank
+            result[path].a[index] = kernel.a[:, :rank]
+            result[path].b[index] = kernel.b[:rank]
+    return result
 
 
 def _kernels(
-    packed: Mapping[str, Adapter], ranks: Mapping[str, np.ndarray]
+    packed: Packed, spectra: Spectra, ranks: Mapping[str, np.ndarray]
 ) -> dict[str, Adapter]:
     """Returns each kernel by itself, cut to its own rank."""
-    return {
-        member(path, index): _cut(
-            Adapter(a=adapter.a[index], b=adapter.b[index]), int(ranks[path][index])
+    cut = {
+        # Copies, as a view would keep all that its piece was made of.
+        (path, index): Adapter(
+            a=kernel.a[:, : ranks[path][index]].copy(),
+            b=kernel.b[: ranks[path][index]].copy(),
         )
-        for path, adapter in packed.items()
-        for index in np.ndindex(adapter.stack)
+        for path, index, kernel in packed
+    }
+    return {
+        member(path, index): cut[path, index]
+        for path in spectra
+        for index in np.ndindex(ranks[path].shape)
         if ranks[path][index]
     }
 
 
-def _cut(adapter: Adapter, rank: int) -> Adapter:
+def _empty(spectrum: Spectrum, rank: int) -> Adapter:
+    """Returns factors to be filled in."""
+    (m, n), stack = spectrum.shape, spectrum.s.shape[:-1]
+    dtype = np.dtype(spectrum.dtype)
     return Adapter(
-        a=np.ascontiguousarray(adapter.a[..., :rank]),
-        b=np.ascontiguousarray(adapter.b[..., :rank, :]),
+        a=np.empty((*stack, m, rank), dtype), b=np.empty((*stack, rank, n), dtype)
     )

@@ -182,7 +182,7 @@ def report(spectra: Spectra, masks: Mapping[str, np.ndarray], policy: Policy) ->
     result = Report(policy=policy.name, modules=modules)
     budget = 0
     if isinstance(policy, Budget) and policy.counts_ranks:
-        budget = policy.budget(layout)
+        budget = int(policy.budget(layout))
     return dataclasses.replace(result, notes=tuple(_notes(result, policy, budget)))
 
 

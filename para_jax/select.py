@@ -5,6 +5,7 @@ Two faces of one rule. `masks` is traced: arrays in, arrays out, static shapes, 
 `N` components in the pool, `q` the block that `multiple_of` asks for.
 """
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -23,18 +24,26 @@ def masks(spectra: Spectra, policy: Policy) -> dict[str, jax.Array]:
     One row a module. A row's number of true values is the module's rank; the shapes
     are those of the singular values, whatever is kept, so this works under `jit`.
 
+    The policy may be an argument of the compiled function: one program serves every
+    value. A traced budget that is impossible raises nothing and warns of nothing: it is
+    brought up to what `min_rank` takes, and down to all there is.
+
     Example:
       >>> spectra = para_jax.decompose(adapters)
-      >>> kept = para_jax.masks(spectra, para_jax.Gamma(0.25))
+      >>> kept = jax.jit(para_jax.masks)(spectra, para_jax.Gamma(0.25))
       >>> {path: mask.sum(-1) for path, mask in kept.items()}  # The ranks.
+      >>> many = para_jax.Gamma(jnp.linspace(0.1, 1.0, 10))
+      >>> jax.vmap(para_jax.masks, in_axes=(None, 0))(spectra, many)  # [10, *stack, k]
 
     Args:
       spectra: The spectra of all modules. They are pooled.
       policy: What to keep.
 
     Raises:
-      ValueError: if the policy's budget is impossible for these modules.
+      ValueError: if the policy's budget is known, and impossible for these modules; or
+        is more than one.
     """
+    policy = _single(policy)
     layout = pool(spectra)
     s = layout.gather({path: x.s for path, x in spectra.items()}, jnp)
     return layout.scatter(_select(s, layout, policy, jnp))
@@ -44,8 +53,14 @@ def exact_masks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:
     """Returns what `masks` returns, selected in float64 on the host.
 
     Raises:
-      ValueError: as `masks`.
+      ValueError: as `masks`, and if the policy is traced.
     """
+    policy = _single(policy)
+    if policy.is_traced:
+        raise ValueError(
+            f"The value of this {policy.kind} is traced, and a rank must be known. "
+            "Inside jit, use masks and repack(form='masked')."
+        )
     layout = pool(spectra)
     s = {path: np.asarray(x.s, np.float64) for path, x in spectra.items()}
     return layout.scatter(_select(layout.gather(s, np), layout, policy, np))
@@ -59,10 +74,22 @@ def ranks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:
       policy: What to keep.
 
     Raises:
-      ValueError: as `masks`.
+      ValueError: as `exact_masks`.
     """
     found = exact_masks(spectra, policy)
     return {path: np.asarray(mask.sum(-1)) for path, mask in found.items()}
+
+
+def _single(policy: Policy) -> Policy:
+    """Returns the policy, its value a checked number unless it is traced."""
+    if np.shape(policy.value):
+        raise ValueError(
+            f"{policy.kind} holds values of shape {list(np.shape(policy.value))}, "
+            "expected one. Map over them with jax.vmap."
+        )
+    if policy.is_traced or not isinstance(policy.value, jax.Array | np.ndarray):
+        return policy
+    return dataclasses.replace(policy, value=jax.device_get(policy.value).item())
 
 
 def _select(s: Any, layout: Pool, policy: Policy, xp: Any) -> Any:
@@ -80,21 +107,23 @@ def _select(s: Any, layout: Pool, policy: Policy, xp: Any) -> Any:
     return candidate & (keep[members] & valid).any(-1)
 
 
-def _limits(layout: Pool, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
+def _limits(layout: Pool, policy: Policy) -> tuple[Any, Any]:
     """Returns how many components each one's module must and may keep, `[N]` each.
 
     A local budget is one where the two are (almost) equal: every module must keep
     its even share.
     """
+    xp = jnp if policy.is_traced else np
     q, size = policy.multiple_of, layout.sizes[layout.module]
     low, high = -(-policy.min_rank // q) * q, size
     if policy.max_rank is not None:
         high = np.where(size <= policy.max_rank, size, policy.max_rank // q * q)
     if isinstance(policy, Budget) and policy.scope == "local":
-        share = policy.budget(layout) // policy.costs(layout)[layout.start].sum()
-        low = max(low, share // q * q)
-        high = np.minimum(high, low + q if policy.remainder == "greedy" else low)
-    return np.minimum(low, high), high
+        price = int(policy.costs(layout)[layout.start].sum())
+        share = xp.asarray(policy.budget(layout) // price).astype(int)
+        low = xp.maximum(low, share // q * q)
+        high = xp.minimum(high, low + q if policy.remainder == "greedy" else low)
+    return xp.minimum(low, high), high
 
 
 def _spend(
@@ -121,46 +150,51 @@ def _spend(
     return keep
 
 
-def _prices(layout: Pool, policy: Budget) -> tuple[np.ndarray, int]:
+def _prices(layout: Pool, policy: Budget) -> tuple[np.ndarray, Any]:
     """Returns what components cost and the budget, in the largest unit of both.
 
     Raises:
-      ValueError: if the budget cannot pay for `min_rank`.
+      ValueError: if the budget is known, and cannot pay for `min_rank`.
     """
     cost, budget = policy.costs(layout), policy.budget(layout)
+    unit = int(np.gcd.reduce(cost))  # Bytes of a large model do not fit 32 bits.
+    forced = layout.index < _limits(layout, policy)[0]
+    if isinstance(budget, jax.Array):
+        needed = jnp.where(forced, cost // unit, 0).sum()
+        return cost // unit, jnp.maximum((budget // unit).astype(needed.dtype), needed)
     if isinstance(policy, Gamma) and policy.value * layout.total_rank < 1 - 1e-9:
         warnings.warn(
             f"{policy.name} of {layout.total_rank} ranks is less than one: kept one.",
             stacklevel=2,
         )
-    needed = int(cost[layout.index < _limits(layout, policy)[0]].sum())
-    if needed > budget:
+    if (needed := int(cost[forced].sum())) > budget:
         raise ValueError(
             f"{policy.name}: min_rank {policy.min_rank} for {layout.modules} modules "
             f"takes {needed}, the budget is {budget}. Lower one or raise the other."
         )
-    unit = np.gcd.reduce(cost)  # Bytes of a large model do not fit 32 bits.
-    return cost // unit, budget // int(unit)
+    return cost // unit, budget // unit
 
 
 def _above(s: Any, layout: Pool, policy: Policy, candidate: Any, xp: Any) -> Any:
     """Returns which components reach the policy's threshold."""
     if isinstance(policy, Threshold):
-        return s >= policy.value
+        return s >= xp.asarray(policy.value, s.dtype)
+    dropped = 1 - (policy.value if policy.is_traced else float(policy.value))
+    dropped = xp.asarray(dropped, s.dtype)
     if policy.scope == "global":
-        return s >= _energy_threshold(s[None], candidate[None], float(policy.value), xp)
+        return s >= _energy_threshold(s[None], candidate[None], dropped, xp)
     place, exists = _rows(layout)
-    tau = _energy_threshold(
-        xp.where(exists, s[place], 0),
-        candidate[place] & exists,
-        float(policy.value),
-        xp,
+    rows = xp.where(exists, s[place], 0)
+    return (
+        s
+        >= _energy_threshold(rows, candidate[place] & exists, dropped, xp)[
+            layout.module
+        ]
     )
-    return s >= tau[layout.module]
 
 
-def _energy_threshold(s: Any, candidate: Any, epsilon: float, xp: Any) -> Any:
-    """Returns the largest tau of each row that keeps the share `epsilon` of energy.
+def _energy_threshold(s: Any, candidate: Any, share: Any, xp: Any) -> Any:
+    """Returns the largest tau of each row that drops at most `share` of the energy.
 
     The dropped tail is summed from its small end: in float32, a sum from the large
     end never reaches the total, and epsilon = 1 would keep nothing sensible.
@@ -170,7 +204,7 @@ def _energy_threshold(s: Any, candidate: Any, epsilon: float, xp: Any) -> Any:
     excluded = xp.where(candidate, 0, s * s).sum(-1, keepdims=True)
     below = xp.cumsum(squares, axis=-1)[:, :-1]
     dropped = excluded + xp.concatenate([xp.zeros_like(excluded), below], axis=-1)
-    allowed = (1 - epsilon) * (squares.sum(-1, keepdims=True) + excluded)
+    allowed = share * (squares.sum(-1, keepdims=True) + excluded)
     allowed = allowed * (1 + 8 * float(np.finfo(s.dtype).eps))
     reached = xp.where(dropped <= allowed, values, 0)
     return reached.max(-1)

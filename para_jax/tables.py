@@ -16,6 +16,8 @@ from para_jax.report import Report, human_bytes
 if TYPE_CHECKING:
     import rich.table
 
+    from para_jax.formats.serving import Cost
+
 _T = TypeVar("_T")
 _WIDTH = 80
 
@@ -74,6 +76,33 @@ def inspection(found: Inspection) -> None:
     if found.extra:
         example = _shortened(found.extra[-1], 45)
         print(f"{len(found.extra)} other tensors, such as {example}")
+
+
+def engines(paid: "Sequence[Cost]") -> None:
+    """Prints one row an engine: what it takes, and what it pays for an adapter."""
+    taken = [x for x in paid if not x.refused]
+    _print(
+        _table(
+            ["engine", "format", "profile", "rank", "file", "of ragged", "in memory"],
+            [
+                (
+                    x.engine,
+                    x.format,
+                    x.profile if x.format == "peft" else "",
+                    f"{x.rank}"
+                    if x.rank == x.allocated
+                    else f"{x.rank} in {x.allocated}",
+                    human_bytes(x.bytes),
+                    f"{x.bytes / x.ragged:.2f}",
+                    human_bytes(x.memory),
+                )
+                for x in taken
+            ],
+        )
+    )
+    for x in paid:
+        if x.refused:
+            print(x.refused)
 
 
 def children(rows: Sequence[tuple[str, Report, str]]) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import para_jax as para
+from para_jax.flax import linen
 from train import evaluate
 from train.data import sentiment, tokens
-from train.models import bert, dense, pretrained
+from train.models import bert, pretrained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,5 +72,5 @@ def accuracy(
     if like is not None:
         adapters = para.pad(adapters, like=like.adapters)
     lora = para.to_params(adapters)
-    dense.check(lora, params)
+    linen.check(lora, params)
     return evaluate.accuracy(task.model, params, lora, task.batches, on_batch=on_batch)

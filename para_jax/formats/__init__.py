@@ -1,36 +1,53 @@
-"""Adapters on disk: PEFT folders and Orbax checkpoints. Host.
+"""Adapters on disk: PEFT folders, Orbax checkpoints and kohya files. Host.
 
 A format's file is imported when it is used: Orbax alone takes longer to import than
 a small adapter takes to compress.
 """
 
 import contextlib
+import dataclasses
 import pathlib
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
 from para_jax.compress import as_checkpoint
-from para_jax.formats import directory
+from para_jax.formats import directory, tensors
+from para_jax.formats.engines import Format as Format
+from para_jax.formats.profiles import PROFILES
+from para_jax.formats.profiles import Profile as Profile
+from para_jax.layouts import StackAxis
 
-Format = Literal["peft", "orbax"]
-Profile = Literal["ragged", "padded"]
 Path = str | pathlib.Path
 
-_ORBAX_PARTS = ("state", "default", "pytree")
+_ORBAX_PARTS = ("state", "default", "pytree", "items", "params", "model_params")
 _ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 
 
-def load(path: Path, *, scale: float | None = None) -> Checkpoint:
-    """Returns the adapters in a PEFT folder or an Orbax checkpoint, as NumPy arrays.
+def load(
+    path: Path,
+    *,
+    layout: str | None = None,
+    alpha: float | None = None,
+    scale: float | None = None,
+    stack_axis: StackAxis | None = None,
+    adapters_only: bool = False,
+) -> Checkpoint:
+    """Returns the adapters in a folder or a file, as NumPy arrays.
 
     The format is recognised by the files. Nothing is ever unpickled.
 
     Args:
-      path: The folder, or PEFT's `adapter_model.safetensors` in it.
-      scale: `alpha / r` of an Orbax checkpoint that another program wrote: its arrays
-        cannot tell. What `save` wrote holds its scales.
+      path: A PEFT folder, or `adapter_model.safetensors` in it; an Orbax checkpoint;
+        or a file in kohya's format, `*.safetensors`.
+      layout: What wrote an Orbax checkpoint, a name in `para_jax.layouts.LAYOUTS`;
+        recognised if left out. What `save` wrote needs none of the next three.
+      alpha: The numerator of its scale, which arrays cannot tell.
+      scale: `alpha / r`, instead of `alpha`.
+      stack_axis: Where its layers are stacked, if shapes alone do not tell.
+      adapters_only: Whether to leave out all that is no adapter: the base weights in
+        an Orbax checkpoint, which stay unread; a trained head.
 
     Raises:
       FileNotFoundError: if there is nothing, or a file is missing.
@@ -47,18 +64,30 @@ def load(path: Path, *, scale: float | None = None) -> Checkpoint:
         folder = folder.parent
     with contextlib.suppress(OSError):  # Where only reading is allowed.
         directory.recover(folder)
-    if recognise(folder) == "peft":
-        if scale is not None:
-            raise ValueError(f"'{folder}' holds its own scales: leave out {scale=}.")
+    found = recognise(folder)
+    if found in ("peft", "kohya"):
+        for name in ("layout", "alpha", "scale", "stack_axis"):
+            if (value := locals()[name]) is not None:
+                raise ValueError(
+                    f"'{folder}' holds its own scales: leave out {name}={value}."
+                )
+    if found == "peft":
         from para_jax.formats import peft
 
         checkpoint = peft.load(folder)
+    elif found == "kohya":
+        from para_jax.formats import kohya
+
+        checkpoint = kohya.load(folder)
     else:
         from para_jax.formats import orbax
 
-        checkpoint = orbax.load(folder, scale=scale)
+        hints = orbax.Hints(layout, alpha, scale, stack_axis, adapters_only)
+        checkpoint = orbax.load(folder, hints)
+    if adapters_only:
+        checkpoint = dataclasses.replace(checkpoint, extra={})
     _check_finite(folder, checkpoint)
-    return checkpoint
+    return dataclasses.replace(checkpoint, source=folder.resolve().name)
 
 
 def save(
@@ -67,6 +96,7 @@ def save(
     *,
     format: Format = "peft",  # noqa: A002
     profile: Profile = "ragged",
+    engine: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes adapters, and all that was stored beside them, as a whole or not at all.
@@ -76,10 +106,13 @@ def save(
 
     Args:
       checkpoint: What `load` or `compress` gave, or just adapters by path.
-      path: The folder to make.
-      format: `peft` or `orbax`.
-      profile: For `peft`: `ragged` (PEFT, diffusers, vLLM) or `padded` with zeros to
-        one rank (every engine).
+      path: The folder to make; for kohya, the file.
+      format: `peft`, `orbax` or `kohya`.
+      profile: For `peft`, what its ranks and alphas are for: `ragged` (PEFT, vLLM),
+        `padded` with zeros to one rank (every engine), `uniform-by-type` (scanned
+        models) or `per-tensor-alpha` (llama.cpp). See `formats.profiles.shaped`.
+      engine: What is to serve the adapter, a name in `formats.engines.ENGINES`, instead
+        of `format` and `profile`.
       overwrite: Whether an adapter that is there may be replaced.
 
     Raises:
@@ -87,23 +120,44 @@ def save(
       ValueError: if the format cannot hold the adapters.
     """
     target = pathlib.Path(path).expanduser()
-    if format not in ("peft", "orbax"):
-        raise ValueError(f"Unknown format {format!r}: expected 'peft' or 'orbax'.")
-    if profile not in ("ragged", "padded"):
-        raise ValueError(f"Unknown profile {profile!r}: expected 'ragged' or 'padded'.")
-    if format == "orbax" and profile != "ragged":
-        raise ValueError("The profile 'padded' is of PEFT: leave it out for Orbax.")
     checkpoint = as_checkpoint(checkpoint)
-    with directory.replacing(target, overwrite=overwrite) as new:
+    if engine is not None:
+        if (format, profile) != ("peft", "ragged"):
+            raise ValueError(f"{engine=} decides on format and profile: omit them.")
+        from para_jax.formats import serving
+
+        checkpoint, format, profile = serving.prepare(checkpoint, engine)  # noqa: A001
+    if format not in get_args(Format):
+        raise ValueError(f"Unknown format {format!r}: expected {get_args(Format)}.")
+    if profile not in PROFILES:
+        raise ValueError(f"Unknown profile {profile!r}: expected one of {PROFILES}.")
+    if format != "peft" and profile != "ragged":
+        raise ValueError(f"The profile '{profile}' is of PEFT: leave it out.")
+    if format == "kohya" and target.suffix != ".safetensors":
+        raise ValueError(f"'{target}' is to be one file: end it in '.safetensors'.")
+    one = directory.replacing_file if format == "kohya" else directory.replacing
+    with one(target, overwrite=overwrite) as new:
         if format == "peft":
             from para_jax.formats import peft
 
             wanted = peft.save(checkpoint, new, profile=profile)
+            got = peft.load(new, dict(peft.named(wanted)))
+        elif format == "kohya":
+            from para_jax.formats import kohya
+
+            wanted = kohya.save(checkpoint, new)
+            got = kohya.load(new, dict(kohya.named(wanted)))
         else:
             from para_jax.formats import orbax
 
             wanted = orbax.save(checkpoint, new)
-        check_same(wanted, load(new))
+            got = orbax.reload(new, wanted)
+        _check_finite(new, got)
+        check_same(wanted, got)
+        if format != "orbax":
+            from para_jax.formats import consumers
+
+            consumers.check(new, wanted, checkpoint, profile)
 
 
 def recognise(path: Path) -> Format:
@@ -116,6 +170,8 @@ def recognise(path: Path) -> Format:
     folder = pathlib.Path(path)
     if folder.name == "adapter_model.safetensors":
         return "peft"
+    if folder.suffix == ".safetensors" and folder.is_file():
+        return "kohya"
     if not folder.is_dir():
         what = "is a file, expected a folder" if folder.exists() else "does not exist"
         raise FileNotFoundError(f"'{folder}' {what}.")
@@ -162,7 +218,4 @@ def _equal(one: Any, two: Any) -> bool:
         return same and one.scale == two.scale
     if isinstance(one, Layer):
         return one == two
-    one, two = np.asarray(one), np.asarray(two)
-    # By the bits: a tensor that is passed on may hold NaN.
-    form = one.dtype == two.dtype and one.shape == two.shape
-    return form and one.tobytes() == two.tobytes()
+    return tensors.same(np.asarray(one), np.asarray(two))

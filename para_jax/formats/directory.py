@@ -1,4 +1,4 @@
-"""Directories that are replaced as a whole or not at all.
+"""Directories and files that are replaced as a whole or not at all.
 
 A new one is written beside the target, flushed to disk, and put in its place by one
 rename. Where the target exists, the two change places in one system call; where the
@@ -36,9 +36,7 @@ def check_target(target: pathlib.Path, *, overwrite: bool) -> None:
     recover(target)
     if (target.exists() or target.is_symlink()) and not target.is_dir():
         raise FileExistsError(f"'{target}' exists and is not a directory.")
-    for parent in target.parents:
-        if parent.exists() and not parent.is_dir():
-            raise NotADirectoryError(f"'{parent}' is not a directory.")
+    _check_parents(target)
     inside = {x.name for x in target.iterdir()} if target.exists() else set()
     if not inside:
         return
@@ -68,6 +66,45 @@ def replacing(
       OSError: if the target exists or cannot be written. It is then as it was.
     """
     check_target(target, overwrite=overwrite)
+    with _room(target) as (new, real):
+        new.mkdir()
+        yield new
+        _flush(new)
+        check_target(target, overwrite=overwrite)
+        _put(new, real, overwrite=overwrite)
+
+
+@contextlib.contextmanager
+def replacing_file(
+    target: pathlib.Path, *, overwrite: bool = False
+) -> Iterator[pathlib.Path]:
+    """Yields the path of a new file, which becomes `target` if the body succeeds.
+
+    Arguments and errors are those of `replacing`.
+    """
+    check_file(target, overwrite=overwrite)
+    with _room(target) as (new, real):
+        yield new
+        _flush_file(new)
+        check_file(target, overwrite=overwrite)
+        new.replace(real)
+        _flush_directory(real.parent)
+
+
+def check_file(target: pathlib.Path, *, overwrite: bool) -> None:
+    """Raises OSError unless the file `target` may be written."""
+    if target.is_dir():
+        raise IsADirectoryError(f"'{target}' is a directory, expected a file.")
+    _check_parents(target)
+    if (target.exists() or target.is_symlink()) and not overwrite:
+        raise FileExistsError(
+            f"'{target}' exists. Choose another place, or overwrite it."
+        )
+
+
+@contextlib.contextmanager
+def _room(target: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """Yields where to write the new one, and where it goes, links followed."""
     real = pathlib.Path(os.path.realpath(target))
     name = f".{real.name}.para-new-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
     room = real.with_name(name)  # For what a writer itself puts beside its directory.
@@ -75,12 +112,7 @@ def replacing(
         real.parent.mkdir(parents=True, exist_ok=True)
         _sweep(real)
         room.mkdir()
-        new = room / real.name
-        new.mkdir()
-        yield new
-        _flush(new)
-        check_target(target, overwrite=overwrite)
-        _put(new, real, overwrite=overwrite)
+        yield room / real.name, real
     except OSError as error:
         if error.errno is None:
             raise
@@ -99,6 +131,12 @@ def recover(target: pathlib.Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     else:
         aside.rename(real)
+
+
+def _check_parents(target: pathlib.Path) -> None:
+    for parent in target.parents:
+        if parent.exists() and not parent.is_dir():
+            raise NotADirectoryError(f"'{parent}' is not a directory.")
 
 
 def _put(new: pathlib.Path, target: pathlib.Path, *, overwrite: bool) -> None:
@@ -157,9 +195,13 @@ def _alive(pid: int) -> bool:
 def _flush(directory: pathlib.Path) -> None:
     for root, _, files in os.walk(directory):
         for name in files:
-            with pathlib.Path(root, name).open("rb") as file:
-                os.fsync(file.fileno())
+            _flush_file(pathlib.Path(root, name))
         _flush_directory(pathlib.Path(root))
+
+
+def _flush_file(path: pathlib.Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _flush_directory(directory: pathlib.Path) -> None:

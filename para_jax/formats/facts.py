@@ -1,5 +1,6 @@
 """What a checkpoint knows and no format has a place for, as one JSON text. Host."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -59,3 +60,20 @@ def from_json(text: str) -> Facts:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"its metadata 'para_jax' is damaged ({error}).") from error
+
+
+def restored(checkpoint: Checkpoint, facts: Facts) -> Checkpoint:
+    """Returns what was read from a file, with what the file had no place for."""
+    extra = {facts.renamed.get(name, name): x for name, x in checkpoint.extra.items()}
+    adapters = {
+        path: dataclasses.replace(x, nominal=facts.nominal.get(path))
+        for path, x in checkpoint.adapters.items()
+    }
+    return dataclasses.replace(
+        checkpoint,
+        adapters=adapters,
+        extra=extra,
+        layers={**facts.layers, **checkpoint.layers},
+        absent=facts.absent,
+        provenance=facts.provenance,
+    )

@@ -9,6 +9,7 @@ where the adapters came from) is in the custom metadata, under `para_jax`.
 
 import dataclasses
 import pathlib
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,26 +37,43 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
     """
     if checkpoint.tree is not None:
         return orbax_trees.save(checkpoint, folder)
+    orbax_io.write(folder, _tree(checkpoint), {KEY: _metadata(checkpoint)})
+    return checkpoint
+
+
+def _tree(checkpoint: Checkpoint) -> dict[str, Any]:
     bare = {
         path: dataclasses.replace(x, scale=1.0)
         for path, x in checkpoint.adapters.items()
     }
-    tree: Any = {
+    return {
         "lora": to_params(bare),
         "bias": nest(checkpoint.biases),
         "extra": dict(checkpoint.extra),
     }
-    orbax_io.write(folder, tree, {KEY: _metadata(checkpoint)})
-    return checkpoint
 
 
-def load(folder: pathlib.Path, hints: Hints = Hints()) -> Checkpoint:  # noqa: B008
+def reload(folder: pathlib.Path, written: Checkpoint) -> Checkpoint:
+    """Returns what `load` returns, in the memory of what `save` returned."""
+    if written.tree is not None:
+        leaves = {"/".join(map(str, x)): y for x, y in written.tree.leaves.items()}
+    else:
+        leaves = unnest(_tree(written))
+    return load(folder, known={x: np.asarray(y) for x, y in leaves.items()})
+
+
+def load(
+    folder: pathlib.Path,
+    hints: Hints = Hints(),  # noqa: B008
+    known: Mapping[str, np.ndarray] = types.MappingProxyType({}),
+) -> Checkpoint:
     """Returns what `save` wrote, or the adapters in another library's tree.
 
     Args:
       folder: The checkpoint, written by Orbax's v0 or v1 interface, or a step of a
         CheckpointManager.
       hints: For a checkpoint that `save` did not write.
+      known: What is in memory already, see `orbax_io.read`.
 
     Raises:
       ValueError: if there are no adapters in it, or a hint is needed or not wanted.
@@ -74,11 +92,10 @@ def load(folder: pathlib.Path, hints: Hints = Hints()) -> Checkpoint:  # noqa: B
     try:
         if "layout" in own:
             return orbax_trees.reload(
-                folder, form, metadata, adapters_only=hints.adapters_only
+                folder, form, metadata, known, adapters_only=hints.adapters_only
             )
-        return _ours(
-            orbax_io.read(folder, jax.tree.map(lambda _: np.ndarray, form)), own
-        )
+        wanted = jax.tree.map(lambda _: np.ndarray, form)
+        return _ours(orbax_io.read(folder, wanted, known), own)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"'{folder}' is damaged: its metadata or a part of its tree is not as it "

@@ -5,15 +5,20 @@ any ranks, and for a checkpoint that other devices saved.
 """
 
 import pathlib
-from collections.abc import Mapping
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from para_jax.formats import tensors
 
 PLACEHOLDER = ocp.PLACEHOLDER
 """What stands for a leaf that is not to be read."""
+
+_AT_ONCE = 2**26  # Bytes: what a call holds beside the tree.
 
 
 def shapes(folder: pathlib.Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -29,23 +34,53 @@ def shapes(folder: pathlib.Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         raise _unreadable(folder, error) from error
     if not isinstance(tree, Mapping):
         raise ValueError(f"'{folder}' holds a {type(tree).__name__}, expected a tree.")
-    return tree, dict(metadata or {})
+    found = metadata if isinstance(metadata, Mapping) else {}
+    return tree, dict(found)
 
 
-def read(folder: pathlib.Path, wanted: Any) -> Any:
+def read(
+    folder: pathlib.Path,
+    wanted: Any,
+    known: Mapping[str, np.ndarray] = types.MappingProxyType({}),
+) -> Any:
     """Returns the tree of a checkpoint.
 
     Args:
       folder: The checkpoint, or one step of a CheckpointManager.
       wanted: A tree of `np.ndarray`, and of `PLACEHOLDER` for what is left out.
+      known: Arrays that are in memory already, by slash-joined key: one that is equal
+        to the leaf of its key takes its place, so reading back takes no memory.
 
     Raises:
       ValueError: if Orbax cannot read it.
     """
+    kinds, structure = jax.tree.flatten_with_path(wanted)
+    names = [jax.tree_util.keystr(x, simple=True, separator="/") for x, _ in kinds]
+    sizes = [known[name].nbytes if name in known else 0 for name in names]
+    result = [PLACEHOLDER] * len(names)
+    for some in _batches(sizes):
+        tree = [x if i in some else PLACEHOLDER for i, (_, x) in enumerate(kinds)]
+        found = jax.tree.leaves(_load(folder, jax.tree.unflatten(structure, tree)))
+        for i in some:
+            result[i] = tensors.shared(found[i], names[i], known)
+    return jax.tree.unflatten(structure, result)
+
+
+def _load(folder: pathlib.Path, wanted: Any) -> Any:
     try:
         return ocp.load(str(folder.absolute()), wanted)
     except Exception as error:
         raise _unreadable(folder, error) from error
+
+
+def _batches(sizes: Sequence[int]) -> Iterator[range]:
+    """Yields the positions of neighbours that together have the size of a batch."""
+    start = total = 0
+    for i, size in enumerate(sizes):
+        total += size
+        if total >= _AT_ONCE or i == len(sizes) - 1:
+            yield range(start, i + 1)
+            start, total = i + 1, 0
 
 
 def write(folder: pathlib.Path, tree: Any, metadata: Any) -> None:
@@ -55,8 +90,12 @@ def write(folder: pathlib.Path, tree: Any, metadata: Any) -> None:
       OSError: if the disk is full or the folder cannot be written.
     """
     folder.rmdir()  # Orbax makes it, by a rename of its own.
+    context = ocp.Context()
+    context.memory.deepcopy_host_arrays = False  # They change only after it returns.
+    context.memory.write_concurrent_bytes = _AT_ONCE
     try:
-        ocp.save(str(folder.absolute()), tree, custom_metadata=metadata)
+        with context:
+            ocp.save(str(folder.absolute()), tree, custom_metadata=metadata)
     except ValueError as error:  # Such as that of TensorStore for a full disk.
         raise tensors.os_error(error, folder) from error
 

@@ -20,7 +20,7 @@ from para_jax.formats import facts, orbax_io
 from para_jax.layouts.axes import Axes
 from para_jax.layouts.layout import is_optimizer
 from para_jax.layouts.pairs import Key, Pair
-from para_jax.layouts.tree import flatten, found_in, take_out
+from para_jax.layouts.tree import flatten, found_in, take_out, tree_of
 
 KEY = "para_jax"
 VERSION = 1
@@ -59,9 +59,8 @@ def load(
     """
     shapes, _ = flatten(form)
     _, pairs = found_in(shapes, layout=hints.layout, stack_axis=hints.stack_axis)
-    tree = _read(
-        folder, form, _wanted(shapes, pairs, adapters_only=hints.adapters_only)
-    )
+    wanted = _wanted(shapes, pairs, adapters_only=hints.adapters_only)
+    tree = _read(folder, form, wanted, {})
     alpha = hints.alpha
     if hints.layout in (None, *_MAXTEXT) and hints.scale is None and alpha is None:
         alpha = (metadata.get("lora") or {}).get("lora_alpha")
@@ -86,7 +85,7 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
       ValueError: as `para_jax.to_tree`.
     """
     tree = layouts.to_tree(checkpoint)
-    written = _taken(checkpoint, tree)
+    written = _written(checkpoint, tree)
     ranks = layouts.module_ranks(checkpoint)
     metadata = dict(checkpoint.config)
     if isinstance(metadata.get("lora"), Mapping):
@@ -94,20 +93,22 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
         metadata["lora"] = {**metadata["lora"], "lora_rank": most, "lora_alpha": most}
     metadata[KEY] = {
         "version": VERSION,
-        "layout": written.tree.layout,
-        "pairs": [dataclasses.asdict(pair) for pair in written.tree.pairs],
+        "layout": written.layout,
+        "pairs": [dataclasses.asdict(pair) for pair in written.pairs],
         "ranks": ranks,
         "residual": checkpoint.residual,
         "facts": facts.to_json(checkpoint),
     }
     orbax_io.write(folder, tree, metadata)
-    return written
+    found = take_out(written, {pair.path: 1.0 for pair in written.pairs})
+    return dataclasses.replace(checkpoint, adapters=found.adapters, tree=written)
 
 
 def reload(
     folder: pathlib.Path,
     form: Mapping[str, Any],
     metadata: Mapping[str, Any],
+    known: Mapping[str, np.ndarray],
     *,
     adapters_only: bool,
 ) -> Checkpoint:
@@ -120,7 +121,8 @@ def reload(
     own = metadata[KEY]
     pairs = tuple(_pair(x) for x in own["pairs"])
     shapes, _ = flatten(form)
-    tree = _read(folder, form, _wanted(shapes, pairs, adapters_only=adapters_only))
+    wanted = _wanted(shapes, pairs, adapters_only=adapters_only)
+    tree = _read(folder, form, wanted, known)
     leaves, structure = flatten(tree)
     found = facts.from_json(own["facts"])
     checkpoint = take_out(
@@ -138,18 +140,15 @@ def reload(
     )
 
 
-def _taken(checkpoint: Checkpoint, tree: Any) -> Checkpoint:
-    """Returns the checkpoint whose adapters are those that lie in `tree`."""
+def _written(checkpoint: Checkpoint, tree: Any) -> layouts.Tree:
+    """Returns where the adapters are in a tree that `to_tree` made."""
     leaves, structure = flatten(tree)
+    old = tree_of(checkpoint)
     pairs = tuple(
         dataclasses.replace(x, shapes=(leaves[x.a].shape, leaves[x.b].shape))
-        for x in checkpoint.tree.pairs
+        for x in old.pairs
     )
-    new = dataclasses.replace(
-        checkpoint.tree, pairs=pairs, leaves=leaves, structure=structure
-    )
-    found = take_out(new, {pair.path: 1.0 for pair in pairs})
-    return dataclasses.replace(checkpoint, adapters=found.adapters, tree=new)
+    return dataclasses.replace(old, pairs=pairs, leaves=leaves, structure=structure)
 
 
 def _wanted(
@@ -162,11 +161,13 @@ def _wanted(
     return {key for key in shapes if not is_optimizer(key)}
 
 
-def _read(folder: pathlib.Path, form: Any, wanted: set[Key]) -> Any:
+def _read(
+    folder: pathlib.Path, form: Any, wanted: set[Key], known: Mapping[str, np.ndarray]
+) -> Any:
     """Returns the tree of the wanted leaves."""
     shapes, structure = flatten(form)
     kinds = [np.ndarray if x in wanted else orbax_io.PLACEHOLDER for x in shapes]
-    return _pruned(orbax_io.read(folder, jax.tree.unflatten(structure, kinds)))
+    return _pruned(orbax_io.read(folder, jax.tree.unflatten(structure, kinds), known))
 
 
 def _pruned(tree: Any) -> Any:

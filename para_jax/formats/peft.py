@@ -1,31 +1,38 @@
 """PEFT's folders: `adapter_config.json` and `adapter_model.safetensors`. Host."""
 
-import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from para_jax.adapters import (
-    Adapter,
-    Checkpoint,
-    Layer,
-    by_member,
-    ordered,
-    unstack,
+from para_jax.adapters import Adapter, Checkpoint, Layer, ordered
+from para_jax.formats import (
+    facts,
+    peft_config,
+    peft_experts,
+    peft_tensors,
+    profiles,
+    tensors,
 )
-from para_jax.formats import Profile, facts, peft_config, peft_tensors, tensors
-from para_jax.repack import pad
+from para_jax.formats.profiles import Profile
 from para_jax.spectrum import check
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
-def load(folder: pathlib.Path) -> Checkpoint:
+def load(
+    folder: pathlib.Path,
+    known: Mapping[str, np.ndarray] = types.MappingProxyType({}),
+) -> Checkpoint:
     """Returns the adapter in a PEFT folder, its scales by PEFT's own rules.
+
+    Args:
+      folder: The folder.
+      known: What may be in it and is in memory already, see `tensors.read`.
 
     Raises:
       FileNotFoundError: if a file is missing.
@@ -36,7 +43,7 @@ def load(folder: pathlib.Path) -> Checkpoint:
     weights = _existing(folder, WEIGHTS)
     try:
         peft_config.check(config)
-        found, metadata = tensors.read(weights)
+        found, metadata = tensors.read(weights, known)
         modules, extra = peft_tensors.by_module(found)
         return _checkpoint(config, modules, extra, metadata)
     except ValueError as error:
@@ -66,19 +73,17 @@ def _checkpoint(
 ) -> Checkpoint:
     if not modules:
         raise ValueError(f"{WEIGHTS} holds no LoRA factors ({len(extra)} tensors).")
+    modules = peft_experts.by_parameter(modules, config)
     adapters, layers, biases = {}, {}, {}
     for name in ordered(modules):
         module, path = modules[name], name.replace(".", "/")
-        scale = peft_config.scale(config, name)
-        a, b = peft_tensors.pair(name, module, peft_config.rank(config, name))
-        layer = peft_tensors.layer(module, a)
-        adapters[path] = peft_tensors.from_torch(a, b, layer, scale)
+        adapters[path], layer = _adapter(name, module, config)
         check(name, adapters[path])
         if layer != Layer():
             layers[path] = layer
         if module.bias is not None:
             # PEFT scales what lora_B gives, its bias included.
-            bias = module.bias.astype(np.float64) * scale
+            bias = module.bias.astype(np.float64) * adapters[path].scale
             biases[path] = bias.astype(module.bias.dtype)
     residual = peft_config.residual(config)
     checkpoint = Checkpoint(
@@ -90,26 +95,20 @@ def _checkpoint(
         residual=residual,
     )
     if "para_jax" in metadata:
-        return _with_facts(checkpoint, metadata["para_jax"])
+        return facts.restored(checkpoint, facts.from_json(metadata["para_jax"]))
     return checkpoint
 
 
-def _with_facts(checkpoint: Checkpoint, text: str) -> Checkpoint:
-    """Returns the checkpoint with what `save` knew and PEFT has no place for."""
-    ours = facts.from_json(text)
-    extra = {ours.renamed.get(name, name): x for name, x in checkpoint.extra.items()}
-    adapters = {
-        path: dataclasses.replace(x, nominal=ours.nominal.get(path))
-        for path, x in checkpoint.adapters.items()
-    }
-    return dataclasses.replace(
-        checkpoint,
-        adapters=adapters,
-        extra=extra,
-        layers={**ours.layers, **checkpoint.layers},
-        absent=ours.absent,
-        provenance=ours.provenance,
-    )
+def _adapter(
+    name: str, module: peft_tensors.Module, config: dict[str, Any]
+) -> tuple[Adapter, Layer]:
+    rank, scale = peft_config.rank(config, name), peft_config.scale(config, name)
+    if module.parameter:
+        a, b = peft_experts.pair(name, module, rank)
+        return peft_experts.from_torch(a, b, rank, scale), Layer(kind="experts")
+    a, b = peft_tensors.pair(name, module, rank)
+    layer = peft_tensors.layer(module, a)
+    return peft_tensors.from_torch(a, b, layer, scale), layer
 
 
 def save(
@@ -117,14 +116,10 @@ def save(
 ) -> Checkpoint:
     """Writes the two files of an adapter into an existing folder.
 
-    All scales are folded in and written as 1, so engines that know one scale for all
-    modules, those that divide by each tensor's own rank, and PEFT agree.
-
     Args:
-      checkpoint: What to write. Stacks are unstacked.
+      checkpoint: What to write. Stacks are unstacked, but for fused experts.
       folder: Where to. Nothing there is protected: see `para_jax.save`.
-      profile: `ragged`: each module at its own rank, by patterns; absent modules left
-        out. `padded`: zeros up to one rank, no patterns, absent modules as zeros.
+      profile: See `profiles.shaped`.
 
     Returns:
       What the files should read back as.
@@ -133,81 +128,61 @@ def save(
       ValueError: if nothing is left to write, or names cannot be told apart by PEFT's
         rules.
     """
-    flat = _flat(checkpoint, profile)
+    flat = profiles.shaped(checkpoint, profile)
     if not checkpoint.adapters or not flat.adapters:
         raise ValueError(
             "No module has an adapter left, and PEFT has no form for that. Keep at "
             "least one rank."
         )
-    names = {path: path.replace("/", ".") for path in ordered(flat.adapters)}
-    ranks = {name: flat.adapters[path].rank for path, name in names.items()}
-    if profile == "padded":
-        config = peft_config.padded(checkpoint.config, ranks)
-    else:
-        gone = [path.replace("/", ".") for path in flat.absent]
-        config = peft_config.ragged(checkpoint.config, ranks, gone)
-    config["lora_bias"] = bool(flat.biases)
+    config = _config(flat, profile)
     renamed = {peft_tensors.name_of_extra(x, flat): x for x in flat.extra}
     metadata = {"format": "pt", "para_jax": facts.to_json(flat, renamed)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors.write(folder / WEIGHTS, dict(peft_tensors.named(flat)), metadata)
+    tensors.write(folder / WEIGHTS, dict(named(flat)), metadata)
     return flat
 
 
-def _flat(checkpoint: Checkpoint, profile: Profile) -> Checkpoint:
-    """Returns one adapter of scale 1 a module, as the profile wants them."""
-    adapters = {path: _scaled(x) for path, x in _kernels(checkpoint, profile).items()}
-    layers = by_member(checkpoint.layers, checkpoint.adapters)
-    biases = by_member(checkpoint.biases, checkpoint.adapters)
-    shapes = {path: (x.inputs, x.rank, x.outputs) for path, x in adapters.items()}
+def _config(flat: Checkpoint, profile: Profile) -> dict[str, Any]:
+    paths = ordered(flat.adapters)
+    ranks = {_dotted(path): flat.adapters[path].rank for path in paths}
+    bare = {_dotted(path) for path in paths if profiles.is_expert(flat, path)}
+    gone = {_dotted(profiles.module(flat, path)) for path in flat.absent}
     if profile == "padded":
-        most = max((rank for _, rank, _ in shapes.values()), default=1)
-        shapes = {
-            **{path: (m, 1, n) for path, (m, n) in checkpoint.absent.items()},
-            **shapes,
-        }
-        shapes = {path: (m, most, n) for path, (m, _, n) in shapes.items()}
-    else:  # A module without an adapter would have no place for its bias.
-        needed = biases.keys() & checkpoint.absent.keys()
-        shapes |= {
-            path: (m, 1, n) for path in needed for m, n in [checkpoint.absent[path]]
-        }
-    dtype = next((x.a.dtype for x in adapters.values()), np.dtype(np.float32))
-    like = {path: _zeros(shape, dtype) for path, shape in shapes.items()}
-    return dataclasses.replace(
-        checkpoint,
-        adapters=pad(adapters, like=like),
-        layers=layers,
-        biases=biases,
-        absent={p: x for p, x in checkpoint.absent.items() if p not in like},
-    )
+        config = peft_config.padded(flat.config, ranks, bare=bare)
+    else:
+        config = peft_config.ragged(flat.config, ranks, sorted(gone), bare=bare)
+    if profile == "per-tensor-alpha":
+        config = peft_config.over_ranks(config)
+    return config | {"lora_bias": bool(flat.biases)}
 
 
-def _kernels(checkpoint: Checkpoint, profile: Profile) -> dict[str, Adapter]:
-    """Returns one adapter a module; those of a padded stack are trimmed if ragged."""
-    flat = unstack(checkpoint.adapters)
-    if profile == "padded":
-        return flat
-    whole = checkpoint.adapters.keys()
-    trimmed = {path: x if path in whole else _trim(x) for path, x in flat.items()}
-    return {path: x for path, x in trimmed.items() if x.rank}
+def keys(flat: Checkpoint) -> dict[str, tuple[str, str]]:
+    """Returns the names of PEFT's two factors by path, for what `shaped` gave."""
+    experts = [path for path in flat.adapters if profiles.is_expert(flat, path)]
+    wrapper = peft_experts.wrappers([_dotted(path) for path in experts])
+    return {
+        path: peft_tensors.keys(
+            wrapper.get(_dotted(path), _dotted(path)), flat.layers.get(path, Layer())
+        )
+        for path in flat.adapters
+    }
 
 
-def _trim(adapter: Adapter) -> Adapter:
-    """Returns the adapter without the zeros that fill up its last components."""
-    a, b = np.asarray(adapter.a), np.asarray(adapter.b)
-    used = np.flatnonzero(a.any(axis=0) & b.any(axis=1))
-    rank = int(used.max(initial=-1)) + 1
-    return dataclasses.replace(adapter, a=a[:, :rank], b=b[:rank])
+def named(flat: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields PEFT's name and tensor of all that the checkpoint holds."""
+    for path, names in keys(flat).items():
+        kind, adapter = flat.layers.get(path, Layer()), flat.adapters[path]
+        if kind.kind == "experts":
+            factors = peft_experts.to_torch(adapter)
+        else:
+            factors = peft_tensors.to_torch(adapter, kind)
+        yield from zip(names, factors, strict=True)
+        if path in flat.biases:
+            name = f"{peft_tensors.PREFIX}{_dotted(path)}.lora_B.bias"
+            yield name, np.asarray(flat.biases[path])
+    for name, value in flat.extra.items():
+        yield peft_tensors.name_of_extra(name, flat), value
 
 
-def _zeros(shape: tuple[int, int, int], dtype: np.dtype) -> Adapter:
-    m, rank, n = shape
-    return Adapter(a=np.zeros((m, rank), dtype), b=np.zeros((rank, n), dtype))
-
-
-def _scaled(adapter: Adapter) -> Adapter:
-    b = np.asarray(adapter.b)
-    if adapter.scale != 1:
-        b = (b.astype(np.float64) * adapter.scale).astype(b.dtype)
-    return dataclasses.replace(adapter, a=np.asarray(adapter.a), b=b, scale=1.0)
+def _dotted(path: str) -> str:
+    return path.replace("/", ".")

@@ -7,7 +7,7 @@ of PEFT 0.21; what is written also holds for the releases since 0.4 that read pa
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 # The update of these is not `scale * B A`, so there is nothing that PARA could cut.
@@ -65,11 +65,9 @@ def check(config: Config) -> None:
             "this is a MiCA adapter (init_lora_weights is 'mica'): its update is not "
             "the product of two trained factors."
         )
-    if config.get("target_parameters"):
-        raise ValueError(
-            "target_parameters is set: LoRA on bare parameters (fused experts) is not "
-            "supported."
-        )
+    wanted = config.get("target_parameters") or []
+    if not (isinstance(wanted, list) and all(isinstance(x, str) for x in wanted)):
+        raise ValueError(f"target_parameters is {wanted!r}: expected a list of names.")
     for field, pattern, whole in (
         ("r", "rank_pattern", True),
         ("lora_alpha", "alpha_pattern", False),
@@ -129,21 +127,55 @@ def _lookup(config: Config, pattern: str, default: str, module: str) -> Any:
     return config[default]
 
 
+def parameters(config: Config, module: str) -> list[str]:
+    """Returns the names of a module's own parameters that PEFT may have adapted.
+
+    A name of `target_parameters` without a module is that of any module, but one that
+    is adapted as a whole.
+    """
+    wanted = [x.rpartition(".") for x in config.get("target_parameters") or []]
+    whole = _targets_module(config, module)
+    found = [
+        name
+        for owner, _, name in wanted
+        if (_ends(module, owner) if owner else not whole)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _targets_module(config: Config, module: str) -> bool:
+    names = config.get("target_modules") or []
+    if isinstance(names, str):
+        return bool(re.fullmatch(names, module))
+    return any(_ends(module, name) for name in names)
+
+
 def targets(config: Config, module: str) -> bool:
-    """Returns whether PEFT adapts a module, by what a child's fields hold."""
+    """Returns whether PEFT adapts a module, by what a child's fields hold.
+
+    Or a parameter: `target_parameters` are full names, or the ends of them.
+    """
+    if any(_ends(module, name) for name in config.get("target_parameters") or []):
+        return True
     excluded = config.get("exclude_modules") or []
     if isinstance(excluded, str):
         out = bool(re.fullmatch(excluded, module))
     else:
         out = any(_ends(module, name) for name in excluded)
-    return not out and any(_ends(module, name) for name in config["target_modules"])
+    return not out and _targets_module(config, module)
 
 
 def _ends(module: str, name: str) -> bool:
     return module == name or module.endswith(f".{name}")
 
 
-def ragged(source: Config, ranks: Mapping[str, int], others: Iterable[str]) -> dict:
+def ragged(
+    source: Config,
+    ranks: Mapping[str, int],
+    others: Iterable[str],
+    *,
+    bare: Collection[str] = (),
+) -> dict[str, Any]:
     """Returns the configuration of a child whose modules differ in rank.
 
     Every scale is 1: `lora_alpha == r` and `alpha_pattern == rank_pattern`. Modules
@@ -153,6 +185,7 @@ def ragged(source: Config, ranks: Mapping[str, int], others: Iterable[str]) -> d
       source: The parent's configuration, whose other fields stay.
       ranks: The rank of each module, by PEFT's name.
       others: Modules of the same model that have no adapter.
+      bare: Those of `ranks` that are parameters, not modules.
 
     Raises:
       ValueError: if PEFT's rules cannot tell the modules apart.
@@ -166,18 +199,28 @@ def ragged(source: Config, ranks: Mapping[str, int], others: Iterable[str]) -> d
         # Bare names hold in all releases of PEFT. But where one name ends with another,
         # an anchor has to tell them apart, in any order; it holds since PEFT 0.15.
         pattern = {f"^{re.escape(name)}": r for name, r in ranks.items()}
-    config = _child(source, ranks, others) | {"rank_pattern": pattern}
+    config = _child(source, ranks, others, bare) | {"rank_pattern": pattern}
     return _agreed(config | {"alpha_pattern": dict(pattern)}, ranks, others)
 
 
-def padded(source: Config, ranks: Mapping[str, int]) -> dict[str, Any]:
+def padded(
+    source: Config, ranks: Mapping[str, int], *, bare: Collection[str] = ()
+) -> dict[str, Any]:
     """Returns the configuration of a child whose modules share one rank."""
-    config = _child(source, ranks, ()) | {"rank_pattern": {}, "alpha_pattern": {}}
+    config = _child(source, ranks, (), bare) | {"rank_pattern": {}, "alpha_pattern": {}}
     return _agreed(config, ranks, ())
 
 
+def over_ranks(config: Config) -> dict[str, Any]:
+    """Returns the configuration where `1 / r` of each module is its scale."""
+    return {**config, "lora_alpha": 1, "alpha_pattern": {}}
+
+
 def _child(
-    source: Config, ranks: Mapping[str, int], others: Iterable[str]
+    source: Config,
+    ranks: Mapping[str, int],
+    others: Iterable[str],
+    bare: Collection[str],
 ) -> dict[str, Any]:
     blank = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": None}
     source = source if source.get("peft_type") == "LORA" else blank
@@ -191,13 +234,15 @@ def _child(
     excluded = _excluded(source, ranks, others)
     if excluded or "exclude_modules" in source:
         starts["exclude_modules"] = excluded
+    if bare or source.get("target_parameters"):  # Unknown to PEFT before 0.17.
+        starts["target_parameters"] = [name for name in ranks if name in bare]
     return {
         **source,
         **starts,
         "r": most,
         "lora_alpha": most,
         "use_rslora": False,
-        "target_modules": list(ranks),
+        "target_modules": [name for name in ranks if name not in bare],
     }
 
 

@@ -6,7 +6,6 @@ are flattened in Flax's axis order, and an embedding's `m` is the vocabulary.
 
 import dataclasses
 import re
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -28,6 +27,7 @@ class Module:
     b: np.ndarray | None = None
     bias: np.ndarray | None = None
     embedding: bool = False
+    parameter: bool = False
 
 
 def by_module(found: Tensors) -> tuple[dict[str, Module], Tensors]:
@@ -120,19 +120,11 @@ def to_torch(adapter: Adapter, kind: Layer) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-def named(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields PEFT's name and tensor of all that the checkpoint holds."""
-    for path, adapter in checkpoint.adapters.items():
-        module = PREFIX + path.replace("/", ".")
-        kind = checkpoint.layers.get(path, Layer())
-        embedding = kind.kind == "embedding"
-        for name, factor in zip("AB", to_torch(adapter, kind), strict=True):
-            inside = f"lora_embedding_{name}" if embedding else f"lora_{name}.weight"
-            yield f"{module}.{inside}", factor
-        if path in checkpoint.biases:
-            yield f"{module}.lora_B.bias", np.asarray(checkpoint.biases[path])
-    for name, value in checkpoint.extra.items():
-        yield name_of_extra(name, checkpoint), value
+def keys(module: str, kind: Layer) -> tuple[str, str]:
+    """Returns the names of both factors of a module."""
+    inside = "lora_embedding_{}" if kind.kind == "embedding" else "lora_{}.weight"
+    a, b = (f"{PREFIX}{module}.{inside.format(name)}" for name in "AB")
+    return a, b
 
 
 def name_of_extra(name: str, checkpoint: Checkpoint) -> str:

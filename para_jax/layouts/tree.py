@@ -85,7 +85,7 @@ def to_tree(checkpoint: Checkpoint, *, rank: int | None = None) -> Any:
     Raises:
       ValueError: if the adapters did not come from a tree, or do not fit `rank`.
     """
-    tree = _tree(checkpoint)
+    tree = tree_of(checkpoint)
     leaves = dict(tree.leaves)
     for pair, adapter in placed(checkpoint, rank):
         for key, value in put(pair, adapter).items():
@@ -190,7 +190,12 @@ def _scale(
     return float(one) / pair.rank
 
 
-def _tree(checkpoint: Checkpoint) -> Tree:
+def tree_of(checkpoint: Checkpoint) -> Tree:
+    """Returns the tree that adapters came from.
+
+    Raises:
+      ValueError: if they did not come from one.
+    """
     if checkpoint.tree is None:
         raise ValueError(
             "These adapters did not come from a tree: use para_jax.to_params for "
@@ -201,7 +206,7 @@ def _tree(checkpoint: Checkpoint) -> Tree:
 
 def placed(checkpoint: Checkpoint, rank: int | None) -> list[tuple[Pair, Adapter]]:
     """Returns what goes into each place, the modules of one rank padded to it."""
-    tree = _tree(checkpoint)
+    tree = tree_of(checkpoint)
     if not checkpoint.adapters:
         raise ValueError("No module has an adapter left. Keep at least one rank.")
     known = {name for pair in tree.pairs for name in members(pair)}

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax.adapters import Adapter, Array
+from para_jax.adapters import Adapter, Array, folded
 
 
 def join(parts: Mapping[int, Adapter], path: str) -> Adapter:
@@ -33,7 +33,7 @@ def join(parts: Mapping[int, Adapter], path: str) -> Adapter:
         )
     blocks = [parts[half] for half in sorted(parts)]
     scales = {x.scale for x in blocks}
-    bs = [x.b if len(scales) == 1 else _scaled(x) for x in blocks]
+    bs = [x.b if len(scales) == 1 else folded(x).b for x in blocks]
     padded = [_placed(b, half) for b, half in zip(bs, sorted(parts), strict=True)]
     nominal = [x.nominal for x in blocks]
     counted = [x.rank if n is None else n for x, n in zip(blocks, nominal, strict=True)]
@@ -65,11 +65,6 @@ def split(adapter: Adapter, half: int, path: str) -> Adapter:
     return dataclasses.replace(
         adapter, a=adapter.a[..., used], b=b[..., used, :], nominal=None
     )
-
-
-def _scaled(adapter: Adapter) -> Array:
-    wide = np.promote_types(adapter.b.dtype, np.float32)  # To round once.
-    return (adapter.b.astype(wide) * adapter.scale).astype(adapter.b.dtype)
 
 
 def _placed(b: Array, half: int) -> Array:

@@ -10,9 +10,10 @@ import transformers
 from peft import PeftModel
 
 import para_jax as para
+from para_jax.flax import linen
 from train import demo
 from train.data import sentiment, tokens
-from train.models import bert, dense, pretrained
+from train.models import bert, pretrained
 
 SENTENCES = 15
 POLICIES = {policy.name: policy for policy in demo.POLICIES}
@@ -71,7 +72,7 @@ def flax_logits(folder, encoder, adapter, encoded):
     model = bert.BertClassifier(bert.read_config(folder), 3)
     params = {"bert": encoder, "classifier": pretrained.classifier(adapter.extra)}
     lora = para.to_params(adapter.adapters)
-    dense.check(lora, params)
+    linen.check(lora, params)
     ids, mask = (encoded[x].numpy() for x in ("input_ids", "attention_mask"))
     batch = bert.Tokens(ids.astype(np.int32), mask.astype(bool))
     return model.apply({"params": params, "lora": lora}, batch)

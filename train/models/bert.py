@@ -22,7 +22,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Bool, Float, Int
 
-from train.models.dense import Dense
+from para_jax.flax.linen import Dense
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

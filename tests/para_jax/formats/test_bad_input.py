@@ -456,7 +456,7 @@ def test_the_values_of_patterns_are_positive_numbers(folder, field, value):
         ("init_lora_weights", "mica", r"MiCA.*init_lora_weights"),
         ("init_lora_weights", "MiCA", r"MiCA.*init_lora_weights"),
         ("use_newest_lora", True, r"use_newest_lora.*not known"),
-        ("target_parameters", ["experts.down"], r"target_parameters.*not\s+supported"),
+        ("target_parameters", "experts.down", r"target_parameters is .*a list"),
         ("peft_type", "LOHA", r"peft_type is 'LOHA'.*'LORA'"),
         ("peft_type", "ADALORA", r"peft_type is 'ADALORA'.*'LORA'"),
         ("peft_type", None, r"peft_type is (None|missing).*'LORA'"),
@@ -653,7 +653,7 @@ def test_an_orbax_checkpoint_of_another_program_needs_a_scale(tmp_path):
         tmp_path / "other", {"q": {"a": np.ones((8, 3)), "b": np.ones((3, 6))}}
     )
 
-    refused(place, r"not written by para_jax.*Give scale=: alpha / r")
+    refused(place, r"para_jax did not write.*Give scale=: alpha / r")
     assert para.load(place, scale=2.0).adapters["q"].scale == 2.0
 
 
@@ -832,11 +832,9 @@ def test_any_name_is_a_path(parent, tmp_path, kind, name):
 
 def test_an_unknown_format_or_profile_is_named(parent, tmp_path):
     save = getattr(para.save, "__wrapped__", para.save)  # Past the type checker.
-    with pytest.raises(ValueError, match="format 'gguf': expected 'peft' or 'orbax'"):
+    with pytest.raises(ValueError, match=r"format 'gguf': expected .*'kohya'"):
         save(parent, tmp_path / "child", format="gguf")
-    with pytest.raises(
-        ValueError, match="profile 'flat': expected 'ragged' or 'padded'"
-    ):
+    with pytest.raises(ValueError, match=r"profile 'flat': expected .*'ragged'"):
         save(parent, tmp_path / "child", profile="flat")
     assert [x.name for x in tmp_path.iterdir()] == ["adapter"]
 

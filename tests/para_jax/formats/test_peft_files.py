@@ -483,7 +483,7 @@ def test_the_account_of_the_compression_survives(forms, tmp_path):
 
     got = through(child, forms, tmp_path)
 
-    assert got.provenance["cuts"][-1] == child.report.summary()
+    assert got.provenance["cuts"][-1].items() >= child.report.summary().items()
     again = para.compress(got, para.Gamma(0.5))
     assert again.provenance["cuts"][-1]["total_rank"] == 3
 

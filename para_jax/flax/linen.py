@@ -1,0 +1,116 @@
+"""Linen layers that apply the LoRA adapters they find under their own path. Traced.
+
+Adapters are variables of the collection `lora`, beside the frozen `params`:
+
+    logits = model.apply({"params": base, "lora": adapters}, batch)
+
+with `adapters = para_jax.to_params(...)`: at a layer's path the factors `a: [m, r]`
+and `b: [r, n]`, the scale folded in. A layer that finds none is Flax's own, so the
+shapes of the adapters are their only configuration.
+
+Under `nn.scan` and `nn.vmap` the collection has to be carried along, or no layer sees
+it: `variable_axes={"params": 0, "lora": 0}`, with stacked adapters `a: [L, m, r]`.
+
+A model that is not made of these layers takes its adapters through `applied`.
+"""
+
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jaxtyping import Num
+
+from para_jax.adapters import Array
+from para_jax.flax import fit, updates
+from para_jax.flax.interceptor import applied as applied
+from para_jax.params import unnest
+
+
+@typing.no_type_check  # Flax annotates fields with protocols unknown at run time.
+class Dense(nn.Dense):
+    """`flax.linen.Dense` with `y = x @ kernel + bias + (x @ a) @ b`.
+
+    The last term is there if the collection `lora` has `a` and `b` for this layer. The
+    attributes and `params` are those of `flax.linen.Dense`.
+    """
+
+    def __call__(self, inputs: Num[Array, "*B m"]) -> Num[jax.Array, "*B n"]:
+        """Returns the layer's output, in the dtype that it has without an adapter.
+
+        Raises:
+          ValueError: if the factors do not fit the kernel.
+        """
+        return _with_lora(self, super().__call__(inputs), inputs)
+
+
+@typing.no_type_check  # Likewise.
+class Einsum(nn.Einsum):
+    """`flax.linen.Einsum` with the update of its collection `lora`.
+
+    The factors are matrices over the kernel's axes, flattened in the kernel's order:
+    `m` are those that the equation contracts, `n` those that remain. `BTD,NDH->BTNH`
+    takes `a: [D, r]`, `b: [r, N*H]`; `BTNH,NHD->BTD` takes `a: [N*H, r]`, `b: [r, D]`.
+    The attributes and `params` are those of `flax.linen.Einsum`.
+    """
+
+    def __call__(
+        self, inputs: Num[Array, "..."], einsum_str: str | None = None
+    ) -> Num[jax.Array, "..."]:
+        """Returns the layer's output, in the dtype that it has without an adapter.
+
+        Raises:
+          ValueError: if the factors do not fit the kernel, or the kernel has a batch
+            axis, as in `EBD,EDF->EBF`: its update is no product of two matrices.
+        """
+        y = super().__call__(inputs, einsum_str)
+        return _with_lora(self, y, inputs, einsum_str)
+
+
+def _with_lora(module: nn.Module, y: jax.Array, *args: Any) -> jax.Array:
+    found = [name for name in ("a", "b") if module.has_variable("lora", name)]
+    if not found:
+        return y
+    if len(found) == 1:
+        raise ValueError(
+            f"The adapter '{updates.path_of(module)}' has the factor '{found[0]}' "
+            "alone, expected 'a' and 'b'. Make it with `para_jax.to_params`."
+        )
+    a, b = (module.get_variable("lora", name) for name in found)
+    return updates.add(module, y, a, b, *args)
+
+
+def check(lora: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    """Checks that every adapter of `lora` has a kernel in `params` that it fits.
+
+    Flax ignores variables that no module asks for: an adapter under a wrong path would
+    have no effect, and no error would say so. Host code.
+
+    Args:
+      lora: Nested dicts, where each adapted module holds `a` and `b`.
+      params: The model's params. Kernels of two axes are compared; of more axes, only
+        the layer knows which of them it contracts, and compares when it is called.
+
+    Raises:
+      ValueError: if a path has no kernel, or the factors do not fit the kernel.
+    """
+    leaves = unnest(nn.unbox(params))
+    kernels = {
+        path.removesuffix("/kernel"): x.shape
+        for path, x in leaves.items()
+        if path.endswith("/kernel")
+    }
+    factors = unnest(lora)
+    for path in dict.fromkeys(path.rpartition("/")[0] for path in factors):
+        if path not in kernels:
+            raise fit.unknown(path, kernels)
+        a, b = (factors.get(f"{path}/{name}") for name in ("a", "b"))
+        if a is None or b is None:
+            raise ValueError(
+                f"The adapter '{path}' has one factor alone, expected 'a' and 'b'. "
+                "Make it with `para_jax.to_params`."
+            )
+        if len(kernels[path]) == 2:
+            m, n = kernels[path]
+            fit.check(path, a.shape, b.shape, m=m, n=n)

@@ -1,0 +1,153 @@
+"""What engines make of written files, by their own rules of scaling. Host.
+
+Read from the raw files, tensor by tensor, not by what loads a checkpoint: so a file
+that is right here is right for the engines, and one that is not is never put in place.
+
+- `pattern`: `alpha_i / r_i`, each module's own by name. PEFT; diffusers.
+- `global`: `lora_alpha / r` for all (vLLM `lora/peft_helper.py`; SGLang
+  `srt/lora/lora.py`; LoRAX `adapters/lora.py`; S-LoRA; MaxText).
+- `tensor`: `lora_alpha / rank`, the rank of each tensor itself (llama.cpp
+  `llama-adapter.h`, where 0 means 1; TensorRT-LLM `lora_manager.py`).
+- kohya: `alpha / rank` of each module, 1 without an alpha (ComfyUI
+  `comfy/weight_adapter/lora.py`).
+
+Simulated: of these, only PEFT is run by our tests.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from para_jax.adapters import Adapter, Checkpoint, Layer, member, unstack
+from para_jax.formats import peft, peft_config, peft_experts, peft_tensors
+from para_jax.formats.profiles import Profile
+
+Rule = Callable[[Mapping[str, Any], str, int], float]
+
+RULES: dict[str, Rule] = {
+    "pattern": lambda config, name, rank: peft_config.scale(config, name),
+    "global": lambda config, name, rank: config["lora_alpha"] / config["r"],
+    "tensor": lambda config, name, rank: config["lora_alpha"] / rank,
+}
+READERS: dict[Profile, tuple[str, ...]] = {
+    "ragged": ("pattern", "global"),
+    "padded": ("pattern", "global", "tensor"),
+    "uniform-by-type": ("pattern", "global"),
+    "per-tensor-alpha": ("pattern", "tensor"),
+}
+"""The rules by which a file of each profile has to be right."""
+
+
+def check(
+    path: pathlib.Path, written: Checkpoint, wanted: Checkpoint, profile: Profile
+) -> None:
+    """Raises ValueError unless the engines of a file all compute the wanted updates.
+
+    Args:
+      path: PEFT's folder, or kohya's file.
+      written: What the format's `save` returned: the names, and each module's scale.
+      wanted: What was to be saved.
+      profile: The profile of a PEFT folder.
+    """
+    if path.is_dir():
+        _check_peft(path, written, wanted, profile)
+    else:
+        _check_kohya(path, written, wanted)
+
+
+def _check_peft(
+    folder: pathlib.Path, written: Checkpoint, wanted: Checkpoint, profile: Profile
+) -> None:
+    config = json.loads((folder / peft.CONFIG).read_text(encoding="utf-8"))
+    left = unstack(wanted.adapters)
+    for path, names in peft.keys(written).items():
+        kind, wrote = written.layers.get(path, Layer()), written.adapters[path]
+        a, b = _raw(folder / peft.WEIGHTS, *names)
+        if kind.kind == "experts":
+            got = peft_experts.from_torch(a, b, wrote.rank, wrote.scale)
+        else:
+            got = peft_tensors.from_torch(a, b, kind, wrote.scale)
+        for rule in READERS[profile]:
+            factor = RULES[rule](config, path.replace("/", "."), got.rank)
+            _check_scale(path, rule, factor, wrote.scale)
+        _check_update(path, got, left)
+    _check_rest(left)
+
+
+def _check_kohya(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
+    left = unstack(wanted.adapters)
+    for path in written.adapters:
+        name, kind = path.replace("/", "."), written.layers.get(path, Layer())
+        names = (f"{name}.{x}" for x in ("lora_down.weight", "lora_up.weight", "alpha"))
+        a, b, alpha = _raw(file, *names)
+        scale = float(alpha) / a.shape[0]
+        _check_scale(path, "kohya", scale, 1.0)
+        _check_update(path, peft_tensors.from_torch(a, b, kind, scale), left)
+    _check_rest(left)
+
+
+def _raw(path: pathlib.Path, *names: str) -> list[np.ndarray]:
+    # Opened for each module: what was read of an open file stays in memory.
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return [file.get_tensor(name) for name in names]
+
+
+def _check_scale(path: str, rule: str, got: float, wanted: float) -> None:
+    if got != wanted:
+        raise ValueError(
+            f"'{path}': an engine that scales by the rule '{rule}' would multiply with "
+            f"{got:g}, not {wanted:g}: this profile cannot hold the adapter. Use "
+            "'padded'."
+        )
+
+
+class _Pair(NamedTuple):
+    a: np.ndarray
+    b: np.ndarray
+
+
+def _check_update(path: str, got: Adapter, left: dict[str, Adapter]) -> None:
+    """Checks one module, and takes its kernels out of what is left."""
+    for index in np.ndindex(got.stack):
+        want = left.pop(member(path, index), None)
+        pair = _Pair(np.asarray(got.a[index]), np.asarray(got.b[index]))
+        if want is None:
+            same = _is_zero(pair)
+        else:
+            same = _same(pair, got.scale, want)
+        if not same:
+            raise ValueError(
+                f"'{path}': the files do not hold the update that was to be saved. "
+                "Do the factors fit the range of their dtype?"
+            )
+
+
+def _check_rest(left: Mapping[str, Adapter]) -> None:
+    for path, x in left.items():
+        if not _is_zero(_Pair(np.asarray(x.a), np.asarray(x.b))):
+            raise ValueError(f"'{path}' is not in the files, but its update is not 0.")
+
+
+def _same(got: _Pair, scale: float, want: Adapter) -> bool:
+    """Returns whether two updates are one, but for two roundings of `b`.
+
+    Compared by their components, in order: no product is formed.
+    """
+    a, b = np.asarray(want.a), np.asarray(want.b)
+    kept = min(got.a.shape[1], a.shape[1])
+    wide = b[:kept].astype(np.float64) * want.scale
+    info = jnp.finfo(b.dtype)
+    error = np.abs(got.b[:kept].astype(np.float64) * scale - wide)
+    bound = float(info.eps) * np.abs(wide) + float(info.smallest_subnormal)
+    rests = _Pair(got.a[:, kept:], got.b[kept:]), _Pair(a[:, kept:], b[kept:])
+    equal = np.array_equal(got.a[:, :kept], a[:, :kept])
+    return equal and bool((error <= bound).all()) and all(map(_is_zero, rests))
+
+
+def _is_zero(pair: _Pair) -> bool:
+    return not (pair.a.any(axis=0) & pair.b.any(axis=1)).any()

@@ -1,0 +1,212 @@
+"""Adapters as a serving engine takes them, and what each engine pays for them. Host.
+
+An engine that would read an adapter wrongly, or in part, is refused with the reason.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from para_jax.adapters import Checkpoint, Layer, ordered
+from para_jax.formats import engines, profiles
+from para_jax.formats.engines import Format
+from para_jax.formats.profiles import Profile, Shape
+
+
+class Prepared(NamedTuple):
+    """What to save for an engine, and how."""
+
+    checkpoint: Checkpoint
+    format: Format
+    profile: Profile
+
+
+class Cost(NamedTuple):
+    """What an engine pays for an adapter.
+
+    Attributes:
+      engine: Its name in `engines.ENGINES`.
+      format: The format of the file.
+      profile: The profile of the file.
+      rank: The largest rank in the file.
+      allocated: The rank of the engine's buffers.
+      bytes: Of the factors in the file.
+      ragged: The bytes that each module at its own rank would take.
+      memory: What the engine holds: its buffers, or the factors.
+      refused: Why the engine cannot serve the adapter, in which case all else is 0.
+    """
+
+    engine: str
+    format: str
+    profile: str
+    rank: int
+    allocated: int
+    bytes: int
+    ragged: int
+    memory: int
+    refused: str = ""
+
+
+def prepare(checkpoint: Checkpoint, engine: str) -> Prepared:
+    """Returns equal updates as an engine takes them.
+
+    Ranks are padded up to those it needs, and modules that it wants beside others are
+    filled in as zeros.
+
+    Args:
+      checkpoint: What is to be served.
+      engine: A name in `engines.ENGINES`.
+
+    Raises:
+      ValueError: if the engine cannot serve the adapter. The message says why.
+    """
+    rules = engines.known(engine)
+    flat = profiles.flatten(checkpoint, trim=rules.profile != "padded")
+    flat = profiles.fit(flat, _shapes(engine, flat))
+    if flat.tree is not None and rules.layouts:
+        tree = dataclasses.replace(flat.tree, one_rank=True)
+        flat = dataclasses.replace(flat, tree=tree)
+    profile = rules.profile if rules.form == "peft" else "ragged"
+    return Prepared(flat, rules.form, profile)
+
+
+def costs(checkpoint: Checkpoint) -> list[Cost]:
+    """Returns what each engine would pay for an adapter, or why it cannot serve it."""
+    bare = {
+        path: dataclasses.replace(x, scale=1.0)  # So nothing is copied.
+        for path, x in checkpoint.adapters.items()
+    }
+    checkpoint = dataclasses.replace(checkpoint, adapters=bare)
+    return [_cost(checkpoint, engine) for engine in engines.ENGINES]
+
+
+def _cost(checkpoint: Checkpoint, engine: str) -> Cost:
+    rules = engines.known(engine)
+    flat = profiles.flatten(checkpoint, trim=True)
+    size = max((x.a.dtype.itemsize for x in flat.adapters.values()), default=0)
+    ragged = size * sum(x.parameters for x in flat.adapters.values())
+    flat = profiles.flatten(checkpoint, trim=rules.profile != "padded")
+    try:
+        fitted = _shapes(engine, flat)
+    except ValueError as error:
+        return Cost(engine, rules.form, rules.profile, 0, 0, 0, ragged, 0, str(error))
+    rank = max(r for _, r, _ in fitted.values())
+    written = size * sum(r * (m + n) for m, r, n in fitted.values())
+    allocated = _at_least(rank, rules.ranks)
+    absent = {path: (m, 0, n) for path, (m, n) in flat.absent.items()}
+    every = size * sum(m + n for m, _, n in (absent | fitted).values())
+    memory = allocated * every if rules.buffers else written
+    form, profile = rules.form, rules.profile
+    return Cost(engine, form, profile, rank, allocated, written, ragged, memory)
+
+
+def _shapes(engine: str, flat: Checkpoint) -> dict[str, Shape]:
+    """Returns the shapes that an engine wants, or raises ValueError."""
+    rules = engines.known(engine)
+    try:
+        _check_tree(flat, rules)
+        _check_kinds(flat, rules)
+        shapes = profiles.shapes(flat, _group(rules))
+        if rules.fused:
+            shapes |= _siblings(shapes)
+        if rules.every:
+            _check_layers(shapes)
+        return _check_ranks(shapes, rules)
+    except ValueError as error:
+        raise ValueError(f"{engine} cannot serve this adapter: {error}") from error
+
+
+def _group(rules: engines.Engine) -> Callable[[str], str]:
+    if rules.even and rules.profile != "padded":
+        return lambda path: re.sub(r"(^|/)experts/\d+/", r"\1experts/", path)
+    return profiles.GROUPS[rules.profile]
+
+
+def _check_tree(flat: Checkpoint, rules: engines.Engine) -> None:
+    found = "no tree" if flat.tree is None else f"a tree of {flat.tree.layout}"
+    if rules.layouts and (flat.tree is None or flat.tree.layout not in rules.layouts):
+        raise ValueError(
+            f"it runs trees of {' and '.join(rules.layouts)}, and this came from "
+            f"{found}."
+        )
+
+
+def _check_kinds(flat: Checkpoint, rules: engines.Engine) -> None:
+    for path in flat.adapters:
+        kind = flat.layers.get(path, Layer()).kind
+        if kind not in rules.kinds:
+            raise ValueError(
+                f"'{path}' is of the kind '{kind}', which it takes no LoRA for."
+            )
+        if path.rpartition("/")[2] in rules.unseen:
+            raise ValueError(f"it passes over '{path}' without a word.")
+    if flat.biases and not rules.biases:
+        raise ValueError(f"'{min(flat.biases)}' has a bias, which it does not add.")
+    if rules.plain and flat.extra:
+        raise ValueError(
+            f"'{min(flat.extra)}' is no LoRA factor ({len(flat.extra)} such tensors, "
+            "as of modules_to_save): merge these into the base model, and leave them "
+            "out, with adapters_only=True."
+        )
+
+
+def _check_ranks(
+    shapes: Mapping[str, Shape], rules: engines.Engine
+) -> dict[str, Shape]:
+    """Returns the shapes at ranks that the engine has buffers for."""
+    if not shapes:
+        raise ValueError("no module has an adapter left. Keep at least one rank.")
+    result = {}
+    for path, (m, rank, n) in shapes.items():
+        if rules.ranks and rank > max(rules.ranks):
+            raise ValueError(
+                f"'{path}' has rank {rank}, above {max(rules.ranks)}, the most that it "
+                f"takes. Compress with max_rank={max(rules.ranks)}."
+            )
+        result[path] = m, _at_least(rank, rules.ranks) if rules.exact else rank, n
+    return result
+
+
+def _at_least(rank: int, ranks: tuple[int, ...]) -> int:
+    return min((x for x in ranks if x >= rank), default=rank)
+
+
+def _check_layers(shapes: Mapping[str, Shape]) -> None:
+    counts = Counter(profiles.module_type(path) for path in shapes)
+    few = [name for name, count in counts.items() if count < max(counts.values())]
+    if few:
+        raise ValueError(
+            f"'{few[0]}' is in {counts[few[0]]} of {max(counts.values())} layers, and "
+            "it would leave out all of them."
+        )
+
+
+_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+# Of one shape in every model, so that one tells that of the other.
+_ALIKE = {
+    "k_proj": "v_proj",
+    "v_proj": "k_proj",
+    "gate_proj": "up_proj",
+    "up_proj": "gate_proj",
+}
+
+
+def _siblings(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Returns the shapes of modules that are missing beside those of one fusion."""
+    result: dict[str, Shape] = {}
+    for path in ordered(shapes):
+        owner, slash, name = path.rpartition("/")
+        for group in _FUSED:
+            for other in group if name in group else ():
+                if (beside := owner + slash + other) in shapes:
+                    continue
+                like = owner + slash + _ALIKE.get(other, "")
+                if like not in shapes:
+                    raise ValueError(
+                        f"it reads '{path}' only beside '{beside}', whose shape is not "
+                        "known here. Keep every module with min_rank=1."
+                    )
+                result[beside] = shapes[like]
+    return result

@@ -1,0 +1,177 @@
+"""Adapters made smaller while they are trained, and what their optimizer remembers.
+
+`squeeze` is traced: shapes stay, dropped components become zero, and one program serves
+every budget. `shrink` is for the host: shapes become smaller, which is what saves time
+and memory. Both return how moments change with the factors (`para_jax.moments`).
+
+With `a @ left`, `right @ b` the balanced factors of the update (`para_jax.spectrum`),
+and those columns of `left` and rows of `right` zero that are dropped, the new factors
+are `a' = a @ l` and `b' = r @ b` with
+
+    l = left / sqrt|scale|,    r = sign(scale) * right / sqrt|scale|:
+
+`scale * a' @ b'` is the kept part of the update, so the adapter keeps its scale, and
+with it its place in a compiled program.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from para_jax import linalg
+from para_jax.adapters import Adapter, Adapters, member
+from para_jax.compress import spectra_of
+from para_jax.moments import Transform
+from para_jax.policy import Policy
+from para_jax.select import exact_masks, masks
+from para_jax.spectrum import Method, Spectrum, decompose
+
+
+class Squeezed(NamedTuple):
+    """Smaller adapters, and how the gradients of the factors change with them.
+
+    Attributes:
+      adapters: The new adapters by path.
+      transforms: By the same path, what `project_moments` needs.
+    """
+
+    adapters: dict[str, Adapter]
+    transforms: dict[str, Transform]
+
+
+def squeeze(
+    adapters: Mapping[str, Adapter], policy: Policy, *, method: Method = "auto"
+) -> Squeezed:
+    """Returns the adapters with only the kept components left, in the same shapes.
+
+    The factors are balanced, `|scale| a'^T a' = |scale| b' b'^T = S`. A dropped
+    component is a zero column of `a'` and a zero row of `b'`; both have no gradient, so
+    under any optimizer that leaves zeros alone it stays dropped, also where a later
+    budget is larger. So do not squeeze before the first steps: where `b` still is the
+    zeros that it was initialised with, nothing would be left to train.
+
+    At full budget the update stays the same, and so does the change of the loss that
+    projected momentum predicts. All later updates stay the same too, for gradient
+    descent with momentum, where `a^T a = b b^T` was true already: then `l` is
+    orthogonal. Else, and for optimizers that treat each entry by itself, the balanced
+    factors train differently, as any other factors of the same update would.
+
+    Example:
+      >>> def smaller(lora, state, policy):
+      ...     adapters = para_jax.from_params(lora)
+      ...     adapters, transforms = para_jax.squeeze(adapters, policy)
+      ...     state = para_jax.project_moments(state, transforms)
+      ...     return para_jax.to_params(adapters), state
+      >>> @functools.partial(jax.jit, donate_argnames=("lora", "state"))
+      ... def step(lora, state, policy, i, batch):
+      ...     grads = jax.grad(loss)(lora, batch)  # Of model.apply({"lora": lora, ...
+      ...     updates, state = optimizer.update(grads, state, lora)
+      ...     lora = optax.apply_updates(lora, updates)
+      ...     now = (i + 1) % 100 == 0
+      ...     return jax.lax.cond(now, smaller, lambda *x: x[:2], lora, state, policy)
+
+    Args:
+      adapters: The adapters by path. What `from_params` gives; or a trained tree itself
+        may be such a mapping.
+      policy: What to keep. A traced value does not compile anew.
+      method: See `decompose`.
+
+    Raises:
+      ValueError: as `decompose` and `masks`.
+    """
+    spectra = decompose(adapters, method=method)
+    kept = masks(spectra, policy)
+    new, transforms = {}, {}
+    for path, adapter in adapters.items():
+        left, right = _pair(adapter, spectra[path], kept[path], jnp)
+        missing = adapter.rank - left.shape[-1]
+        still = [(0, 0)] * len(adapter.stack)
+        left = jnp.pad(left, [*still, (0, 0), (0, missing)])
+        right = jnp.pad(right, [*still, (0, missing), (0, 0)])
+        a, b = jnp.asarray(adapter.a), jnp.asarray(adapter.b)
+        new[path] = dataclasses.replace(
+            adapter,
+            a=linalg.matmul(a.astype(left.dtype), left).astype(a.dtype),
+            b=linalg.matmul(right, b.astype(right.dtype)).astype(b.dtype),
+        )
+        transforms[path] = _transform(path, (), left, right)
+    return Squeezed(new, transforms)
+
+
+def shrink(
+    adapters: Adapters,
+    policy: Policy,
+    *,
+    form: Literal["padded", "ragged"] = "ragged",
+    method: Method = "auto",
+) -> Squeezed:
+    """Returns the adapters at their new ranks: smaller factors, as NumPy arrays. Host.
+
+    The product is that of `squeeze`; `form` is as in `repack`, and a module that keeps
+    nothing is absent. Ranks are exact, as in `compress`, whose children differ from
+    these in two ways only: their scale is 1, and their signs are settled.
+
+    A share of ranks is of those that are left: shrinking twice by `Gamma(0.5)` leaves a
+    quarter, where squeezing twice leaves a half.
+
+    Example:
+      >>> small, transforms = para_jax.shrink(adapters, para_jax.Gamma(0.25))
+      >>> fresh = optimizer.init(small)
+      >>> state = para_jax.project_moments(state, transforms, like=fresh)
+
+    Args:
+      adapters: The adapters by path, concrete.
+      policy: What to keep.
+      form: `ragged` or `padded`.
+      method: See `decompose`.
+
+    Raises:
+      ValueError: as `compress`, or if the form is unknown.
+    """
+    if form not in ("padded", "ragged"):
+        raise ValueError(f"Unknown form {form!r}: expected 'padded' or 'ragged'.")
+    spectra = spectra_of(adapters, method=method)
+    kept = exact_masks(spectra, policy)
+    new, transforms = {}, {}
+    for path, adapter in adapters.items():
+        left, right = _pair(adapter, spectra[path], kept[path], np)
+        ranks = kept[path].sum(-1)
+        for index in [()] if form == "padded" else np.ndindex(adapter.stack):
+            if (rank := int(ranks[index].max())) == 0:
+                continue
+            pair = left[index][..., :rank], right[index][..., :rank, :]
+            name = member(path, index)
+            new[name] = _kernel(adapter, index, *pair)
+            transforms[name] = _transform(path, index, *pair)
+    return Squeezed(new, transforms)
+
+
+def _pair(adapter: Adapter, spectrum: Spectrum, mask: Any, xp: Any) -> tuple[Any, Any]:
+    """Returns `l` and `r`, the dropped columns and rows zero."""
+    root = math.sqrt(abs(adapter.scale)) or 1.0  # Of scale 0 nothing is kept anyway.
+    left, right = xp.asarray(spectrum.left), xp.asarray(spectrum.right)
+    left = xp.where(mask[..., None, :], left / root, 0)
+    right = xp.where(mask[..., None], right / math.copysign(root, adapter.scale), 0)
+    return left, right
+
+
+def _transform(path: str, index: tuple[int, ...], left: Any, right: Any) -> Transform:
+    return Transform(
+        a=right.swapaxes(-1, -2), b=left.swapaxes(-1, -2), parent=path, index=index
+    )
+
+
+def _kernel(
+    adapter: Adapter, index: tuple[int, ...], left: np.ndarray, right: np.ndarray
+) -> Adapter:
+    """Returns the kernel `index` of the adapter, or all of them, with new factors."""
+    a, b = np.asarray(adapter.a)[index], np.asarray(adapter.b)[index]
+    return Adapter(
+        a=(a.astype(left.dtype) @ left).astype(a.dtype),
+        b=(right @ b.astype(right.dtype)).astype(b.dtype),
+        scale=adapter.scale,
+    )

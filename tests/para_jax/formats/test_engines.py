@@ -1,0 +1,335 @@
+"""What `engine=` makes of an adapter, and what each engine pays for it.
+
+The engines themselves are not run: the limits are those of their sources, which
+`para_jax/formats/engines.py` names.
+"""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import para_jax as para
+from para_jax.formats import engines, serving
+
+pytestmark = pytest.mark.user_defaults
+
+SIZES = {"q_proj": (8, 6), "k_proj": (8, 4), "v_proj": (8, 4)}
+SIZES |= {"gate_proj": (8, 11), "up_proj": (8, 11), "down_proj": (11, 8)}
+TREES = {name: x.layouts[-1] for name, x in engines.ENGINES.items() if x.layouts}
+every_engine = pytest.mark.parametrize(
+    "engine", [name for name in engines.ENGINES if name not in TREES]
+)
+
+
+def adapter(m, n, r, *, seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(m, r)), rng.normal(size=(r, n))
+    return para.Adapter(a.astype(np.float32), b.astype(np.float32), scale)
+
+
+def checkpoint(ranks, **fields):
+    """Returns modules by `layer/name` with these ranks; 0 is an absent one."""
+    adapters, absent = {}, {}
+    for seed, (path, rank) in enumerate(ranks.items()):
+        m, n = SIZES.get(path.rpartition("/")[2], (8, 6))
+        if rank:
+            adapters[path] = adapter(m, n, rank, seed=seed, scale=1.5)
+        else:
+            absent[path] = m, n
+    return para.Checkpoint(adapters=adapters, absent=absent, **fields)
+
+
+def small():
+    return checkpoint(
+        {
+            "layers/0/q_proj": 5,
+            "layers/0/k_proj": 0,
+            "layers/0/v_proj": 2,
+            "layers/1/q_proj": 1,
+            "layers/1/k_proj": 2,
+            "layers/1/v_proj": 0,
+        }
+    )
+
+
+def delta(x):
+    return x.scale * np.asarray(x.a, np.float64) @ np.asarray(x.b, np.float64)
+
+
+def target(folder, engine):
+    return folder / ("x.safetensors" if engine == "comfyui" else engine)
+
+
+def shapes_of(folder):
+    found = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+    names = sorted(x for x in found if "lora_A" in x)
+    return {
+        x.split("model.")[-1].removesuffix(".lora_A.weight").replace(".", "/"): (
+            found[x].shape[1],
+            found[x].shape[0],
+            found[x.replace("lora_A", "lora_B")].shape[0],
+        )
+        for x in names
+    }
+
+
+@every_engine
+def test_every_update_is_in_what_is_saved(engine, tmp_path):
+    parent = small()
+
+    para.save(parent, target(tmp_path, engine), engine=engine)
+
+    got = para.load(target(tmp_path, engine)).adapters
+    for path, x in parent.adapters.items():
+        np.testing.assert_allclose(delta(got[path]), delta(x), rtol=1e-5, atol=1e-6)
+    for path in got.keys() - parent.adapters.keys():
+        assert not delta(got[path]).any()
+
+
+@every_engine
+def test_the_table_says_what_the_file_has(engine, tmp_path):
+    para.save(small(), target(tmp_path, engine), engine=engine)
+
+    (cost,) = (x for x in serving.costs(small()) if x.engine == engine)
+
+    got = para.load(target(tmp_path, engine)).adapters.values()
+    assert cost.bytes == 4 * sum(x.rank * (x.inputs + x.outputs) for x in got)
+    assert cost.rank == max(x.rank for x in got)
+    assert not cost.refused
+
+
+def test_the_table_counts_what_an_engine_allocates():
+    """Two layers of q 8x6, k and v 8x4, by hand."""
+    table = {x.engine: x for x in serving.costs(small())}
+
+    one = 2 * (14 + 12 + 12)
+    ragged = 5 * 14 + 2 * 12 + 1 * 14 + 2 * 12
+    assert {x.ragged for x in table.values()} == {4 * ragged}
+    assert {name for name, x in table.items() if x.refused} == TREES.keys()
+    assert table["peft"].memory == table["llamacpp"].memory == 4 * ragged
+    assert table["vllm"].bytes == 4 * ragged
+    assert (table["vllm"].rank, table["vllm"].allocated) == (5, 8)
+    assert table["vllm"].memory == 4 * 8 * one
+    assert table["sglang"].bytes == table["sglang"].memory == 4 * 5 * one
+    assert (table["lorax"].rank, table["lorax"].bytes) == (8, 4 * 8 * one)
+
+
+@pytest.mark.parametrize(
+    ("rank", "allocated"),
+    [(1, 1), (2, 8), (8, 8), (9, 16), (65, 128), (257, 320), (321, 512)],
+)
+def test_vllm_allocates_one_of_its_ranks(rank, allocated):
+    cost = serving.costs(checkpoint({"layers/0/o": rank}))[1]
+
+    assert (cost.engine, cost.rank, cost.allocated) == ("vllm", rank, allocated)
+
+
+@pytest.mark.parametrize(("engine", "most"), [("vllm", 512), ("lorax", 128)])
+def test_a_rank_that_no_buffer_holds_is_refused(engine, most, tmp_path):
+    match = rf"{engine} cannot serve.*'layers/0/o' has rank {most + 1}.*max_rank={most}"
+
+    with pytest.raises(ValueError, match=match):
+        para.save(checkpoint({"layers/0/o": most + 1}), tmp_path / "x", engine=engine)
+    assert not list(tmp_path.iterdir())
+
+
+# --- Modules that an engine reads together -------------------------------------------
+
+
+def test_sglang_finds_all_it_fuses_at_one_rank(tmp_path):
+    ranks = {"layers/0/q_proj": 3, "layers/0/v_proj": 1, "layers/0/gate_proj": 2}
+    ranks |= {"layers/1/up_proj": 2, "layers/1/down_proj": 1}
+
+    para.save(checkpoint(ranks), tmp_path / "x", engine="sglang")
+
+    added = {"layers/0/k_proj", "layers/0/up_proj", "layers/1/gate_proj"}
+    assert shapes_of(tmp_path / "x") == {
+        path: (m, 3, n)
+        for path in ranks.keys() | added
+        for m, n in [SIZES[path.rpartition("/")[2]]]
+    }
+
+
+@pytest.mark.parametrize("names", [("k_proj", "v_proj"), ("q_proj",)])
+def test_a_sibling_of_unknown_shape_is_asked_for(names, tmp_path):
+    parent = checkpoint({f"layers/0/{name}": 2 for name in names})
+
+    with pytest.raises(
+        ValueError, match=r"sglang cannot serve.*only beside 'layers/0/"
+    ):
+        para.save(parent, tmp_path / "x", engine="sglang")
+
+
+def test_a_sibling_that_kept_nothing_is_filled_in(tmp_path):
+    parent = checkpoint(
+        {"layers/0/q_proj": 0, "layers/0/k_proj": 2, "layers/0/v_proj": 1}
+    )
+
+    para.save(parent, tmp_path / "x", engine="sglang")
+
+    assert shapes_of(tmp_path / "x")["layers/0/q_proj"] == (8, 2, 6)
+
+
+def test_lorax_has_each_type_in_every_layer(tmp_path):
+    para.save(small(), tmp_path / "x", engine="lorax")
+
+    assert {r for _, r, _ in shapes_of(tmp_path / "x").values()} == {8}
+    assert len(shapes_of(tmp_path / "x")) == 6
+    uneven = checkpoint({"layers/0/q_proj": 2, "layers/1/q_proj": 1, "layers/0/up": 1})
+    with pytest.raises(ValueError, match="'layers/up' is in 1 of 2 layers"):
+        para.save(uneven, tmp_path / "y", engine="lorax")
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llamacpp", "tensorrt-llm"])
+def test_the_experts_of_a_layer_have_one_rank(engine, tmp_path):
+    ranks = {"layers/0/experts/0/w1": 3, "layers/0/experts/1/w1": 1}
+    ranks |= {"layers/0/experts/2/w1": 0, "layers/1/experts/0/w1": 2, "layers/1/q": 5}
+
+    para.save(checkpoint(ranks), tmp_path / "x", engine=engine)
+
+    got = {path: r for path, (_, r, _) in shapes_of(tmp_path / "x").items()}
+    assert got == {
+        **dict.fromkeys([x for x in ranks if "layers/0" in x], 3),
+        "layers/1/experts/0/w1": 2,
+        "layers/1/q": 5,
+    }
+
+
+# --- What an engine cannot serve ------------------------------------------------------
+
+KINDS = {
+    "embedding": {"peft", "llamacpp"},
+    "conv": {"peft", "diffusers", "comfyui"},
+    "experts": {"peft"},
+}
+
+
+def stacked():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(3, 8, 2)), rng.normal(size=(3, 2, 6))
+    return para.Adapter(a.astype(np.float32), b.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@every_engine
+def test_a_kind_of_layer_is_served_or_refused(engine, kind, tmp_path):
+    window = (2, 4) if kind == "conv" else ()
+    one = {"mlp/x": para.Layer(kind=kind, window=window)}
+    adapters = {"mlp/x": stacked() if kind == "experts" else adapter(8, 6, 2)}
+    parent = para.Checkpoint(adapters=adapters, layers=one)
+
+    if engine in KINDS[kind]:
+        para.save(parent, target(tmp_path, engine), engine=engine)
+        return
+    with pytest.raises(
+        ValueError, match=rf"{engine} cannot serve.*of the kind '{kind}'"
+    ):
+        para.save(parent, target(tmp_path, engine), engine=engine)
+    assert not list(tmp_path.iterdir())
+
+
+FIELDS = {
+    "biases": ({"biases": {"q": np.ones(6, np.float32)}}, "'q' has a bias", {"peft"}),
+    "extra": (
+        {"extra": {"head.weight": np.ones((3, 2), np.float32)}},
+        r"'head.weight' is no LoRA factor.*modules_to_save",
+        {"peft"},
+    ),
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@every_engine
+def test_what_is_no_factor_is_served_or_refused(engine, field, tmp_path):
+    fields, match, served = FIELDS[field]
+    parent = checkpoint({"q": 2}, **fields)
+
+    (cost,) = (x for x in serving.costs(parent) if x.engine == engine)
+    assert (not cost.refused) == (engine in served)
+    if engine in served:
+        para.save(parent, tmp_path / "x", engine=engine)
+    else:
+        assert re.search(match, cost.refused)
+        with pytest.raises(ValueError, match=match):
+            para.save(parent, target(tmp_path, engine), engine=engine)
+
+
+def test_what_tensorrt_llm_passes_over_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="passes over 'lm_head' without a word"):
+        para.save(checkpoint({"lm_head": 2}), tmp_path / "x", engine="tensorrt-llm")
+
+
+@every_engine
+def test_nothing_left_to_serve_is_refused(engine, tmp_path):
+    with pytest.raises(ValueError, match="no module has an adapter left"):
+        para.save(checkpoint({"q": 0}), target(tmp_path, engine), engine=engine)
+
+
+# --- Trees ----------------------------------------------------------------------------
+
+
+def in_tree(layout):
+    """Returns a tree of two layers, of which the second matters little."""
+    factors = [adapter(8, 6, 3, seed=0), adapter(8, 6, 3, seed=1)]
+    pairs = [{"a": x.a * 0.01**i, "b": x.b} for i, x in enumerate(factors)]
+    if layout == "gemma":
+        return {f"layer_{i}": {"mlp": {"lora": x}} for i, x in enumerate(pairs)}
+    names = {"a": "kernel_lora_a", "b": "kernel_lora_b"}
+    return {
+        "layers": {
+            str(i): {"q": {names[k]: y for k, y in x.items()}}
+            for i, x in enumerate(pairs)
+        }
+    }
+
+
+@pytest.mark.parametrize("engine", TREES)
+def test_a_tree_has_one_rank_for_all_modules(engine, tmp_path):
+    alpha = None if engine == "gemma" else 6.0
+    tree = in_tree(TREES[engine])
+    parent = para.from_tree(tree, layout=TREES[engine], alpha=alpha)
+    child = para.compress(parent, para.Gamma(0.34))
+    assert child.absent
+
+    para.save(child, tmp_path / "x", engine=engine)
+
+    got = para.load(tmp_path / "x").adapters
+    assert {path: (x.rank, x.scale) for path, x in got.items()} == dict.fromkeys(
+        parent.adapters, (2, 1.0)
+    )
+    for path, x in got.items():
+        want = delta(child.adapters[path]) if path in child.adapters else 0
+        np.testing.assert_allclose(delta(x), want + 0 * delta(x), atol=1e-5)
+    (cost,) = (x for x in serving.costs(child) if x.engine == engine)
+    assert (cost.rank, cost.memory) == (2, 4 * 2 * 2 * (8 + 6))
+
+
+@pytest.mark.parametrize("engine", TREES)
+def test_an_adapter_from_no_tree_has_none_to_run_in(engine, tmp_path):
+    with pytest.raises(ValueError, match=f"{engine} cannot serve.*came from no tree"):
+        para.save(small(), tmp_path / "x", engine=engine)
+
+
+# --- The call -------------------------------------------------------------------------
+
+
+def test_an_engine_decides_on_the_format(tmp_path):
+    with pytest.raises(ValueError, match="decides on format and profile"):
+        para.save(small(), tmp_path / "x", engine="vllm", profile="padded")
+    with pytest.raises(ValueError, match=r"Unknown engine 'llama': expected .*'peft'"):
+        para.save(small(), tmp_path / "x", engine="llama")
+
+
+def test_the_configuration_is_one_that_vllm_reads(tmp_path):
+    para.save(small(), tmp_path / "x", engine="vllm")
+
+    config = json.loads((tmp_path / "x/adapter_config.json").read_text())
+
+    assert config["r"] == config["lora_alpha"] == 5
+    assert isinstance(config["target_modules"], list)
+    assert not config.get("modules_to_save")
+    assert not config["lora_bias"]
+    assert not config["use_rslora"]
