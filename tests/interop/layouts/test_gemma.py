@@ -21,8 +21,6 @@ from flax import linen as nn
 
 import para_jax
 
-pytest.importorskip("gemma", reason="gemma is not installed")
-
 D, F, H, V = 10, 14, 6, 23  # Model, hidden, head, vocabulary.
 RANK = 3
 TOKENS = jnp.array([[3, 5, 7, 11, 2], [1, 22, 0, 4, 9]])

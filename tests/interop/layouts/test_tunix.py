@@ -25,9 +25,6 @@ from flax import nnx
 
 import para_jax
 
-if importlib.util.find_spec("tunix") is None:
-    pytest.skip("google-tunix is not installed", allow_module_level=True)
-
 # tunix 0.1.7 and qwix 0.1.8 ask flax 0.12.8 and jax 0.10.2 by many names that these
 # will drop.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
