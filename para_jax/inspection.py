@@ -8,6 +8,7 @@ import numpy as np
 
 from para_jax.adapters import Adapters, Checkpoint, member, ordered
 from para_jax.compress import as_checkpoint, spectra_of
+from para_jax.groups import Progress
 from para_jax.policy import Epsilon
 from para_jax.report import Report, report
 from para_jax.select import ranks
@@ -86,6 +87,7 @@ def inspect(
     *,
     shares: Sequence[float] = SHARES,
     method: Method = "auto",
+    progress: Progress = iter,
 ) -> Inspection:
     """Returns what is in an adapter, its singular values included.
 
@@ -93,12 +95,13 @@ def inspect(
       checkpoint: A loaded checkpoint, or just its adapters by path.
       shares: The shares of energy to find the needed ranks for, in (0, 1].
       method: See `decompose`.
+      progress: As for `compress`.
 
     Raises:
       ValueError: as `compress`.
     """
     checkpoint = as_checkpoint(checkpoint)
-    spectra = spectra_of(checkpoint, method=method)
+    spectra = spectra_of(checkpoint, method=method, progress=progress)
     alone = [ranks(spectra, Epsilon(x, scope="local")) for x in shares]
     together = [ranks(spectra, Epsilon(x)) for x in shares]
     kept = {path: np.ones(x.s.shape, bool) for path, x in spectra.items()}

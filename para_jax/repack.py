@@ -236,7 +236,7 @@ def _packed_on_host(
     adapters: Mapping[str, Adapter],
     progress: Progress,
 ) -> Packed:
-    """Yields every kernel with its path and its index in the stack, as NumPy arrays.
+    """Yields every kernel with its path and its index in the stack.
 
     A group of equal shapes is computed piece by piece, joined and split outside of the
     program, with a power of two as common width: so few programs are compiled, they
@@ -250,8 +250,8 @@ def _packed_on_host(
         mask = np.asarray(group.join(masks, rows))
         joined = _joined(group, spectra, rows), mask, _joined(group, adapters, rows)
         packed = jax.device_get(_pack(*({"": x} for x in joined), width=width))[""]
-        kernels = zip(group.members()[rows], packed.a, packed.b, strict=True)
-        for (path, index), a, b in kernels:
+        members = group.members()[rows]
+        for (path, index), a, b in zip(members, packed.a, packed.b, strict=True):
             yield path, index, Adapter(a=a, b=b)
 
 
@@ -295,7 +295,5 @@ def _kernels(
 def _empty(spectrum: Spectrum, rank: int) -> Adapter:
     """Returns factors to be filled in."""
     (m, n), stack = spectrum.shape, spectrum.s.shape[:-1]
-    dtype = np.dtype(spectrum.dtype)
-    return Adapter(
-        a=np.empty((*stack, m, rank), dtype), b=np.empty((*stack, rank, n), dtype)
-    )
+    a, b = (np.empty((*stack, *x), spectrum.dtype) for x in [(m, rank), (rank, n)])
+    return Adapter(a=a, b=b)

@@ -18,7 +18,9 @@ from para_jax.formats import tensors
 PLACEHOLDER = ocp.PLACEHOLDER
 """What stands for a leaf that is not to be read."""
 
-_AT_ONCE = 2**26  # Bytes: what a call holds beside the tree.
+_STEP = "_CHECKPOINT_METADATA"
+_AT_ONCE = 2**24  # Bytes: what a call holds beside the tree.
+_CALLS = 16  # A tree that is larger than so many batches has larger batches.
 
 
 def shapes(folder: pathlib.Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -28,7 +30,7 @@ def shapes(folder: pathlib.Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
       ValueError: if Orbax cannot read it, or it holds no tree.
     """
     try:
-        found = ocp.metadata(str(folder.absolute()))
+        found = ocp.metadata(*_place(folder))
         tree, metadata = found.metadata, found.custom_metadata
     except Exception as error:  # Orbax raises many kinds, few of them documented.
         raise _unreadable(folder, error) from error
@@ -68,17 +70,27 @@ def read(
 
 def _load(folder: pathlib.Path, wanted: Any) -> Any:
     try:
-        return ocp.load(str(folder.absolute()), wanted)
+        path, item = _place(folder)
+        return ocp.load(path, wanted, checkpointable_name=item)
     except Exception as error:
         raise _unreadable(folder, error) from error
 
 
+def _place(folder: pathlib.Path) -> tuple[str, str]:
+    """Returns the checkpoint that a folder is, or is one item of, and the item."""
+    path = folder.absolute()
+    if not (path / _STEP).exists() and (path.parent / _STEP).exists():
+        return str(path.parent), path.name
+    return str(path), "AUTO"
+
+
 def _batches(sizes: Sequence[int]) -> Iterator[range]:
     """Yields the positions of neighbours that together have the size of a batch."""
+    limit = max(_AT_ONCE, sum(sizes) // _CALLS)
     start = total = 0
     for i, size in enumerate(sizes):
         total += size
-        if total >= _AT_ONCE or i == len(sizes) - 1:
+        if total >= limit or i == len(sizes) - 1:
             yield range(start, i + 1)
             start, total = i + 1, 0
 

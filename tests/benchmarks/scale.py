@@ -58,7 +58,7 @@ class Model:
 
     @property
     def full_svds(self) -> int:
-        """What the decompositions of all updates at full size cost, but for a factor."""
+        """What SVDs of all updates at full size cost, but for a factor."""
         return self.layers * sum(
             m * n * min(m, n) for m, n in self.projections.values()
         )
@@ -152,15 +152,15 @@ def measured(model: Model, folder: pathlib.Path, shrink: int) -> list[Row]:
     sizes = [f"--{x}={y}" for x, y in dataclasses.asdict(model).items()]
     parent, para = str(folder / "parent"), ("-m", "para_jax.cli")
     run("make", "-m", __spec__.name, *sizes, "--make", parent)
+    child, orbax, peft = (str(folder / x) for x in ("child", "orbax", "peft"))
     commands = {
-        "para compress --gamma 0.25": ("compress", parent, "--gamma", "0.25"),
-        "para convert to PEFT": ("convert", parent, "--format", "peft"),
-        "para convert to Orbax": ("convert", parent, "--format", "orbax"),
+        "para compress --gamma 0.25": ("compress", parent, child, "--gamma=0.25"),
+        "para convert, PEFT to PEFT": ("convert", parent, peft),
+        "para convert, PEFT to Orbax": ("convert", parent, orbax, "--format=orbax"),
+        "para convert, Orbax to PEFT": ("convert", orbax, f"{peft}-2", "--format=peft"),
     }
     rows = [run("import jax, for comparison", "-c", "import jax; jax.devices()")]
-    for i, (name, (command, source, *options)) in enumerate(commands.items()):
-        target = str(folder / str(i))
-        rows.append(run(name, *para, command, source, target, *options))
+    rows += [run(name, *para, *words) for name, words in commands.items()]
     if shrink:
         small = model.shrunk(shrink)
         sizes = [f"--{x}={y}" for x, y in dataclasses.asdict(small).items()]

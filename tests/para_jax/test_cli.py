@@ -12,6 +12,7 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 import para_jax as para
 from para_jax import cli
@@ -332,7 +333,10 @@ def test_the_examples_in_the_help_are_commands_that_run(call, tmp_path):
     ]
     assert {x[1] for x in examples} == {"compress", "inspect", "sweep", "convert"}
     para.save(made(["layer/0/q", "layer/1/q"], rank=8), tmp_path / "adapter")
-    para.save(made(["layer/0/q"]), tmp_path / "checkpoint", format="orbax")
+    rng = np.random.default_rng(0)
+    factors = {"w_lora_a": rng.normal(size=(8, 3)), "w_lora_b": rng.normal(size=(3, 6))}
+    tree = {"layers": {"0": {"attn": {"q_einsum": factors}}}}
+    ocp.save(tmp_path / "run/100", tree)
     for _, *arguments in examples:
         extra = [] if arguments[0] == "inspect" else ["--overwrite"]
         code, _, err = call(*arguments, *extra)
@@ -443,8 +447,10 @@ def test_an_impossible_budget_exits_2_with_one_sentence(
 
 def test_an_existing_target_is_refused_before_the_work(call, small, tmp_path):
     shutil.copytree(small, tmp_path / "child")
+    shutil.copytree(small, tmp_path / "broken")
+    (tmp_path / "broken/adapter_model.safetensors").write_bytes(b"")
 
-    code, out, err = call("compress", "nowhere", "child", "--gamma", 0.5)
+    code, out, err = call("compress", "broken", "child", "--gamma", 0.5)
     assert (code, out) == (2, "")
     # The remedy is said in the command's own words.
     assert "child' exists" in one_sentence(err)
@@ -877,8 +883,6 @@ def test_a_conversion_refuses_what_compress_refuses(call, small, tmp_path):
 
 
 def test_a_checkpoint_of_another_program_is_converted_with_its_scale(call, tmp_path):
-    from orbax.checkpoint import v1 as ocp
-
     tree = {"q": {"a": np.ones((8, 3), np.float32), "b": np.ones((3, 6), np.float32)}}
     ocp.save(tmp_path / "other", tree)
 

@@ -206,7 +206,7 @@ def test_the_library_reads_what_was_written(tmp_path, dtype):
 
 def test_every_tensor_starts_at_a_multiple_of_its_items_size(tmp_path):
     mixed = {
-        f"{dtype}.{n}": np.ones(n, dtype)
+        f"{n}.{dtype}": np.ones(n, dtype)
         for dtype in ("int8", "float64", "float16", "float32")
         for n in (1, 3)
     }
@@ -237,7 +237,7 @@ def test_many_tensors_of_the_library_are_read(tmp_path):
 def test_what_is_in_memory_is_not_read_a_second_time(tmp_path):
     x = np.arange(6.0).reshape(2, 3)
     x[1, 2] = np.nan
-    wanted = {"same": x, "other": x + 1, "shape": x.T, "dtype": x.astype(np.float32)}
+    wanted = {"same": x, "other": x + 1, "shape": x.T, "dtype": x.view(np.int64)}
     safetensors.numpy.save_file(wanted | {"other": x, "dtype": x}, tmp_path / "x")
     known = wanted | {"shape": x.T.copy().T.reshape(3, 2)}
 

@@ -121,6 +121,8 @@ def test_a_step_of_a_checkpoint_manager_is_read_by_its_folder(tmp_path):
     got = para.load(tmp_path / "run" / "5", alpha=6)
 
     assert list(got.adapters) == ["body/layers/0/q", "body/layers/1/q"]
+    item = para.load(tmp_path / "run" / "5" / "model_params", alpha=6)
+    assert item.adapters.keys() == got.adapters.keys()
     with pytest.raises(ValueError, match="Name one of the steps in it, such as '5'"):
         para.load(tmp_path / "run", alpha=6)
 
