@@ -40,11 +40,12 @@ endef
 .DELETE_ON_ERROR:
 # Two installs into one environment would break each other.
 .NOTPARALLEL:
-.PHONY: help demo test lint format-check style types imports format clean distclean
+.PHONY: help demo test test-all lint format-check style types imports format clean distclean
 
 help:
 	@echo 'make demo       watch a real LoRA adapter lose most of its ranks'
-	@echo 'make test       run all tests; PYTEST_ARGS="-k spectrum -x" goes to pytest'
+	@echo 'make test       run the tests; PYTEST_ARGS="-k spectrum -x" goes to pytest'
+	@echo 'make test-all   the same, and the slow ones, among them the whole demo'
 	@echo 'make lint       check style, format, types and the direction of imports'
 	@echo 'make format     format the code, and repair what ruff can'
 	@echo 'make clean      remove caches and build outputs'
@@ -57,6 +58,9 @@ demo: $(READY_DEMO)
 	@$(PY) -m train demo $(DEMO_ARGS)
 
 test: $(READY_TEST)
+	@$(PY) -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-all: $(READY_TEST)
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
 # `make --keep-going lint` shows the complaints of all four.

@@ -12,6 +12,8 @@ import pathlib
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A test neither reads nor fills the user's cache of compiled programs.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# SciPy's threads would compete with XLA's for what is one small matrix at a time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 

@@ -158,6 +158,8 @@ def test_a_child_of_a_stopped_run_is_trained_on_by_another_process(run, tmp_path
     (cut,) = second["provenance"]["cuts"]
     assert cut["policy"] == SMALLER.name
     assert cut["kept_rank"] == 7
+    assert cut["parent"] == str(STOP)
+    assert cut["ranks"] == ranks
 
 
 def test_a_stopped_run_goes_on_smaller_with_its_optimizer(run):

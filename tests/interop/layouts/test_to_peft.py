@@ -67,6 +67,15 @@ def maxtext():
     return tree, deltas, {"alpha": ALPHA, "stack_axis": 1}
 
 
+def maxtext_qwix():
+    a, b = array(7, 2, R), array(R, 2, 20)
+    query = {"kernel_lora_a": a, "kernel_lora_b": b}
+    tree = {"decoder": {"layers": {"self_attention": {"query": query}}}}
+    path = "decoder/layers/self_attention/query"
+    deltas = {f"{path}/{i}": a[:, i] @ b[:, i] * ALPHA / R for i in range(2)}
+    return tree, deltas, {"alpha": ALPHA, "stack_axis": 1}
+
+
 def lorax():
     a, b = array(R, 5), array(8, R)
     tree = {"dense": {"kernel": {"w": array(8, 5), "a": a, "b": b}}}
@@ -102,13 +111,13 @@ CASES = [
         ("flax.nnx", nnx),
         ("qwix (Linen)", qwix),
         ("qwix (NNX)", qwix),
-        ("qwix (Linen, scanned)", scanned),
+        ("qwix (Linen)", scanned),
         ("tunix", tunix),
         ("gemma", gemma),
         ("MaxText", maxtext),
+        ("MaxText (qwix)", maxtext_qwix),
         ("jax-lorax", lorax),
         ("Linen", linen),
-        ("Linen (scanned)", linen),
     )
 ]
 
