@@ -21,14 +21,19 @@ _POLICIES = {
     "params": (para.Params, "keep at most so many parameters, such as 100k"),
     "bytes": (para.Bytes, "keep at most so many bytes of factors, such as 1.5MB"),
 }
+# The library's keyword arguments that are flags here: `head_dim=` is --head-dim.
+_KEYWORDS = (
+    *("layout", "alpha", "scale", "stack_axis", "adapters_only"),
+    *("ecosystem", "head_dim", "layers", "min_rank", "max_rank"),
+)
 _UNITS = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 _EXAMPLES = """examples:
   para inspect adapter/                              what is in it
   para compress adapter/ small/ --gamma 0.25         a quarter of the ranks
   para compress adapter/ small/ --epsilon 0.99 --max-rank 8 --profile padded
   para sweep adapter/ children/ --gamma 0.5 0.25 0.125 --epsilon 0.9
+  para compress adapter/ small/ --gamma 0.25 --for vllm --adapters-only
   para convert run/100/ adapter/ --format peft --alpha 16 --model gemma3
-  para compress adapter/ small/ --gamma 0.25 --for vllm
 """
 
 Command = Callable[[argparse.Namespace], None]
@@ -80,6 +85,7 @@ def parser(
         command.set_defaults(run=run)
         _source(command)
         add(command)
+        _foreign(command)
     return result
 
 
@@ -101,21 +107,55 @@ def policies(given: argparse.Namespace) -> list[para.Policy]:
     return found
 
 
+def check(given: argparse.Namespace) -> None:
+    """Raises ValueError if two words of a command do not go together."""
+    words = vars(given)
+    if engine := words.get("engine"):
+        for name in ("format", "profile"):
+            if words[name]:
+                raise ValueError(
+                    f"--for {engine} decides on format and profile: leave out --{name}."
+                )
+    for name in ("ecosystem", "head_dim", "layers"):
+        if words.get(name) is not None and not words["model"]:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is of a model: give --model, or leave it out.")
+
+
+def spoken(text: str) -> str:
+    """Returns a message of the library in the words of the command line."""
+    keyword = re.compile(rf"\b({'|'.join(_KEYWORDS)})=(True\b)?(?=([\w-]|$)?)")
+
+    def flag(match: re.Match[str]) -> str:
+        space = "" if match[2] or match[3] is None else " "
+        return f"--{match[1].replace('_', '-')}{space}"
+
+    # What is in quotes is the user's, such as the path 'runs/alpha=16'.
+    parts = re.split(r"((?<!\w)'[^']*'(?!\w))", text)
+    parts[::2] = [keyword.sub(flag, part) for part in parts[::2]]
+    text = "".join(parts).replace("overwrite it", "use --overwrite")
+    return text.replace("a table of your own", "a .toml file of your own")
+
+
 def _source(command: Parser) -> None:
     add = command.add_argument
-    what = "an adapter: a PEFT folder or an Orbax checkpoint"
+    what = "an adapter: a PEFT folder, an Orbax checkpoint, or a kohya file"
     add("source", metavar="SRC", type=pathlib.Path, help=what)
     what = "leave out all else that is in it: base weights, a trained head"
     add("--adapters-only", action="store_true", help=what)
     add("--debug", action="store_true", help="show the traceback of a failure")
+
+
+def _foreign(command: Parser) -> None:
     group = command.add_argument_group("an Orbax checkpoint that another program wrote")
     add = group.add_argument
     what = "what wrote it; recognised if left out"
     add("--layout", choices=tuple(LAYOUTS), metavar="NAME", help=f"{what}: %(choices)s")
+    add_one = group.add_mutually_exclusive_group().add_argument
     what = "the numerator of the scale alpha / r, where the library has one"
-    add("--alpha", type=float, metavar="X", help=what)
+    add_one("--alpha", type=_number, metavar="X", help=what)
     what = "alpha / r itself"
-    add("--scale", type=float, metavar="X", help=what)
+    add_one("--scale", type=_number, metavar="X", help=what)
     what = (
         "the axis that its layers are stacked on, where shapes do not tell: 0, 1, none"
     )
@@ -124,13 +164,17 @@ def _source(command: Parser) -> None:
 
 def _output(command: Parser) -> None:
     add = command.add_argument
-    add("target", metavar="DST", type=pathlib.Path, help="the folder to write")
+    add(
+        "target",
+        metavar="DST",
+        type=pathlib.Path,
+        help="what to write: a folder; for kohya, FILE.safetensors",
+    )
     what = "the format of DST; that of SRC if left out"
     add("--format", choices=get_args(Format), help=what)
     add(
         "--profile",
         choices=PROFILES,
-        default="ragged",
         help="PEFT with each module at its own rank (ragged, if left out), or for "
         "programs that know one rank, one rank a module type, or one alpha",
     )
@@ -193,10 +237,11 @@ def _sweep(command: Parser) -> None:
 
 def _inspect(command: Parser) -> None:
     _method(command)
+    add = command.add_mutually_exclusive_group().add_argument
     what = "show what each serving engine would pay for it"
-    command.add_argument("--engines", action="store_true", help=what)
+    add("--engines", action="store_true", help=what)
     what = "draw the singular values"
-    command.add_argument("--plot", type=pathlib.Path, metavar="FILE.png", help=what)
+    add("--plot", type=pathlib.Path, metavar="FILE.png", help=what)
 
 
 def _method(command: Parser) -> None:

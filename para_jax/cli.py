@@ -13,13 +13,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import para_jax as para
-from para_jax import arguments, names, tables
+from para_jax import arguments, endpoints, tables
 from para_jax.compress import cut, spectra_of
-from para_jax.formats import Format, directory, recognise, serving
+from para_jax.formats import serving
 from para_jax.formats.engines import ENGINES
 from para_jax.inspection import inspect
-from para_jax.report import human_bytes
 from para_jax.select import ranks
+
+_MISTAKES = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -40,6 +47,7 @@ def _run(words: Sequence[str] | None) -> int:
             compress=_compress, inspect=_inspect, sweep=_sweep, convert=_convert
         ).parse_args(words)
         debug = given.debug
+        arguments.check(given)
         _cache_programs()
         with contextlib.nullcontext() if debug else _quiet():
             given.run(given)
@@ -53,86 +61,114 @@ def _run(words: Sequence[str] | None) -> int:
         if debug:
             raise
         print(f"para: {_sentence(error)}", file=sys.stderr)
-        mistakes = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
-        return 2 if isinstance(error, mistakes) else 1
+        return 2 if isinstance(error, _MISTAKES) else 1
     return 0
 
 
 def _compress(given: argparse.Namespace) -> None:
     (policy,) = arguments.policies(given)
-    _check_target(given, given.target)
-    _check_file(given.report)
-    _check_picture(given.plot)
-    parent = _load(given)
-    with tables.busy(f"Decomposing {len(parent.adapters)} modules"):
-        child = para.compress(parent, policy, method=given.method, dtype=given.dtype)
-    _save(given, child, given.target)
+    endpoints.check_target(given, given.target)
+    endpoints.check_file(given.report)
+    endpoints.check_picture(given.plot)
+    parent = endpoints.load(given)
+    endpoints.check_engine(given, parent)
+    with tables.progress(f"Compressing {len(parent.adapters)} modules") as progress:
+        child = para.compress(
+            parent, policy, method=given.method, dtype=given.dtype, progress=progress
+        )
+    with tables.busy(f"Writing {given.target}"):
+        endpoints.save(given, child, given.target)
     if given.report:
         given.report.write_text(json.dumps(child.report.as_dict(), indent=1) + "\n")
     _plot(given.plot, "rank_map", child.report)
     if given.json:
         print(json.dumps(child.report.as_dict()))
         return
-    print(child.report)
-    print(f"Written to {given.target}, {_on_disk(given.target)} on disk.")
+    print(tables.wrapped(str(child.report), indent=14))
+    print(f"Written to {given.target}, {endpoints.on_disk(given.target)} on disk.")
+    _note(given)
 
 
 def _inspect(given: argparse.Namespace) -> None:
-    _check_picture(given.plot)
-    checkpoint = _load(given)
-    with tables.busy(f"Decomposing {len(checkpoint.adapters)} modules"):
-        found = inspect(checkpoint, method=given.method)
-    _plot(given.plot, "spectrum", found.report)
+    endpoints.check_picture(given.plot)
+    checkpoint = endpoints.load(given)
     if given.engines:
-        paid = serving.costs(checkpoint)
-        if given.json:
-            print(json.dumps([x._asdict() for x in paid]))
-        else:
-            tables.engines(paid)
-    elif given.json:
-        print(json.dumps(found.as_dict()))
+        _engines(given, checkpoint)
+        return
+    with tables.progress(f"Decomposing {len(checkpoint.adapters)} modules") as progress:
+        found = inspect(checkpoint, method=given.method, progress=progress)
+    _plot(given.plot, "spectrum", found.report)
+    layout = checkpoint.tree and checkpoint.tree.layout
+    if given.json:
+        print(json.dumps(found.as_dict() | {"layout": layout}))
     else:
         tables.inspection(found)
+        if layout:
+            print(f"A tree of the layout {layout}.")
+
+
+def _engines(given: argparse.Namespace, checkpoint: para.Checkpoint) -> None:
+    paid = [
+        x._replace(refused=arguments.spoken(x.refused))
+        for x in serving.costs(checkpoint)
+    ]
+    if given.json:
+        print(json.dumps([x._asdict() for x in paid]))
+    else:
+        tables.engines(paid)
 
 
 def _sweep(given: argparse.Namespace) -> None:
     policies = arguments.policies(given)
     if twice := sorted(x.name for x, n in Counter(policies).items() if n > 1):
         raise ValueError(f"{twice[0]} is asked for twice.")
-    suffix = ".safetensors" if _format(given) == "kohya" else ""
+    suffix = ".safetensors" if endpoints.form(given) == "kohya" else ""
     targets = [given.target / f"{x.name.replace(' ', '-')}{suffix}" for x in policies]
     for target in targets:
-        _check_target(given, target)
-    parent = _load(given)
-    with tables.busy(f"Decomposing {len(parent.adapters)} modules"):
-        spectra = spectra_of(parent, method=given.method, dtype=given.dtype)
-        for policy in policies:  # All or none: an impossible one stops here.
-            if not any(x.any() for x in ranks(spectra, policy).values()):
-                raise ValueError(f"{policy.name} keeps no rank at all.")
+        endpoints.check_target(given, target)
+    parent = endpoints.load(given)
+    endpoints.check_engine(given, parent)
+    with tables.progress(f"Decomposing {len(parent.adapters)} modules") as progress:
+        spectra = spectra_of(
+            parent, method=given.method, dtype=given.dtype, progress=progress
+        )
+    for policy in policies:  # All or none: an impossible one stops here.
+        if not any(x.any() for x in ranks(spectra, policy).values()):
+            raise ValueError(f"{policy.name} keeps no rank at all.")
     rows = []
-    pairs = zip(policies, targets, strict=True)
-    for policy, target in tables.progress(pairs, len(targets), "Writing"):
-        child = cut(parent, spectra, policy)
-        _save(given, child, target)
-        rows.append((target, child.report))
+    with tables.progress(f"Writing {len(targets)} children") as progress:
+        for policy, target in progress(list(zip(policies, targets, strict=True))):
+            child = cut(parent, spectra, policy)
+            endpoints.save(given, child, target)
+            rows.append((target, child.report))
     if given.json:
         print(json.dumps({str(path): report.summary() for path, report in rows}))
-    else:
-        tables.children([(path.name, report, _on_disk(path)) for path, report in rows])
-        print(f"Written to {given.target}.")
+        return
+    sizes = [endpoints.on_disk(path) for path, _ in rows]
+    tables.children([(x.name, y, z) for (x, y), z in zip(rows, sizes, strict=True)])
+    print(f"Written to {given.target}.")
+    _note(given)
 
 
 def _convert(given: argparse.Namespace) -> None:
-    _check_target(given, given.target)
-    checkpoint = _load(given)
-    _save(given, checkpoint, given.target)
+    endpoints.check_target(given, given.target)
+    checkpoint = endpoints.load(given)
+    with tables.busy(f"Writing {given.target}"):
+        endpoints.save(given, checkpoint, given.target)
     if given.json:
         print(json.dumps({str(given.target): sorted(checkpoint.adapters)}))
-    else:
-        print(
-            f"{len(checkpoint.adapters)} adapters written to {given.target}, "
-            f"{_on_disk(given.target)} on disk."
-        )
+        return
+    print(
+        f"{len(checkpoint.adapters)} adapters written to {given.target}, "
+        f"{endpoints.on_disk(given.target)} on disk."
+    )
+    _note(given)
+
+
+def _note(given: argparse.Namespace) -> None:
+    """Prints what to know about the engine that is to serve DST."""
+    if given.engine:
+        print(tables.wrapped(f"{given.engine}: {ENGINES[given.engine].note}"))
 
 
 def _cache_programs() -> None:
@@ -171,84 +207,6 @@ def _quiet() -> Iterator[None]:
     logging.disable(level)
 
 
-def _load(given: argparse.Namespace) -> para.Checkpoint:
-    with tables.busy(f"Reading {given.source}"):
-        found = para.load(
-            given.source,
-            layout=given.layout,
-            alpha=given.alpha,
-            scale=given.scale,
-            stack_axis=given.stack_axis,
-            adapters_only=given.adapters_only,
-        )
-    return _named(given, found) if getattr(given, "model", None) else found
-
-
-def _named(given: argparse.Namespace, found: para.Checkpoint) -> para.Checkpoint:
-    """Returns the adapters under the names that DST has.
-
-    Before compressing: some kernels change with their names, and so do their singular
-    values.
-    """
-    table = names.read(given.model) if given.model.endswith(".toml") else given.model
-    rename = names.from_hf if _format(given) == "orbax" else names.to_hf
-    return rename(
-        found,
-        table,
-        ecosystem=given.ecosystem,
-        head_dim=given.head_dim,
-        layers=given.layers,
-    )
-
-
-def _format(given: argparse.Namespace) -> Format:
-    """Returns the format of DST."""
-    if given.engine:
-        return ENGINES[given.engine].form
-    return given.format or recognise(given.source)
-
-
-def _save(
-    given: argparse.Namespace, checkpoint: para.Checkpoint, target: pathlib.Path
-) -> None:
-    with tables.busy(f"Writing {target}"):
-        para.save(
-            checkpoint,
-            target,
-            format="peft" if given.engine else _format(given),
-            profile=given.profile,
-            engine=given.engine,
-            overwrite=given.overwrite,
-        )
-
-
-def _check_target(given: argparse.Namespace, target: pathlib.Path) -> None:
-    """Raises an error before any work if DST could not be written after it."""
-    one_file = _format(given) == "kohya"
-    check = directory.check_file if one_file else directory.check_target
-    check(target, overwrite=given.overwrite)
-
-
-def _check_file(path: pathlib.Path | None) -> None:
-    """Raises an error before any work if a file could not be written after it."""
-    if path is not None and not path.parent.is_dir():
-        raise NotADirectoryError(
-            f"'{path}': the folder '{path.parent}' does not exist."
-        )
-    if path is not None and path.is_dir():
-        raise FileExistsError(f"'{path}' is a folder, expected a file.")
-
-
-def _check_picture(path: pathlib.Path | None) -> None:
-    _check_file(path)
-    if path is not None:
-        from matplotlib.backend_bases import FigureCanvasBase
-
-        kinds = FigureCanvasBase.get_supported_filetypes()
-        if path.suffix.removeprefix(".") not in kinds:
-            raise ValueError(f"'{path}' is no picture: use .png, .pdf or .svg.")
-
-
 def _plot(path: pathlib.Path | None, picture: str, report: para.Report) -> None:
     if path is None:
         return
@@ -257,24 +215,13 @@ def _plot(path: pathlib.Path | None, picture: str, report: para.Report) -> None:
     getattr(plot, picture)(report).savefig(path, dpi=150)
 
 
-def _on_disk(folder: pathlib.Path) -> str:
-    if folder.is_file():
-        return human_bytes(folder.stat().st_size)
-    files = (x for x in folder.rglob("*") if x.is_file())
-    return human_bytes(sum(x.stat().st_size for x in files))
-
-
 def _sentence(error: Exception) -> str:
     """Returns one line that says what went wrong, in the words of the command line."""
     if isinstance(error, ModuleNotFoundError):
         return f"this needs {error.name}: pip install 'para-jax[cli,plot]'."
     if isinstance(error, OSError) and error.strerror:
         return f"'{error.filename}': {error.strerror}."
-    text = " ".join(str(error).split()) or type(error).__name__
-    for name in ("scale", "alpha", "layout", "stack_axis"):
-        text = text.replace(f"{name}=:", f"--{name.replace('_', '-')}:")
-    text = text.replace("overwrite it", "use --overwrite")
-    text = text.replace("adapters_only=True", "--adapters-only")
+    text = arguments.spoken(" ".join(str(error).split())) or type(error).__name__
     if isinstance(error, (ValueError, OSError)):
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"

@@ -7,9 +7,11 @@ import contextlib
 import io
 import os.path
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from para_jax.groups import Progress
 from para_jax.inspection import Inspection
 from para_jax.report import Report, human_bytes
 
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
     from para_jax.formats.serving import Cost
 
-_T = TypeVar("_T")
 _WIDTH = 80
 
 
@@ -31,16 +32,26 @@ def busy(what: str) -> Iterator[None]:
         yield
 
 
-def progress(items: Iterable[_T], total: int, what: str) -> Iterator[_T]:
-    """Yields `items` behind a progress bar on the error stream."""
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Progress]:
+    """Shows on the terminal's error stream how far the loops in the body are.
+
+    Yields:
+      What to wrap each loop in. Where the error stream is no terminal, it is silent.
+    """
     import rich.console
     import rich.progress
 
     console = rich.console.Console(stderr=True)
-    quiet = not console.is_terminal
-    yield from rich.progress.track(
-        items, what, total=total, console=console, transient=True, disable=quiet
+    columns = (
+        rich.progress.SpinnerColumn(),
+        *rich.progress.Progress.get_default_columns(),
     )
+    quiet = not console.is_terminal
+    with rich.progress.Progress(
+        *columns, console=console, transient=True, disable=quiet
+    ) as shown:
+        yield lambda items: shown.track(items, description=what)
 
 
 def inspection(found: Inspection) -> None:
@@ -65,13 +76,14 @@ def inspection(found: Inspection) -> None:
     if shared:
         print(f"Modules of {_shortened(shared, 68)}/")
     _print(table)
-    total = found.report.total_rank
+    total, count = found.report.total_rank, len(found.rows)
     print(
-        f"{len(found.rows)} modules, {total} ranks, {found.parameters:,} parameters, "
+        f"{count} module{'s' * (count > 1)}, {total} ranks, "
+        f"{found.parameters:,} parameters, "
         f"{human_bytes(found.bytes)} of {', '.join(found.dtypes)}"
     )
     for share, needed in zip(shares, found.needed, strict=True):
-        average = needed / len(found.rows)
+        average = needed / count
         print(f"{share:>6} of all energy: {needed} ranks, {average:.2f} on average")
     if found.extra:
         example = _shortened(found.extra[-1], 45)
@@ -102,7 +114,7 @@ def engines(paid: "Sequence[Cost]") -> None:
     )
     for x in paid:
         if x.refused:
-            print(x.refused)
+            print(wrapped(x.refused))
 
 
 def children(rows: Sequence[tuple[str, Report, str]]) -> None:
@@ -125,6 +137,21 @@ def children(rows: Sequence[tuple[str, Report, str]]) -> None:
             ],
         )
     )
+
+
+def wrapped(text: str, indent: int = 2) -> str:
+    """Returns lines in the tables' width, what goes on indented; no word is broken."""
+    lines = (
+        textwrap.fill(
+            line,
+            _WIDTH,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in text.splitlines()
+    )
+    return "\n".join(lines)
 
 
 def _table(

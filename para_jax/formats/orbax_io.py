@@ -35,7 +35,9 @@ def shapes(folder: pathlib.Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     except Exception as error:  # Orbax raises many kinds, few of them documented.
         raise _unreadable(folder, error) from error
     if not isinstance(tree, Mapping):
-        raise ValueError(f"'{folder}' holds a {type(tree).__name__}, expected a tree.")
+        raise ValueError(
+            f"Orbax finds no tree of arrays in '{folder}'. It may be damaged."
+        )
     found = metadata if isinstance(metadata, Mapping) else {}
     return tree, dict(found)
 

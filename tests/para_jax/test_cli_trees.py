@@ -433,6 +433,29 @@ def test_the_size_of_a_head_scales_the_queries(done, saved, tmp_path):
         np.testing.assert_allclose(got[name], want, atol=1e-4)
 
 
+# Profiles
+
+
+def test_a_profile_decides_on_ranks_and_alphas_alone(done, tmp_path):
+    compress = ("compress", MINILM, "--gamma", 0.25, "--profile")
+    profiles = ("ragged", "padded", "uniform-by-type", "per-tensor-alpha")
+    for profile in profiles:
+        done(*compress, profile, profile)
+
+    def ranks(profile):
+        weights = tmp_path / profile / "adapter_model.safetensors"
+        found = safetensors.numpy.load_file(weights)
+        return [len(x) for name, x in found.items() if "lora_A" in name]
+
+    counts = [len(set(ranks(x))) for x in profiles]
+    assert 1 == counts[1] < counts[2] < counts[0] == counts[3]
+    want = peft_updates(tmp_path / "ragged")
+    same(peft_updates(tmp_path / "padded"), want)
+    same(peft_updates(tmp_path / "uniform-by-type"), want)
+    config = json.loads((tmp_path / "per-tensor-alpha/adapter_config.json").read_text())
+    assert config["lora_alpha"] == 1
+
+
 # kohya
 
 
@@ -534,12 +557,28 @@ def test_an_engine_gets_what_it_takes_or_the_reason_is_said(
     assert (len(ranks) == 1) == (ENGINES[engine].profile == "padded")
 
 
-def test_a_refusal_of_an_engine_comes_before_the_work(refused, monkeypatch):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--for", "vllm"],
+        ["--for", "tunix"],
+        ["--format", "orbax", "--profile", "padded"],
+        ["--model", "none.toml"],
+        ["--model", "mixtral"],
+    ],
+)
+def test_a_refusal_comes_before_the_work(refused, monkeypatch, words):
     monkeypatch.setattr(cli, "spectra_of", None)  # Would be called to decompose.
     monkeypatch.setattr(cli.para, "compress", None)
 
-    refused("compress", MINILM, "child", "--gamma", 0.5, "--for", "vllm")
-    refused("sweep", MINILM, "children", "--gamma", 0.5, "--for", "vllm")
+    refused("compress", MINILM, "child", "--gamma", 0.5, *words)
+    refused("sweep", MINILM, "children", "--gamma", 0.5, *words)
+
+
+def test_a_place_that_is_no_file_is_refused_before_the_work(refused, monkeypatch):
+    monkeypatch.setattr(cli.para, "load", None)
+
+    refused("compress", MINILM, "child", "--gamma", 0.5, "--format", "kohya")
 
 
 def test_a_tree_for_tunix_has_one_rank(done, saved, tmp_path):
