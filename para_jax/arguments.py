@@ -134,6 +134,7 @@ def spoken(text: str) -> str:
     parts = re.split(r"((?<!\w)'[^']*'(?!\w))", text)
     parts[::2] = [keyword.sub(flag, part) for part in parts[::2]]
     text = "".join(parts).replace("overwrite it", "use --overwrite")
+    text = text.replace("first: para_jax.names.to_hf", "first, with --model NAME")
     return text.replace("a table of your own", "a .toml file of your own")
 
 

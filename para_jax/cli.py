@@ -70,12 +70,7 @@ def _compress(given: argparse.Namespace) -> None:
     endpoints.check_target(given, given.target)
     endpoints.check_file(given.report)
     endpoints.check_picture(given.plot)
-    parent = endpoints.load(given)
-    endpoints.check_engine(given, parent)
-    with tables.progress(f"Compressing {len(parent.adapters)} modules") as progress:
-        child = para.compress(
-            parent, policy, method=given.method, dtype=given.dtype, progress=progress
-        )
+    child = _child(given, policy)
     with tables.busy(f"Writing {given.target}"):
         endpoints.save(given, child, given.target)
     if given.report:
@@ -87,6 +82,16 @@ def _compress(given: argparse.Namespace) -> None:
     print(tables.wrapped(str(child.report), indent=14))
     print(f"Written to {given.target}, {endpoints.on_disk(given.target)} on disk.")
     _note(given)
+
+
+def _child(given: argparse.Namespace, policy: para.Policy) -> para.Child:
+    """Returns the child of SRC, which takes no memory any more."""
+    parent = endpoints.load(given)
+    endpoints.check_engine(given, parent)
+    with tables.progress(f"Compressing {len(parent.adapters)} modules") as progress:
+        return para.compress(
+            parent, policy, method=given.method, dtype=given.dtype, progress=progress
+        )
 
 
 def _inspect(given: argparse.Namespace) -> None:
@@ -175,6 +180,8 @@ def _cache_programs() -> None:
     """Sets JAX up for a short run: compiled programs are kept between runs."""
     # Before JAX looks for devices: a small job takes no three quarters of a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # Before SciPy loads it: one small matrix at a time, its threads would only compete.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

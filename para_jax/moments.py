@@ -91,19 +91,26 @@ def project_moments(
       ValueError: if the state keeps something else of an adapter, such as adafactor's
         factored moments. The message names it.
     """
-    old = _by_name(state)
+    old, target = _by_name(state), state if like is None else like
+    factors = _factors(target, transforms)
+    missing = transforms.keys() - {module for module, _ in factors.values()}
+    if missing and any(np.ndim(x) for x in old.values()):
+        raise ValueError(
+            f"The optimizer keeps no moments of '{min(missing)}', of its a and b, but "
+            "others. Is it of the tree that to_params makes? Else use reset_moments."
+        )
 
     def one(path: tuple[_Key, ...], _: Any) -> Any:
         name = _name(path)
-        *_, factor = name.split("/")
-        if (module := _module(name, transforms)) is None:
+        if name not in factors:
             return _found(name, old)
+        module, factor = factors[name]
         transform = transforms[module]
         before = f"{name.removesuffix(f'{module}/{factor}')}{transform.parent}/{factor}"
         squared = _squared(path, name)
         return _projected(_found(before, old), transform, factor, squared, before)
 
-    return jax.tree.map_with_path(one, state if like is None else like)
+    return jax.tree.map_with_path(one, target)
 
 
 def reset_moments(state: Any, fresh: Any) -> Any:
@@ -166,13 +173,31 @@ def _squared(path: tuple[_Key, ...], name: str) -> bool:
     return _SQUARED[known[-1]]
 
 
-def _module(name: str, transforms: Mapping[str, Transform]) -> str | None:
-    """Returns the adapter that the leaf belongs to: the longest path that fits."""
-    *parts, factor = name.split("/")
-    if factor not in ("a", "b"):
-        return None
-    paths = ("/".join(parts[i:]) for i in range(len(parts)))
-    return next((path for path in paths if path in transforms), None)
+def _factors(
+    state: Any, transforms: Mapping[str, Transform]
+) -> dict[str, tuple[str, str]]:
+    """Returns the leaves that are moments: the adapter and factor of each, by name.
+
+    Where one module's path is the end of another's that has no transform, such as `q`
+    and `other/q`, the one nearer to the root of the parameters is meant.
+    """
+    nearest: dict[tuple[str, str, str], str] = {}
+    for path, _ in jax.tree.leaves_with_path(state):
+        name = _name(path)
+        *parts, factor = name.split("/")
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))
+        module = next((x for x in ends if x in transforms), None)
+        if module is not None and factor in ("a", "b"):
+            place = (_field(path), module, factor)
+            if len(name) < len(nearest.get(place, name + "/")):
+                nearest[place] = name
+    return {name: (module, factor) for (_, module, factor), name in nearest.items()}
+
+
+def _field(path: tuple[_Key, ...]) -> str:
+    """Returns the path of the moments that a leaf is in, such as `0/mu`."""
+    fields = [i for i, x in enumerate(path) if getattr(x, "name", None) in _SQUARED]
+    return _name(path[: fields[-1] + 1]) if fields else ""
 
 
 def _owner(path: tuple[_Key, ...]) -> tuple[_Key, ...]:

@@ -7,6 +7,7 @@ a small adapter takes to compress.
 import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import numpy as np
@@ -29,7 +30,7 @@ def load(
     path: Path,
     *,
     layout: str | None = None,
-    alpha: float | None = None,
+    alpha: float | Mapping[str, float] | None = None,
     scale: float | None = None,
     stack_axis: StackAxis | None = None,
     adapters_only: bool = False,
@@ -43,7 +44,8 @@ def load(
         or a file in kohya's format, `*.safetensors`.
       layout: What wrote an Orbax checkpoint, a name in `para_jax.layouts.LAYOUTS`;
         recognised if left out. What `save` wrote needs none of the next three.
-      alpha: The numerator of its scale, which arrays cannot tell.
+      alpha: The numerator of its scale, which arrays cannot tell; one number, or one a
+        module by path.
       scale: `alpha / r`, instead of `alpha`.
       stack_axis: Where its layers are stacked, if shapes alone do not tell.
       adapters_only: Whether to leave out all that is no adapter: the base weights in
@@ -152,7 +154,7 @@ def save(
 
             wanted = orbax.save(checkpoint, new)
             got = orbax.reload(new, wanted)
-        _check_finite(new, got)
+        _check_finite(target, got)
         check_same(wanted, got)
         if format != "orbax":
             from para_jax.formats import consumers

@@ -29,6 +29,7 @@ class Engine:
       even: Whether the experts of one layer have to have one rank.
       every: Whether a type of module has to be there in all layers.
       unseen: Modules that it leaves out without a word.
+      hugging_face: Whether it finds modules by Hugging Face's names alone.
       layouts: The layouts whose trees it runs, where its format is a tree.
       note: What else to know.
     """
@@ -45,6 +46,7 @@ class Engine:
     even: bool = False
     every: bool = False
     unseen: tuple[str, ...] = ()
+    hugging_face: bool = True
     layouts: tuple[str, ...] = ()
     note: str = ""
 
@@ -54,6 +56,7 @@ ENGINES: dict[str, Engine] = {
         kinds=("linear", "embedding", "conv", "experts"),
         biases=True,
         plain=False,
+        hugging_face=False,
         note="Reads all that is written.",
     ),
     "vllm": Engine(  # vllm/lora/peft_helper.py, vllm/config/lora.py

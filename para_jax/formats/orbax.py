@@ -56,10 +56,11 @@ def _tree(checkpoint: Checkpoint) -> dict[str, Any]:
 def reload(folder: pathlib.Path, written: Checkpoint) -> Checkpoint:
     """Returns what `load` returns, in the memory of what `save` returned."""
     if written.tree is not None:
-        leaves = {"/".join(map(str, x)): y for x, y in written.tree.leaves.items()}
+        leaves = {"/".join(x): y for x, y in written.tree.leaves.items()}
     else:
         leaves = unnest(_tree(written))
-    return load(folder, known={x: np.asarray(y) for x, y in leaves.items()})
+    known = {x: y for x, y in leaves.items() if isinstance(y, np.ndarray)}
+    return load(folder, known=known)
 
 
 def load(

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 
 from para_jax import layouts
-from para_jax.adapters import Checkpoint
+from para_jax.adapters import Adapter, Checkpoint
 from para_jax.formats import facts, orbax_io
 from para_jax.layouts.axes import Axes
 from para_jax.layouts.layout import is_optimizer
 from para_jax.layouts.pairs import Key, Pair
+from para_jax.layouts.scales import of_pairs
 from para_jax.layouts.tree import flatten, found_in, take_out, tree_of
 
 KEY = "para_jax"
@@ -38,7 +39,7 @@ class Hints(NamedTuple):
     """
 
     layout: str | None = None
-    alpha: float | None = None
+    alpha: float | Mapping[str, float] | None = None
     scale: float | None = None
     stack_axis: layouts.StackAxis | None = None
     adapters_only: bool = False
@@ -58,23 +59,23 @@ def load(
       ValueError: as `para_jax.from_tree`.
     """
     shapes, _ = flatten(form)
-    _, pairs = found_in(shapes, layout=hints.layout, stack_axis=hints.stack_axis)
+    chosen, pairs = found_in(shapes, layout=hints.layout, stack_axis=hints.stack_axis)
     wanted = _wanted(shapes, pairs, adapters_only=hints.adapters_only)
-    tree = _read(folder, form, wanted, {})
+    leaves, structure = flatten(_read(folder, form, wanted, {}))
     alpha = hints.alpha
-    if hints.layout in (None, *_MAXTEXT) and hints.scale is None and alpha is None:
-        alpha = (metadata.get("lora") or {}).get("lora_alpha")
-    checkpoint = layouts.from_tree(
-        tree,
-        layout=hints.layout,
-        alpha=alpha,
-        scale=hints.scale,
-        stack_axis=hints.stack_axis,
+    if chosen.alpha and alpha is None and hints.scale is None:
+        alpha = _alpha(metadata)
+    scales = of_pairs(chosen, pairs, leaves, alpha, hints.scale)
+    tree = layouts.Tree(
+        layout=chosen.name, pairs=pairs, leaves=leaves, structure=structure
     )
-    return dataclasses.replace(checkpoint, config=dict(metadata))
+    return dataclasses.replace(take_out(tree, scales), config=dict(metadata))
 
 
-_MAXTEXT = ("maxtext", "maxtext-qwix")
+def _alpha(metadata: Mapping[str, Any]) -> float | None:
+    """Returns the alpha that MaxText writes beside a checkpoint."""
+    lora = metadata.get("lora")
+    return lora.get("lora_alpha") if isinstance(lora, Mapping) else None
 
 
 def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
@@ -100,8 +101,7 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
         "facts": facts.to_json(checkpoint),
     }
     orbax_io.write(folder, tree, metadata)
-    found = take_out(written, {pair.path: 1.0 for pair in written.pairs})
-    return dataclasses.replace(checkpoint, adapters=found.adapters, tree=written)
+    return dataclasses.replace(checkpoint, adapters=_adapters(written), tree=written)
 
 
 def reload(
@@ -125,19 +125,36 @@ def reload(
     tree = _read(folder, form, wanted, known)
     leaves, structure = flatten(tree)
     found = facts.from_json(own["facts"])
-    checkpoint = take_out(
-        layouts.Tree(
-            layout=own["layout"], pairs=pairs, leaves=leaves, structure=structure
-        ),
-        {pair.path: 1.0 for pair in pairs},
+    new = layouts.Tree(
+        layout=own["layout"], pairs=pairs, leaves=leaves, structure=structure
     )
     return dataclasses.replace(
-        checkpoint,
+        take_out(new, {pair.path: 1.0 for pair in pairs}),
+        adapters=_adapters(new),
         absent=found.absent,
         provenance=found.provenance,
         residual=own["residual"],
         config={name: x for name, x in metadata.items() if name != KEY},
     )
+
+
+def _adapters(tree: layouts.Tree) -> dict[str, Adapter]:
+    """Returns the adapters of a child's tree, without what only fills it up.
+
+    That is what a fused projection's other parts use, what pads a module to the rank
+    of others, and a module of zeros. The kernels of a stack keep one rank.
+    """
+    every = take_out(tree, {pair.path: 1.0 for pair in tree.pairs}).adapters
+    return {path: x for path, y in every.items() if (x := _used(y)).rank}
+
+
+def _used(adapter: Adapter) -> Adapter:
+    a, b = np.asarray(adapter.a), np.asarray(adapter.b)
+    still = tuple(range(len(adapter.stack)))
+    used = a.any(axis=(*still, -2)) & b.any(axis=(*still, -1))
+    if used.all():
+        return adapter
+    return dataclasses.replace(adapter, a=a[..., used], b=b[..., used, :])
 
 
 def _written(checkpoint: Checkpoint, tree: Any) -> layouts.Tree:
@@ -171,16 +188,20 @@ def _read(
 
 
 def _pruned(tree: Any) -> Any:
-    """Returns nested dicts without the leaves that were not read."""
-    if not isinstance(tree, Mapping):
+    """Returns a tree without the leaves that were not read.
+
+    A list of which some are missing becomes a dict by index, so that keys stay.
+    """
+    if isinstance(tree, list | tuple):
+        found = {str(i): _pruned(x) for i, x in enumerate(tree)}
+        kept = {name: x for name, x in found.items() if x is not orbax_io.PLACEHOLDER}
+        whole = len(kept) == len(found)
+        return list(found.values()) if whole else kept or orbax_io.PLACEHOLDER
+    if not isinstance(tree, Mapping) or not tree:
         return tree
     found = {name: _pruned(x) for name, x in tree.items()}
-    empty = (orbax_io.PLACEHOLDER, {})
-    return {
-        name: x
-        for name, x in found.items()
-        if isinstance(x, np.ndarray) or x not in empty or tree[name] == x == {}
-    }
+    kept = {name: x for name, x in found.items() if x is not orbax_io.PLACEHOLDER}
+    return kept or orbax_io.PLACEHOLDER
 
 
 def _pair(saved: Mapping[str, Any]) -> Pair:

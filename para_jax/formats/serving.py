@@ -13,6 +13,7 @@ from para_jax.adapters import Checkpoint, Layer, ordered
 from para_jax.formats import engines, profiles
 from para_jax.formats.engines import Format
 from para_jax.formats.profiles import Profile, Shape
+from para_jax.layouts.pairs import members
 
 
 class Prepared(NamedTuple):
@@ -130,6 +131,14 @@ def _check_tree(flat: Checkpoint, rules: engines.Engine) -> None:
         raise ValueError(
             f"it runs trees of {' and '.join(rules.layouts)}, and this came from "
             f"{found}."
+        )
+    if flat.tree is None or rules.layouts or not rules.hugging_face:
+        return
+    known = {name for pair in flat.tree.pairs for name in members(pair)}
+    if ours := sorted(flat.adapters.keys() & known):
+        raise ValueError(
+            f"'{ours[0]}' is a JAX path, and it knows modules by Hugging Face's names. "
+            "Rename them first: para_jax.names.to_hf."
         )
 
 

@@ -30,6 +30,11 @@ class Axes(NamedTuple):
     b: str
 
     @property
+    def is_window(self) -> bool:
+        """Whether the pair is a convolution's: a window, and a 1x1 window after it."""
+        return "nr" in self.b
+
+    @property
     def stack_axis(self) -> StackAxis:
         """Which axis is the stack, in the words of the arguments."""
         return "none" if "L" not in self.a else 0 if self.a[0] == "L" else 1
@@ -67,7 +72,7 @@ def reading(
     if not found:
         raise ValueError(_misfit(path, a, b))
     if kernel is not None:
-        found = [x for x in found if _fits(x, a, b, kernel)]
+        found = [x for x in found if _fits(x, a, b, kernel, flat=flat)]
         if not found:
             raise ValueError(
                 f"'{path}': a {list(a)} and b {list(b)} do not fit their kernel "
@@ -141,9 +146,11 @@ def _readings(a: Shape, b: Shape) -> list[Axes]:
             found.append(Axes(f"{stack}{'m' * inputs}r", f"{stack}r{'n' * outputs}"))
     if min(len(a), len(b)) > 2 and a[1] == b[1] and b[0] == rank:
         found.append(Axes(f"mL{'m' * (len(a) - 3)}r", f"rL{'n' * (len(b) - 2)}"))
-    window = {1} == set(b[:-2]) != set(a[:-2])  # A convolution's second half.
-    if len(a) == len(b) and window and b[-2] == rank:
-        found.append(Axes("m" * (len(a) - 1) + "r", "n" * (len(b) - 2) + "rn"))
+    for depth in range(len(a) - 2 if len(a) == len(b) and b[-2] == rank else 0):
+        window = {1} == set(b[depth:-2]) != set(a[depth:-2])
+        if a[:depth] == b[:depth] and window:  # A convolution's second half.
+            one, two = "m" * (len(a) - depth - 1), "n" * (len(b) - depth - 2)
+            found.append(Axes(f"{'L' * depth}{one}r", f"{'L' * depth}{two}rn"))
     return found
 
 
@@ -151,14 +158,18 @@ def _several(axes: Axes) -> bool:
     return axes.a.count("m") > 1 or axes.b.count("n") > 1
 
 
-def _fits(axes: Axes, a: Shape, b: Shape, kernel: Shape) -> bool:
+def _fits(axes: Axes, a: Shape, b: Shape, kernel: Shape, *, flat: bool) -> bool:
     """Returns whether the factors are of a kernel of this shape."""
-    sizes = list(_roles(axes.a[:-1], a)) + list(_roles(axes.b.replace("L", "_"), b))
-    size = math.prod(n for role, n in sizes if role in "Lmn")
-    stack = [n for role, n in sizes if role == "L"]
-    where = axes.a.find("L")
-    at = [] if where < 0 else list(kernel[where : where + len(stack)])
-    return size == math.prod(kernel) and at == stack
+    sides = [(x, n) for x, n in _roles(axes.a, a) if x in "Lm"]
+    sides += [(x, n) for x, n in _roles(axes.b, b) if x == "n"]
+    stack = [n for role, n in sides if role == "L"]
+    where = max(axes.a.find("L"), 0)
+    at, rest = kernel[where : where + len(stack)], list(kernel)
+    del rest[where : where + len(stack)]
+    if flat and len(rest) == 2 and rest != [n for role, n in sides if role != "L"]:
+        return False
+    size = math.prod(n for _, n in sides)
+    return size == math.prod(kernel) and list(at) == stack
 
 
 def _longer(axes: Axes, a: Shape, b: Shape) -> tuple[str, str]:

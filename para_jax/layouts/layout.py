@@ -1,6 +1,8 @@
 """What a library's LoRA trees look like: one record of plain functions each. Host."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import collections
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from para_jax.layouts import axes
@@ -57,11 +59,14 @@ class Layout(NamedTuple):
     leaf_alpha: str = ""
 
 
-_OPTIMIZERS = {"opt_state", "optimizer_state", "optimizer"}
+_OPTIMIZERS = {"opt", "optim", "opt_state", "optimizer_state", "optimizer", "tx"}
+_MOMENTS = {"mu", "nu", "trace", "nu_max", "sum_of_squares", "acc_grads"}
+_AVERAGES = re.compile(r"(.*_)?ema(_.*)?")
 _COLLECTIONS = ("params", "lora", "model_params")
 
 
 class _Site(NamedTuple):
+    path: Key
     module: Key
     weight: str
     sides: dict[str, Key]
@@ -75,53 +80,96 @@ def pairs(layout: Layout, leaves: Leaves, stack_axis: StackAxis | None) -> list[
     Raises:
       ValueError: if a half is missing, or shapes do not fit. The path is named.
     """
-    sites = list(_sites(layout, leaves))
-    paths = [layout.path(_bare(site.module, sites)) for site in sites]
+    sites = _sites(layout, leaves)
+    _check_averages(sites)
+    count = collections.Counter(site.path for site in sites)
     found = []
-    for site, path in zip(sites, paths, strict=True):
-        name = path if paths.count(path) == 1 else (*path, site.weight)
-        found.append(_pair(layout, leaves, site, "/".join(name), stack_axis, sites))
+    for site in sites:
+        name = site.path if count[site.path] == 1 else (*site.path, site.weight)
+        found.append(_pair(layout, leaves, site, "/".join(name), stack_axis))
     return found
 
 
 def names(layout: Layout, leaves: Leaves) -> list[str]:
     """Returns the modules in which this layout finds a half, or nothing."""
-    sites = list(_sites(layout, leaves))
-    found = ["/".join(layout.path(_bare(site.module, sites))) for site in sites]
+    found = ["/".join(site.path) for site in _sites(layout, leaves)]
     return found if layout.known(found) else []
 
 
 def is_optimizer(key: Key) -> bool:
     """Returns whether a leaf is an optimizer's: its moments are named as factors."""
-    return not _OPTIMIZERS.isdisjoint(key)
+    return not _OPTIMIZERS.isdisjoint(key[:-1])
 
 
-def _sites(layout: Layout, leaves: Leaves) -> Iterator[_Site]:
+def _sites(layout: Layout, leaves: Leaves) -> list[_Site]:
     sides: dict[tuple[Key, str], dict[str, Key]] = {}
-    for key in leaves:
-        if not is_optimizer(key) and (half := layout.half(key)):
+    for key, leaf in leaves.items():
+        half = layout.half(key)
+        if half and hasattr(leaf, "shape") and not is_optimizer(key):
             sides.setdefault((half.module, half.weight), {})[half.side] = key
+    for site in _moments(sides):
+        del sides[site]
+    depth = _depth([module for module, _ in sides])
+    result = []
     for (module, weight), found in sides.items():
         keys = layout.kernels(Half(module, weight, ""))
         beside = (*next(iter(found.values()))[:-1], layout.leaf_alpha)
-        yield _Site(
-            module=module,
-            weight=weight,
-            sides=found,
-            kernel=next((key for key in keys if key in leaves), None),
-            alpha=beside if beside in leaves else (),
+        kernels = (x for x in keys if hasattr(leaves.get(x), "shape"))
+        result.append(
+            _Site(
+                path=layout.path(module[depth:]),
+                module=module[depth:],
+                weight=weight,
+                sides=found,
+                kernel=next(kernels, None),
+                alpha=beside if beside in leaves else (),
+            )
+        )
+    return result
+
+
+def _moments(sites: Collection[tuple[Key, str]]) -> list[tuple[Key, str]]:
+    """Returns the sites that are moments of all the others, below a name of optax's.
+
+    A module may have such a name too: there, it has not all the others' paths below.
+    """
+    others = [x for x in sites if _MOMENTS.isdisjoint(x[0])]
+    ends = {(x[i:], weight) for x, weight in others for i in range(len(x) + 1)}
+    below: dict[Key, list[tuple[Key, str]]] = {}
+    for module, weight in sites:
+        if (
+            i := next((i for i, x in enumerate(module) if x in _MOMENTS), None)
+        ) is not None:
+            below.setdefault(module[: i + 1], []).append((module, weight))
+    return [
+        site
+        for start, group in below.items()
+        if len(group) == len(others)
+        and all((module[len(start) :], weight) in ends for module, weight in group)
+        for site in group
+    ]
+
+
+def _check_averages(sites: Sequence[_Site]) -> None:
+    firsts = {site.module[:1]: "/".join(site.module) for site in sites}
+    means = [x for x in firsts if x and _AVERAGES.fullmatch(x[0])]
+    if means and len(means) < len(firsts):
+        other = next(path for x, path in firsts.items() if x not in means)
+        raise ValueError(
+            f"'{firsts[means[0]]}' and '{other}' are two copies of a model's adapters. "
+            "Give one of them alone."
         )
 
 
-def _bare(module: Key, sites: Sequence[_Site]) -> Key:
-    """Returns a module's key without the collections that all of them lie in."""
+def _depth(modules: Sequence[Key]) -> int:
+    """Returns how many collections all modules lie in, which are no part of paths."""
     depth = 0
-    while len(firsts := {x.module[depth : depth + 1] for x in sites}) == 1:
+    while len(firsts := {x[depth : depth + 1] for x in modules}) == 1:
         (first,) = firsts
         if not first or first[0] not in _COLLECTIONS:
             break
         depth += 1
-    return module[depth:]
+    return depth
 
 
 def _pair(
@@ -130,7 +178,6 @@ def _pair(
     site: _Site,
     path: str,
     stack_axis: StackAxis | None,
-    sites: Sequence[_Site],
 ) -> Pair:
     if len(site.sides) == 1:
         (key,) = site.sides.values()
@@ -147,7 +194,7 @@ def _pair(
         _check_parts(path, parts, shapes[1], found)
     return Pair(
         path=path,
-        module="/".join(_bare(site.module, sites)),
+        module="/".join(site.module),
         a=site.sides["a"],
         b=site.sides["b"],
         axes=found,

@@ -81,18 +81,18 @@ def take(pair: Pair, a: Array, b: Array, scale: float) -> dict[str, Adapter]:
     }
 
 
-def whole(pair: Pair, child: Mapping[str, Adapter]) -> Adapter:
+def whole(pair: Pair, child: Mapping[str, Adapter], dtype: Any) -> Adapter:
     """Returns the one adapter of scale 1 that a pair's place in the tree takes.
 
     The kernels of a stack are padded to the largest of their ranks. A module that the
-    child does not have gets one rank of zeros, since the tree's form has a place for
-    it. The parts of a fused projection come side by side, or, where that is more than
-    the parent's rank, as the same product at the parent's rank.
+    child does not have gets one rank of zeros in `dtype`, since the tree's form has a
+    place for it. The parts of a fused projection come side by side, or, where that is
+    more than the parent's rank, as the same product at the parent's rank.
     """
     parts = [_stacked(pair, name, child) for name in pair.names]
     found = [x for x in parts if x is not None]
     if not found:
-        return _zeros(pair, next(iter(child.values())).a.dtype)
+        return _zeros(pair, dtype)
     if not pair.parts:
         return found[0]
     xp = _module(found)
@@ -139,23 +139,29 @@ def _block_rows(parts: Sequence[Adapter | None], xp: Any) -> list[Any]:
 
 
 def _at_rank(joined: Adapter, rank: int) -> Adapter:
-    """Returns the same product in `rank` columns.
+    """Returns the same product in `rank` columns, if it has no more than that rank.
 
-    Nothing is lost: all parts lie in the columns of the parent's one `a`.
+    That it has is so for a child of the pair, whose parts all lie in the columns of the
+    parent's one `a`. Adapters that came from elsewhere keep their own rank.
     """
     if isinstance(joined.a, jax.core.Tracer):
-        return _leading(joined, rank=rank)
+        return _leading(joined, rank=rank)[0]
     with wide():
-        return jax.device_get(_leading(joined, rank=rank))
+        small, rest = jax.device_get(_leading(joined, rank=rank))
+    exact = float(jnp.finfo(joined.a.dtype).eps) * joined.rank
+    return small if rest <= exact else joined
 
 
 @functools.partial(jax.jit, static_argnames="rank")
-def _leading(adapter: Adapter, *, rank: int) -> Adapter:
+def _leading(adapter: Adapter, *, rank: int) -> tuple[Adapter, jax.Array]:
+    """Returns the leading components, and how large the first of the others is."""
     adapters = {"": adapter}
     spectra = decompose(adapters)
-    first = jnp.arange(spectra[""].s.shape[-1]) < rank
-    masks = {"": jnp.broadcast_to(first, spectra[""].s.shape)}
-    return pack(spectra, masks, adapters, width=rank)[""]
+    s = spectra[""].s
+    masks = {"": jnp.broadcast_to(jnp.arange(s.shape[-1]) < rank, s.shape)}
+    first = jnp.max(s[..., :1], initial=jnp.finfo(s.dtype).tiny)
+    rest = jnp.max(s[..., rank:], initial=0) / first
+    return pack(spectra, masks, adapters, width=rank)[""], rest
 
 
 def _zeros(pair: Pair, dtype: Any) -> Adapter:

@@ -33,10 +33,12 @@ def recognise(
         raise ValueError(
             f"Unknown layout '{layout}': expected one of {', '.join(LAYOUTS)}."
         )
+    if stack_axis not in (None, 0, 1, "none"):
+        raise ValueError(f"stack_axis={stack_axis!r}: expected 0, 1 or 'none'.")
     fits = [x for x in LAYOUTS.values() if names(x, leaves)]
     if layout is not None:
         if not names(LAYOUTS[layout], leaves):
-            others = f", but of {fits[0].name}" if fits else ""
+            others = f", but of {fits[-1].name}" if fits else ""
             raise ValueError(f"The tree is not of the layout {layout}{others}.")
         return LAYOUTS[layout]
     refined = {x.refines for x in fits}

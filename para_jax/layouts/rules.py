@@ -11,19 +11,25 @@ if typing.TYPE_CHECKING:
     import qwix
 
 
-def module_ranks(child: Checkpoint) -> dict[str, int]:
-    """Returns the rank that each module has in `para_jax.to_tree(child)`, by path.
+def module_ranks(child: Checkpoint, *, rank: int | None = None) -> dict[str, int]:
+    """Returns the rank that each module has in the tree that `para_jax.to_tree` makes.
 
     For libraries that make a module with its rank (`nnx.LoRA(rank=...)`, a gemma
     interceptor by path). Where the library has an alpha, it has to equal the rank.
 
+    Args:
+      child: What is put back.
+      rank: As for `para_jax.to_tree`.
+
     Raises:
       ValueError: as `para_jax.to_tree`.
     """
-    return {pair.module: adapter.rank for pair, adapter in placed(child, None)}
+    return {pair.module: adapter.rank for pair, adapter in placed(child, rank)}
 
 
-def qwix_rules(child: Checkpoint, **options: Any) -> "list[qwix.LoraRule]":
+def qwix_rules(
+    child: Checkpoint, *, rank: int | None = None, **options: Any
+) -> "list[qwix.LoraRule]":
     """Returns the rules under which qwix runs a child: each module at its own rank.
 
     One rule a module, for its exact path, with `alpha` equal to the rank, since a
@@ -40,11 +46,12 @@ def qwix_rules(child: Checkpoint, **options: Any) -> "list[qwix.LoraRule]":
     Args:
       child: What `para_jax.compress` made of a tree of this layout, or of tunix or
         MaxText.
+      rank: As for `para_jax.to_tree`.
       **options: Other fields of `qwix.LoraRule`, such as `dropout` or `weight_qtype`.
     """
     import qwix
 
     return [
-        qwix.LoraRule(module_path=re.escape(path), rank=rank, alpha=rank, **options)
-        for path, rank in module_ranks(child).items()
+        qwix.LoraRule(module_path=re.escape(path), rank=r, alpha=r, **options)
+        for path, r in module_ranks(child, rank=rank).items()
     ]

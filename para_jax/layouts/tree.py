@@ -1,7 +1,6 @@
 """Adapters taken out of a tree, and put back into it. Traced, but for the checks."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax.adapters import Adapter, Checkpoint, ordered
+from para_jax.adapters import Adapter, Checkpoint, Layer, ordered
 from para_jax.layouts.axes import StackAxis
 from para_jax.layouts.layout import Layout, Leaves, pairs
 from para_jax.layouts.pairs import Key, Pair, members, put, take, whole
 from para_jax.layouts.registry import LAYOUTS, recognise
+from para_jax.layouts.scales import of_pairs
 from para_jax.repack import pad
 from para_jax.spectrum import check
 
@@ -62,7 +62,7 @@ def from_tree(
     """
     leaves, structure = flatten(tree)
     chosen, found = found_in(leaves, layout=layout, stack_axis=stack_axis)
-    scales = _scales(chosen, found, leaves, alpha, scale)
+    scales = of_pairs(chosen, found, leaves, alpha, scale)
     return take_out(
         Tree(layout=chosen.name, pairs=found, leaves=leaves, structure=structure),
         scales,
@@ -74,7 +74,9 @@ def to_tree(checkpoint: Checkpoint, *, rank: int | None = None) -> Any:
 
     Every module has its own rank; the kernels of a stack are padded to the largest of
     theirs, and so are modules that the library gives one rank to. A module that kept
-    nothing has one rank of zeros. All scales are 1 from here on: where the library has
+    nothing has one rank of zeros, which no gradient reaches. What is no factor stays
+    as it was; an optimizer's moments do not fit any more: see `project_moments`, or
+    `reset_moments`. All scales are 1 from here on: where the library has
     an alpha, run the child with `alpha` equal to the rank (`module_ranks`).
 
     Args:
@@ -142,52 +144,18 @@ def take_out(tree: Tree, scales: Mapping[str, float]) -> Checkpoint:
     adapters = {path: found[path] for path in ordered(found)}
     for path, adapter in adapters.items():
         check(path, adapter)
-    return Checkpoint(adapters=adapters, tree=tree)
+    return Checkpoint(adapters=adapters, layers=_windows(tree), tree=tree)
 
 
-def _scales(
-    layout: Layout,
-    found: tuple[Pair, ...],
-    leaves: Leaves,
-    alpha: float | Mapping[str, float] | None,
-    scale: float | None,
-) -> dict[str, float]:
-    given = alpha is not None or scale is not None
-    for name, value in (("alpha", alpha), ("scale", scale)):
-        if isinstance(value, float | int) and not math.isfinite(value):
-            raise ValueError(f"{name}={value}: expected a finite number.")
-    if alpha is not None and scale is not None:
-        raise ValueError("Give alpha= or scale=, not both.")
-    if not layout.alpha:
-        if given:
-            raise ValueError(
-                f"{layout.name} has no alpha: a @ b is the update. Leave it out."
-            )
-        return {pair.path: 1.0 for pair in found}
-    inside = [pair for pair in found if pair.alpha]
-    if inside and given:
-        raise ValueError(f"'{inside[0].path}' holds its own alpha. Leave it out.")
-    return {x.path: _scale(layout, x, leaves, alpha, scale) for x in found}
-
-
-def _scale(
-    layout: Layout,
-    pair: Pair,
-    leaves: Leaves,
-    alpha: float | Mapping[str, float] | None,
-    scale: float | None,
-) -> float:
-    if pair.alpha:
-        return float(np.asarray(leaves[pair.alpha])) / pair.rank
-    if scale is not None:
-        return float(scale)
-    one = alpha.get(pair.path) if isinstance(alpha, Mapping) else alpha
-    if one is None:
-        raise ValueError(
-            f"'{pair.path}': the layout {layout.name} does not say what a @ b is "
-            f"multiplied with. Give {layout.alpha}."
-        )
-    return float(one) / pair.rank
+def _windows(tree: Tree) -> dict[str, Layer]:
+    """Returns the kind of the modules whose factors are those of a convolution."""
+    found = {}
+    for pair in tree.pairs:
+        if pair.axes.is_window:
+            sizes = zip(pair.axes.a, pair.shapes[0], strict=True)
+            window = tuple(n for role, n in sizes if role == "m")
+            found[pair.path] = Layer(kind="conv", window=window)
+    return found
 
 
 def tree_of(checkpoint: Checkpoint) -> Tree:
@@ -215,7 +183,10 @@ def placed(checkpoint: Checkpoint, rank: int | None) -> list[tuple[Pair, Adapter
             f"'{unknown[0]}' is no adapter of the tree, which has '{min(known)}', ... "
             "Rename the adapters back (para_jax.names.from_hf)."
         )
-    found = {pair: whole(pair, checkpoint.adapters) for pair in tree.pairs}
+    found = {
+        pair: whole(pair, checkpoint.adapters, tree.leaves[pair.a].dtype)
+        for pair in tree.pairs
+    }
     together = LAYOUTS[tree.layout].one_rank or tree.one_rank or rank is not None
     rooms: dict[str, int] = {}
     for pair, x in found.items():

@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
-from para_jax.adapters import Adapter, Array, Checkpoint, Layer
+from para_jax.adapters import Adapter, Adapters, Array, Checkpoint, Layer
+from para_jax.compress import as_checkpoint
 from para_jax.names import halves, models, moves, outputs
 from para_jax.names.models import Names
 from para_jax.names.moves import Move, Moves
@@ -15,7 +16,7 @@ _Parts = dict[str, dict[int | None, Adapter]]
 
 
 def to_hf(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Adapters,
     names: Names,
     *,
     ecosystem: str | None = None,
@@ -44,6 +45,7 @@ def to_hf(
     def renumber(module: Module, i: int, path: str) -> int:
         return number(module, i, path, layers)
 
+    checkpoint = as_checkpoint(checkpoint)
     found = models.tables(names)
     if ecosystem is not None:
         found = dict([models.one(found, ecosystem)])
@@ -55,7 +57,7 @@ def to_hf(
 
 
 def from_hf(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Adapters,
     names: Names,
     *,
     ecosystem: str | None = None,
@@ -82,6 +84,7 @@ def from_hf(
     def renumber(module: Module, layer: int, path: str) -> int | None:
         return place(module, layer, path, layers)
 
+    checkpoint = as_checkpoint(checkpoint)
     name, table = models.one(models.tables(names), ecosystem)
     pairs = backward(table)
     found = {name: moves.of(_stacks(checkpoint), pairs, renumber)}

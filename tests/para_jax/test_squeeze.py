@@ -424,7 +424,7 @@ def test_a_reset_keeps_schedules_and_injected_hyperparameters(flat):
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [
-        (optax.adafactor(0.1), r"keeps '.*v_row/head/a', which is none of the moments"),
+        (optax.adafactor(0.1), r"keeps '.*v/head/a', which is none of the moments"),
         (optax.novograd(0.1), r"keeps '.*nu/head/a' of shape \[\].*rank 3.*reset"),
         (
             optax.contrib.schedule_free_sgd(0.1),

@@ -1,0 +1,79 @@
+"""What the product of two stored factors is multiplied with. Host."""
+
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from para_jax.layouts.layout import Layout, Leaves
+from para_jax.layouts.pairs import Pair
+
+
+def of_pairs(
+    layout: Layout,
+    found: tuple[Pair, ...],
+    leaves: Leaves,
+    alpha: float | Mapping[str, float] | None,
+    scale: float | None,
+) -> dict[str, float]:
+    """Returns what `a @ b` of each pair is multiplied with, by its path.
+
+    Args:
+      layout: Says whether the library has an alpha, and where it is.
+      found: The pairs.
+      leaves: The tree, which may hold alpha.
+      alpha: What the user says; one number, or one a pair by path.
+      scale: Or that.
+
+    Raises:
+      ValueError: if it is not known, said twice, or no finite number.
+    """
+    given = alpha is not None or scale is not None
+    for name, value in (("alpha", alpha), ("scale", scale)):
+        for one in value.values() if isinstance(value, Mapping) else [value]:
+            if one is not None and not _is_finite(one):
+                raise ValueError(f"{name}={value}: expected a finite number.")
+    if alpha is not None and scale is not None:
+        raise ValueError("Give alpha= or scale=, not both.")
+    if not layout.alpha:
+        if given:
+            raise ValueError(
+                f"{layout.name} has no alpha: a @ b is the update. Leave out "
+                f"{'scale' if alpha is None else 'alpha'}."
+            )
+        return {pair.path: 1.0 for pair in found}
+    inside = [pair for pair in found if pair.alpha]
+    if inside and given:
+        raise ValueError(f"'{inside[0].path}' holds its own alpha. Leave it out.")
+    scales = {x.path: _scale(layout, x, leaves, alpha, scale) for x in found}
+    if isinstance(alpha, Mapping) and (unknown := sorted(alpha.keys() - scales.keys())):
+        raise ValueError(
+            f"alpha= names '{unknown[0]}', expected one of {list(scales)[:3]}, ..."
+        )
+    return scales
+
+
+def _scale(
+    layout: Layout,
+    pair: Pair,
+    leaves: Leaves,
+    alpha: float | Mapping[str, float] | None,
+    scale: float | None,
+) -> float:
+    if pair.alpha:
+        return float(np.asarray(leaves[pair.alpha])) / max(pair.rank, 1)
+    if scale is not None:
+        return float(scale)
+    one = alpha.get(pair.path) if isinstance(alpha, Mapping) else alpha
+    if one is None:
+        raise ValueError(
+            f"'{pair.path}': the layout {layout.name} does not say what a @ b is "
+            f"multiplied with. Give {layout.alpha}."
+        )
+    return float(one) / max(pair.rank, 1)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)
