@@ -97,6 +97,8 @@ def policies(given: argparse.Namespace) -> list[para.Policy]:
     """
     names = ("scope", "min_rank", "max_rank", "multiple_of")
     limits = {name: getattr(given, name) for name in names}
+    if given.engine and (most := max(ENGINES[given.engine].ranks, default=0)):
+        limits["max_rank"] = min(limits["max_rank"] or most, most)
     found: list[para.Policy] = []
     for name, (policy, _) in _POLICIES.items():
         values = getattr(given, name)

@@ -74,10 +74,13 @@ def to_tree(checkpoint: Checkpoint, *, rank: int | None = None) -> Any:
 
     Every module has its own rank; the kernels of a stack are padded to the largest of
     theirs, and so are modules that the library gives one rank to. A module that kept
-    nothing has one rank of zeros, which no gradient reaches. What is no factor stays
-    as it was; an optimizer's moments do not fit any more: see `project_moments`, or
-    `reset_moments`. All scales are 1 from here on: where the library has
-    an alpha, run the child with `alpha` equal to the rank (`module_ranks`).
+    nothing has one rank of zeros, which no gradient reaches. All scales are 1 from here
+    on: where the library has an alpha, run the child with `alpha` equal to the rank
+    (`module_ranks`).
+
+    What is no factor stays as it was; an optimizer's moments do not fit any more: see
+    `project_moments`, or `reset_moments`. Factors are NumPy arrays where the parent's
+    are, which not every library runs: qwix wants `jax.tree.map(jnp.asarray, tree)`.
 
     Args:
       checkpoint: What `from_tree` gave, or `compress` made of it in any form.

@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
+import para_jax as para
 from para_jax import cli
 from para_jax.formats.engines import ENGINES
 
@@ -728,3 +729,15 @@ def test_a_terminal_shows_how_far_the_work_is(call, monkeypatch, arguments, show
     assert code == 0
     for what in shown:
         assert what in err
+
+
+def test_an_engine_caps_the_rank_at_what_it_has_buffers_for(tmp_path):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((200, 130)), rng.standard_normal((130, 200))
+    x = para.Adapter(a=a.astype("f4"), b=b.astype("f4"))
+    para.save({"q": x}, tmp_path / "src")
+    words = [str(tmp_path / "src"), str(tmp_path / "dst"), "--gamma", "1"]
+
+    assert cli.main(["compress", *words, "--for", "lorax"]) == 0
+
+    assert para.load(tmp_path / "dst").adapters["q"].rank == 128
