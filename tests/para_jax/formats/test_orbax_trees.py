@@ -84,11 +84,11 @@ def test_adapters_only_does_not_even_open_the_base_weights(tmp_path):
     saving = ocp0.args.PyTreeSave(params())
     with ocp0.Checkpointer(ocp0.PyTreeCheckpointHandler(use_ocdbt=False)) as writer:
         writer.save(tmp_path / "run", saving)  # One folder an array.
-    for path in tmp_path.rglob("*.kernel/0*"):
+    weights = list(tmp_path.rglob("*.kernel/0*"))
+    assert len(weights) == 2
+    for path in weights:
         path.unlink()
 
-    with pytest.raises(ValueError, match="Orbax cannot read"):
-        para.load(tmp_path / "run", alpha=6)
     compressed(tmp_path / "run", tmp_path / "child", alpha=6, adapters_only=True)
 
     assert {x.rpartition("/")[2] for x in shapes(tmp_path / "child")} == {
