@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp0
 import pytest
 from orbax.checkpoint import v1 as ocp
@@ -202,3 +203,47 @@ def test_a_refused_tree_leaves_nothing_behind(form, tmp_path):
     with pytest.raises(ValueError, match=r"'body/layers/1/q' has.*alone"):
         para.save(para.load(tmp_path / "run", alpha=6), tmp_path / "child", format=form)
     assert [x.name for x in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("adapters_only", [False, True])
+def test_a_whole_training_state_is_read_and_its_child_written(adapters_only, tmp_path):
+    state = optax.adam(1e-3).init(params())  # Orbax keeps its tuples as lists.
+    ocp.save(tmp_path / "run", {"params": params(), "opt_state": state, "step": 3})
+
+    facts = {"alpha": 6, "adapters_only": adapters_only}
+    child = compressed(tmp_path / "run", tmp_path / "child", **facts)
+
+    got = shapes(tmp_path / "child")
+    rank = child.adapters["body/layers/0/q"].rank
+    assert got["params/body/layers/0/q/kernel_lora_a"] == (8, rank)
+    assert ("step" in got) is not adapters_only
+    assert not [path for path in got if path.startswith("opt_state")]
+
+
+def test_a_list_of_layers_is_read_without_its_base_weights(tmp_path):
+    layers = list(params()["body"]["layers"].values())
+    ocp.save(tmp_path / "run", {"layers": [{"norm": array(3)}, *layers]})
+
+    compressed(tmp_path / "run", tmp_path / "child", alpha=6, adapters_only=True)
+
+    assert {path.split("/")[1] for path in shapes(tmp_path / "child")} == {"1", "2"}
+
+
+@pytest.mark.parametrize("lora", [True, [1], {"lora_rank": R}])
+def test_metadata_of_another_form_is_passed_over(lora, tmp_path):
+    ocp.save(tmp_path / "run", params(), custom_metadata={"lora": lora})
+
+    with pytest.raises(ValueError, match="Give alpha=: alpha of the qwix.LoraRule"):
+        para.load(tmp_path / "run")
+
+
+def test_a_child_of_a_fused_projection_comes_back_with_the_ranks_it_kept(tmp_path):
+    fused = {"lora": {"a": array(8, R), "b": array(R, 2, 2, 3)}}
+    other = {"lora": {"a": array(8, R, seed=1), "b": array(R, 4, seed=1)}}
+    ocp.save(tmp_path / "run", {"attn": {"kv_einsum": fused, "o": other}})
+
+    child = compressed(tmp_path / "run", tmp_path / "child")
+
+    got = para.load(tmp_path / "child").adapters
+    want = {path: x.rank for path, x in child.adapters.items()}
+    assert {path: x.rank for path, x in got.items()} == want
