@@ -635,13 +635,13 @@ def test_an_unknown_form_of_a_smaller_adapter_is_refused(monkeypatch):
 @pytest.mark.user_defaults
 def test_a_module_whose_path_ends_alike_keeps_its_moments():
     params = {
-        path: para.Adapter(a=np.ones((5, 2), "f4"), b=np.ones((2, 4), "f4"))
+        path: para_jax.Adapter(a=np.ones((5, 2), "f4"), b=np.ones((2, 4), "f4"))
         for path in ("q", "other/q")
     }
     state = jax.tree.map(lambda x: x + 1, optax.adam(1e-3).init(params))
-    _, transforms = para.squeeze({"q": params["q"]}, para.Gamma(0.5))
+    _, transforms = para_jax.squeeze({"q": params["q"]}, para_jax.Gamma(0.5))
 
-    got = para.project_moments(state, transforms)
+    got = para_jax.project_moments(state, transforms)
 
     np.testing.assert_array_equal(got[0].mu["other/q"].a, state[0].mu["other/q"].a)
     assert np.any(got[0].mu["q"].a != state[0].mu["q"].a)
@@ -657,19 +657,19 @@ def test_a_module_whose_path_ends_alike_keeps_its_moments():
     ids=["the tree of another library", "other modules"],
 )
 def test_a_state_that_has_no_moments_of_an_adapter_is_refused(tree):
-    x = para.Adapter(a=np.ones((5, 2), "f4"), b=np.ones((2, 4), "f4"))
-    _, transforms = para.squeeze({"q": x}, para.Gamma(0.5))
+    x = para_jax.Adapter(a=np.ones((5, 2), "f4"), b=np.ones((2, 4), "f4"))
+    _, transforms = para_jax.squeeze({"q": x}, para_jax.Gamma(0.5))
 
     with pytest.raises(ValueError, match="keeps no moments of 'q'"):
-        para.project_moments(optax.adam(1e-3).init(tree), transforms)
+        para_jax.project_moments(optax.adam(1e-3).init(tree), transforms)
 
 
 @pytest.mark.user_defaults
 def test_an_optimizer_without_moments_has_none_to_project():
-    x = para.Adapter(a=np.ones((5, 2), "f4"), b=np.ones((2, 4), "f4"))
-    _, transforms = para.squeeze({"q": x}, para.Gamma(0.5))
+    x = para_jax.Adapter(a=np.ones((5, 2), "f4"), b=np.ones((2, 4), "f4"))
+    _, transforms = para_jax.squeeze({"q": x}, para_jax.Gamma(0.5))
     state = optax.sgd(optax.constant_schedule(0.1)).init({"q": x})
 
-    got = para.project_moments(state, transforms)
+    got = para_jax.project_moments(state, transforms)
 
     assert jax.tree.leaves(got) == jax.tree.leaves(state)

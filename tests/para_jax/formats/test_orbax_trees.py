@@ -233,7 +233,7 @@ def test_a_list_of_layers_is_read_without_its_base_weights(tmp_path):
 def test_metadata_of_another_form_is_passed_over(lora, tmp_path):
     ocp.save(tmp_path / "run", params(), custom_metadata={"lora": lora})
 
-    with pytest.raises(ValueError, match="Give alpha=: alpha of the qwix.LoraRule"):
+    with pytest.raises(ValueError, match=r"Give alpha=: alpha of the qwix\.LoraRule"):
         para.load(tmp_path / "run")
 
 
