@@ -134,13 +134,11 @@ def _moments(sites: Collection[tuple[Key, str]]) -> list[tuple[Key, str]]:
     A module may have such a name too: there, it has not all the others' paths below.
     """
     others = [x for x in sites if _MOMENTS.isdisjoint(x[0])]
-    ends = {(x[i:], weight) for x, weight in others for i in range(len(x) + 1)}
+    ends = {(x[i:], weight) for x, weight in others for i in range(len(x) or 1)}
     below: dict[Key, list[tuple[Key, str]]] = {}
     for module, weight in sites:
-        if (
-            i := next((i for i, x in enumerate(module) if x in _MOMENTS), None)
-        ) is not None:
-            below.setdefault(module[: i + 1], []).append((module, weight))
+        if at := [i for i, x in enumerate(module) if x in _MOMENTS]:
+            below.setdefault(module[: at[0] + 1], []).append((module, weight))
     return [
         site
         for start, group in below.items()

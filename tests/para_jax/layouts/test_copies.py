@@ -54,6 +54,12 @@ def test_a_module_that_is_called_as_a_moment_is_an_adapter():
     ]
 
 
+def test_one_module_beside_one_that_is_called_as_a_moment_is_an_adapter():
+    tree = {"mu": params()["up"], "q": params()["down"]}
+
+    assert list(para_jax.from_tree(tree, alpha=6).adapters) == ["mu", "q"]
+
+
 def test_an_average_of_the_params_is_asked_to_be_left_out():
     with pytest.raises(ValueError, match=r"'ema_params/\w+' and 'params/\w+'.*copies"):
         para_jax.from_tree({"params": params(), "ema_params": params()}, alpha=6)
