@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 
 _AT_FDCWD = -100
@@ -118,7 +119,16 @@ def _room(target: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
             raise
         raise type(error)(error.errno, error.strerror, str(target)) from error
     finally:
+        _remove(room)
+
+
+def _remove(room: pathlib.Path) -> None:
+    """Removes a room in which the threads of a writer that failed may still work."""
+    for _ in range(40):
         shutil.rmtree(room, ignore_errors=True)
+        if not room.exists():
+            return
+        time.sleep(0.05)
 
 
 def recover(target: pathlib.Path) -> None:
