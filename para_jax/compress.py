@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax.adapters import Adapter, Adapters, Checkpoint, Child, by_member
+from para_jax.adapters import (
+    Adapter,
+    Adapters,
+    Array,
+    Checkpoint,
+    Child,
+    by_member,
+)
 from para_jax.groups import Group, Progress, batches, groups
 from para_jax.policy import Policy
 from para_jax.repack import Form, repack
@@ -172,11 +179,16 @@ def _check_parent(parent: Checkpoint) -> None:
 
 def _check_range(adapters: Adapters) -> None:
     for path, x in adapters.items():
-        if not (np.isfinite(x.a).all() and np.isfinite(x.b).all()):
+        if not (_is_finite(x.a) and _is_finite(x.b)):
             raise ValueError(
                 f"'{path}': the child does not fit the range of {x.a.dtype}. Store it "
                 "in bfloat16 or float32."
             )
+
+
+def _is_finite(x: Array) -> bool:
+    xp = np if isinstance(x, np.ndarray) else jnp  # What is on a mesh stays there.
+    return bool(xp.isfinite(x).all())
 
 
 def as_checkpoint(parent: Checkpoint | Adapters) -> Checkpoint:

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from para_jax import sharding
 from para_jax.adapters import Adapter
 
 # What a batch holds at most, in parameters of adapters: 32 MB in float64. Larger ones
@@ -30,9 +31,12 @@ class Group:
 
     Attributes:
       stacks: The stack shape of each path.
+      apart: Whether it is one path, whose arrays keep their own stack axes: on a mesh
+        of devices, to join or reshape them would move them.
     """
 
     stacks: Mapping[str, tuple[int, ...]]
+    apart: bool = False
 
     @property
     def rows(self) -> int:
@@ -45,6 +49,8 @@ class Group:
 
     def join(self, values: Mapping[str, Any], rows: slice = slice(None)) -> Any:
         """Returns `rows` of the values of this group's paths, joined along one axis."""
+        if self.apart:
+            return values[next(iter(self.stacks))]
         start, stop, _ = rows.indices(self.rows)
         parts, first = [], 0
         for path, stack in self.stacks.items():
@@ -63,6 +69,8 @@ class Group:
 
     def split(self, joined: Any) -> dict[str, Any]:
         """Returns the rows of each path in its own stack's shape: `join`'s inverse."""
+        if self.apart:
+            return {next(iter(self.stacks)): joined}
         result, start = {}, 0
         for path, stack in self.stacks.items():
             end = start + math.prod(stack)
@@ -72,20 +80,30 @@ class Group:
 
 
 def groups(adapters: Mapping[str, Adapter]) -> list[Group]:
-    """Returns the paths that agree in `m`, `n`, `r` and dtype, group by group."""
+    """Returns the paths that agree in `m`, `n`, `r` and dtype, group by group.
+
+    Adapters on a mesh of devices are groups of their own.
+    """
     found: dict[tuple[object, ...], dict[str, tuple[int, ...]]] = {}
+    apart = []
     for path, x in adapters.items():
+        if sharding.mesh_of(x) is not None:
+            apart.append(Group({path: x.stack}, apart=True))
+            continue
         key = (x.inputs, x.outputs, x.rank, x.a.dtype, x.b.dtype)
         found.setdefault(key, {})[path] = x.stack
-    return [Group(stacks) for stacks in found.values()]
+    return [*map(Group, found.values()), *apart]
 
 
 def pieces(group: Group, adapters: Mapping[str, Adapter]) -> list[slice]:
     """Returns the rows of a group in pieces, none larger than a batch.
 
     All but the last have the same length, so they share a program. It is a power of
-    two, since the number of layers often has one as a factor.
+    two, since the number of layers often has one as a factor. What is on a mesh of
+    devices is one piece.
     """
+    if group.apart:
+        return [slice(0, group.rows)]
     step = 1 << max(_BATCH // _row(group, adapters), 1).bit_length() - 1
     starts = range(0, group.rows, step)
     return [slice(i, min(i + step, group.rows)) for i in starts]
@@ -103,7 +121,7 @@ def batches(
     for i, group in enumerate(found):
         for rows in pieces(group, adapters):
             size = (rows.stop - rows.start) * _row(group, adapters)
-            if size > room:
+            if size > room or group.apart:
                 result.append([])
                 room = _BATCH
             result[-1].append((i, rows))

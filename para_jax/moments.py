@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax import linalg
+from para_jax import linalg, sharding
 from para_jax.adapters import Adapter, Array
 
 _SQUARED = {
@@ -158,7 +158,8 @@ def _projected(
     matrix, values = matrix.astype(wide), moment.astype(wide)
     matrix = matrix * matrix if squared else matrix
     pair = (values, matrix) if factor == "a" else (matrix, values)
-    return linalg.matmul(*pair).astype(moment.dtype)
+    place = sharding.place(values, rank_axis=inner)
+    return sharding.in_place(linalg.matmul, *pair, out=place).astype(moment.dtype)
 
 
 def _squared(path: tuple[_Key, ...], name: str) -> bool:

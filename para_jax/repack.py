@@ -7,7 +7,7 @@ becomes a shape: made on the device at one width, then sliced.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from para_jax import linalg
+from para_jax import linalg, placed, sharding
 from para_jax.adapters import Adapter, member
 from para_jax.groups import Group, Progress, groups, pieces
 from para_jax.spectrum import Spectra, Spectrum
@@ -45,7 +45,8 @@ def repack(
     - `ragged`: every kernel at its own rank, stacks unstacked (see
       `para_jax.unstack`).
 
-    In `padded` and `ragged` a module that keeps nothing is absent.
+    In `padded` and `ragged` a module that keeps nothing is absent. On a mesh of
+    devices, children are divided as their parents are, but for the rank axis.
 
     Example:
       >>> child = para_jax.repack(spectra, masks, adapters, form="ragged")
@@ -61,7 +62,7 @@ def repack(
 
     Returns:
       Adapters in the dtype that `spectra` name, the parent's. NumPy arrays for
-      `padded` and `ragged`.
+      `padded` and `ragged`, unless the parent is on a mesh.
 
     Raises:
       ValueError: if the paths or shapes of the three arguments differ, the form is
@@ -81,8 +82,13 @@ def repack(
             "Call it outside jit, or use form='masked'."
         )
     ranks = {p: np.asarray(np.sum(mask, axis=-1)) for p, mask in masks.items()}
-    packed = _packed_on_host(spectra, masks, adapters, progress)
-    return (_stacks if form == "padded" else _kernels)(packed, spectra, ranks)
+    there = dict(_packed_on_mesh(spectra, masks, adapters))
+    here = {path: x for path, x in spectra.items() if path not in there}
+    packed = _packed_on_host(here, masks, adapters, progress)
+    result = (_stacks if form == "padded" else _kernels)(packed, here, ranks)
+    for path, child in there.items():
+        result |= placed.cut(path, child, adapters[path], ranks[path], form)
+    return result
 
 
 def pack(
@@ -175,13 +181,18 @@ def _apply(
     selection: Callable[[Array, Spectrum], Array],
 ) -> dict[str, Adapter]:
     """Returns the child whose columns are where `selection` puts the components."""
+
+    def child(spectrum: Spectrum, mask: Array, adapter: Adapter) -> tuple[Array, Array]:
+        chosen = selection(mask, spectrum).astype(spectrum.s.dtype)
+        return _product(adapter, spectrum, chosen)
+
     result: dict[str, Adapter] = {}
     for group in groups(adapters):
         adapter, spectrum = _joined(group, adapters), _joined(group, spectra)
         spectrum = jax.tree.map(jnp.asarray, spectrum)
-        mask = jnp.asarray(group.join(masks))
-        chosen = selection(mask, spectrum).astype(spectrum.s.dtype)
-        a, b = map(group.split, _product(adapter, spectrum, chosen))
+        args = spectrum, jnp.asarray(group.join(masks)), adapter
+        joined = sharding.in_place(child, *args, out=sharding.places(adapter))
+        a, b = map(group.split, joined)
         result |= {path: Adapter(a=a[path], b=b[path]) for path in group.stacks}
     return {path: result[path] for path in adapters}
 
@@ -194,27 +205,30 @@ def _joined(group: Group, values: Mapping[str, Any], rows: slice = slice(None)) 
     return jax.tree.unflatten(jax.tree.structure(members[0]), joined)
 
 
-def _in_place(mask: Bool[Array, "L k"], spectrum: Spectrum) -> Bool[Array, "L k r"]:
+def _in_place(
+    mask: Bool[Array, "*stack k"], spectrum: Spectrum
+) -> Bool[Array, "*stack k r"]:
     """Returns the selection that leaves each component in its column."""
-    return mask[:, :, None] & jnp.eye(mask.shape[-1], spectrum.rank, dtype=bool)[None]
+    column = jnp.broadcast_to(jnp.arange(mask.shape[-1]), mask.shape)
+    return mask[..., None] & jax.nn.one_hot(column, spectrum.rank, dtype=bool)
 
 
 def _in_front(
-    mask: Bool[Array, "L k"], spectrum: Spectrum, *, width: int
-) -> Bool[Array, "L k w"]:
+    mask: Bool[Array, "*stack k"], spectrum: Spectrum, *, width: int
+) -> Bool[Array, "*stack k w"]:
     """Returns the selection that moves the kept components to the first columns."""
     column = jnp.cumsum(mask, axis=-1) - 1
-    columns = jnp.arange(min(width, spectrum.s.shape[-1]))
-    return mask[:, :, None] & (column[:, :, None] == columns[None, None])
+    width = min(width, spectrum.s.shape[-1])
+    return mask[..., None] & jax.nn.one_hot(column, width, dtype=bool)
 
 
 def _product(
-    adapter: Adapter, spectrum: Spectrum, chosen: Float[Array, "L k w"]
-) -> tuple[Float[Array, "L m w"], Float[Array, "L w n"]]:
+    adapter: Adapter, spectrum: Spectrum, chosen: Float[Array, "*stack k w"]
+) -> tuple[Float[Array, "*stack m w"], Float[Array, "*stack w n"]]:
     """Returns the chosen columns of `a @ left` and rows of `right @ b`."""
     wide = spectrum.s.dtype
-    left = linalg.matmul(spectrum.left, chosen)
-    right = linalg.matmul(chosen.mT, spectrum.right)
+    left = sharding.replicated(linalg.matmul(spectrum.left, chosen))
+    right = sharding.replicated(linalg.matmul(chosen.mT, spectrum.right))
     a = linalg.matmul(jnp.asarray(adapter.a).astype(wide), left)
     b = linalg.matmul(right, jnp.asarray(adapter.b).astype(wide))
     # QR and SVD leave the sign of a component open, differently on each platform.
@@ -242,17 +256,32 @@ def _packed_on_host(
     program, with a power of two as common width: so few programs are compiled, they
     serve many budgets, and no child is ever held at more than its own size.
     """
-    found = groups(adapters)
+    found = groups({path: adapters[path] for path in spectra})
     todo = [(group, rows) for group in found for rows in pieces(group, adapters)]
     for group, rows in progress(todo):
-        most = max(int(masks[path].sum(-1).max()) for path in group.stacks)
-        width = 1 << max(most - 1, 0).bit_length()
+        width = _width(masks[path] for path in group.stacks)
         mask = np.asarray(group.join(masks, rows))
         joined = _joined(group, spectra, rows), mask, _joined(group, adapters, rows)
         packed = jax.device_get(_pack(*({"": x} for x in joined), width=width))[""]
         members = group.members()[rows]
         for (path, index), a, b in zip(members, packed.a, packed.b, strict=True):
             yield path, index, Adapter(a=a, b=b)
+
+
+def _packed_on_mesh(
+    spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter]
+) -> Iterator[tuple[str, Adapter]]:
+    """Yields every stack that is on a mesh of devices."""
+    for path, adapter in adapters.items():
+        if sharding.mesh_of(adapter) is not None:
+            one = {path: spectra[path]}, {path: masks[path]}, {path: adapter}
+            yield path, _pack(*one, width=_width([masks[path]]))[path]
+
+
+def _width(masks: Iterable[Any]) -> int:
+    """Returns a power of two, so that a program serves many budgets."""
+    most = max(int(mask.sum(-1).max()) for mask in masks)
+    return 1 << max(most - 1, 0).bit_length()
 
 
 def _stacks(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from para_jax import sharding
 from para_jax.policy import Budget, Gamma, Policy, Threshold
 from para_jax.pool import Pool, pool
 from para_jax.spectrum import RESOLUTION, Spectra
@@ -45,8 +46,16 @@ def masks(spectra: Spectra, policy: Policy) -> dict[str, jax.Array]:
     """
     policy = _single(policy)
     layout = pool(spectra)
-    s = layout.gather({path: x.s for path, x in spectra.items()}, jnp)
-    return layout.scatter(_select(s, layout, policy, jnp))
+
+    def chosen(s: dict[str, Any], policy: Policy = policy) -> dict[str, jax.Array]:
+        pooled = layout.gather(sharding.replicated(s), jnp)
+        kept = layout.scatter(_select(pooled, layout, policy, jnp))
+        return sharding.replicated(kept)
+
+    # A known budget has to stay known, and an argument may become an array.
+    traced = [policy] if policy.is_traced else []
+    s = {path: x.s for path, x in spectra.items()}
+    return sharding.in_place(chosen, s, *traced)
 
 
 def exact_masks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ as nonzero, and a `Spectrum` takes `2 r k` numbers a kernel, however large the k
 """
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from para_jax import linalg
+from para_jax import linalg, sharding
 from para_jax.adapters import Adapter
 from para_jax.groups import Group, groups
 
@@ -89,7 +90,8 @@ def decompose(
       the factors cancel to a thousandth of their norms.
     - `auto`: `qr` on CPU, where it takes two to three times as long and is safe in that
       case too (adapters made plain may be like this); `gram` on accelerators, where
-      the library's QR takes ten to fifty times as long.
+      the library's QR takes ten to fifty times as long, and on a mesh of devices, where
+      factors then stay in their place.
 
     Example:
       >>> spectra = jax.jit(para_jax.decompose)(adapters)
@@ -101,7 +103,8 @@ def decompose(
       method: How to find the `R` factors.
 
     Returns:
-      A Spectrum by path, its arrays in the computing dtype.
+      A Spectrum by path, its arrays in the computing dtype; on a mesh with explicit
+      axes, whole on every device.
 
     Raises:
       ValueError: if a pair of factors does not fit together, or is not floating
@@ -109,7 +112,11 @@ def decompose(
     """
     for path, adapter in adapters.items():
         check(path, adapter)
-    roots = _roots(method)
+    roots = _roots(method, on_mesh=sharding.mesh_of(adapters) is not None)
+    return sharding.in_place(lambda x: _decompose(x, roots), dict(adapters))
+
+
+def _decompose(adapters: Mapping[str, Adapter], roots: Roots) -> dict[str, Spectrum]:
     wide = jax.dtypes.canonicalize_dtype(np.float64)
     result: dict[str, Spectrum] = {}
     for rank in sorted({x.rank for x in adapters.values()}):
@@ -150,9 +157,10 @@ def tolerance(s: Array, rank: int) -> Array:
     return rank * RESOLUTION * s[..., :1]
 
 
-def _roots(method: Method) -> Roots:
+def _roots(method: Method, *, on_mesh: bool) -> Roots:
     if method == "auto":
-        method = "qr" if jax.default_backend() == "cpu" else "gram"
+        safe = jax.default_backend() == "cpu" and not on_mesh
+        method = "qr" if safe else "gram"
     try:
         return {"qr": _qr_roots, "gram": _gram_roots}[method]
     except KeyError:
@@ -181,7 +189,7 @@ def _decompose_one_rank(
         {p: scales[p].reshape(stack) for p, stack in everything.stacks.items()}
     )
     balanced = _balanced(r_a, r_b, jnp.asarray(scale))
-    parts = [everything.split(x) for x in balanced]
+    parts = [sharding.replicated(everything.split(x)) for x in balanced]
     return {
         path: _spectrum(x, *(y[path] for y in parts)) for path, x in adapters.items()
     }
@@ -214,28 +222,35 @@ def _spectrum(adapter: Adapter, s: Array, left: Array, right: Array) -> Spectrum
 
 
 def _qr_roots(tall: Sequence[Array], wide: np.dtype) -> list[Array]:
-    """Returns `R [L, r, r]` with `R^T R = x^T x` of each factor `x [L, d, r]`."""
-    return [linalg.qr_r(x.astype(wide)) for x in tall]
+    """Returns `R [L, r, r]` with `R^T R = x^T x` of each `x [*stack, d, r]`."""
+    return [linalg.qr_r(x.astype(wide).reshape(-1, *x.shape[-2:])) for x in tall]
 
 
 def _gram_roots(tall: Sequence[Array], wide: np.dtype) -> list[Array]:
     """Returns what `_qr_roots` returns but for a rotation, by products alone."""
     tall = [x.astype(wide) for x in tall]
     root, whiten = _root_of_gram(_grams(tall))
-    ends = np.cumsum([x.shape[0] for x in tall])[:-1]
+    ends = np.cumsum([math.prod(x.shape[:-2]) for x in tall])[:-1]
     if wide == np.float32:
         # The factor times `whiten` is almost orthogonal; a direction so weak that its
         # first estimate is noise is at least enlarged. A second pass finds what is
         # left as exactly as QR would.
         pairs = zip(tall, jnp.split(whiten, ends), strict=True)
-        second, _ = _root_of_gram(_grams([linalg.matmul(x, w) for x, w in pairs]))
+        second, _ = _root_of_gram(_grams([_times(x, w) for x, w in pairs]))
         # Triangular again, so that graded columns stay graded in what follows.
         root = linalg.qr_r(linalg.matmul(second, root))
     return jnp.split(root, ends)
 
 
 def _grams(tall: Sequence[Array]) -> Float[Array, "N r r"]:
-    return jnp.concatenate([linalg.matmul(x.mT, x) for x in tall])
+    grams = [linalg.matmul(x.mT, x) for x in tall]
+    small = [sharding.replicated(x) for x in grams]
+    return jnp.concatenate([x.reshape(-1, *x.shape[-2:]) for x in small])
+
+
+def _times(x: Float[Array, "... d r"], w: Float[Array, "L r r"]) -> Array:
+    w = sharding.replicated(w.reshape(*x.shape[:-2], *w.shape[-2:]))
+    return linalg.matmul(x, w)
 
 
 def _root_of_gram(
@@ -253,4 +268,5 @@ def _root_of_gram(
     floor = gram.shape[-1] * jnp.finfo(gram.dtype).eps  # The largest is 1 or more.
     values = jnp.sqrt(jnp.maximum(values, floor))
     root = values[:, :, None] * vectors.mT * lengths[:, None, :]
-    return root, vectors / values[:, None, :] / safe[:, :, None]
+    whiten = vectors / values[:, None, :] / safe[:, :, None]
+    return sharding.replicated((root, whiten))

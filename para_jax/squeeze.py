@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax import linalg
+from para_jax import linalg, sharding
 from para_jax.adapters import Adapter, Adapters, member
 from para_jax.compress import spectra_of
 from para_jax.moments import Transform
@@ -92,12 +92,9 @@ def squeeze(
         still = [(0, 0)] * len(adapter.stack)
         left = jnp.pad(left, [*still, (0, 0), (0, missing)])
         right = jnp.pad(right, [*still, (0, missing), (0, 0)])
-        a, b = jnp.asarray(adapter.a), jnp.asarray(adapter.b)
-        new[path] = dataclasses.replace(
-            adapter,
-            a=linalg.matmul(a.astype(left.dtype), left).astype(a.dtype),
-            b=linalg.matmul(right, b.astype(right.dtype)).astype(b.dtype),
-        )
+        places = sharding.places(adapter)
+        a, b = sharding.in_place(_applied, adapter, left, right, out=places)
+        new[path] = dataclasses.replace(adapter, a=a, b=b)
         transforms[path] = _transform(path, (), left, right)
     return Squeezed(new, transforms)
 
@@ -157,6 +154,13 @@ def _pair(adapter: Adapter, spectrum: Spectrum, mask: Any, xp: Any) -> tuple[Any
     left = xp.where(mask[..., None, :], left / root, 0)
     right = xp.where(mask[..., None], right / math.copysign(root, adapter.scale), 0)
     return left, right
+
+
+def _applied(adapter: Adapter, left: Any, right: Any) -> tuple[Any, Any]:
+    a, b = jnp.asarray(adapter.a), jnp.asarray(adapter.b)
+    a_new = linalg.matmul(a.astype(left.dtype), left)
+    b_new = linalg.matmul(right, b.astype(right.dtype))
+    return a_new.astype(a.dtype), b_new.astype(b.dtype)
 
 
 def _transform(path: str, index: tuple[int, ...], left: Any, right: Any) -> Transform:

@@ -1,0 +1,308 @@
+"""Adapters on meshes of eight devices: `test_meshes.py` runs this file on as many.
+
+Sizes tell what moves between devices: `m` is a multiple of 11 and `n` of 13, however
+they are divided or flattened; nothing else is.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import para_jax
+from para_jax import Adapter, Gamma
+
+M, N = 88, 104
+KINDS = ["Auto", "Explicit"]
+# The stack and the rank; over which axes of the mesh a and b are.
+PLACES = {
+    "layers": ((4,), 3, P("x"), P("x")),
+    "inputs": ((), 3, P(("x", "y")), P(None, "y")),
+    "both": ((4,), 3, P("x", "y"), P("x", None, "y")),
+    "experts": ((2, 4), 3, P("x", "y"), P("x", "y")),
+    "other": ((4,), 5, P("y", "x"), P(None, None, "x")),
+    "whole": ((), 5, P(), P()),
+}
+
+
+@functools.cache
+def parent():
+    rng = np.random.default_rng(0)
+
+    def adapter(stack, r):
+        a, b = rng.normal(size=(*stack, M, r)), rng.normal(size=(*stack, r, N))
+        return Adapter(a.astype(np.float32), b.astype(np.float32), scale=2.0)
+
+    return {path: adapter(stack, r) for path, (stack, r, _, _) in PLACES.items()}
+
+
+def mesh(kind):
+    types = (getattr(AxisType, kind),) * 2
+    return jax.make_mesh((2, 4), ("x", "y"), axis_types=types)
+
+
+def sharded(kind):
+    here = mesh(kind)
+    return {
+        path: Adapter(
+            a=jax.device_put(x.a, NamedSharding(here, PLACES[path][2])),
+            b=jax.device_put(x.b, NamedSharding(here, PLACES[path][3])),
+            scale=x.scale,
+        )
+        for path, x in parent().items()
+    }
+
+
+def pipeline(adapters, policy, *, form, method):
+    spectra = para_jax.decompose(adapters, method=method)
+    kept = para_jax.masks(spectra, policy)
+    if form == "packed":
+        return spectra, kept, para_jax.pack(spectra, kept, adapters, width=2)
+    return spectra, kept, para_jax.repack(spectra, kept, adapters)
+
+
+@functools.cache
+def compiled(kind, *, x64, form="masked", method="auto"):
+    with jax.enable_x64(x64):
+        jitted = jax.jit(pipeline, static_argnames=("form", "method"))
+        lowered = jitted.lower(sharded(kind), Gamma(0.5), form=form, method=method)
+        return lowered.compile()
+
+
+@functools.cache
+def results(kind, *, x64, form="masked"):
+    with jax.enable_x64(x64):
+        return compiled(kind, x64=x64, form=form)(sharded(kind), Gamma(0.5))
+
+
+@functools.cache
+def truth():
+    """Returns the singular values and the pooled choice of NumPy, kernel by kernel."""
+    dense = {p: x.scale * x.a.astype(float) @ x.b for p, x in parent().items()}
+    svd = {path: np.linalg.svd(x, full_matrices=False) for path, x in dense.items()}
+    s = {path: svd[path][1][..., : x.rank] for path, x in parent().items()}
+    pooled = np.sort(np.concatenate([x.ravel() for x in s.values()]))[::-1]
+    tau = pooled[int(0.5 * pooled.size) - 1]
+    child = {
+        path: (u[..., : s[path].shape[-1]] * np.where(s[path] >= tau, s[path], 0)[..., None, :])
+        @ vt[..., : s[path].shape[-1], :]
+        for path, (u, _, vt) in svd.items()
+    }
+    return s, {path: (x >= tau).sum(-1) for path, x in s.items()}, child
+
+
+def moved(program):
+    """Returns the shapes of all arrays that move between devices."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    pattern = rf"= (\S+|\([^=]*?\)) (?:{kinds}|collective-broadcast)(?:-start)?\("
+    text = " ".join(re.findall(pattern, program.as_text()))
+    return [
+        [int(size) for size in shape.split(",") if size]
+        for shape in re.findall(r"\w\d*\[([\d,]*)\]", text)
+    ]
+
+
+def is_of_a_factor(shape):
+    return any(size % 11 == 0 or size % 13 == 0 for size in shape)
+
+
+def product(adapter):
+    a, b = (np.asarray(x, np.float64) for x in (adapter.a, adapter.b))
+    return adapter.scale * a @ b
+
+
+def spec(x):
+    found = tuple(x.sharding.spec)
+    return found + (None,) * (x.ndim - len(found))
+
+
+def full(spec, ndim):
+    return (*spec, *[None] * (ndim - len(spec)))
+
+
+# --- Inside a program -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_is_smaller_than_a_factor_moves(kind, x64):
+    shapes = moved(compiled(kind, x64=x64))
+
+    assert [3, 3] in [shape[-2:] for shape in shapes]
+    assert not [shape for shape in shapes if is_of_a_factor(shape)]
+
+
+def test_a_program_that_gathers_a_factor_is_told_apart():
+    shapes = moved(compiled("Auto", x64=False, method="qr"))
+
+    assert [shape for shape in shapes if is_of_a_factor(shape)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_of_a_factor_moves_where_components_are_packed(kind):
+    shapes = moved(compiled(kind, x64=False, form="packed"))
+
+    assert not [shape for shape in shapes if is_of_a_factor(shape)]
+
+
+@pytest.mark.parametrize(("x64", "rtol"), [(False, 2e-6), (True, 1e-12)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_pooled_choice_is_that_of_numpy(kind, x64, rtol):
+    s, ranks, child = truth()
+
+    spectra, kept, masked = results(kind, x64=x64)
+
+    for path in parent():
+        np.testing.assert_allclose(spectra[path].s, s[path], rtol=rtol)
+        np.testing.assert_array_equal(np.sum(kept[path], -1), ranks[path])
+        np.testing.assert_allclose(product(masked[path]), child[path], atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["masked", "packed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_children_are_where_their_parents_are(kind, form):
+    spectra, kept, child = results(kind, x64=False, form=form)
+
+    for path, (_, _, a, b) in PLACES.items():
+        assert child[path].a.shape[-1] == (parent()[path].rank if form == "masked" else 2)
+        assert spec(child[path].a) == full(a, child[path].a.ndim)
+        assert spec(child[path].b) == full(b, child[path].b.ndim)
+        assert spectra[path].left.sharding.is_fully_replicated
+        assert kept[path].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pipeline_of_single_calls_works_too(kind):
+    _, ranks, child = truth()
+
+    _, kept, masked = pipeline(sharded(kind), Gamma(0.5), form="masked", method="gram")
+
+    for path, (_, _, a, _) in PLACES.items():
+        np.testing.assert_array_equal(np.sum(kept[path], -1), ranks[path])
+        np.testing.assert_allclose(product(masked[path]), child[path], atol=1e-4)
+        assert spec(masked[path].a) == full(a, masked[path].a.ndim)
+
+
+def test_arrays_of_numpy_go_onto_the_mesh_in_use():
+    _, ranks, _ = truth()
+
+    with jax.set_mesh(mesh("Explicit")):
+        kept = jax.jit(pipeline, static_argnames=("form", "method"))(
+            parent(), Gamma(0.5), form="masked", method="auto"
+        )[1]
+
+    for path in parent():
+        np.testing.assert_array_equal(np.sum(kept[path], -1), ranks[path])
+
+
+def test_a_rank_axis_that_is_divided_is_put_together():
+    here = mesh("Explicit")
+    a = np.arange(2 * M * 4.0).reshape(2, M, 4) % 7
+    b = np.arange(2 * 4 * N.__index__() * 1.0).reshape(2, 4, N) % 5
+    divided = Adapter(
+        a=jax.device_put(a, NamedSharding(here, P("x", None, "y"))),
+        b=jax.device_put(b, NamedSharding(here, P(None, "x", "y"))),
+    )
+
+    spectra, _, child = pipeline({"": divided}, Gamma(1.0), form="masked", method="auto")
+
+    want = np.linalg.svd(a @ b, compute_uv=False)[..., :4]
+    np.testing.assert_allclose(spectra[""].s, want, rtol=1e-7, atol=1e-5)
+    np.testing.assert_allclose(product(child[""]), a @ b, atol=1e-4)
+    assert spec(child[""].a) == ("x", None, None)
+    assert spec(child[""].b) == (None, None, "y")
+
+
+def test_each_device_may_decompose_adapters_of_its_own():
+    here = mesh("Auto")
+    x = parent()["layers"]
+
+    def one(a, b):
+        return para_jax.decompose({"": Adapter(a, b)}, method="gram")[""].s
+
+    places = P("y")
+    mapped = jax.shard_map(
+        one, mesh=here, in_specs=(places, places), out_specs=places, check_vma=False
+    )
+    got = jax.jit(mapped)(x.a, x.b)
+
+    np.testing.assert_allclose(2 * got, truth()[0]["layers"], rtol=1e-6)
+
+
+# --- Host -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["masked", "padded", "ragged"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_child_of_any_form_stays_on_the_mesh(kind, form):
+    _, ranks, child = truth()
+    whole = para_jax.compress(parent(), Gamma(0.5), form=form)
+
+    got = para_jax.compress(sharded(kind), Gamma(0.5), form=form)
+
+    assert got.report.as_dict()["modules"][0]["kept"] == int(ranks["both"][0])
+    assert got.adapters.keys() == whole.adapters.keys()
+    for path, x in got.adapters.items():
+        root = path.split("/")[0]
+        index = tuple(map(int, path.split("/")[1:]))
+        _, _, a, b = PLACES[root]
+        stacked = len(parent()[root].stack)
+        a, b = (full(y, stacked + 2)[stacked if form == "ragged" else 0 :] for y in (a, b))
+        assert (spec(x.a), spec(x.b)) == (a, b)
+        assert x.a.shape == whole.adapters[path].a.shape
+        np.testing.assert_allclose(product(x), child[root][index], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_family_stays_on_the_mesh_beside_what_is_not_on_it(kind):
+    some = sharded(kind)
+    mixed = {**some, "layers": parent()["layers"]}
+    policies = [Gamma(0.5), Gamma(0.02)]
+
+    got = para_jax.family(mixed, policies, form="padded")
+    want = para_jax.family(parent(), policies, form="padded")
+
+    for child, other in zip(got, want, strict=True):
+        assert child.adapters.keys() == other.adapters.keys()
+        for path, x in child.adapters.items():
+            assert isinstance(x.a, np.ndarray) == (path == "layers")
+            np.testing.assert_allclose(product(x), product(other.adapters[path]), atol=1e-4)
+
+
+# --- Training -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_squeezed_adapters_and_their_moments_stay_in_place(kind):
+    def step(adapters, moments):
+        small, transforms = para_jax.squeeze(adapters, Gamma(0.5))
+        return small, para_jax.project_moments({"mu": 0, "trace": moments}, transforms)
+
+    class Trace(tuple):
+        pass
+
+    adapters = sharded(kind)
+    import optax
+
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    state = jax.tree.map(
+        lambda x: jnp.copy(x), optimizer.init(adapters)
+    )
+
+    def step(adapters, state):
+        small, transforms = para_jax.squeeze(adapters, Gamma(0.5))
+        return small, para_jax.project_moments(state, transforms)
+
+    program = jax.jit(step).lower(adapters, state).compile()
+    small, new = program(adapters, state)
+
+    assert not [shape for shape in moved(program) if is_of_a_factor(shape)]
+    for path, x in small.items():
+        np.testing.assert_allclose(product(x), truth()[2][path], atol=1e-4)
+        for one, other in ((x.a, PLACES[path][2]), (x.b, PLACES[path][3])):
+            assert spec(one) == full(other, one.ndim)

@@ -1,0 +1,31 @@
+"""Adapters on meshes of devices: the tests of `on_eight_devices.py`, on eight of them.
+
+A process has as many devices as it was started with, so they run in one of their own.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+FILE = pathlib.Path(__file__).with_name("on_eight_devices.py")
+
+
+@pytest.mark.slow
+def test_adapters_on_a_mesh_of_eight_devices_are_compressed_where_they_are():
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", str(FILE)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+    assert done.returncode == 0, done.stdout[-5000:]
