@@ -20,6 +20,9 @@ from para_jax.adapters import Adapter, member
 from para_jax.groups import Group, Progress, groups, pieces
 from para_jax.spectrum import Spectra, Spectrum
 
+# As many entries of a new row of `b` say which sign it has: a thousandth of the work.
+SIGNING = 512
+
 Form = Literal["masked", "padded", "ragged"]
 Masks = Mapping[str, Any]
 Packed = Iterator[tuple[str, tuple[int, ...], Adapter]]
@@ -36,8 +39,8 @@ def repack(
     """Returns the child: the kept components as balanced factors of scale 1.
 
     With `U_k S_k V_k^T` the kept part of an update, `a_hat^T a_hat = b_hat b_hat^T =
-    S_k` and `a_hat @ b_hat` is that part (Eq. 3). The largest entry of each row of
-    `b_hat` is positive, so equal parents give equal files.
+    S_k` and `a_hat @ b_hat` is that part (Eq. 3). The largest of the first 512 entries
+    of each row of `b_hat` is positive, so equal updates give equal files.
 
     - `masked`: the parent's shapes, dropped components zero. Traced.
     - `padded`: the parent's paths and stacks, each at the largest rank kept in its
@@ -178,13 +181,18 @@ def _apply(
     spectra: Spectra,
     masks: Masks,
     adapters: Mapping[str, Adapter],
-    selection: Callable[[Array, Spectrum], Array],
+    selection: Callable[[Spectrum, Array], tuple[Array, Array]],
 ) -> dict[str, Adapter]:
-    """Returns the child whose columns are where `selection` puts the components."""
+    """Returns the child of the components that `selection` puts into its columns."""
 
     def child(spectrum: Spectrum, mask: Array, adapter: Adapter) -> tuple[Array, Array]:
-        chosen = selection(mask, spectrum).astype(spectrum.s.dtype)
-        return _product(adapter, spectrum, chosen)
+        left, right = selection(spectrum, mask)
+        a, b = jnp.asarray(adapter.a), jnp.asarray(adapter.b)
+        sign = _signs(right, b)
+        left, right = left * sign[..., None, :], right * sign[..., :, None]
+        left, right = sharding.replicated((left, right))
+        a = linalg.applied(a, left, tall=True, dtype=spectrum.dtype)
+        return a, linalg.applied(b, right, tall=False, dtype=spectrum.dtype)
 
     result: dict[str, Adapter] = {}
     for group in groups(adapters):
@@ -205,36 +213,44 @@ def _joined(group: Group, values: Mapping[str, Any], rows: slice = slice(None)) 
     return jax.tree.unflatten(jax.tree.structure(members[0]), joined)
 
 
+def _signs(right: Float[Array, "*stack w r"], b: Array) -> Float[Array, "*stack w"]:
+    """Returns the signs that make equal updates equal children.
+
+    A decomposition leaves the sign of a component open, differently on each platform.
+    The largest of the first entries of each row of the new `b` shall be positive.
+    """
+    first = jnp.arange(b.shape[-1]) < SIGNING
+    if sharding.mesh_of(b) is None:
+        b, first = b[..., :SIGNING], first[:SIGNING]
+    # On a mesh a piece of `b` would have to be moved; what is there is cut out later.
+    row = linalg.applied(b, right, tall=False, dtype=right.dtype)
+    row = jnp.where(first, row, 0)
+    negative = jnp.max(row, axis=-1) < -jnp.min(row, axis=-1)
+    return jnp.where(negative, -1, 1).astype(right.dtype)
+
+
 def _in_place(
-    mask: Bool[Array, "*stack k"], spectrum: Spectrum
-) -> Bool[Array, "*stack k r"]:
-    """Returns the selection that leaves each component in its column."""
-    column = jnp.broadcast_to(jnp.arange(mask.shape[-1]), mask.shape)
-    return mask[..., None] & jax.nn.one_hot(column, spectrum.rank, dtype=bool)
+    spectrum: Spectrum, mask: Bool[Array, "*stack k"]
+) -> tuple[Float[Array, "*stack r r"], Float[Array, "*stack r r"]]:
+    """Returns `left` and `right`, each kept component in its column."""
+    left = jnp.where(mask[..., None, :], spectrum.left, 0)
+    right = jnp.where(mask[..., :, None], spectrum.right, 0)
+    still = [(0, 0)] * (mask.ndim - 1)
+    more = (0, spectrum.rank - mask.shape[-1])
+    return jnp.pad(left, [*still, (0, 0), more]), jnp.pad(right, [*still, more, (0, 0)])
 
 
 def _in_front(
-    mask: Bool[Array, "*stack k"], spectrum: Spectrum, *, width: int
-) -> Bool[Array, "*stack k w"]:
-    """Returns the selection that moves the kept components to the first columns."""
+    spectrum: Spectrum, mask: Bool[Array, "*stack k"], *, width: int
+) -> tuple[Float[Array, "*stack r w"], Float[Array, "*stack w r"]]:
+    """Returns `left` and `right`, the kept components in the first columns."""
     column = jnp.cumsum(mask, axis=-1) - 1
-    width = min(width, spectrum.s.shape[-1])
-    return mask[..., None] & jax.nn.one_hot(column, width, dtype=bool)
-
-
-def _product(
-    adapter: Adapter, spectrum: Spectrum, chosen: Float[Array, "*stack k w"]
-) -> tuple[Float[Array, "*stack m w"], Float[Array, "*stack w n"]]:
-    """Returns the chosen columns of `a @ left` and rows of `right @ b`."""
-    wide = spectrum.s.dtype
-    left = sharding.replicated(linalg.matmul(spectrum.left, chosen))
-    right = sharding.replicated(linalg.matmul(chosen.mT, spectrum.right))
-    a = linalg.matmul(jnp.asarray(adapter.a).astype(wide), left)
-    b = linalg.matmul(right, jnp.asarray(adapter.b).astype(wide))
-    # QR and SVD leave the sign of a component open, differently on each platform.
-    flip = jnp.max(b, axis=-1, keepdims=True) < -jnp.min(b, axis=-1, keepdims=True)
-    sign = jnp.where(flip, -1, 1).astype(wide)
-    return (a * sign.mT).astype(spectrum.dtype), (b * sign).astype(spectrum.dtype)
+    width = min(width, mask.shape[-1])
+    chosen = mask[..., None] & jax.nn.one_hot(column, width, dtype=bool)
+    source, some = jnp.argmax(chosen, axis=-2), chosen.any(-2)
+    left = jnp.take_along_axis(spectrum.left, source[..., None, :], axis=-1)
+    right = jnp.take_along_axis(spectrum.right, source[..., :, None], axis=-2)
+    return jnp.where(some[..., None, :], left, 0), jnp.where(some[..., None], right, 0)
 
 
 @functools.partial(jax.jit, static_argnames="width")
@@ -264,7 +280,8 @@ def _packed_on_host(
         joined = _joined(group, spectra, rows), mask, _joined(group, adapters, rows)
         packed = jax.device_get(_pack(*({"": x} for x in joined), width=width))[""]
         members = group.members()[rows]
-        for (path, index), a, b in zip(members, packed.a, packed.b, strict=True):
+        kernels = (x.reshape(-1, *x.shape[-2:]) for x in (packed.a, packed.b))
+        for (path, index), a, b in zip(members, *kernels, strict=True):
             yield path, index, Adapter(a=a, b=b)
 
 
