@@ -1,0 +1,213 @@
+"""How fast one child is made, beside the memory's own speed and beside other ways.
+
+    python -m tests.benchmarks.decompose
+    python -m tests.benchmarks.decompose --cases siglip2,gemma3-4b --dtype bfloat16
+    python -m tests.benchmarks.decompose --json rows.json --plot rows.svg
+    python -m tests.benchmarks.decompose --from rows.json --markdown
+
+Timed is what lies between an adapter on the device and its child on the device: all
+singular values, the threshold that keeps a quarter of them, the kept factors.
+
+- `auto`, `gram`, `qr`: this library in one compiled program, in float64, the child
+  padded to its largest rank.
+- `host`: `para_jax.compress`, from NumPy to NumPy, in its exact ranks; on CPU.
+- `paper`: QR of both factors and SVD of the core in JAX, mapped over the modules, in
+  float32, as PARA writes it.
+- `torch-loop`, `torch-batch`: the same in PyTorch, a module or a stack at a time.
+- `torch-full`: PyTorch's SVD of one whole update. `peft`: PEFT's `convert_to_lora`,
+  which is that too. Both scaled up to all modules by `m n min(m, n)`.
+
+The floor is the time to read all factors twice and to write the kept part once, at the
+speed that a large copy has in this run. `ms` is a median of warm calls, each over
+inputs that are not in the cache any more (see `clock.copies`), and without the time
+that Python takes to start a program that is queued behind another (see
+`clock.median`). `first ms` is trace, compile and first run, with JAX's caches cleared;
+set JAX_COMPILATION_CACHE_DIR and run twice to see a warm persistent cache. For PyTorch
+it is the first run, the library already started. `peak MB` counts inputs and child: it
+is the compiler's plan for JAX, what the allocator saw for PyTorch on a GPU. The errors
+are those of a few modules, against NumPy in float64: `sigma` is the largest relative
+error of a kept singular value, `product` that of a kept product, in the Frobenius norm.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import math
+import os
+import pathlib
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# Before JAX is imported: PyTorch needs room on the same device.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import numpy as np
+
+import para_jax as para
+from tests.benchmarks import accuracy, cases, chart, clock, contenders, rows
+from tests.benchmarks import torch_contenders as in_torch
+from tests.benchmarks.contenders import Inputs, Run
+from tests.benchmarks.rows import Row
+
+METHODS = (*contenders.WAYS, *in_torch.WAYS)
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def measured(
+    case: cases.Case,
+    methods: Sequence[str],
+    dtype: str,
+    limit: float,
+    place: dict[str, Any],
+):
+    """Yields one row a method."""
+    adapters = case.factors(dtype)
+    ranks = _ranks(adapters)
+    width = 8 * math.ceil(max(int(x.max()) for x in ranks.values()) / 8)
+    on_cpu = jax.default_backend() == "cpu"
+    inputs = Inputs(
+        case=case,
+        copies=clock.copies(adapters, most=4 if on_cpu else 24),
+        width=width,
+    )
+    size = cases.nbytes(adapters)
+    kept = sum(
+        int(ranks[path].sum()) * (x.inputs + x.outputs) * x.a.dtype.itemsize
+        for path, x in adapters.items()
+    )
+    floor = 1e3 * (2 * size + kept) / place["bandwidth"]
+    blank = functools.partial(
+        Row,
+        case=case.name,
+        modules=case.modules,
+        rank=case.rank,
+        bytes=size,
+        dtype=dtype,
+        floor_ms=floor,
+        **place,
+    )
+    for method in methods:
+        try:
+            found = _one(_ready(method, inputs, limit), adapters, ranks, limit)
+        except contenders.Skip as reason:
+            found = {"note": str(reason)}
+        except (RuntimeError, MemoryError) as error:  # Others may still run.
+            found = {"note": str(error).partition("\n")[0][:200]}
+        ratio = found["ms"] / floor if "ms" in found else None
+        yield blank(method=method, ratio=ratio, **found)
+
+
+def _ready(method: str, inputs: Inputs, limit: float) -> Run:
+    if method in contenders.WAYS:
+        return contenders.WAYS[method](inputs)
+    return in_torch.WAYS[method](inputs, limit=limit)
+
+
+def _one(run: Run, adapters: Any, ranks: Any, limit: float) -> dict[str, Any]:
+    """Returns the measured fields of a row."""
+    jax.clear_caches()
+    with run.context():
+        first = clock.first(run.call, run.wait)
+        seconds = first if first > limit else clock.median(run.call, run.wait)
+        found = {
+            "ms": 1e3 * seconds * run.factor,
+            "first_ms": 1e3 * first if run.factor == 1 else None,
+            "peak_bytes": run.peak() if run.factor == 1 else None,
+            "scaled": run.factor != 1,
+        }
+        if run.kept and run.factor == 1:
+            found |= _errors(run.kept, run.call(0), adapters, ranks)
+    return found
+
+
+def _errors(kept: Callable, result: Any, adapters: Any, ranks: Any) -> dict[str, float]:
+    """Returns the worst errors of a few modules of different projections."""
+    worst = []
+    for path in list(adapters)[:: max(1, len(adapters) // 4)]:
+        # The module that keeps most: a stack has one that keeps something.
+        index = np.unravel_index(int(ranks[path].argmax()), ranks[path].shape)
+        index = tuple(int(i) for i in index)
+        x = adapters[path]
+        a, b = (np.asarray(y[index]) for y in (x.a, x.b))
+        worst.append(accuracy.errors(a, b, x.scale, kept(result, path, index)))
+    sigma, product = map(max, zip(*worst, strict=True))
+    return {"sigma_error": sigma, "product_error": product}
+
+
+def _ranks(adapters: Any) -> dict[str, np.ndarray]:
+    @jax.jit
+    def count(adapters: Any) -> Any:
+        masks = para.masks(para.decompose(adapters), para.Gamma(contenders.GAMMA))
+        return {path: mask.sum(-1) for path, mask in masks.items()}
+
+    with jax.enable_x64(True):
+        return {path: np.asarray(x) for path, x in count(adapters).items()}
+
+
+def _place() -> dict[str, Any]:
+    """Returns what all rows share: the device and its memory's speed."""
+    versions = [f"Python {platform.python_version()}"]
+    for name in ("jax", "torch", "peft"):
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = jax.devices()[0].device_kind
+    if device == "cpu":
+        device = f"{len(os.sched_getaffinity(0))} cores of {platform.machine()}"
+    return {
+        "device": device,
+        "versions": ", ".join(versions),
+        "bandwidth": clock.bandwidth(),
+    }
+
+
+def _chosen(what: str, given: str | None, known: Sequence[str]) -> list[str]:
+    names = given.split(",")
+    if unknown := [x for x in names if x not in known]:
+        raise SystemExit(f"Unknown {what} '{unknown[0]}'. Known: {', '.join(known)}.")
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", default=",".join(cases.DEFAULT))
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--limit", type=float, default=20, help="seconds a row")
+    parser.add_argument("--json", type=pathlib.Path, help="where to put the rows")
+    parser.add_argument("--plot", type=pathlib.Path, help="where to put the picture")
+    parser.add_argument("--from", dest="source", type=pathlib.Path, help="saved rows")
+    parser.add_argument("--markdown", action="store_true", help="for a README")
+    return parser
+
+
+def _run(given: argparse.Namespace) -> list[Row]:
+    chosen = [cases.CASES[x] for x in _chosen("case", given.cases, list(cases.CASES))]
+    methods = _chosen("method", given.methods, METHODS)
+    dtypes = _chosen("dtype", given.dtype, DTYPES)
+    place, result = _place(), []
+    for dtype in dtypes:
+        for case in chosen:
+            for row in measured(case, methods, dtype, given.limit, place):
+                result.append(row)
+                print(rows.line(row), flush=True)
+                if given.json:  # After every row: a long run may be cut short.
+                    rows.save(given.json, result)
+    return result
+
+
+def main() -> None:
+    given = _parser().parse_args()
+    found = rows.load(given.source) if given.source else _run(given)
+    print(rows.markdown(found) if given.markdown else rows.text(found))
+    if given.plot:
+        chart.save(given.plot, found)
+
+
+if __name__ == "__main__":
+    main()
