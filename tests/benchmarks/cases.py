@@ -166,4 +166,3 @@ _ALL = (
 )
 
 CASES = {case.name: case for case in _ALL}
-DEFAULT = tuple(name for name in CASES if name != "tiny")

@@ -24,10 +24,12 @@ def first(call: Callable[[int], Any], wait: Callable[[Any], Any]) -> float:
     return time.perf_counter() - start
 
 
-def median(call: Callable[[int], Any], wait: Callable[[Any], Any]) -> float:
+def median(
+    call: Callable[[int], Any], wait: Callable[[Any], Any], limit: float
+) -> float:
     """Returns the median of the seconds that a call takes once it is warm.
 
-    Calls under 100 ms are repeated 5 to 30 times, slower ones once to three times. On
+    Calls under 100 ms are repeated 5 to 30 times, slower ones three times, or once. On
     an accelerator, calls that are quicker than 20 ms are queued in batches of up to 10
     and waited for at their end, so that the device's time counts and not that of
     starting a program from Python; the median is that of the batches' means.
@@ -35,10 +37,11 @@ def median(call: Callable[[int], Any], wait: Callable[[Any], Any]) -> float:
     Args:
       call: Starts the work; its argument counts the calls.
       wait: Waits for what `call` returned.
+      limit: The seconds that slow calls may take together.
     """
     once = first(call, wait)
     if once > _QUICK:
-        repeats = 3 if once < _TOTAL / 3 else 1
+        repeats = 3 if 3 * once < limit else 1
         return statistics.median(first(call, wait) for _ in range(repeats))
     queued = 1 if jax.default_backend() == "cpu" else _limited(_BATCH / once, 1, 10)
     times = []

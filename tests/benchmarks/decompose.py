@@ -22,11 +22,13 @@ speed that a large copy has in this run. `ms` is a median of warm calls, each ov
 inputs that are not in the cache any more (see `clock.copies`), and without the time
 that Python takes to start a program that is queued behind another (see
 `clock.median`). `first ms` is trace, compile and first run, with JAX's caches cleared;
-set JAX_COMPILATION_CACHE_DIR and run twice to see a warm persistent cache. For PyTorch
-it is the first run, the library already started. `peak MB` counts inputs and child: it
-is the compiler's plan for JAX, what the allocator saw for PyTorch on a GPU. The errors
-are those of a few modules, against NumPy in float64: `sigma` is the largest relative
-error of a kept singular value, `product` that of a kept product, in the Frobenius norm.
+set JAX_COMPILATION_CACHE_DIR and run twice to see a warm persistent cache. What XLA
+tuned for an earlier row it still knows: `gram` after `auto` is not as cold as alone.
+For PyTorch it is the first run, the library already started. `peak MB` counts inputs
+and child: it is the compiler's plan for JAX, what the allocator saw for PyTorch on a
+GPU. The errors are those of a few modules, against NumPy in float64: `sigma` is the
+largest relative error of a kept singular value, `product` that of a kept product, in
+the Frobenius norm.
 """
 
 import argparse
@@ -52,6 +54,7 @@ from tests.benchmarks.contenders import Inputs, Run
 from tests.benchmarks.rows import Row
 
 METHODS = (*contenders.WAYS, *in_torch.WAYS)
+TINY = "tiny"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -93,8 +96,9 @@ def measured(
             found = _one(_ready(method, inputs, limit), adapters, ranks, limit)
         except contenders.Skip as reason:
             found = {"note": str(reason)}
-        except (RuntimeError, MemoryError) as error:  # Others may still run.
-            found = {"note": str(error).partition("\n")[0][:200]}
+        except Exception as error:  # Whatever it is, the others may still run.
+            text = str(error).partition("\n")[0]
+            found = {"note": f"{type(error).__name__}: {text[:100]}"}
         ratio = found["ms"] / floor if "ms" in found else None
         yield blank(method=method, ratio=ratio, **found)
 
@@ -110,7 +114,7 @@ def _one(run: Run, adapters: Any, ranks: Any, limit: float) -> dict[str, Any]:
     jax.clear_caches()
     with run.context():
         first = clock.first(run.call, run.wait)
-        seconds = first if first > limit else clock.median(run.call, run.wait)
+        seconds = first if first > limit else clock.median(run.call, run.wait, limit)
         found = {
             "ms": 1e3 * seconds * run.factor,
             "first_ms": 1e3 * first if run.factor == 1 else None,
@@ -137,9 +141,16 @@ def _errors(kept: Callable, result: Any, adapters: Any, ranks: Any) -> dict[str,
 
 
 def _ranks(adapters: Any) -> dict[str, np.ndarray]:
+    """Returns the rank that each module keeps.
+
+    Layer by layer: a program of the shapes that are timed would leave its tuned matrix
+    products to their first call.
+    """
+
     @jax.jit
     def count(adapters: Any) -> Any:
-        masks = para.masks(para.decompose(adapters), para.Gamma(contenders.GAMMA))
+        spectra = jax.lax.map(para.decompose, adapters)
+        masks = para.masks(spectra, para.Gamma(contenders.GAMMA))
         return {path: mask.sum(-1) for path, mask in masks.items()}
 
     with jax.enable_x64(True):
@@ -156,7 +167,7 @@ def _place() -> dict[str, Any]:
             continue
     device = jax.devices()[0].device_kind
     if device == "cpu":
-        device = f"{len(os.sched_getaffinity(0))} cores of {platform.machine()}"
+        device = f"{len(os.sched_getaffinity(0))} cores of {_processor()}"
     return {
         "device": device,
         "versions": ", ".join(versions),
@@ -164,18 +175,32 @@ def _place() -> dict[str, Any]:
     }
 
 
-def _chosen(what: str, given: str | None, known: Sequence[str]) -> list[str]:
+def _processor() -> str:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [x.partition(": ")[2] for x in lines if x.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _chosen(what: str, given: str, known: Sequence[str]) -> list[str]:
     names = given.split(",")
     if unknown := [x for x in names if x not in known]:
         raise SystemExit(f"Unknown {what} '{unknown[0]}'. Known: {', '.join(known)}.")
     return names
 
 
+def _default_cases() -> list[str]:
+    """Returns all cases; on a CPU, whose rows take minutes, those below 1 GB."""
+    most = 1e9 if jax.default_backend() == "cpu" else math.inf
+    sizes = {name: 4 * x.parameters for name, x in cases.CASES.items() if name != TINY}
+    return [name for name, size in sizes.items() if size < most]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", default=",".join(cases.DEFAULT))
+    parser.add_argument("--cases", help="all that suit the device, but for tiny")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--limit", type=float, default=20, help="seconds a row")
@@ -187,7 +212,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(given: argparse.Namespace) -> list[Row]:
-    chosen = [cases.CASES[x] for x in _chosen("case", given.cases, list(cases.CASES))]
+    names = given.cases or ",".join(_default_cases())
+    chosen = [cases.CASES[x] for x in _chosen("case", names, list(cases.CASES))]
     methods = _chosen("method", given.methods, METHODS)
     dtypes = _chosen("dtype", given.dtype, DTYPES)
     place, result = _place(), []
@@ -201,8 +227,8 @@ def _run(given: argparse.Namespace) -> list[Row]:
     return result
 
 
-def main() -> None:
-    given = _parser().parse_args()
+def main(words: Sequence[str] | None = None) -> None:
+    given = _parser().parse_args(words)
     found = rows.load(given.source) if given.source else _run(given)
     print(rows.markdown(found) if given.markdown else rows.text(found))
     if given.plot:

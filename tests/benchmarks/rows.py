@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import textwrap
 from collections.abc import Iterable, Sequence
 
 COLUMNS = ("method", "ms", "of floor", "first ms", "peak MB", "sigma", "product")
@@ -93,7 +94,8 @@ def text(rows: Sequence[Row]) -> str:
             table.add_row(*_cells(row))
         console.print(table)
     lines = [x.rstrip() for x in shown.getvalue().splitlines()]
-    return "\n".join([*lines, *notes(rows)])
+    below = [textwrap.fill(x, 80, subsequent_indent="  ") for x in notes(rows)]
+    return "\n".join([*lines, *below])
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -132,20 +134,22 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _cells(row: Row) -> list[str]:
-    about = "~" if row.scaled else ""
     megabytes = None if row.peak_bytes is None else row.peak_bytes / 1e6
-    numbers = (row.ms, row.ratio, row.first_ms, megabytes)
+    shown = _about if row.scaled else _three
     return [
         row.method,
-        *(
-            "" if x is None else (about if i < 2 else "") + _three(x)
-            for i, x in enumerate(numbers)
-        ),
+        *("" if x is None else shown(x) for x in (row.ms, row.ratio, row.first_ms)),
+        "" if megabytes is None else _three(megabytes),
         *(
             "" if x is None else f"{x:.0e}"
             for x in (row.sigma_error, row.product_error)
         ),
     ]
+
+
+def _about(x: float) -> str:
+    """Returns two digits of what is an estimate."""
+    return f"~{_three(float(f'{x:.2g}'))}"
 
 
 def _three(x: float) -> str:
