@@ -32,129 +32,24 @@ the Frobenius norm.
 """
 
 import argparse
-import functools
 import importlib.metadata
 import math
 import os
 import pathlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 # Before JAX is imported: PyTorch needs room on the same device.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
-import numpy as np
 
-import para_jax as para
-from tests.benchmarks import accuracy, cases, chart, clock, contenders, rows
-from tests.benchmarks import torch_contenders as in_torch
-from tests.benchmarks.contenders import Inputs, Run
+from tests.benchmarks import cases, chart, clock, measure, rows
 from tests.benchmarks.rows import Row
 
-METHODS = (*contenders.WAYS, *in_torch.WAYS)
 TINY = "tiny"
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-def measured(
-    case: cases.Case,
-    methods: Sequence[str],
-    dtype: str,
-    limit: float,
-    place: dict[str, Any],
-):
-    """Yields one row a method."""
-    adapters = case.factors(dtype)
-    ranks = _ranks(adapters)
-    width = 8 * math.ceil(max(int(x.max()) for x in ranks.values()) / 8)
-    on_cpu = jax.default_backend() == "cpu"
-    inputs = Inputs(
-        case=case,
-        copies=clock.copies(adapters, most=4 if on_cpu else 24),
-        width=width,
-    )
-    size = cases.nbytes(adapters)
-    kept = sum(
-        int(ranks[path].sum()) * (x.inputs + x.outputs) * x.a.dtype.itemsize
-        for path, x in adapters.items()
-    )
-    floor = 1e3 * (2 * size + kept) / place["bandwidth"]
-    blank = functools.partial(
-        Row,
-        case=case.name,
-        modules=case.modules,
-        rank=case.rank,
-        bytes=size,
-        dtype=dtype,
-        floor_ms=floor,
-        **place,
-    )
-    for method in methods:
-        try:
-            found = _one(_ready(method, inputs, limit), adapters, ranks, limit)
-        except contenders.Skip as reason:
-            found = {"note": str(reason)}
-        except Exception as error:  # Whatever it is, the others may still run.
-            text = str(error).partition("\n")[0]
-            found = {"note": f"{type(error).__name__}: {text[:100]}"}
-        ratio = found["ms"] / floor if "ms" in found else None
-        yield blank(method=method, ratio=ratio, **found)
-
-
-def _ready(method: str, inputs: Inputs, limit: float) -> Run:
-    if method in contenders.WAYS:
-        return contenders.WAYS[method](inputs)
-    return in_torch.WAYS[method](inputs, limit=limit)
-
-
-def _one(run: Run, adapters: Any, ranks: Any, limit: float) -> dict[str, Any]:
-    """Returns the measured fields of a row."""
-    jax.clear_caches()
-    with run.context():
-        first = clock.first(run.call, run.wait)
-        seconds = first if first > limit else clock.median(run.call, run.wait, limit)
-        found = {
-            "ms": 1e3 * seconds * run.factor,
-            "first_ms": 1e3 * first if run.factor == 1 else None,
-            "peak_bytes": run.peak() if run.factor == 1 else None,
-            "scaled": run.factor != 1,
-        }
-        if run.kept and run.factor == 1:
-            found |= _errors(run.kept, run.call(0), adapters, ranks)
-    return found
-
-
-def _errors(kept: Callable, result: Any, adapters: Any, ranks: Any) -> dict[str, float]:
-    """Returns the worst errors of a few modules of different projections."""
-    worst = []
-    for path in list(adapters)[:: max(1, len(adapters) // 4)]:
-        # The module that keeps most: a stack has one that keeps something.
-        index = np.unravel_index(int(ranks[path].argmax()), ranks[path].shape)
-        index = tuple(int(i) for i in index)
-        x = adapters[path]
-        a, b = (np.asarray(y[index]) for y in (x.a, x.b))
-        worst.append(accuracy.errors(a, b, x.scale, kept(result, path, index)))
-    sigma, product = map(max, zip(*worst, strict=True))
-    return {"sigma_error": sigma, "product_error": product}
-
-
-def _ranks(adapters: Any) -> dict[str, np.ndarray]:
-    """Returns the rank that each module keeps.
-
-    Layer by layer: a program of the shapes that are timed would leave its tuned matrix
-    products to their first call.
-    """
-
-    @jax.jit
-    def count(adapters: Any) -> Any:
-        spectra = jax.lax.map(para.decompose, adapters)
-        masks = para.masks(spectra, para.Gamma(contenders.GAMMA))
-        return {path: mask.sum(-1) for path, mask in masks.items()}
-
-    with jax.enable_x64(True):
-        return {path: np.asarray(x) for path, x in count(adapters).items()}
 
 
 def _place() -> dict[str, Any]:
@@ -167,7 +62,7 @@ def _place() -> dict[str, Any]:
             continue
     device = jax.devices()[0].device_kind
     if device == "cpu":
-        device = f"{len(os.sched_getaffinity(0))} cores of {_processor()}"
+        device = f"{os.cpu_count()} cores of {_processor()}"
     return {
         "device": device,
         "versions": ", ".join(versions),
@@ -201,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", help="all that suit the device, but for tiny")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=",".join(measure.METHODS))
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--limit", type=float, default=20, help="seconds a row")
     parser.add_argument("--json", type=pathlib.Path, help="where to put the rows")
@@ -214,12 +109,14 @@ def _parser() -> argparse.ArgumentParser:
 def _run(given: argparse.Namespace) -> list[Row]:
     names = given.cases or ",".join(_default_cases())
     chosen = [cases.CASES[x] for x in _chosen("case", names, list(cases.CASES))]
-    methods = _chosen("method", given.methods, METHODS)
+    methods = _chosen("method", given.methods, measure.METHODS)
     dtypes = _chosen("dtype", given.dtype, DTYPES)
     place, result = _place(), []
     for dtype in dtypes:
         for case in chosen:
-            for row in measured(case, methods, dtype, given.limit, place):
+            for row in measure.measured(
+                case, methods, dtype, limit=given.limit, place=place
+            ):
                 result.append(row)
                 print(rows.line(row), flush=True)
                 if given.json:  # After every row: a long run may be cut short.

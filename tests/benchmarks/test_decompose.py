@@ -10,9 +10,9 @@ import pytest
 @pytest.fixture
 def modules():
     # Here, since the import hook checks only what is imported after it.
-    from tests.benchmarks import accuracy, cases, clock, decompose, rows
+    from tests.benchmarks import accuracy, cases, clock, decompose, measure, rows
 
-    return accuracy, cases, clock, decompose, rows
+    return accuracy, cases, clock, decompose, measure, rows
 
 
 def low_rank(key, m, r, n):
@@ -58,13 +58,13 @@ def test_every_case_has_the_shapes_that_it_counts(modules):
 
 @pytest.mark.user_defaults
 def test_factors_are_the_same_every_time_and_keep_ragged_ranks(modules):
-    _, cases, _, decompose, _ = modules
+    _, cases, _, _, measure, _ = modules
     case = cases.CASES["tiny"]
     first, second = case.factors("float32"), case.factors("float32")
     for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(x, y)
 
-    ranks = np.concatenate([x.ravel() for x in decompose._ranks(first).values()])
+    ranks = np.concatenate([x.ravel() for x in measure.kept_ranks(first).values()])
 
     assert ranks.sum() == case.modules * case.rank // 4
     assert len(set(ranks)) > 1
@@ -75,7 +75,7 @@ def test_factors_are_the_same_every_time_and_keep_ragged_ranks(modules):
 def test_the_command_measures_saves_and_shows_again(
     modules, monkeypatch, tmp_path, capsys
 ):
-    _, cases, clock, decompose, rows = modules
+    _, cases, clock, decompose, _, rows = modules
     monkeypatch.setattr(clock, "cache", lambda: 2**16)
     monkeypatch.setattr(clock, "_TOTAL", 0.0)
     saved, picture = tmp_path / "rows.json", tmp_path / "rows.svg"
@@ -107,16 +107,22 @@ def test_the_command_measures_saves_and_shows_again(
 
 @pytest.mark.user_defaults
 def test_a_way_that_fails_leaves_a_row_that_says_why(modules, monkeypatch):
-    _, cases, clock, decompose, rows = modules
-    monkeypatch.setattr(clock, "cache", lambda: 2**16)
+    _, cases, _, _, measure, rows = modules
+    monkeypatch.setattr(
+        measure,
+        "kept_ranks",
+        lambda adapters: {p: np.full(x.stack, 1) for p, x in adapters.items()},
+    )
 
     def broken(inputs):
         raise FloatingPointError("no luck\nat all")
 
-    monkeypatch.setitem(decompose.contenders.WAYS, "paper", broken)
+    monkeypatch.setitem(measure.contenders.WAYS, "paper", broken)
     place = {"device": "any", "versions": "any", "bandwidth": 1e9}
 
-    (row,) = decompose.measured(cases.CASES["tiny"], ["paper"], "float32", 1, place)
+    (row,) = measure.measured(
+        cases.CASES["tiny"], ["paper"], "float32", limit=1, place=place
+    )
 
     assert row.ms is None
     assert row.note == "FloatingPointError: no luck"
@@ -145,6 +151,6 @@ def test_an_estimate_is_marked_and_shown_with_two_digits(modules):
     ],
 )
 def test_an_unknown_name_is_answered_with_the_known_ones(modules, words, known):
-    _, _, _, decompose, _ = modules
+    _, _, _, decompose, _, _ = modules
     with pytest.raises(SystemExit, match=known):
         decompose.main(words)
