@@ -62,4 +62,4 @@ _SECONDS = {1: "s", 1e-3: "ms", 1e-6: "µs"}
 def _quantity(x: float, units: dict[float, str]) -> str:
     """Returns a power of ten in the largest unit that leaves a whole number."""
     size, unit = next(((s, u) for s, u in units.items() if x >= 0.999 * s), (1, ""))
-    return f"{x / size:,.3g} {unit}"
+    return f"{x / size:,.0f} {unit}"
