@@ -64,6 +64,8 @@ def test_factors_are_the_same_every_time_and_keep_ragged_ranks(modules):
     for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(x, y)
 
+    lengths = np.linalg.norm(first["q"].a, axis=1).mean(axis=0)
+    np.testing.assert_allclose(lengths[0] / lengths[-1], cases.DECAY, rtol=0.3)
     ranks = np.concatenate([x.ravel() for x in measure.kept_ranks(first).values()])
 
     assert ranks.sum() == case.modules * case.rank // 4
@@ -127,6 +129,33 @@ def test_a_way_that_fails_leaves_a_row_that_says_why(modules, monkeypatch):
     assert row.ms is None
     assert row.note == "FloatingPointError: no luck"
     assert "paper: FloatingPointError: no luck." in rows.text([row])
+
+
+@pytest.mark.interop
+@pytest.mark.slow
+@pytest.mark.user_defaults
+def test_other_libraries_find_the_same_child_or_are_marked_as_estimates(
+    modules, monkeypatch
+):
+    pytest.importorskip("peft")
+    _, cases, clock, _, measure, _ = modules
+    monkeypatch.setattr(clock, "cache", lambda: 2**16)
+    monkeypatch.setattr(clock, "_TOTAL", 0.0)
+    place = {"device": "any", "versions": "any", "bandwidth": 1e9}
+    methods = ["torch-loop", "torch-batch", "torch-full", "peft"]
+
+    rows = measure.measured(
+        cases.CASES["tiny"], methods, "float32", limit=60, place=place
+    )
+
+    loop, batch, full, peft = rows
+    for row in (loop, batch):
+        assert not row.scaled
+        assert 0 < row.sigma_error < 1e-5
+        assert 0 < row.product_error < 1e-5
+    for row in (full, peft):
+        assert row.scaled
+        assert row.ms > 0
 
 
 def test_an_estimate_is_marked_and_shown_with_two_digits(modules):
