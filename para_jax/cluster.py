@@ -11,15 +11,14 @@ import functools
 import json
 import logging
 import pathlib
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
 import ray
 import ray.data
 
 from para_jax.fleet import Tenant, Work, tend
 from para_jax.manifest import Row
-
-_RETRIES = 3
 
 
 def tasks(
@@ -41,23 +40,13 @@ def tasks(
     Raises:
       ConnectionError: if no cluster answers at the address.
     """
-    items = [
-        {"name": x.name, "source": str(x.source), "target": str(x.target)}
-        for x in tenants
-    ]
+    if not tenants:  # A cluster takes seconds to start.
+        return
+    places = [(x.name, x.source.absolute(), x.target.absolute()) for x in tenants]
+    items = [{"name": x, "source": f"{y}", "target": f"{z}"} for x, y, z in places]
     lost = {x.name: x for x in tenants}
     with _connected(address):
-        # A block a tenant: what a worker loses when it dies is one.
-        data = ray.data.from_items(items, override_num_blocks=len(items))
-        data = data.map(
-            functools.partial(_task, work),
-            num_cpus=1,
-            compute=ray.data.TaskPoolStrategy(size=jobs),
-            max_retries=_RETRIES,
-        )
-        data.context.enable_progress_bars = False
-        data.context.max_errored_blocks = -1  # One that kills every worker is no end.
-        for item in data.iter_rows():
+        for item in _blocks(functools.partial(_task, work), items, jobs).iter_rows():
             row = Row(**json.loads(item["row"]))
             del lost[row.name]
             yield row
@@ -67,9 +56,24 @@ def tasks(
             source=str(source),
             target=str(target),
             status="failed",
-            failure=f"Its process died, or did not start, {1 + _RETRIES} times: Ray's "
-            "logs say why.",
+            failure="All processes that tried it died: Ray's logs say why.",
         )
+
+
+def _blocks(
+    task: Callable[[dict[str, str]], dict[str, str]],
+    items: list[dict[str, str]],
+    jobs: int | None,
+) -> ray.data.Dataset:
+    """Returns what becomes of the items, a block each: so much does a death cost."""
+    with warnings.catch_warnings():  # Ray warns of settings that it makes itself.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        result = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            task, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=jobs)
+        )
+    result.context.enable_progress_bars = False
+    result.context.max_errored_blocks = -1  # One that kills every worker is no end.
+    return result
 
 
 def _task(work: Work, item: dict[str, str]) -> dict[str, str]:

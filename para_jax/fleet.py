@@ -77,9 +77,7 @@ def find(
     found: dict[str, Tenant] = {}
     others: list[pathlib.Path] = []
     for path, name in _matches(patterns, folder):
-        try:
-            kind = recognise(path)
-        except (FileNotFoundError, ValueError):
+        if (kind := _form(path)) is None:
             others.append(path)
             continue
         name = name.removesuffix(".safetensors")
@@ -95,6 +93,16 @@ def find(
     sources = {x.source for x in found.values()}
     outside = [x for x in others if x not in above and not sources & {*x.parents}]
     return Found([found[name] for name in sorted(found)], outside)
+
+
+def _form(path: pathlib.Path) -> Format | None:
+    """Returns the format of an adapter, and None for anything else."""
+    try:
+        found = recognise(path)
+    except (FileNotFoundError, ValueError):
+        return None
+    # A folder may hold other weights, such as a whole model's.
+    return None if found == "peft" and not any(path.glob("adapter_*")) else found
 
 
 def _matches(

@@ -196,20 +196,18 @@ def fleet(children: Sequence[Row], summary: Mapping[str, Any]) -> None:
     size = human_bytes(sum(x.bytes for x in children))
     seconds, written = summary["seconds"], summary["written"]
     print(
-        f"{summary['tenants']:,} tenants: {written:,} compressed in {seconds:.1f} s "
-        f"({written / seconds:.1f}/s), {summary['there']:,} there already, "
-        f"{len(summary['failed']):,} failed. {size} on disk."
+        f"{summary['tenants']:,} tenants: {written:,} compressed, "
+        f"{summary['there']:,} there already, {len(summary['failed']):,} failed."
     )
+    print(f"Took {seconds:.1f} s, {written / seconds:.1f} tenants/s. {size} on disk.")
     failed = list(summary["failed"].items())
     for name, failure in failed[:_SHOWN]:
         print(wrapped(f"{name}: {failure}"))
     if len(failed) > _SHOWN:
         print(f"... and {len(failed) - _SHOWN:,} more.")
     if others := summary["passed_over"]:
-        print(
-            f"{len(others):,} that the pattern matches are no adapters, such as "
-            f"'{others[0]}'."
-        )
+        text = f"{len(others):,} that the pattern matches are no adapters, such as"
+        print(wrapped(f"{text} '{others[0]}'."))
     print(f"Every tenant is in {summary['manifest']}.")
 
 
