@@ -22,7 +22,7 @@ _EXAMPLES = """examples:
   para compress adapter/ small/ --epsilon 0.99 --max-rank 8 --profile padded
   para sweep adapter/ children/ --gamma 0.5 0.25 0.125 --epsilon 0.9
   para compress adapter/ small/ --gamma 0.25 --for vllm --adapters-only
-  para fleet 'tenants/*/adapter' small/ --gamma 0.25   one child a tenant
+  para fleet 'tenants/*/adapter' fleet/ --gamma 0.25  one child a tenant
   para convert run/100/ adapter/ --format peft --alpha 16 --model gemma3
 """
 
@@ -147,7 +147,11 @@ def _compress(command: options.Parser) -> None:
 
 def _fleet(command: options.Parser) -> None:
     _budget(command)
-    options.output(command)
+    options.output(
+        command,
+        target="the folder of all children, and of their manifest",
+        overwrite="begin anew, whatever is done: needed for another budget or form",
+    )
     options.cut(command)
     group = command.add_argument_group("the run, which goes on where one ended")
     add = group.add_argument

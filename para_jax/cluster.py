@@ -20,6 +20,8 @@ import ray.data
 from para_jax.fleet import Tenant, Work, tend
 from para_jax.manifest import Row
 
+_RETRIES = 3
+
 
 def tasks(
     work: Work,
@@ -56,7 +58,7 @@ def tasks(
             source=str(source),
             target=str(target),
             status="failed",
-            failure="All processes that tried it died: Ray's logs say why.",
+            failure=f"All {1 + _RETRIES} processes that tried it died: see Ray's logs.",
         )
 
 
@@ -69,7 +71,11 @@ def _blocks(
     with warnings.catch_warnings():  # Ray warns of settings that it makes itself.
         warnings.simplefilter("ignore", DeprecationWarning)
         result = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            task, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=jobs)
+            task,
+            num_cpus=1,
+            compute=ray.data.TaskPoolStrategy(size=jobs),
+            # For ever, if nobody says: an adapter too large for a worker has no end.
+            ray_remote_args_fn=lambda: {"max_retries": _RETRIES},
         )
     result.context.enable_progress_bars = False
     result.context.max_errored_blocks = -1  # One that kills every worker is no end.

@@ -104,6 +104,11 @@ def _check(folder: pathlib.Path, *, overwrite: bool) -> None:
         return
     # A run that was killed at its very start left a hidden folder.
     inside = sorted(x.name for x in folder.iterdir() if not x.name.startswith("."))
+    if adapter := set(inside).intersection(directory.ADAPTER_FILES):
+        raise FileExistsError(
+            f"'{folder}' is an adapter (it holds '{min(adapter)}'), and no folder for "
+            "many. Choose another place."
+        )
     if inside and not overwrite:
         raise FileExistsError(
             f"'{folder}' holds '{inside[0]}' and no {NAME}, so it is no fleet to go on "

@@ -64,15 +64,15 @@ def foreign(command: Parser) -> None:
     add("--stack-axis", type=_axis, metavar="AXIS", help=what)
 
 
-def output(command: Parser) -> None:
-    """Adds DST, its form and its names."""
+def output(
+    command: Parser,
+    *,
+    target: str = "what to write: a folder; for kohya, FILE.safetensors",
+    overwrite: str = "replace the adapter that is at DST",
+) -> None:
+    """Adds DST, its form and its names, in the words of one command."""
     add = command.add_argument
-    add(
-        "target",
-        metavar="DST",
-        type=pathlib.Path,
-        help="what to write: a folder; for kohya, FILE.safetensors",
-    )
+    add("target", metavar="DST", type=pathlib.Path, help=target)
     what = "the format of DST; that of SRC if left out"
     add("--format", choices=get_args(Format), help=what)
     add(
@@ -89,8 +89,7 @@ def output(command: Parser) -> None:
         metavar="ENGINE",
         help=f"{what}: %(choices)s",
     )
-    what = "replace the adapter that is at DST"
-    add("--overwrite", action="store_true", help=what)
+    add("--overwrite", action="store_true", help=overwrite)
     _names(command)
 
 

@@ -426,6 +426,18 @@ def test_a_folder_of_something_else_is_refused(call, tmp_path):
 
 
 @pytest.mark.user_defaults
+def test_a_fleet_takes_no_adapters_place(call, tmp_path):
+    settle(tmp_path, ["in/acme", "out"])
+    before = files(tmp_path)
+
+    code, _, err = call("fleet", "in/*", "out", *GAMMA, "--overwrite")
+
+    assert code == 2
+    assert "'out' is an adapter" in err
+    assert files(tmp_path) == before
+
+
+@pytest.mark.user_defaults
 def test_no_two_runs_write_to_one_folder(call, tmp_path):
     settle(tmp_path / "in", ["acme"])
 
