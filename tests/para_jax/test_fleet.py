@@ -479,10 +479,11 @@ def test_a_manifest_that_is_none_is_refused_by_its_line(tmp_path, line):
 
 @pytest.mark.user_defaults
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_an_interrupt_leaves_what_the_same_command_goes_on_with(
+def test_an_interrupt_begins_no_other_and_the_same_command_goes_on(
     call, tended, tmp_path, monkeypatch, jobs
 ):
-    settle(tmp_path / "in", "abcdefgh")
+    names = [f"t{i:02}" for i in range(41)]
+    settle(tmp_path / "in", names)
     append = manifest.Manifest.append
 
     def interrupted(self, row):
@@ -490,16 +491,16 @@ def test_an_interrupt_leaves_what_the_same_command_goes_on_with(
         if len(self.rows) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(manifest.Manifest, "append", interrupted)
-    code, out, err = call("fleet", "in/*", "out", *GAMMA, "--jobs", jobs)
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest.Manifest, "append", interrupted)
+        code, out, err = call("fleet", "in/*", "out", *GAMMA, "--jobs", jobs)
 
     assert (code, out) == (130, "")
-    assert err == "para: 2 of 8 tenants are done; the same command goes on.\n"
+    assert err == "para: 2 of 41 tenants are done; the same command goes on.\n"
     assert not list(tmp_path.rglob(".*"))
+    assert len(list((tmp_path / "out").iterdir())) < 30
     assert tended()["there"] == 3
-    assert sorted(x["name"] for x in lines(tmp_path / "out")) == [*"abcdefgh"]
+    assert sorted(x["name"] for x in lines(tmp_path / "out")) == names
 
 
 DIES = """
