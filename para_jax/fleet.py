@@ -5,6 +5,10 @@ here, Ray in `para_jax.cluster`) calls the same unit of work on each: one adapte
 one child on disk and one row of the manifest out. A child appears as a whole or not at
 all, and made again it is the same. So a run may be killed at any moment: started again,
 it does at most what was in flight a second time.
+
+In memory none of this is needed. With adapters of equal shapes stacked along a leading
+axis, `jax.jit(jax.vmap(child))` cuts each by its own pool, where `child` is
+`decompose`, `masks` and `repack` with `form="masked"`.
 """
 
 import concurrent.futures

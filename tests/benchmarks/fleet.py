@@ -160,8 +160,8 @@ def show(rows: list[Row]) -> None:
             f"{row.adapters:,}",
             f"{row.bytes / 1e6:,.1f}",
             f"{'~' * row.scaled}{row.seconds:,.3g}",
-            f"{row.adapters / row.seconds:,.3g}",
-            f"{row.bytes / row.seconds / 1e6:,.3g}",
+            f"{row.adapters / row.seconds:,.1f}",
+            f"{row.bytes / row.seconds / 1e6:,.1f}",
         )
     rich.console.Console(width=80).print(table)
 
@@ -176,7 +176,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
         ("MB of one adapter", by_bytes, lambda x: x.bytes / 1e6),
     ]
     panels = [panel for panel in panels if panel[1]]
-    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(panels), 4.6), layout="constrained")
     for axes, (label, shown, x) in zip(
         np.ravel(figure.subplots(1, len(panels))), panels, strict=True
     ):
@@ -189,7 +189,10 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds")
         axes.set_xlim(min(map(x, shown)) / 1.5, max(map(x, shown)) * 1.5)
         axes.set_ylim(min(y.seconds for y in shown) / 2, top * 2)
-        axes.legend()
+        ticks = sorted({x(y) for y in shown})
+        axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+        axes.minorticks_off()
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=2)
     figure.savefig(path, dpi=150)
 
 
