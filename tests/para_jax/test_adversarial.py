@@ -75,7 +75,7 @@ def is_out_of_reach(name, method, mode):
 
 def rounding(kernel, mode):
     """Returns the absolute error that float32 cannot avoid; wider has none."""
-    return EPS * kernel.norms if mode == "float32" else 0.0
+    return 2 * EPS * kernel.norms if mode == "float32" else 0.0
 
 
 @functools.cache
