@@ -6,7 +6,6 @@ float64, and store in the parent's dtype.
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtyping import Float
+
+from para_jax import host
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Child, by_member
 from para_jax.groups import Group, Progress, batches, groups
 from para_jax.policy import Policy
@@ -98,14 +100,26 @@ def spectra_of(
     _check_parent(checkpoint)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype is {np.dtype(dtype).name}, expected floating point.")
-    spectra: dict[str, Spectrum] = {}
-    found = _decompose_groups(checkpoint.adapters, method, progress)
-    for path, spectrum in found:
-        if not np.isfinite(spectrum.s).all():
+    adapters = checkpoint.adapters
+    result: dict[str, Spectrum] = {}
+    for group, whole in _decompose_groups(adapters, method, progress):
+        s, left, right = map(group.split, (whole.s, whole.left, whole.right))
+        finite = np.isfinite(whole.s).all(-1)
+        if not finite.all():
+            path, _ = group.members()[int(finite.argmin())]
             raise ValueError(f"'{path}': the factors contain NaN or infinity.")
-        stored = spectrum.dtype if dtype is None else np.dtype(dtype).name
-        spectra[path] = dataclasses.replace(spectrum, dtype=stored)
-    return {path: spectra[path] for path in checkpoint.adapters}
+        stored = whole.dtype if dtype is None else np.dtype(dtype).name
+        for path in group.stacks:
+            nominal = min(adapters[path].nominal or adapters[path].rank, whole.nominal)
+            result[path] = Spectrum(
+                s=s[path],
+                left=left[path],
+                right=right[path],
+                shape=whole.shape,
+                dtype=stored,
+                nominal=nominal,
+            )
+    return {path: result[path] for path in adapters}
 
 
 def cut(
@@ -196,29 +210,30 @@ def wide() -> Iterator[None]:
 
 def _decompose_groups(
     adapters: Adapters, method: Method, progress: Progress
-) -> Iterator[tuple[str, Spectrum]]:
-    """Yields the path and the spectrum of each update, as NumPy arrays.
+) -> Iterator[tuple[Group, Spectrum]]:
+    """Yields the groups of equal shapes, and the spectra of each as NumPy arrays.
 
-    Adapters of equal shapes are joined before the program and split after it, which
-    compiles faster; and their scales stay outside, so that adapters that differ in
-    alpha alone share a program.
+    A program for joined adapters compiles faster than one that names each; and their
+    scales stay outside, so that adapters that differ in alpha alone share a program.
     """
     found = groups(adapters)
-    parts: list[list[Spectrum]] = [[] for _ in found]
-    for batch in progress(batches(found, adapters)):
+    todo = batches(found, adapters)
+
+    def one(batch: Sequence[tuple[int, slice]]) -> list[Spectrum]:
         pieces = [(found[i], rows) for i, rows in batch]
-        results = _decompose_pieces(pieces, adapters, method)
-        for (i, _), part in zip(batch, results, strict=True):
-            parts[i].append(part)
+        return decompose_pieces(pieces, adapters, method)
+
+    on_host = host.serves(adapters)
+    decompose_pieces = host.spectra if on_host else _decompose_pieces
+    results = host.in_threads(one, todo) if on_host else map(one, todo)
+    parts: list[list[Spectrum]] = [[] for _ in found]
+    for batch, spectra in zip(progress(todo), results, strict=True):
+        for (i, _), spectrum in zip(batch, spectra, strict=True):
+            parts[i].append(spectrum)
     for group, spectra in zip(found, parts, strict=True):
         whole = jax.tree.map(lambda *x: np.concatenate(x), *spectra)
-        s, left, right = map(group.split, (whole.s, whole.left, whole.right))
-        for path in group.stacks:
-            nominal = min(adapters[path].nominal or adapters[path].rank, whole.nominal)
-            one = dataclasses.replace(
-                whole, s=s[path], left=left[path], right=right[path], nominal=nominal
-            )
-            yield path, _scaled(one, float(adapters[path].scale))
+        scales = [float(adapters[path].scale) for path, _ in group.members()]
+        yield group, _scaled(whole, np.asarray(scales))
 
 
 def _decompose_pieces(
@@ -239,12 +254,13 @@ def _decompose_pieces(
 _decompose = jax.jit(decompose, static_argnames="method")
 
 
-def _scaled(spectrum: Spectrum, scale: float) -> Spectrum:
-    """Returns the spectrum of `scale` times the update."""
-    root = math.sqrt(abs(scale))
+def _scaled(spectrum: Spectrum, scale: Float[np.ndarray, " L"]) -> Spectrum:
+    """Returns the spectra of `scale` times the updates."""
+    size = np.abs(scale)[:, None]
+    root = np.sqrt(size)[:, :, None]
     return dataclasses.replace(
         spectrum,
-        s=spectrum.s * abs(scale),
-        left=spectrum.left * math.copysign(root, scale),
+        s=spectrum.s * size,
+        left=spectrum.left * np.copysign(root, scale[:, None, None]),
         right=spectrum.right * root,
     )

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from para_jax import linalg
+from para_jax import host, linalg
 from para_jax.adapters import Adapter, member
-from para_jax.groups import Group, Progress, groups, pieces
+from para_jax.groups import Group, Progress, all_pieces, groups
 from para_jax.spectrum import Spectra, Spectrum
 
 Form = Literal["masked", "padded", "ragged"]
@@ -81,7 +81,9 @@ def repack(
             "Call it outside jit, or use form='masked'."
         )
     ranks = {p: np.asarray(np.sum(mask, axis=-1)) for p, mask in masks.items()}
-    packed = _packed_on_host(spectra, masks, adapters, progress)
+    packed = (host.kernels if host.serves(adapters) else _packed)(
+        spectra, masks, adapters, progress
+    )
     return (_stacks if form == "padded" else _kernels)(packed, spectra, ranks)
 
 
@@ -230,60 +232,53 @@ def _pack(
     return pack(spectra, masks, adapters, width=width)
 
 
-def _packed_on_host(
+def _packed(
     spectra: Spectra,
     masks: Masks,
     adapters: Mapping[str, Adapter],
     progress: Progress,
 ) -> Packed:
-    """Yields every kernel with its path and its index in the stack.
+    """Yields every kernel that keeps something, with its path and its index.
 
     A group of equal shapes is computed piece by piece, joined and split outside of the
     program, with a power of two as common width: so few programs are compiled, they
     serve many budgets, and no child is ever held at more than its own size.
     """
-    found = groups(adapters)
-    todo = [(group, rows) for group in found for rows in pieces(group, adapters)]
-    for group, rows in progress(todo):
+    for group, rows in progress(all_pieces(adapters)):
         most = max(int(masks[path].sum(-1).max()) for path in group.stacks)
         width = 1 << max(most - 1, 0).bit_length()
         mask = np.asarray(group.join(masks, rows))
         joined = _joined(group, spectra, rows), mask, _joined(group, adapters, rows)
         packed = jax.device_get(_pack(*({"": x} for x in joined), width=width))[""]
-        members = group.members()[rows]
-        for (path, index), a, b in zip(members, packed.a, packed.b, strict=True):
-            yield path, index, Adapter(a=a, b=b)
+        found = zip(
+            group.members()[rows], packed.a, packed.b, mask.sum(-1), strict=True
+        )
+        for (path, index), a, b, rank in found:
+            # Copies, as a view would keep all that its piece was made of.
+            if rank:
+                yield path, index, Adapter(a=a[:, :rank].copy(), b=b[:rank].copy())
 
 
 def _stacks(
     packed: Packed, spectra: Spectra, ranks: Mapping[str, np.ndarray]
 ) -> dict[str, Adapter]:
-    """Returns each stack cut to its largest rank."""
+    """Returns each stack at its largest rank, zeros beyond that of a kernel."""
     result = {
-        path: _empty(spectrum, int(ranks[path].max()))
+        path: _zeros(spectrum, int(ranks[path].max()))
         for path, spectrum in spectra.items()
         if ranks[path].any()
     }
     for path, index, kernel in packed:
-        if path in result:
-            rank = result[path].rank
-            result[path].a[index] = kernel.a[:, :rank]
-            result[path].b[index] = kernel.b[:rank]
+        result[path].a[index][:, : kernel.rank] = kernel.a
+        result[path].b[index][: kernel.rank] = kernel.b
     return result
 
 
 def _kernels(
     packed: Packed, spectra: Spectra, ranks: Mapping[str, np.ndarray]
 ) -> dict[str, Adapter]:
-    """Returns each kernel by itself, cut to its own rank."""
-    cut = {
-        # Copies, as a view would keep all that its piece was made of.
-        (path, index): Adapter(
-            a=kernel.a[:, : ranks[path][index]].copy(),
-            b=kernel.b[: ranks[path][index]].copy(),
-        )
-        for path, index, kernel in packed
-    }
+    """Returns each kernel by itself, at its own rank."""
+    cut = {(path, index): kernel for path, index, kernel in packed}
     return {
         member(path, index): cut[path, index]
         for path in spectra
@@ -292,8 +287,8 @@ def _kernels(
     }
 
 
-def _empty(spectrum: Spectrum, rank: int) -> Adapter:
+def _zeros(spectrum: Spectrum, rank: int) -> Adapter:
     """Returns factors to be filled in."""
     (m, n), stack = spectrum.shape, spectrum.s.shape[:-1]
-    a, b = (np.empty((*stack, *x), spectrum.dtype) for x in [(m, rank), (rank, n)])
+    a, b = (np.zeros((*stack, *x), spectrum.dtype) for x in [(m, rank), (rank, n)])
     return Adapter(a=a, b=b)
