@@ -26,6 +26,9 @@ _WIDTH = 80
 @contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
     """Shows a spinner on the terminal's error stream while the body runs."""
+    if not sys.stderr.isatty():  # Nobody looks, and Rich takes a while to import.
+        yield
+        return
     import rich.console
 
     with rich.console.Console(stderr=True).status(what):
@@ -39,6 +42,9 @@ def progress(what: str) -> Iterator[Progress]:
     Yields:
       What to wrap each loop in. Where the error stream is no terminal, it is silent.
     """
+    if not sys.stderr.isatty():
+        yield iter
+        return
     import rich.console
     import rich.progress
 
@@ -47,9 +53,8 @@ def progress(what: str) -> Iterator[Progress]:
         rich.progress.SpinnerColumn(),
         *rich.progress.Progress.get_default_columns(),
     )
-    quiet = not console.is_terminal
     with rich.progress.Progress(
-        *columns, console=console, transient=True, disable=quiet
+        *columns, console=console, transient=True
     ) as shown:
         yield lambda items: shown.track(items, description=what)
 

@@ -139,6 +139,8 @@ def _same(got: _Pair, scale: float, want: Adapter) -> bool:
     Compared by their components, in order: no product is formed.
     """
     a, b = np.asarray(want.a), np.asarray(want.b)
+    if scale == want.scale and np.array_equal(got.a, a) and np.array_equal(got.b, b):
+        return True
     kept = min(got.a.shape[1], a.shape[1])
     wide = b[:kept].astype(np.float64) * want.scale
     info = jnp.finfo(b.dtype)
