@@ -4,25 +4,23 @@ These entry points compute in float64 whatever the caller's setting, choose in
 float64, and store in the parent's dtype.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtyping import Float
-
-from para_jax import host
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Child, by_member
-from para_jax.groups import Group, Progress, batches, groups
+from para_jax.groups import Progress
 from para_jax.policy import Policy
 from para_jax.repack import Form, repack
-from para_jax.report import report
+from para_jax.report import Report, report
 from para_jax.select import exact_masks
-from para_jax.spectrum import Method, Spectra, Spectrum, check, decompose
+from para_jax.spectra import joined_spectra
+from para_jax.spectra import wide as wide
+from para_jax.spectrum import Method, Spectra, Spectrum, check
 
 
 def compress(
@@ -75,7 +73,7 @@ def family(
     """
     checkpoint = as_checkpoint(parent)
     spectra = spectra_of(checkpoint, method=method, dtype=dtype)
-    return [cut(checkpoint, spectra, policy, form=form) for policy in policies]
+    return list(cuts(checkpoint, spectra, policies, form=form))
 
 
 def spectra_of(
@@ -102,7 +100,7 @@ def spectra_of(
         raise ValueError(f"dtype is {np.dtype(dtype).name}, expected floating point.")
     adapters = checkpoint.adapters
     result: dict[str, Spectrum] = {}
-    for group, whole in _decompose_groups(adapters, method, progress):
+    for group, whole in joined_spectra(adapters, method, progress):
         s, left, right = map(group.split, (whole.s, whole.left, whole.right))
         finite = np.isfinite(whole.s).all(-1)
         if not finite.all():
@@ -143,23 +141,71 @@ def cut(
       TypeError: if `policy` is none, such as a number.
       ValueError: as `compress`.
     """
-    if not isinstance(policy, Policy):
-        raise TypeError(f"Expected a policy such as Gamma(0.25), got {policy!r}.")
-    kept = exact_masks(spectra, policy)
-    account = report(spectra, kept, policy)
-    fields = {x.name: getattr(parent, x.name) for x in dataclasses.fields(Checkpoint)}
+    (kept,) = _masks(spectra, [policy])
+    adapters = _repacked(parent, spectra, kept, form, progress)
+    return _child(parent, adapters, report(spectra, kept, policy), form)
+
+
+def cuts(
+    parent: Checkpoint, spectra: Spectra, policies: Sequence[Policy], *, form: Form
+) -> Iterator[Child]:
+    """Yields a child a policy, as `cut` would give them.
+
+    Components are sorted, so every child is the beginning of the largest: ragged ones
+    are views of its arrays, which cannot be written to.
+    """
+    masks = _masks(spectra, policies)
+    if form != "ragged" or len(policies) < 2:
+        yield from (cut(parent, spectra, policy, form=form) for policy in policies)
+        return
+    most = {p: np.logical_or.reduce([x[p] for x in masks]) for p in spectra}
+    largest = _repacked(parent, spectra, most, form, iter)
+    for policy, kept in zip(policies, masks, strict=True):
+        account = report(spectra, kept, policy)
+        ranks = {x.path: x.kept for x in account.modules}
+        adapters = {p: _first(x, ranks[p]) for p, x in largest.items() if ranks[p]}
+        yield _child(parent, adapters, account, form)
+
+
+def _masks(spectra: Spectra, policies: Sequence[Policy]) -> list[dict[str, np.ndarray]]:
+    for policy in policies:
+        if not isinstance(policy, Policy):
+            raise TypeError(f"Expected a policy such as Gamma(0.25), got {policy!r}.")
+    return [exact_masks(spectra, policy) for policy in policies]
+
+
+def _repacked(
+    parent: Checkpoint,
+    spectra: Spectra,
+    kept: Mapping[str, np.ndarray],
+    form: Form,
+    progress: Progress,
+) -> dict[str, Adapter]:
     with wide():
-        fields["adapters"] = repack(
-            spectra, kept, parent.adapters, form=form, progress=progress
-        )
-    _check_range(fields["adapters"])
+        result = repack(spectra, kept, parent.adapters, form=form, progress=progress)
+    _check_range(result)
+    return result
+
+
+def _first(adapter: Adapter, rank: int) -> Adapter:
+    """Returns the first components of an adapter, without a copy."""
+    a, b = np.asarray(adapter.a)[:, :rank], np.asarray(adapter.b)[:rank]
+    a.flags.writeable = b.flags.writeable = False
+    return Adapter(a=a, b=b)
+
+
+def _child(
+    parent: Checkpoint, adapters: dict[str, Adapter], account: Report, form: Form
+) -> Child:
+    fields = {x.name: getattr(parent, x.name) for x in dataclasses.fields(Checkpoint)}
+    fields["adapters"] = adapters
     if form == "ragged":
         for name in ("layers", "biases"):
             fields[name] = by_member(fields[name], parent.adapters)
-    fields["absent"] = dict(parent.absent) | {
-        x.path: (x.inputs, x.outputs) for x in account.modules if not x.kept
-    }
     ranks = {x.path: x.kept for x in account.modules}
+    fields["absent"] = dict(parent.absent) | {
+        x.path: (x.inputs, x.outputs) for x in account.modules if not ranks[x.path]
+    }
     one = {"parent": parent.source, **account.summary(), "ranks": ranks}
     cuts = [*parent.provenance.get("cuts", []), one]
     fields |= {"source": "", "provenance": {**parent.provenance, "cuts": cuts}}
@@ -196,71 +242,3 @@ def _check_range(adapters: Adapters) -> None:
 def as_checkpoint(parent: Checkpoint | Adapters) -> Checkpoint:
     """Returns `parent`, or the checkpoint that holds just these adapters."""
     return parent if isinstance(parent, Checkpoint) else Checkpoint(adapters=parent)
-
-
-@contextlib.contextmanager
-def wide() -> Iterator[None]:
-    """Turns on float64, but on TPU, which has no float64 factorisations."""
-    if jax.default_backend() == "tpu":
-        yield
-    else:
-        with jax.enable_x64(True):
-            yield
-
-
-def _decompose_groups(
-    adapters: Adapters, method: Method, progress: Progress
-) -> Iterator[tuple[Group, Spectrum]]:
-    """Yields the groups of equal shapes, and the spectra of each as NumPy arrays.
-
-    A program for joined adapters compiles faster than one that names each; and their
-    scales stay outside, so that adapters that differ in alpha alone share a program.
-    """
-    found = groups(adapters)
-    todo = batches(found, adapters)
-
-    def one(batch: Sequence[tuple[int, slice]]) -> list[Spectrum]:
-        pieces = [(found[i], rows) for i, rows in batch]
-        return decompose_pieces(pieces, adapters, method)
-
-    on_host = host.serves(adapters)
-    decompose_pieces = host.spectra if on_host else _decompose_pieces
-    results = host.in_threads(one, todo) if on_host else map(one, todo)
-    parts: list[list[Spectrum]] = [[] for _ in found]
-    for batch, spectra in zip(progress(todo), results, strict=True):
-        for (i, _), spectrum in zip(batch, spectra, strict=True):
-            parts[i].append(spectrum)
-    for group, spectra in zip(found, parts, strict=True):
-        whole = jax.tree.map(lambda *x: np.concatenate(x), *spectra)
-        scales = [float(adapters[path].scale) for path, _ in group.members()]
-        yield group, _scaled(whole, np.asarray(scales))
-
-
-def _decompose_pieces(
-    pieces: Sequence[tuple[Group, slice]], adapters: Adapters, method: Method
-) -> list[Spectrum]:
-    joined = {
-        str(i): Adapter(
-            a=group.join({path: adapters[path].a for path in group.stacks}, rows),
-            b=group.join({path: adapters[path].b for path in group.stacks}, rows),
-        )
-        for i, (group, rows) in enumerate(pieces)
-    }
-    with wide():
-        spectra = jax.device_get(_decompose(joined, method=method))
-    return [spectra[str(i)] for i in range(len(pieces))]
-
-
-_decompose = jax.jit(decompose, static_argnames="method")
-
-
-def _scaled(spectrum: Spectrum, scale: Float[np.ndarray, " L"]) -> Spectrum:
-    """Returns the spectra of `scale` times the updates."""
-    size = np.abs(scale)[:, None]
-    root = np.sqrt(size)[:, :, None]
-    return dataclasses.replace(
-        spectrum,
-        s=spectrum.s * size,
-        left=spectrum.left * np.copysign(root, scale[:, None, None]),
-        right=spectrum.right * root,
-    )

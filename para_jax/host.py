@@ -12,19 +12,14 @@ no singular value changes by more than the factor `1 + |F_a| + |F_b|`, however m
 two factors cancel. So `lambda` tells which kernels need a QR.
 """
 
-import contextlib
-import functools
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent import futures
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-import threadpoolctl
 from jaxtyping import Float
 
+from para_jax import threads
 from para_jax.adapters import Adapter
 from para_jax.groups import Group, Progress, all_pieces
 from para_jax.spectrum import RESOLUTION, Method, Spectra, Spectrum
@@ -35,14 +30,6 @@ _BLOCK = 2**17
 # How far rounding, r * eps, may move the singular values of `auto`, relatively.
 _MOVED = 1e-8
 
-# More threads than this wait for memory.
-_THREADS = 8
-
-_limit_lock = threading.Lock()
-_limits: list[Any] = []  # The limit on BLAS, and an entry a call that is under way.
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Kernels = Sequence[np.ndarray]
 Roots = Callable[[Kernels], Float[np.ndarray, "N r r"]]
 
@@ -53,52 +40,6 @@ def serves(adapters: Mapping[str, Adapter]) -> bool:
         return False
     factors = [x for adapter in adapters.values() for x in (adapter.a, adapter.b)]
     return all(isinstance(x, np.ndarray) or len(x.devices()) == 1 for x in factors)
-
-
-def in_threads(
-    function: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[Result]:
-    """Yields the result of each item, in order, computed a few at a time.
-
-    NumPy's products and factorisations leave the interpreter to other threads.
-    """
-    pool = futures.ThreadPoolExecutor(min(_cores(), _THREADS))
-    with _one_thread_a_product():
-        try:
-            yield from pool.map(function, items)
-        finally:  # Also where the loop over the results was left early.
-            pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _one_thread_a_product() -> Iterator[None]:
-    """Keeps BLAS from starting threads of its own in each of ours.
-
-    They would wait for one another: an SVD of 64 x 64 takes six times as long. The
-    limit is the whole process's, so it ends with the last call that is under way.
-    """
-    with _limit_lock:
-        if not _limits:
-            _limits.append(_blas().limit(limits=1, user_api="blas"))
-        _limits.append(None)
-    try:
-        yield
-    finally:
-        with _limit_lock:
-            _limits.pop()
-            if len(_limits) == 1:
-                _limits.pop().restore_original_limits()
-
-
-@functools.cache
-def _blas() -> threadpoolctl.ThreadpoolController:
-    return threadpoolctl.ThreadpoolController()
-
-
-def _cores() -> int:
-    with contextlib.suppress(AttributeError):  # On Linux alone.
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def spectra(
@@ -127,13 +68,7 @@ def _spectrum(
     )
 
 
-def decompose(
-    a: Kernels, b: Kernels, *, method: Method = "auto"
-) -> tuple[
-    Float[np.ndarray, "N k"],
-    Float[np.ndarray, "N r k"],
-    Float[np.ndarray, "N k r"],
-]:
+def decompose(a: Kernels, b: Kernels, *, method: Method = "auto") -> tuple[Any, ...]:
     """Returns `s`, `left` and `right` of each `a @ b`, see `Spectrum`.
 
     Args:
@@ -144,7 +79,8 @@ def decompose(
         float64 factors, whose squares may leave its range.
 
     Returns:
-      float64, `k = min(m, n, r)`; `s` is NaN where a factor is not finite.
+      `s [N, k]`, `left [N, r, k]` and `right [N, k, r]` in float64, where
+      `k = min(m, n, r)`; `s` is NaN where a factor is not finite.
 
     Raises:
       ValueError: if the method is unknown.
@@ -165,7 +101,7 @@ def _balanced(
     r_a: Float[np.ndarray, "N r r"], r_b: Float[np.ndarray, "N r r"]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     core = r_a @ r_b.mT
-    finite = np.isfinite(core).all((-1, -2))
+    finite = np.all(np.isfinite(core), axis=(-2, -1))
     u, s, vt = np.linalg.svd(np.where(finite[:, None, None], core, 0))
     nonzero = s > s.shape[-1] * RESOLUTION * s[:, :1]  # As `spectrum.tolerance`.
     weight = np.where(nonzero, 1 / np.sqrt(np.where(nonzero, s, 1)), 0)
@@ -180,7 +116,7 @@ def _roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
     roots, smallest = _gram_roots_and_smallest(x)
     bound = x[0].shape[-1] * np.finfo(np.float64).eps / _MOVED
     for i in np.flatnonzero(~(smallest >= bound)):
-        roots[i] = _qr_root(x[i])
+        roots[i] = _qr_root(x[int(i)])
     return roots
 
 
@@ -189,13 +125,12 @@ def _qr_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
 
 
 def _qr_root(x: Float[np.ndarray, "d r"]) -> Float[np.ndarray, "r r"]:
-    """Returns `R` of `x = Q R`, block by block: `R` of the last `R` and what follows."""
+    """Returns `R` of `x = Q R`, block by block: that of the last `R` and a block."""
     rank = x.shape[-1]
     root = np.zeros((rank, rank))
     for rows in _blocks(x):
-        root = np.linalg.qr(
-            np.concatenate([root, x[rows].astype(np.float64)]), mode="r"
-        )
+        below = np.concatenate([root, x[rows].astype(np.float64)])
+        root = np.asarray(np.linalg.qr(below, mode="r"))
     return root
 
 
@@ -218,7 +153,7 @@ def _gram_roots_and_smallest(
     gram /= safe[:, None, :]
     # A column of zeros depends on no other one.
     gram += np.where(lengths > 0, 0, 1)[:, :, None] * np.eye(lengths.shape[-1])
-    finite = np.isfinite(gram).all((-1, -2))
+    finite = np.all(np.isfinite(gram), axis=(-2, -1))
     values, vectors = np.linalg.eigh(np.where(finite[:, None, None], gram, 0))
     floor = gram.shape[-1] * np.finfo(np.float64).eps
     scale = np.sqrt(np.maximum(values, floor))
@@ -266,7 +201,7 @@ def kernels(
         return found
 
     todo = all_pieces(adapters)
-    for _, found in zip(progress(todo), in_threads(each, todo), strict=True):
+    for _, found in zip(progress(todo), threads.in_threads(each, todo), strict=True):
         yield from found
 
 

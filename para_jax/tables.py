@@ -53,9 +53,7 @@ def progress(what: str) -> Iterator[Progress]:
         rich.progress.SpinnerColumn(),
         *rich.progress.Progress.get_default_columns(),
     )
-    with rich.progress.Progress(
-        *columns, console=console, transient=True
-    ) as shown:
+    with rich.progress.Progress(*columns, console=console, transient=True) as shown:
         yield lambda items: shown.track(items, description=what)
 
 

@@ -90,9 +90,9 @@ def cold(case: str, folder: pathlib.Path, repeats: int) -> list[float]:
     parent, child = folder / "parent", folder / "child"
     para_jax.save(adapters(case), parent, overwrite=True)
     weights = [str(x / WEIGHTS) for x in (parent, child)]
+    words = ("compress", str(parent), str(child), "--gamma=0.25", "--overwrite")
     rows = {
-        "compress": ("-m", "para_jax.cli", "compress", str(parent), str(child))
-        + ("--gamma=0.25", "--overwrite"),
+        "compress": ("-m", "para_jax.cli", *words),
         "import": ("-c", "import jax"),
         "copy": ("-c", COPY, *weights, str(folder / "copy")),
         "start": ("-c", ""),
