@@ -18,6 +18,9 @@ from para_jax import linalg, sharding
 RESOLUTION = float(np.finfo(np.float32).eps)
 """What float32 factors resolve, relative to the largest, a column."""
 
+SIGNING = 512
+"""So many of the first entries of a new row of `b` say which sign it has."""
+
 
 class Core(NamedTuple):
     """The spectra of `L` modules, without their shapes.

@@ -111,6 +111,12 @@ def pieces(group: Group, adapters: Mapping[str, Adapter]) -> list[slice]:
     return [slice(i, min(i + step, group.rows)) for i in starts]
 
 
+def all_pieces(adapters: Mapping[str, Adapter]) -> list[tuple[Group, slice]]:
+    """Returns the pieces of all groups: some rows of a group each."""
+    found = groups(adapters)
+    return [(group, rows) for group in found for rows in pieces(group, adapters)]
+
+
 def batches(
     found: Sequence[Group], adapters: Mapping[str, Adapter]
 ) -> list[list[tuple[int, slice]]]:

@@ -15,13 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from para_jax import linalg, placed, sharding
+from para_jax import host, linalg, placed, sharding
 from para_jax.adapters import Adapter, member
-from para_jax.groups import Group, Progress, groups, pieces
+from para_jax.core import SIGNING
+from para_jax.groups import Group, Progress, all_pieces, groups
 from para_jax.spectrum import Spectra, Spectrum
-
-# As many entries of a new row of `b` say which sign it has: a thousandth of the work.
-SIGNING = 512
 
 Form = Literal["masked", "padded", "ragged"]
 Masks = Mapping[str, Any]
@@ -86,8 +84,11 @@ def repack(
         )
     ranks = {p: np.asarray(np.sum(mask, axis=-1)) for p, mask in masks.items()}
     there = dict(_packed_on_mesh(spectra, masks, adapters))
-    here = {path: x for path, x in spectra.items() if path not in there}
-    packed = _packed_on_host(here, masks, adapters, progress)
+    rest = {path: x for path, x in adapters.items() if path not in there}
+    here = {path: spectra[path] for path in rest}
+    packed = (host.kernels if host.serves(rest) else _packed)(
+        here, masks, rest, progress
+    )
     result = (_stacks if form == "padded" else _kernels)(packed, here, ranks)
     for path, child in there.items():
         result |= placed.cut(path, child, adapters[path], ranks[path], form)
@@ -260,29 +261,31 @@ def _pack(
     return pack(spectra, masks, adapters, width=width)
 
 
-def _packed_on_host(
+def _packed(
     spectra: Spectra,
     masks: Masks,
     adapters: Mapping[str, Adapter],
     progress: Progress,
 ) -> Packed:
-    """Yields every kernel with its path and its index in the stack.
+    """Yields every kernel that keeps something, with its path and its index.
 
     A group of equal shapes is computed piece by piece, joined and split outside of the
     program, with a power of two as common width: so few programs are compiled, they
     serve many budgets, and no child is ever held at more than its own size.
     """
-    found = groups({path: adapters[path] for path in spectra})
-    todo = [(group, rows) for group in found for rows in pieces(group, adapters)]
-    for group, rows in progress(todo):
+    for group, rows in progress(all_pieces(adapters)):
         width = _width(masks[path] for path in group.stacks)
         mask = np.asarray(group.join(masks, rows))
         joined = _joined(group, spectra, rows), mask, _joined(group, adapters, rows)
         packed = jax.device_get(_pack(*({"": x} for x in joined), width=width))[""]
-        members = group.members()[rows]
-        kernels = (x.reshape(-1, *x.shape[-2:]) for x in (packed.a, packed.b))
-        for (path, index), a, b in zip(members, *kernels, strict=True):
-            yield path, index, Adapter(a=a, b=b)
+        a, b = (x.reshape(-1, *x.shape[-2:]) for x in (packed.a, packed.b))
+        kept = mask.sum(-1).reshape(-1)
+        found = zip(group.members()[rows], a, b, kept, strict=True)
+        for (path, index), one_a, one_b, rank in found:
+            # Copies, as a view would keep all that its piece was made of.
+            if rank:
+                kernel = Adapter(a=one_a[:, :rank].copy(), b=one_b[:rank].copy())
+                yield path, index, kernel
 
 
 def _packed_on_mesh(
@@ -304,32 +307,23 @@ def _width(masks: Iterable[Any]) -> int:
 def _stacks(
     packed: Packed, spectra: Spectra, ranks: Mapping[str, np.ndarray]
 ) -> dict[str, Adapter]:
-    """Returns each stack cut to its largest rank."""
+    """Returns each stack at its largest rank, zeros beyond that of a kernel."""
     result = {
-        path: _empty(spectrum, int(ranks[path].max()))
+        path: _zeros(spectrum, int(ranks[path].max()))
         for path, spectrum in spectra.items()
         if ranks[path].any()
     }
     for path, index, kernel in packed:
-        if path in result:
-            rank = result[path].rank
-            result[path].a[index] = kernel.a[:, :rank]
-            result[path].b[index] = kernel.b[:rank]
+        result[path].a[index][:, : kernel.rank] = kernel.a
+        result[path].b[index][: kernel.rank] = kernel.b
     return result
 
 
 def _kernels(
     packed: Packed, spectra: Spectra, ranks: Mapping[str, np.ndarray]
 ) -> dict[str, Adapter]:
-    """Returns each kernel by itself, cut to its own rank."""
-    cut = {
-        # Copies, as a view would keep all that its piece was made of.
-        (path, index): Adapter(
-            a=kernel.a[:, : ranks[path][index]].copy(),
-            b=kernel.b[: ranks[path][index]].copy(),
-        )
-        for path, index, kernel in packed
-    }
+    """Returns each kernel by itself, at its own rank."""
+    cut = {(path, index): kernel for path, index, kernel in packed}
     return {
         member(path, index): cut[path, index]
         for path in spectra
@@ -338,8 +332,8 @@ def _kernels(
     }
 
 
-def _empty(spectrum: Spectrum, rank: int) -> Adapter:
+def _zeros(spectrum: Spectrum, rank: int) -> Adapter:
     """Returns factors to be filled in."""
     (m, n), stack = spectrum.shape, spectrum.s.shape[:-1]
-    a, b = (np.empty((*stack, *x), spectrum.dtype) for x in [(m, rank), (rank, n)])
+    a, b = (np.zeros((*stack, *x), spectrum.dtype) for x in [(m, rank), (rank, n)])
     return Adapter(a=a, b=b)

@@ -1,6 +1,7 @@
 """What was kept: ranks, parameters, bytes, energy, error; as data and as text. Host."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -38,10 +39,10 @@ class ModuleReport:
     mask: np.ndarray
     nominal: int | None = None
 
-    @property
+    @functools.cached_property
     def kept(self) -> int:
         """The child's rank."""
-        return int(self.mask.sum())
+        return int(np.count_nonzero(self.mask))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,8 +107,9 @@ class Report:
     @property
     def error(self) -> float:
         """The relative Frobenius error of the child over all modules (Eq. 11)."""
-        total = sum(float((x.sigma**2).sum()) for x in self.modules)
-        dropped = sum(float((x.sigma[~x.mask] ** 2).sum()) for x in self.modules)
+        squares = np.concatenate([x.sigma for x in self.modules]) ** 2
+        kept = np.concatenate([x.mask for x in self.modules])
+        total, dropped = float(squares.sum()), float(squares[~kept].sum())
         return math.sqrt(dropped / total) if total else 0.0
 
     def summary(self) -> dict[str, Any]:

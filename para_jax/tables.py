@@ -29,6 +29,9 @@ _SHOWN = 20  # Failures; the manifest has all.
 @contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
     """Shows a spinner on the terminal's error stream while the body runs."""
+    if not sys.stderr.isatty():  # Nobody looks, and Rich takes a while to import.
+        yield
+        return
     import rich.console
 
     with rich.console.Console(stderr=True).status(what):
@@ -42,6 +45,9 @@ def progress(what: str) -> Iterator[Progress]:
     Yields:
       What to wrap each loop in. Where the error stream is no terminal, it is silent.
     """
+    if not sys.stderr.isatty():
+        yield iter
+        return
     import rich.console
     import rich.progress
 
@@ -50,10 +56,7 @@ def progress(what: str) -> Iterator[Progress]:
         rich.progress.SpinnerColumn(),
         *rich.progress.Progress.get_default_columns(),
     )
-    quiet = not console.is_terminal
-    with rich.progress.Progress(
-        *columns, console=console, transient=True, disable=quiet
-    ) as shown:
+    with rich.progress.Progress(*columns, console=console, transient=True) as shown:
         yield lambda items: shown.track(items, description=what)
 
 

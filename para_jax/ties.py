@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from para_jax.adapters import member
+from para_jax.core import RESOLUTION
 from para_jax.policy import Budget, Epsilon, Policy, Threshold
 from para_jax.pool import Pool, pool
-from para_jax.spectrum import RESOLUTION, Spectra
+from para_jax.spectrum import Spectra
 
 # The error of a singular value, relative to its module's largest: more than any method
 # was seen to make where values are kept, and less than most differ by.

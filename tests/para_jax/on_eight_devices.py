@@ -89,7 +89,10 @@ def truth():
     pooled = np.sort(np.concatenate([x.ravel() for x in s.values()]))[::-1]
     tau = pooled[int(0.5 * pooled.size) - 1]
     child = {
-        path: (u[..., : s[path].shape[-1]] * np.where(s[path] >= tau, s[path], 0)[..., None, :])
+        path: (
+            u[..., : s[path].shape[-1]]
+            * np.where(s[path] >= tau, s[path], 0)[..., None, :]
+        )
         @ vt[..., : s[path].shape[-1], :]
         for path, (u, _, vt) in svd.items()
     }
@@ -169,7 +172,9 @@ def test_children_are_where_their_parents_are(kind, form):
     spectra, kept, child = results(kind, x64=False, form=form)
 
     for path, (_, _, a, b) in PLACES.items():
-        assert child[path].a.shape[-1] == (parent()[path].rank if form == "masked" else 2)
+        assert child[path].a.shape[-1] == (
+            parent()[path].rank if form == "masked" else 2
+        )
         assert spec(child[path].a) == full(a, child[path].a.ndim)
         assert spec(child[path].b) == full(b, child[path].b.ndim)
         assert spectra[path].left.sharding.is_fully_replicated
@@ -209,7 +214,9 @@ def test_a_rank_axis_that_is_divided_is_put_together():
         b=jax.device_put(b, NamedSharding(here, P(None, "x", "y"))),
     )
 
-    spectra, _, child = pipeline({"": divided}, Gamma(1.0), form="masked", method="auto")
+    spectra, _, child = pipeline(
+        {"": divided}, Gamma(1.0), form="masked", method="auto"
+    )
 
     want = np.linalg.svd(a @ b, compute_uv=False)[..., :4]
     np.testing.assert_allclose(spectra[""].s, want, rtol=1e-7, atol=1e-5)
@@ -252,7 +259,9 @@ def test_a_child_of_any_form_stays_on_the_mesh(kind, form):
         index = tuple(map(int, path.split("/")[1:]))
         _, _, a, b = PLACES[root]
         stacked = len(parent()[root].stack)
-        a, b = (full(y, stacked + 2)[stacked if form == "ragged" else 0 :] for y in (a, b))
+        a, b = (
+            full(y, stacked + 2)[stacked if form == "ragged" else 0 :] for y in (a, b)
+        )
         assert (spec(x.a), spec(x.b)) == (a, b)
         assert x.a.shape == whole.adapters[path].a.shape
         np.testing.assert_allclose(product(x), child[root][index], atol=1e-4)
@@ -271,7 +280,9 @@ def test_a_family_stays_on_the_mesh_beside_what_is_not_on_it(kind):
         assert child.adapters.keys() == other.adapters.keys()
         for path, x in child.adapters.items():
             assert isinstance(x.a, np.ndarray) == (path == "layers")
-            np.testing.assert_allclose(product(x), product(other.adapters[path]), atol=1e-4)
+            np.testing.assert_allclose(
+                product(x), product(other.adapters[path]), atol=1e-4
+            )
 
 
 # --- Training -------------------------------------------------------------------------
@@ -290,9 +301,7 @@ def test_squeezed_adapters_and_their_moments_stay_in_place(kind):
     import optax
 
     optimizer = optax.sgd(0.1, momentum=0.9)
-    state = jax.tree.map(
-        lambda x: jnp.copy(x), optimizer.init(adapters)
-    )
+    state = jax.tree.map(lambda x: jnp.copy(x), optimizer.init(adapters))
 
     def step(adapters, state):
         small, transforms = para_jax.squeeze(adapters, Gamma(0.5))

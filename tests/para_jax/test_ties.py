@@ -9,9 +9,9 @@ import pytest
 
 import para_jax
 from para_jax import Bytes, Epsilon, Gamma, Params, Rank, Threshold
+from para_jax.core import RESOLUTION
 from para_jax.report import report
 from para_jax.select import exact_masks
-from para_jax.spectrum import RESOLUTION
 
 
 def diagonal(*sigma, m=7, n=5):
