@@ -23,6 +23,7 @@ from para_jax.spectrum import Spectra, Spectrum
 
 Form = Literal["masked", "padded", "ragged"]
 Masks = Mapping[str, Any]
+Selection = Callable[[Spectrum, Array], tuple[Array, Array]]
 Packed = Iterator[tuple[str, tuple[int, ...], Adapter]]
 
 
@@ -182,28 +183,53 @@ def _apply(
     spectra: Spectra,
     masks: Masks,
     adapters: Mapping[str, Adapter],
-    selection: Callable[[Spectrum, Array], tuple[Array, Array]],
+    selection: Selection,
 ) -> dict[str, Adapter]:
     """Returns the child of the components that `selection` puts into its columns."""
-
-    def child(spectrum: Spectrum, mask: Array, adapter: Adapter) -> tuple[Array, Array]:
-        left, right = selection(spectrum, mask)
-        a, b = jnp.asarray(adapter.a), jnp.asarray(adapter.b)
-        sign = _signs(right, b)
-        left, right = left * sign[..., None, :], right * sign[..., :, None]
-        left, right = sharding.replicated((left, right))
-        a = linalg.applied(a, left, tall=True, dtype=spectrum.dtype)
-        return a, linalg.applied(b, right, tall=False, dtype=spectrum.dtype)
-
     result: dict[str, Adapter] = {}
-    for group in groups(adapters):
-        adapter, spectrum = _joined(group, adapters), _joined(group, spectra)
-        spectrum = jax.tree.map(jnp.asarray, spectrum)
-        args = spectrum, jnp.asarray(group.join(masks)), adapter
-        joined = sharding.in_place(child, *args, out=sharding.places(adapter))
-        a, b = map(group.split, joined)
-        result |= {path: Adapter(a=a[path], b=b[path]) for path in group.stacks}
+    for together in _of_one_form(spectra, adapters):
+        part = {path: adapters[path] for path in together.stacks}
+        spectrum = jax.tree.map(jnp.asarray, _joined(together, spectra))
+        args = spectrum, jnp.asarray(together.join(masks)), part
+        child = functools.partial(_child, together, selection)
+        places = {path: sharding.places(x) for path, x in part.items()}
+        made = sharding.in_place(child, *args, out=places)
+        result |= {path: Adapter(a=a, b=b) for path, (a, b) in made.items()}
     return {path: result[path] for path in adapters}
+
+
+def _of_one_form(spectra: Spectra, adapters: Mapping[str, Adapter]) -> list[Group]:
+    """Returns the paths of equal ranks and dtypes: their r x r part is one batch."""
+    found: dict[tuple[object, ...], dict[str, tuple[int, ...]]] = {}
+    for path, x in spectra.items():
+        mesh = sharding.mesh_of(adapters[path])
+        apart = mesh if mesh is None else path
+        key = (x.rank, x.s.shape[-1], x.s.dtype, x.dtype, apart)
+        found.setdefault(key, {})[path] = x.s.shape[:-1]
+    return [Group(stacks, apart=key[-1] is not None) for key, stacks in found.items()]
+
+
+def _child(
+    together: Group,
+    selection: Selection,
+    spectrum: Spectrum,
+    mask: Array,
+    adapters: Mapping[str, Adapter],
+) -> dict[str, tuple[Array, Array]]:
+    left, right = selection(spectrum, mask)
+    sign = _signs(right, together, {path: x.b for path, x in adapters.items()})
+    left, right = left * sign[..., None, :], right * sign[..., :, None]
+    left, right = map(together.split, sharding.replicated((left, right)))
+    result: dict[str, tuple[Array, Array]] = {}
+    for group in groups(adapters):
+        joined = _joined(group, adapters)
+        a, b = jnp.asarray(joined.a), jnp.asarray(joined.b)
+        columns, rows = group.join(left), group.join(right)
+        a = linalg.applied(a, columns, tall=True, dtype=spectrum.dtype)
+        b = linalg.applied(b, rows, tall=False, dtype=spectrum.dtype)
+        pairs = zip(group.split(a).items(), group.split(b).values(), strict=True)
+        result |= {path: (one_a, one_b) for (path, one_a), one_b in pairs}
+    return result
 
 
 def _joined(group: Group, values: Mapping[str, Any], rows: slice = slice(None)) -> Any:
@@ -214,20 +240,30 @@ def _joined(group: Group, values: Mapping[str, Any], rows: slice = slice(None)) 
     return jax.tree.unflatten(jax.tree.structure(members[0]), joined)
 
 
-def _signs(right: Float[Array, "*stack w r"], b: Array) -> Float[Array, "*stack w"]:
+def _signs(
+    right: Float[Array, "*stack w r"], together: Group, b: Mapping[str, Any]
+) -> Float[Array, "*stack w"]:
     """Returns the signs that make equal updates equal children.
 
     A decomposition leaves the sign of a component open, differently on each platform.
     The largest of the first entries of each row of the new `b` shall be positive.
     """
-    first = jnp.arange(b.shape[-1]) < SIGNING
-    if sharding.mesh_of(b) is None:
-        b, first = b[..., :SIGNING], first[:SIGNING]
-    # On a mesh a piece of `b` would have to be moved; what is there is cut out later.
-    row = linalg.applied(b, right, tall=False, dtype=right.dtype)
-    row = jnp.where(first, row, 0)
+    if together.apart:  # On a mesh a piece of `b` would have to be moved.
+        first = together.join(b)
+    else:
+        width = min(SIGNING, max(x.shape[-1] for x in b.values()))
+        first = together.join({p: _first(jnp.asarray(x), width) for p, x in b.items()})
+    row = linalg.applied(first, right, tall=False, dtype=right.dtype)
+    row = jnp.where(jnp.arange(row.shape[-1]) < SIGNING, row, 0)
     negative = jnp.max(row, axis=-1) < -jnp.min(row, axis=-1)
     return jnp.where(negative, -1, 1).astype(right.dtype)
+
+
+def _first(x: Float[Array, "*stack r n"], width: int) -> Float[Array, "*stack r w"]:
+    """Returns the first columns, and zeros where there are fewer."""
+    x = x[..., :width]
+    more = [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, [*more, (0, width - x.shape[-1])])
 
 
 def _in_place(
