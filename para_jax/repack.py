@@ -233,7 +233,7 @@ def _product(
     b = linalg.matmul(right, jnp.asarray(adapter.b).astype(wide))
     # QR and SVD leave the sign of a component open, differently on each platform.
     flip = jnp.max(b, axis=-1, keepdims=True) < -jnp.min(b, axis=-1, keepdims=True)
-    sign = jnp.where(flip, -1, 1).astype(wide)
+    sign = sharding.replicated(jnp.where(flip, -1, 1).astype(wide))
     return (a * sign.mT).astype(spectrum.dtype), (b * sign).astype(spectrum.dtype)
 
 
@@ -274,8 +274,9 @@ def _packed_on_mesh(
     """Yields every stack that is on a mesh of devices."""
     for path, adapter in adapters.items():
         if sharding.mesh_of(adapter) is not None:
-            one = {path: spectra[path]}, {path: masks[path]}, {path: adapter}
-            yield path, _pack(*one, width=_width([masks[path]]))[path]
+            # One name for all, so that equal shapes share a program.
+            one = {"": spectra[path]}, {"": masks[path]}, {"": adapter}
+            yield path, _pack(*one, width=_width([masks[path]]))[""]
 
 
 def _width(masks: Iterable[Any]) -> int:
