@@ -64,8 +64,8 @@ def _onto_mesh(args: Any) -> Any:
     leaves = [x for x in jax.tree.leaves(args) if isinstance(x, jax.Array)]
     if any(isinstance(x, jax.core.Tracer) for x in leaves):
         return args
-    some = next(x for x in leaves if mesh_of(x) is not None)
-    whole = NamedSharding(some.sharding.mesh, REPLICATED)
+    place: Any = next(x.sharding for x in leaves if mesh_of(x) is not None)
+    whole = NamedSharding(place.mesh, REPLICATED)
     return jax.tree.map(
         lambda x: jax.device_put(x, whole) if mesh_of(x) is None else x, args
     )
