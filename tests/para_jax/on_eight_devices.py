@@ -107,7 +107,8 @@ def truth():
 def moved(program):
     """Returns the shapes of all arrays that move between devices."""
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    pattern = rf"= (\S+|\([^=]*?\)) (?:{kinds}|collective-broadcast)(?:-start)?\("
+    # Within a line: results may be many, with comments between them.
+    pattern = rf" = (.*?) (?:{kinds}|collective-broadcast)(?:-start)?\("
     text = " ".join(re.findall(pattern, program.as_text()))
     return [
         [int(size) for size in shape.split(",") if size]
