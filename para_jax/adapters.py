@@ -11,6 +11,7 @@ PEFT's transposed `lora_A`, `lora_B` exist only inside `para_jax/formats/peft.py
 """
 
 import dataclasses
+import functools
 import math
 import re
 import typing
@@ -161,6 +162,7 @@ def ordered(paths: Sequence[str] | Mapping[str, Any]) -> list[str]:
     return sorted(paths, key=lambda path: (_natural(path), path))
 
 
+@functools.lru_cache(maxsize=2**16)  # A sweep asks for one order again and again.
 def _natural(path: str) -> list[tuple[int, int, str]]:
     parts = re.split(r"(\d+)", path)
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p]

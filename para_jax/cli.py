@@ -2,18 +2,20 @@
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import os
 import pathlib
 import sys
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import para_jax as para
-from para_jax import arguments, endpoints, tables
+from para_jax import arguments, endpoints, fleet, manifest, tables, wording
 from para_jax.compress import cut, spectra_of
 from para_jax.formats import serving
 from para_jax.formats.engines import ENGINES
@@ -41,16 +43,20 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str] | None) -> int:
-    debug = False
+    debug, status = False, None
     try:
         given = arguments.parser(
-            compress=_compress, inspect=_inspect, sweep=_sweep, convert=_convert
+            compress=_compress,
+            inspect=_inspect,
+            sweep=_sweep,
+            fleet=_fleet,
+            convert=_convert,
         ).parse_args(words)
         debug = given.debug
         arguments.check(given)
         _cache_programs()
         with contextlib.nullcontext() if debug else _quiet():
-            given.run(given)
+            status = given.run(given)
     except SystemExit as stop:  # After --help, or a word that is not known.
         return int(stop.code or 0)
     except KeyboardInterrupt:
@@ -60,9 +66,9 @@ def _run(words: Sequence[str] | None) -> int:
     except Exception as error:
         if debug:
             raise
-        print(f"para: {_sentence(error)}", file=sys.stderr)
+        print(f"para: {wording.sentence(error)}", file=sys.stderr)
         return 2 if isinstance(error, _MISTAKES) else 1
-    return 0
+    return status or 0
 
 
 def _compress(given: argparse.Namespace) -> None:
@@ -114,8 +120,7 @@ def _inspect(given: argparse.Namespace) -> None:
 
 def _engines(given: argparse.Namespace, checkpoint: para.Checkpoint) -> None:
     paid = [
-        x._replace(refused=arguments.spoken(x.refused))
-        for x in serving.costs(checkpoint)
+        x._replace(refused=wording.spoken(x.refused)) for x in serving.costs(checkpoint)
     ]
     if given.json:
         print(json.dumps([x._asdict() for x in paid]))
@@ -153,6 +158,66 @@ def _sweep(given: argparse.Namespace) -> None:
     tables.children([(x.name, y, z) for (x, y), z in zip(rows, sizes, strict=True)])
     print(f"Written to {given.target}.")
     _note(given)
+
+
+def _fleet(given: argparse.Namespace) -> int:
+    """Returns 1 if a tenant has no child."""
+    arguments.policies(given)
+    form = ENGINES[given.engine].form if given.engine else given.format
+    found = fleet.find(given.source, given.target, form)
+    for one in {x.target.suffix: x for x in found.tenants}.values():
+        endpoints.check_words(given, one.source, one.target)
+    start = time.perf_counter()
+    with manifest.opened(
+        given.target, arguments.recipe(given), overwrite=given.overwrite
+    ) as kept:
+        rows = _tended(given, fleet.pending(found.tenants, kept), kept)
+    children = [kept.rows[x.name] for x in found.tenants]
+    failed = {x.name: wording.spoken(x.failure) for x in rows if x.failure}
+    summary = {
+        "tenants": len(children),
+        "written": len(rows) - len(failed),
+        "there": len(children) - len(rows),
+        "failed": failed,
+        "passed_over": [str(x) for x in found.others],
+        "seconds": time.perf_counter() - start,
+        "manifest": str(given.target / manifest.NAME),
+    }
+    if given.json:
+        print(json.dumps(summary))
+    else:
+        tables.fleet([x for x in children if not x.failure], summary)
+        _note(given)
+    return int(bool(failed))
+
+
+def _tended(
+    given: argparse.Namespace, todo: Sequence[fleet.Tenant], kept: manifest.Manifest
+) -> list[manifest.Row]:
+    """Returns the new rows of the manifest."""
+    words = {name: value for name, value in vars(given).items() if name != "run"}
+    work = functools.partial(endpoints.compressed, argparse.Namespace(**words))
+    rows = []
+    try:
+        with tables.tenants(len(todo)) as progress:
+            for row in progress(_engine(given, work, todo)):
+                kept.append(row)
+                rows.append(row)
+    except KeyboardInterrupt:
+        done = f"{len(rows)} of {len(todo)} tenants are done"
+        print(f"para: {done}; the same command goes on.", file=sys.stderr)
+        raise
+    return rows
+
+
+def _engine(
+    given: argparse.Namespace, work: fleet.Work, todo: Sequence[fleet.Tenant]
+) -> Iterator[manifest.Row]:
+    if given.ray is None:
+        return fleet.threads(work, todo, jobs=given.jobs or fleet.JOBS)
+    from para_jax import cluster
+
+    return cluster.tasks(work, todo, jobs=given.jobs, address=given.ray or None)
 
 
 def _convert(given: argparse.Namespace) -> None:
@@ -220,18 +285,6 @@ def _plot(path: pathlib.Path | None, picture: str, report: para.Report) -> None:
     from para_jax import plot
 
     getattr(plot, picture)(report).savefig(path, dpi=150)
-
-
-def _sentence(error: Exception) -> str:
-    """Returns one line that says what went wrong, in the words of the command line."""
-    if isinstance(error, ModuleNotFoundError):
-        return f"this needs {error.name}: pip install 'para-jax[cli,plot]'."
-    if isinstance(error, OSError) and error.strerror:
-        return f"'{error.filename}': {error.strerror}."
-    text = arguments.spoken(" ".join(str(error).split())) or type(error).__name__
-    if isinstance(error, (ValueError, OSError)):
-        return text
-    return f"{type(error).__name__}: {text} (--debug shows where)"
 
 
 if __name__ == "__main__":

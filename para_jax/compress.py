@@ -4,10 +4,8 @@ These entry points compute in float64 whatever the caller's setting, choose in
 float64, and store in the parent's dtype.
 """
 
-import contextlib
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,12 +20,14 @@ from para_jax.adapters import (
     Child,
     by_member,
 )
-from para_jax.groups import Group, Progress, batches, groups
+from para_jax.groups import Progress
 from para_jax.policy import Policy
 from para_jax.repack import Form, repack
-from para_jax.report import report
+from para_jax.report import Report, report
 from para_jax.select import exact_masks
-from para_jax.spectrum import Method, Spectra, Spectrum, check, decompose
+from para_jax.spectra import joined_spectra
+from para_jax.spectra import wide as wide
+from para_jax.spectrum import Method, Spectra, Spectrum, check
 
 
 def compress(
@@ -80,7 +80,7 @@ def family(
     """
     checkpoint = as_checkpoint(parent)
     spectra = spectra_of(checkpoint, method=method, dtype=dtype)
-    return [cut(checkpoint, spectra, policy, form=form) for policy in policies]
+    return list(cuts(checkpoint, spectra, policies, form=form))
 
 
 def spectra_of(
@@ -105,14 +105,26 @@ def spectra_of(
     _check_parent(checkpoint)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype is {np.dtype(dtype).name}, expected floating point.")
-    spectra: dict[str, Spectrum] = {}
-    found = _decompose_groups(checkpoint.adapters, method, progress)
-    for path, spectrum in found:
-        if not np.isfinite(spectrum.s).all():
+    adapters = checkpoint.adapters
+    result: dict[str, Spectrum] = {}
+    for group, whole in joined_spectra(adapters, method, progress):
+        s, left, right = map(group.split, (whole.s, whole.left, whole.right))
+        finite = np.isfinite(whole.s).all(-1)
+        if not finite.all():
+            path, _ = group.members()[int(finite.argmin())]
             raise ValueError(f"'{path}': the factors contain NaN or infinity.")
-        stored = spectrum.dtype if dtype is None else np.dtype(dtype).name
-        spectra[path] = dataclasses.replace(spectrum, dtype=stored)
-    return {path: spectra[path] for path in checkpoint.adapters}
+        stored = whole.dtype if dtype is None else np.dtype(dtype).name
+        for path in group.stacks:
+            nominal = min(adapters[path].nominal or adapters[path].rank, whole.nominal)
+            result[path] = Spectrum(
+                s=s[path],
+                left=left[path],
+                right=right[path],
+                shape=whole.shape,
+                dtype=stored,
+                nominal=nominal,
+            )
+    return {path: result[path] for path in adapters}
 
 
 def cut(
@@ -136,23 +148,72 @@ def cut(
       TypeError: if `policy` is none, such as a number.
       ValueError: as `compress`.
     """
-    if not isinstance(policy, Policy):
-        raise TypeError(f"Expected a policy such as Gamma(0.25), got {policy!r}.")
-    kept = exact_masks(spectra, policy)
-    account = report(spectra, kept, policy)
-    fields = {x.name: getattr(parent, x.name) for x in dataclasses.fields(Checkpoint)}
+    (kept,) = _masks(spectra, [policy])
+    adapters = _repacked(parent, spectra, kept, form, progress)
+    return _child(parent, adapters, report(spectra, kept, policy), form)
+
+
+def cuts(
+    parent: Checkpoint, spectra: Spectra, policies: Sequence[Policy], *, form: Form
+) -> Iterator[Child]:
+    """Yields a child a policy, as `cut` would give them.
+
+    Components are sorted, so every child is the beginning of the largest: ragged ones
+    are views of its arrays, which cannot be written to; on a mesh, copies.
+    """
+    masks = _masks(spectra, policies)
+    if form != "ragged" or len(policies) < 2:
+        yield from (cut(parent, spectra, policy, form=form) for policy in policies)
+        return
+    most = {p: np.logical_or.reduce([x[p] for x in masks]) for p in spectra}
+    largest = _repacked(parent, spectra, most, form, iter)
+    for policy, kept in zip(policies, masks, strict=True):
+        account = report(spectra, kept, policy)
+        ranks = {x.path: x.kept for x in account.modules}
+        adapters = {p: _first(x, ranks[p]) for p, x in largest.items() if ranks[p]}
+        yield _child(parent, adapters, account, form)
+
+
+def _masks(spectra: Spectra, policies: Sequence[Policy]) -> list[dict[str, np.ndarray]]:
+    for policy in policies:
+        if not isinstance(policy, Policy):
+            raise TypeError(f"Expected a policy such as Gamma(0.25), got {policy!r}.")
+    return [exact_masks(spectra, policy) for policy in policies]
+
+
+def _repacked(
+    parent: Checkpoint,
+    spectra: Spectra,
+    kept: Mapping[str, np.ndarray],
+    form: Form,
+    progress: Progress,
+) -> dict[str, Adapter]:
     with wide():
-        fields["adapters"] = repack(
-            spectra, kept, parent.adapters, form=form, progress=progress
-        )
-    _check_range(fields["adapters"])
+        result = repack(spectra, kept, parent.adapters, form=form, progress=progress)
+    _check_range(result)
+    return result
+
+
+def _first(adapter: Adapter, rank: int) -> Adapter:
+    """Returns the first components of an adapter, in host memory without a copy."""
+    a, b = adapter.a[:, :rank], adapter.b[:rank]
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        a.flags.writeable = b.flags.writeable = False
+    return Adapter(a=a, b=b)
+
+
+def _child(
+    parent: Checkpoint, adapters: dict[str, Adapter], account: Report, form: Form
+) -> Child:
+    fields = {x.name: getattr(parent, x.name) for x in dataclasses.fields(Checkpoint)}
+    fields["adapters"] = adapters
     if form == "ragged":
         for name in ("layers", "biases"):
             fields[name] = by_member(fields[name], parent.adapters)
-    fields["absent"] = dict(parent.absent) | {
-        x.path: (x.inputs, x.outputs) for x in account.modules if not x.kept
-    }
     ranks = {x.path: x.kept for x in account.modules}
+    fields["absent"] = dict(parent.absent) | {
+        x.path: (x.inputs, x.outputs) for x in account.modules if not ranks[x.path]
+    }
     one = {"parent": parent.source, **account.summary(), "ranks": ranks}
     cuts = [*parent.provenance.get("cuts", []), one]
     fields |= {"source": "", "provenance": {**parent.provenance, "cuts": cuts}}
@@ -194,69 +255,3 @@ def _is_finite(x: Array) -> bool:
 def as_checkpoint(parent: Checkpoint | Adapters) -> Checkpoint:
     """Returns `parent`, or the checkpoint that holds just these adapters."""
     return parent if isinstance(parent, Checkpoint) else Checkpoint(adapters=parent)
-
-
-@contextlib.contextmanager
-def wide() -> Iterator[None]:
-    """Turns on float64, but on TPU, which has no float64 factorisations."""
-    if jax.default_backend() == "tpu":
-        yield
-    else:
-        with jax.enable_x64(True):
-            yield
-
-
-def _decompose_groups(
-    adapters: Adapters, method: Method, progress: Progress
-) -> Iterator[tuple[str, Spectrum]]:
-    """Yields the path and the spectrum of each update, as NumPy arrays.
-
-    Adapters of equal shapes are joined before the program and split after it, which
-    compiles faster; and their scales stay outside, so that adapters that differ in
-    alpha alone share a program.
-    """
-    found = groups(adapters)
-    parts: list[list[Spectrum]] = [[] for _ in found]
-    for batch in progress(batches(found, adapters)):
-        pieces = [(found[i], rows) for i, rows in batch]
-        results = _decompose_pieces(pieces, adapters, method)
-        for (i, _), part in zip(batch, results, strict=True):
-            parts[i].append(part)
-    for group, spectra in zip(found, parts, strict=True):
-        whole = jax.tree.map(lambda *x: np.concatenate(x), *spectra)
-        s, left, right = map(group.split, (whole.s, whole.left, whole.right))
-        for path in group.stacks:
-            nominal = min(adapters[path].nominal or adapters[path].rank, whole.nominal)
-            one = dataclasses.replace(
-                whole, s=s[path], left=left[path], right=right[path], nominal=nominal
-            )
-            yield path, _scaled(one, float(adapters[path].scale))
-
-
-def _decompose_pieces(
-    pieces: Sequence[tuple[Group, slice]], adapters: Adapters, method: Method
-) -> list[Spectrum]:
-    joined = {
-        str(i): Adapter(
-            a=group.join({path: adapters[path].a for path in group.stacks}, rows),
-            b=group.join({path: adapters[path].b for path in group.stacks}, rows),
-        )
-        for i, (group, rows) in enumerate(pieces)
-    }
-    with wide():
-        spectra = jax.device_get(_decompose(joined, method=method))
-    return [spectra[str(i)] for i in range(len(pieces))]
-
-
-_decompose = jax.jit(decompose, static_argnames="method")
-
-
-def _scaled(spectrum: Spectrum, scale: float) -> Spectrum:
-    """Returns the spectrum of `scale` times the update."""
-    root = math.sqrt(abs(scale))
-    return dataclasses.replace(
-        spectrum,
-        s=spectrum.s * abs(scale),
-        left=spectrum.left * math.copysign(root, scale),
-        right=spectrum.right * root,
-    )

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 import para_jax as para
-from para_jax import names, tables
+from para_jax import arguments, names, tables
 from para_jax.formats import Format, directory, recognise, serving
 from para_jax.formats.engines import ENGINES
 from para_jax.names import models
@@ -20,16 +20,37 @@ def load(given: argparse.Namespace) -> para.Checkpoint:
     Renamed before compressing: some kernels change with their names, and so do their
     singular values.
     """
-    table = _table(given)
     with tables.busy(f"Reading {given.source}"):
-        found = para.load(
-            given.source,
-            layout=given.layout,
-            alpha=given.alpha,
-            scale=given.scale,
-            stack_axis=given.stack_axis,
-            adapters_only=given.adapters_only,
-        )
+        return _load(given)
+
+
+def compressed(
+    given: argparse.Namespace, source: pathlib.Path, target: pathlib.Path
+) -> para.Report:
+    """Writes the child of one of many adapters; returns what was kept. Shows nothing.
+
+    It replaces what an earlier run wrote.
+    """
+    words = vars(given) | {"source": source, "target": target, "overwrite": True}
+    one = argparse.Namespace(**words)
+    (policy,) = arguments.policies(one)
+    parent = _load(one)
+    check_engine(one, parent)
+    child = para.compress(parent, policy, method=one.method, dtype=one.dtype)
+    save(one, child, target)
+    return child.report
+
+
+def _load(given: argparse.Namespace) -> para.Checkpoint:
+    table = _table(given)
+    found = para.load(
+        given.source,
+        layout=given.layout,
+        alpha=given.alpha,
+        scale=given.scale,
+        stack_axis=given.stack_axis,
+        adapters_only=given.adapters_only,
+    )
     return found if table is None else _renamed(given, found, table)
 
 
@@ -76,6 +97,22 @@ def form(given: argparse.Namespace) -> Format:
 
 def check_target(given: argparse.Namespace, target: pathlib.Path) -> None:
     """Raises an error before any work if DST could not be written after it."""
+    _check_form(given, target)
+    one_file = target.suffix == ".safetensors"
+    check = directory.check_file if one_file else directory.check_target
+    check(target, overwrite=given.overwrite)
+
+
+def check_words(
+    given: argparse.Namespace, source: pathlib.Path, target: pathlib.Path
+) -> None:
+    """Raises ValueError if no child of such an adapter can be as the command asks."""
+    one = argparse.Namespace(**vars(given) | {"source": source, "target": target})
+    _table(one)
+    _check_form(one, target)
+
+
+def _check_form(given: argparse.Namespace, target: pathlib.Path) -> None:
     wanted, one_file = form(given), target.suffix == ".safetensors"
     if wanted != "peft" and given.profile not in (None, "ragged"):
         raise ValueError(
@@ -89,8 +126,6 @@ def check_target(given: argparse.Namespace, target: pathlib.Path) -> None:
             f"'{target}' is to be a folder of {wanted}: leave out '.safetensors', or "
             "give --format kohya for one file."
         )
-    check = directory.check_file if one_file else directory.check_target
-    check(target, overwrite=given.overwrite)
 
 
 def check_engine(given: argparse.Namespace, parent: para.Checkpoint) -> None:

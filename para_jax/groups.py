@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,8 +32,8 @@ class Group:
 
     Attributes:
       stacks: The stack shape of each path.
-      apart: Whether it is one path, whose arrays keep their own stack axes: on a mesh
-        of devices, to join or reshape them would move them.
+      apart: Whether it is one path, whose arrays keep their own stack axes. To join
+        what is stacked already would only copy it; on a mesh of devices, move it.
     """
 
     stacks: Mapping[str, tuple[int, ...]]
@@ -82,12 +83,13 @@ class Group:
 def groups(adapters: Mapping[str, Adapter]) -> list[Group]:
     """Returns the paths that agree in `m`, `n`, `r` and dtype, group by group.
 
-    Adapters on a mesh of devices are groups of their own.
+    Stacks that are on devices are groups of their own.
     """
     found: dict[tuple[object, ...], dict[str, tuple[int, ...]]] = {}
     apart = []
     for path, x in adapters.items():
-        if sharding.mesh_of(x) is not None:
+        stacked = isinstance(x.a, jax.Array) and x.modules > 1
+        if stacked or sharding.mesh_of(x) is not None:
             apart.append(Group({path: x.stack}, apart=True))
             continue
         key = (x.inputs, x.outputs, x.rank, x.a.dtype, x.b.dtype)
@@ -99,7 +101,7 @@ def pieces(group: Group, adapters: Mapping[str, Adapter]) -> list[slice]:
     """Returns the rows of a group in pieces, none larger than a batch.
 
     All but the last have the same length, so they share a program. It is a power of
-    two, since the number of layers often has one as a factor. What is on a mesh of
+    two, since the number of layers often has one as a factor. A stack that is on
     devices is one piece.
     """
     if group.apart:
@@ -107,6 +109,12 @@ def pieces(group: Group, adapters: Mapping[str, Adapter]) -> list[slice]:
     step = 1 << max(_BATCH // _row(group, adapters), 1).bit_length() - 1
     starts = range(0, group.rows, step)
     return [slice(i, min(i + step, group.rows)) for i in starts]
+
+
+def all_pieces(adapters: Mapping[str, Adapter]) -> list[tuple[Group, slice]]:
+    """Returns the pieces of all groups: some rows of a group each."""
+    found = groups(adapters)
+    return [(group, rows) for group in found for rows in pieces(group, adapters)]
 
 
 def batches(

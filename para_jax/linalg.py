@@ -5,6 +5,9 @@ program, and each such call waits for its share of threads. Two that do not depe
 each other wait for one another for ever on a machine of two cores (jax 0.10.2). So on
 CPU every factorisation here is a loop over single matrices, which needs no second
 thread, whatever a caller maps or runs beside it. Elsewhere it is one batched call.
+
+On a GPU some operations are kernels of ours (`para_jax.kernels`). The plain operation
+defines what they compute, runs everywhere else, and gives their derivative.
 """
 
 from collections.abc import Callable
@@ -15,6 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from para_jax import sharding
+
 # cuSOLVER's batched Jacobi SVD stops at this size; beyond it, matrices go one by one.
 _BATCHED_SVD_LIMIT = 32
 
@@ -22,6 +27,83 @@ _BATCHED_SVD_LIMIT = 32
 def matmul(x: Float[Array, "... m k"], y: Float[Array, "... k n"]) -> Array:
     """Returns `x @ y` without the reduced precision that accelerators default to."""
     return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
+
+
+def gram(x: Float[Array, "... _ _"], *, tall: bool) -> Float[Array, "... r r"]:
+    """Returns `x^T x` of `x [..., d, r]` if `tall`, else `x x^T` of `x [..., r, d]`.
+
+    In float64 where JAX may, whatever the dtype of `x`, else in float32.
+    """
+    wide = jax.dtypes.canonicalize_dtype(float)
+
+    def plain(x: Array) -> Array:
+        x = x.astype(wide)
+        return matmul(x.mT, x) if tall else matmul(x, x.mT)
+
+    if x.dtype not in (jnp.float32, jnp.float64) or not has_kernels(x):
+        return plain(x)
+    from para_jax.kernels import gram
+
+    if x.shape[-1 if tall else -2] > gram.MOST:
+        return plain(x)
+
+    def kernel(x: Array) -> Array:
+        found = gram.gram(x.reshape(-1, *x.shape[-2:]), tall=tall)
+        return found.reshape(*x.shape[:-2], *found.shape[-2:])
+
+    return on_gpu(kernel, plain)(x)
+
+
+def applied(
+    x: Float[Array, "... _ _"], w: Float[Array, "... _ _"], *, tall: bool, dtype: Any
+) -> Float[Array, "... _ _"]:
+    """Returns `x @ w` for a factor `x [..., d, r]` if `tall`, else `w @ x`.
+
+    Computed in float32, rounded as float32 is, unless `x` or the result is float64.
+
+    Args:
+      x: The factor.
+      w: `[..., r, k]` if `tall`, else `[..., k, r]`.
+      tall: Which side of `x` is the rank.
+      dtype: Of the result.
+    """
+    is_wide = jnp.float64 in (x.dtype, jnp.dtype(dtype))
+    wide = jnp.float64 if is_wide else jnp.float32
+
+    def product(precision: lax.PrecisionLike) -> Callable[[Array, Array], Array]:
+        def apply(x: Array, w: Array) -> Array:
+            pair = (x, w) if tall else (w, x)
+            pair = (y.astype(wide) for y in pair)
+            return jnp.matmul(*pair, precision=precision).astype(dtype)
+
+        return apply
+
+    plain = product(lax.Precision.HIGHEST)
+    if is_wide or jax.default_backend() != "gpu":
+        return plain(x, w)
+    # Three products on the tensor cores give what one in float32 gives without them.
+    return on_gpu(product(lax.DotAlgorithmPreset.TF32_TF32_F32_X3), plain)(x, w)
+
+
+def has_kernels(x: Array) -> bool:
+    """Returns whether `x` may be on a GPU, whole, in a program that knows float64."""
+    wide = jax.dtypes.canonicalize_dtype(float) == jnp.float64
+    # On a mesh the compiler divides what it knows, and a kernel it does not know.
+    return wide and jax.default_backend() == "gpu" and sharding.mesh_of(x) is None
+
+
+def on_gpu(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `plain`, computed by `kernel` where the program runs on an NVIDIA GPU."""
+
+    @jax.custom_jvp
+    def either(*args: Array) -> Any:
+        return lax.platform_dependent(*args, cuda=kernel, default=plain)
+
+    @either.defjvp
+    def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> Any:
+        return jax.jvp(plain, primals, tangents)
+
+    return either
 
 
 def qr_r(x: Float[Array, "N d r"]) -> Float[Array, "N r r"]:
@@ -34,6 +116,12 @@ def eigh(x: Float[Array, "N r r"]) -> tuple[Float[Array, "N r"], Float[Array, "N
     """Returns the eigenvalues, ascending, and eigenvectors of symmetric matrices."""
     values, vectors = _over_batch(_lapack_eigh)(x)
     return values, vectors
+
+
+def cholesky(x: Float[Array, "N r r"]) -> Float[Array, "N r r"]:
+    """Returns the upper `R` with `x = R^T R`; NaN for a matrix that has none."""
+    lower = _over_batch(lambda y: jnp.linalg.cholesky(y, symmetrize_input=False))(x)
+    return lower.mT
 
 
 def svd(

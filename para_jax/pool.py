@@ -6,6 +6,7 @@ model's order.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,7 +60,7 @@ class Pool:
         """Returns what `gather` joined, by path: its inverse."""
         result, start = {}, 0
         for path, shape in self.shapes.items():
-            size = int(np.prod(shape))
+            size = math.prod(shape)
             result[path] = pooled[start : start + size].reshape(shape)
             start += size
         return result
@@ -75,7 +76,7 @@ def pool(spectra: Spectra) -> Pool:
         raise ValueError("There is no adapter to choose from: got an empty mapping.")
     paths = ordered(spectra)
     spectrum = [spectra[path] for path in paths]
-    rows = [int(np.prod(x.s.shape[:-1])) for x in spectrum]
+    rows = [math.prod(x.s.shape[:-1]) for x in spectrum]
     sizes = np.repeat([x.s.shape[-1] for x in spectrum], rows)
 
     def each(values: list[int]) -> np.ndarray:

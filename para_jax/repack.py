@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from para_jax import linalg, placed, sharding
+from para_jax import host, linalg, placed, sharding
 from para_jax.adapters import Adapter, member
-from para_jax.groups import Group, Progress, groups, pieces
+from para_jax.core import SIGNING
+from para_jax.groups import Group, Progress, all_pieces, groups
 from para_jax.spectrum import Spectra, Spectrum
 
 Form = Literal["masked", "padded", "ragged"]
@@ -35,8 +36,8 @@ def repack(
     """Returns the child: the kept components as balanced factors of scale 1.
 
     With `U_k S_k V_k^T` the kept part of an update, `a_hat^T a_hat = b_hat b_hat^T =
-    S_k` and `a_hat @ b_hat` is that part (Eq. 3). The largest entry of each row of
-    `b_hat` is positive, so equal parents give equal files.
+    S_k` and `a_hat @ b_hat` is that part (Eq. 3). The largest of the first 512 entries
+    of each row of `b_hat` is positive, so equal updates give equal files.
 
     - `masked`: the parent's shapes, dropped components zero. Traced.
     - `padded`: the parent's paths and stacks, each at the largest rank kept in its
@@ -82,8 +83,11 @@ def repack(
         )
     ranks = {p: np.asarray(np.sum(mask, axis=-1)) for p, mask in masks.items()}
     there = dict(_packed_on_mesh(spectra, masks, adapters))
-    here = {path: x for path, x in spectra.items() if path not in there}
-    packed = _packed_on_host(here, masks, adapters, progress)
+    rest = {path: x for path, x in adapters.items() if path not in there}
+    here = {path: spectra[path] for path in rest}
+    packed = (host.kernels if host.serves(rest) else _packed)(
+        here, masks, rest, progress
+    )
     result = (_stacks if form == "padded" else _kernels)(packed, here, ranks)
     for path, child in there.items():
         result |= placed.cut(path, child, adapters[path], ranks[path], form)
@@ -133,13 +137,18 @@ def _apply(
     spectra: Spectra,
     masks: Masks,
     adapters: Mapping[str, Adapter],
-    selection: Callable[[Array, Spectrum], Array],
+    selection: Callable[[Spectrum, Array], tuple[Array, Array]],
 ) -> dict[str, Adapter]:
-    """Returns the child whose columns are where `selection` puts the components."""
+    """Returns the child of the components that `selection` puts into its columns."""
 
     def child(spectrum: Spectrum, mask: Array, adapter: Adapter) -> tuple[Array, Array]:
-        chosen = selection(mask, spectrum).astype(spectrum.s.dtype)
-        return _product(adapter, spectrum, chosen)
+        left, right = selection(spectrum, mask)
+        a, b = jnp.asarray(adapter.a), jnp.asarray(adapter.b)
+        sign = _signs(right, b)
+        left, right = left * sign[..., None, :], right * sign[..., :, None]
+        left, right = sharding.replicated((left, right))
+        a = linalg.applied(a, left, tall=True, dtype=spectrum.dtype)
+        return a, linalg.applied(b, right, tall=False, dtype=spectrum.dtype)
 
     result: dict[str, Adapter] = {}
     for group in groups(adapters):
@@ -160,36 +169,44 @@ def _joined(group: Group, values: Mapping[str, Any], rows: slice = slice(None)) 
     return jax.tree.unflatten(jax.tree.structure(members[0]), joined)
 
 
+def _signs(right: Float[Array, "*stack w r"], b: Array) -> Float[Array, "*stack w"]:
+    """Returns the signs that make equal updates equal children.
+
+    A decomposition leaves the sign of a component open, differently on each platform.
+    The largest of the first entries of each row of the new `b` shall be positive.
+    """
+    first = jnp.arange(b.shape[-1]) < SIGNING
+    if sharding.mesh_of(b) is None:
+        b, first = b[..., :SIGNING], first[:SIGNING]
+    # On a mesh a piece of `b` would have to be moved; what is there is cut out later.
+    row = linalg.applied(b, right, tall=False, dtype=right.dtype)
+    row = jnp.where(first, row, 0)
+    negative = jnp.max(row, axis=-1) < -jnp.min(row, axis=-1)
+    return jnp.where(negative, -1, 1).astype(right.dtype)
+
+
 def _in_place(
-    mask: Bool[Array, "*stack k"], spectrum: Spectrum
-) -> Bool[Array, "*stack k r"]:
-    """Returns the selection that leaves each component in its column."""
-    column = jnp.broadcast_to(jnp.arange(mask.shape[-1]), mask.shape)
-    return mask[..., None] & jax.nn.one_hot(column, spectrum.rank, dtype=bool)
+    spectrum: Spectrum, mask: Bool[Array, "*stack k"]
+) -> tuple[Float[Array, "*stack r r"], Float[Array, "*stack r r"]]:
+    """Returns `left` and `right`, each kept component in its column."""
+    left = jnp.where(mask[..., None, :], spectrum.left, 0)
+    right = jnp.where(mask[..., :, None], spectrum.right, 0)
+    still = [(0, 0)] * (mask.ndim - 1)
+    more = (0, spectrum.rank - mask.shape[-1])
+    return jnp.pad(left, [*still, (0, 0), more]), jnp.pad(right, [*still, more, (0, 0)])
 
 
 def _in_front(
-    mask: Bool[Array, "*stack k"], spectrum: Spectrum, *, width: int
-) -> Bool[Array, "*stack k w"]:
-    """Returns the selection that moves the kept components to the first columns."""
+    spectrum: Spectrum, mask: Bool[Array, "*stack k"], *, width: int
+) -> tuple[Float[Array, "*stack r w"], Float[Array, "*stack w r"]]:
+    """Returns `left` and `right`, the kept components in the first columns."""
     column = jnp.cumsum(mask, axis=-1) - 1
-    width = min(width, spectrum.s.shape[-1])
-    return mask[..., None] & jax.nn.one_hot(column, width, dtype=bool)
-
-
-def _product(
-    adapter: Adapter, spectrum: Spectrum, chosen: Float[Array, "*stack k w"]
-) -> tuple[Float[Array, "*stack m w"], Float[Array, "*stack w n"]]:
-    """Returns the chosen columns of `a @ left` and rows of `right @ b`."""
-    wide = spectrum.s.dtype
-    left = sharding.replicated(linalg.matmul(spectrum.left, chosen))
-    right = sharding.replicated(linalg.matmul(chosen.mT, spectrum.right))
-    a = linalg.matmul(jnp.asarray(adapter.a).astype(wide), left)
-    b = linalg.matmul(right, jnp.asarray(adapter.b).astype(wide))
-    # QR and SVD leave the sign of a component open, differently on each platform.
-    flip = jnp.max(b, axis=-1, keepdims=True) < -jnp.min(b, axis=-1, keepdims=True)
-    sign = sharding.replicated(jnp.where(flip, -1, 1).astype(wide))
-    return (a * sign.mT).astype(spectrum.dtype), (b * sign).astype(spectrum.dtype)
+    width = min(width, mask.shape[-1])
+    chosen = mask[..., None] & jax.nn.one_hot(column, width, dtype=bool)
+    source, some = jnp.argmax(chosen, axis=-2), chosen.any(-2)
+    left = jnp.take_along_axis(spectrum.left, source[..., None, :], axis=-1)
+    right = jnp.take_along_axis(spectrum.right, source[..., :, None], axis=-2)
+    return jnp.where(some[..., None, :], left, 0), jnp.where(some[..., None], right, 0)
 
 
 @functools.partial(jax.jit, static_argnames="width")
@@ -199,28 +216,31 @@ def _pack(
     return pack(spectra, masks, adapters, width=width)
 
 
-def _packed_on_host(
+def _packed(
     spectra: Spectra,
     masks: Masks,
     adapters: Mapping[str, Adapter],
     progress: Progress,
 ) -> Packed:
-    """Yields every kernel with its path and its index in the stack.
+    """Yields every kernel that keeps something, with its path and its index.
 
     A group of equal shapes is computed piece by piece, joined and split outside of the
     program, with a power of two as common width: so few programs are compiled, they
     serve many budgets, and no child is ever held at more than its own size.
     """
-    found = groups({path: adapters[path] for path in spectra})
-    todo = [(group, rows) for group in found for rows in pieces(group, adapters)]
-    for group, rows in progress(todo):
+    for group, rows in progress(all_pieces(adapters)):
         width = _width(masks[path] for path in group.stacks)
         mask = np.asarray(group.join(masks, rows))
         joined = _joined(group, spectra, rows), mask, _joined(group, adapters, rows)
         packed = jax.device_get(_pack(*({"": x} for x in joined), width=width))[""]
-        members = group.members()[rows]
-        for (path, index), a, b in zip(members, packed.a, packed.b, strict=True):
-            yield path, index, Adapter(a=a, b=b)
+        a, b = (x.reshape(-1, *x.shape[-2:]) for x in (packed.a, packed.b))
+        kept = mask.sum(-1).reshape(-1)
+        found = zip(group.members()[rows], a, b, kept, strict=True)
+        for (path, index), one_a, one_b, rank in found:
+            # Copies, as a view would keep all that its piece was made of.
+            if rank:
+                kernel = Adapter(a=one_a[:, :rank].copy(), b=one_b[:rank].copy())
+                yield path, index, kernel
 
 
 def _packed_on_mesh(
@@ -243,32 +263,23 @@ def _width(masks: Iterable[Any]) -> int:
 def _stacks(
     packed: Packed, spectra: Spectra, ranks: Mapping[str, np.ndarray]
 ) -> dict[str, Adapter]:
-    """Returns each stack cut to its largest rank."""
+    """Returns each stack at its largest rank, zeros beyond that of a kernel."""
     result = {
-        path: _empty(spectrum, int(ranks[path].max()))
+        path: _zeros(spectrum, int(ranks[path].max()))
         for path, spectrum in spectra.items()
         if ranks[path].any()
     }
     for path, index, kernel in packed:
-        if path in result:
-            rank = result[path].rank
-            result[path].a[index] = kernel.a[:, :rank]
-            result[path].b[index] = kernel.b[:rank]
+        result[path].a[index][:, : kernel.rank] = kernel.a
+        result[path].b[index][: kernel.rank] = kernel.b
     return result
 
 
 def _kernels(
     packed: Packed, spectra: Spectra, ranks: Mapping[str, np.ndarray]
 ) -> dict[str, Adapter]:
-    """Returns each kernel by itself, cut to its own rank."""
-    cut = {
-        # Copies, as a view would keep all that its piece was made of.
-        (path, index): Adapter(
-            a=kernel.a[:, : ranks[path][index]].copy(),
-            b=kernel.b[: ranks[path][index]].copy(),
-        )
-        for path, index, kernel in packed
-    }
+    """Returns each kernel by itself, at its own rank."""
+    cut = {(path, index): kernel for path, index, kernel in packed}
     return {
         member(path, index): cut[path, index]
         for path in spectra
@@ -277,8 +288,8 @@ def _kernels(
     }
 
 
-def _empty(spectrum: Spectrum, rank: int) -> Adapter:
+def _zeros(spectrum: Spectrum, rank: int) -> Adapter:
     """Returns factors to be filled in."""
     (m, n), stack = spectrum.shape, spectrum.s.shape[:-1]
-    a, b = (np.empty((*stack, *x), spectrum.dtype) for x in [(m, rank), (rank, n)])
+    a, b = (np.zeros((*stack, *x), spectrum.dtype) for x in [(m, rank), (rank, n)])
     return Adapter(a=a, b=b)

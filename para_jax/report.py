@@ -1,8 +1,9 @@
 """What was kept: ranks, parameters, bytes, energy, error; as data and as text. Host."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,7 @@ from para_jax.adapters import member
 from para_jax.policy import Budget, Policy
 from para_jax.pool import pool
 from para_jax.spectrum import Spectra
-
-# A gap below this, relative to the threshold, is within float32's rounding.
-_CLOSE = 1e-5
+from para_jax.ties import Tie, near_tie
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,10 +39,10 @@ class ModuleReport:
     mask: np.ndarray
     nominal: int | None = None
 
-    @property
+    @functools.cached_property
     def kept(self) -> int:
         """The child's rank."""
-        return int(self.mask.sum())
+        return int(np.count_nonzero(self.mask))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,11 +54,13 @@ class Report:
     Attributes:
       policy: The policy's name, such as `gamma 0.25`.
       modules: One entry a kernel, in the model's order.
-      notes: What the reader should know: a budget not filled, a tie.
+      tie: What rounding may turn in the choice, if anything.
+      notes: What the reader should know, in words: a budget not filled, a tie.
     """
 
     policy: str
     modules: tuple[ModuleReport, ...]
+    tie: Tie | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -106,8 +107,9 @@ class Report:
     @property
     def error(self) -> float:
         """The relative Frobenius error of the child over all modules (Eq. 11)."""
-        total = sum(float((x.sigma**2).sum()) for x in self.modules)
-        dropped = sum(float((x.sigma[~x.mask] ** 2).sum()) for x in self.modules)
+        squares = np.concatenate([x.sigma for x in self.modules]) ** 2
+        kept = np.concatenate([x.mask for x in self.modules])
+        total, dropped = float(squares.sum()), float(squares[~kept].sum())
         return math.sqrt(dropped / total) if total else 0.0
 
     def summary(self) -> dict[str, Any]:
@@ -126,6 +128,7 @@ class Report:
         """Returns `summary`, the notes and every module, as plain JSON values."""
         return self.summary() | {
             "notes": list(self.notes),
+            "tie": dataclasses.asdict(self.tie) if self.tie else None,
             "modules": [
                 {
                     "path": x.path,
@@ -179,41 +182,22 @@ def report(spectra: Spectra, masks: Mapping[str, np.ndarray], policy: Policy) ->
         for path, shape in layout.shapes.items()
         for index in np.ndindex(shape[:-1])
     )
-    result = Report(policy=policy.name, modules=modules)
+    tie = near_tie(spectra, masks, policy)
+    result = Report(policy=policy.name, modules=modules, tie=tie)
     budget = 0
     if isinstance(policy, Budget) and policy.counts_ranks:
         budget = int(policy.budget(layout))
-    return dataclasses.replace(result, notes=tuple(_notes(result, policy, budget)))
+    return dataclasses.replace(result, notes=tuple(_notes(result, budget)))
 
 
-def _notes(result: Report, policy: Policy, budget: int) -> Iterator[str]:
+def _notes(result: Report, budget: int) -> Iterator[str]:
     if (unspent := budget - result.kept_rank) > 0:
         yield (
             f"{unspent} of the budget's {budget} ranks are not spent: what is left is "
             "zero, or beyond the policy's limits"
         )
-    pools = [result.modules]
-    if policy.scope == "local":
-        pools = [(module,) for module in result.modules]
-    if any(_is_close(modules, policy) for modules in pools):
-        yield (
-            "the largest dropped component equals the smallest kept one within "
-            "rounding: another platform may keep the other"
-        )
-
-
-def _is_close(modules: Sequence[ModuleReport], policy: Policy) -> bool:
-    """Returns whether rounding could turn the choice among these modules."""
-    by_cost = isinstance(policy, Budget) and not policy.counts_ranks
-    kept, dropped = [], []
-    for x in modules:
-        worth = x.sigma / math.sqrt(x.inputs + x.outputs if by_cost else 1)
-        kept.append(worth[x.mask])
-        dropped.append(worth[~x.mask])
-    worst = np.concatenate(kept).min(initial=math.inf)
-    below = np.concatenate(dropped)
-    best = below[below <= worst].max(initial=-math.inf)
-    return bool(worst - best <= _CLOSE * worst < math.inf)
+    if result.tie:
+        yield str(result.tie)
 
 
 def human_bytes(size: float) -> str:

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from para_jax import sharding
+from para_jax.core import RESOLUTION
 from para_jax.policy import Budget, Gamma, Policy, Threshold
 from para_jax.pool import Pool, pool
-from para_jax.spectrum import RESOLUTION, Spectra
+from para_jax.spectrum import Spectra
 
 
 def masks(spectra: Spectra, policy: Policy) -> dict[str, jax.Array]:
@@ -153,10 +154,19 @@ def _spend(
     order = xp.argsort(-worth, stable=True)
     rest_of_block = (size - 1 - layout.index % policy.multiple_of) * cost
     spent = xp.cumsum(xp.asarray(cost)[order]) + xp.asarray(rest_of_block)[order]
-    keep = candidate & (spent <= budget)[xp.argsort(order)]
+    keep = candidate & _unsorted(spent <= budget, order, xp)
     if policy.ties == "threshold":
         keep = candidate & (worth >= xp.where(keep, worth, np.inf).min())
     return keep
+
+
+def _unsorted(values: Any, order: Any, xp: Any) -> Any:
+    """Returns `values[order]` in their places before: a second sort would cost more."""
+    if xp is jnp:
+        return jnp.zeros_like(values).at[order].set(values, unique_indices=True)
+    result = np.empty_like(values)
+    result[order] = values
+    return result
 
 
 def _prices(layout: Pool, policy: Budget) -> tuple[np.ndarray, Any]:

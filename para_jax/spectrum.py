@@ -14,7 +14,7 @@ as nonzero, and a `Spectrum` takes `2 r k` numbers a kernel, however large the k
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -22,15 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from para_jax import linalg, sharding
+from para_jax import core, linalg, sharding
 from para_jax.adapters import Adapter
 from para_jax.groups import Group, groups
 
-RESOLUTION = float(np.finfo(np.float32).eps)
-"""What float32 factors resolve, relative to the largest, a column."""
-
 Method = Literal["auto", "qr", "gram"]
-Roots = Callable[[Sequence[Array], np.dtype], list[Array]]
 
 
 @typing.no_type_check  # JAX also calls `__init__` with non-arrays: jaxtyping#277.
@@ -112,16 +108,15 @@ def decompose(
     """
     for path, adapter in adapters.items():
         check(path, adapter)
-    roots = _roots(method, on_mesh=sharding.mesh_of(adapters) is not None)
-    return sharding.in_place(lambda x: _decompose(x, roots), dict(adapters))
+    method = _resolved(method, adapters)
+    return sharding.in_place(lambda x: _decompose(x, method), dict(adapters))
 
 
-def _decompose(adapters: Mapping[str, Adapter], roots: Roots) -> dict[str, Spectrum]:
-    wide = jax.dtypes.canonicalize_dtype(np.float64)
+def _decompose(adapters: Mapping[str, Adapter], method: Method) -> dict[str, Spectrum]:
     result: dict[str, Spectrum] = {}
     for rank in sorted({x.rank for x in adapters.values()}):
         group = {p: x for p, x in adapters.items() if x.rank == rank}
-        result |= _decompose_one_rank(group, roots, wide)
+        result |= _decompose_one_rank(group, method)
     return {path: result[path] for path in adapters}
 
 
@@ -148,64 +143,38 @@ def check(path: str, adapter: Adapter) -> None:
             raise ValueError(f"'{path}': {name} is {x.dtype}, expected floating point.")
 
 
-def tolerance(s: Array, rank: int) -> Array:
-    """Returns the value up to which the `s` of a module counts as zero, `[..., 1]`.
+def _resolved(method: Method, adapters: Mapping[str, Adapter]) -> Method:
+    """Returns the method that `auto` stands for.
 
-    `r * eps * s_1` with float32's eps: what float32 factors resolve. The usual
-    `max(m, n) * eps` would drop genuine values of graded factors.
+    Raises:
+      ValueError: if the method is unknown.
     """
-    return rank * RESOLUTION * s[..., :1]
-
-
-def _roots(method: Method, *, on_mesh: bool) -> Roots:
     if method == "auto":
-        safe = jax.default_backend() == "cpu" and not on_mesh
-        method = "qr" if safe else "gram"
-    try:
-        return {"qr": _qr_roots, "gram": _gram_roots}[method]
-    except KeyError:
-        raise ValueError(
-            f"Unknown method {method!r}: expected 'auto', 'qr' or 'gram'."
-        ) from None
+        on_cpu = jax.default_backend() == "cpu"
+        return "qr" if on_cpu and sharding.mesh_of(adapters) is None else "gram"
+    if method not in ("qr", "gram"):
+        raise ValueError(f"Unknown method {method!r}: expected 'auto', 'qr' or 'gram'.")
+    return method
 
 
 def _decompose_one_rank(
-    adapters: Mapping[str, Adapter], roots: Roots, wide: np.dtype
+    adapters: Mapping[str, Adapter], method: Method
 ) -> dict[str, Spectrum]:
     """Decomposes adapters of one rank, all their r x r problems in one batch."""
     found = groups(adapters)
-    tall = [
-        jnp.asarray(group.join({p: adapters[p].a for p in group.stacks}))
-        for group in found
-    ]
-    tall += [
-        jnp.asarray(group.join({p: adapters[p].b for p in group.stacks})).mT
-        for group in found
-    ]
-    r_a, r_b = jnp.split(jnp.concatenate(roots(tall, wide)), 2)
+    a = [jnp.asarray(x.join({p: adapters[p].a for p in x.stacks})) for x in found]
+    b = [jnp.asarray(x.join({p: adapters[p].b for p in x.stacks})) for x in found]
+    cores = (_by_qr if method == "qr" else _by_grams)(a, b)
     everything = Group({p: s for group in found for p, s in group.stacks.items()})
-    scales = {p: np.full(x.modules, x.scale, wide) for p, x in adapters.items()}
-    scale = everything.join(
-        {p: scales[p].reshape(stack) for p, stack in everything.stacks.items()}
-    )
-    balanced = _balanced(r_a, r_b, jnp.asarray(scale))
-    parts = [sharding.replicated(everything.split(x)) for x in balanced]
+    scales = {
+        p: np.full(adapters[p].stack, adapters[p].scale, cores.s.dtype)
+        for p in everything.stacks
+    }
+    cores = core.scaled(cores, jnp.asarray(everything.join(scales)))
+    parts = [sharding.replicated(everything.split(x)) for x in cores]
     return {
         path: _spectrum(x, *(y[path] for y in parts)) for path, x in adapters.items()
     }
-
-
-def _balanced(
-    r_a: Float[Array, "L r r"], r_b: Float[Array, "L r r"], scale: Float[Array, " L"]
-) -> tuple[Float[Array, "L r"], Float[Array, "L r r"], Float[Array, "L r r"]]:
-    """Returns `s`, `left` and `right` of all components, the unresolved ones zero."""
-    r_a = scale[:, None, None] * r_a
-    u, s, vt = linalg.svd(linalg.matmul(r_a, r_b.mT))
-    nonzero = s > tolerance(s, s.shape[-1])
-    weight = jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, s, 1)), 0)
-    left = linalg.matmul(r_b.mT, vt.mT) * (weight * scale[:, None])[:, None, :]
-    right = linalg.matmul(u.mT, r_a) * weight[:, :, None]
-    return s, left, right
 
 
 def _spectrum(adapter: Adapter, s: Array, left: Array, right: Array) -> Spectrum:
@@ -221,31 +190,37 @@ def _spectrum(adapter: Adapter, s: Array, left: Array, right: Array) -> Spectrum
     )
 
 
-def _qr_roots(tall: Sequence[Array], wide: np.dtype) -> list[Array]:
-    """Returns `R [L, r, r]` with `R^T R = x^T x` of each `x [*stack, d, r]`."""
-    return [linalg.qr_r(x.astype(wide).reshape(-1, *x.shape[-2:])) for x in tall]
+def _by_qr(a: Sequence[Array], b: Sequence[Array]) -> core.Core:
+    """Decomposes `a [*stack, m, r]` and `b [*stack, r, n]` through their QR factors."""
+    wide = jax.dtypes.canonicalize_dtype(float)
+    roots = [
+        jnp.concatenate([linalg.qr_r(_rows(x).astype(wide)) for x in tall])
+        for tall in (a, [x.mT for x in b])
+    ]
+    return core.of_roots(*roots)
 
 
-def _gram_roots(tall: Sequence[Array], wide: np.dtype) -> list[Array]:
-    """Returns what `_qr_roots` returns but for a rotation, by products alone."""
-    tall = [x.astype(wide) for x in tall]
-    root, whiten = _root_of_gram(_grams(tall))
+def _by_grams(a: Sequence[Array], b: Sequence[Array]) -> core.Core:
+    """Decomposes as `_by_qr`, through `a^T a` and `b b^T`."""
+    gram_a, gram_b = _grams(a, tall=True), _grams(b, tall=False)
+    if gram_a.dtype == jnp.float64:
+        return core.of_grams(gram_a, gram_b)
+    roots, whiten = core.root_of_gram(jnp.concatenate([gram_a, gram_b]))
+    # A factor times `whiten` is almost orthogonal; a direction so weak that its first
+    # estimate is noise is at least enlarged. A second pass finds what is left as
+    # exactly as QR would.
+    tall = [x.astype(jnp.float32) for x in (*a, *(x.mT for x in b))]
     ends = np.cumsum([math.prod(x.shape[:-2]) for x in tall])[:-1]
-    if wide == np.float32:
-        # The factor times `whiten` is almost orthogonal; a direction so weak that its
-        # first estimate is noise is at least enlarged. A second pass finds what is
-        # left as exactly as QR would.
-        pairs = zip(tall, jnp.split(whiten, ends), strict=True)
-        second, _ = _root_of_gram(_grams([_times(x, w) for x, w in pairs]))
-        # Triangular again, so that graded columns stay graded in what follows.
-        root = linalg.qr_r(linalg.matmul(second, root))
-    return jnp.split(root, ends)
+    pairs = zip(tall, jnp.split(whiten, ends), strict=True)
+    again = _grams([_times(x, w) for x, w in pairs], tall=True)
+    # Triangular again, so that graded columns stay graded in what follows.
+    roots = linalg.qr_r(linalg.matmul(core.root_of_gram(again)[0], roots))
+    return core.of_roots(*jnp.split(roots, 2))
 
 
-def _grams(tall: Sequence[Array]) -> Float[Array, "N r r"]:
-    grams = [linalg.matmul(x.mT, x) for x in tall]
-    small = [sharding.replicated(x) for x in grams]
-    return jnp.concatenate([x.reshape(-1, *x.shape[-2:]) for x in small])
+def _grams(factors: Sequence[Array], *, tall: bool) -> Float[Array, "L r r"]:
+    found = [sharding.replicated(linalg.gram(x, tall=tall)) for x in factors]
+    return jnp.concatenate([_rows(x) for x in found])
 
 
 def _times(x: Float[Array, "... d r"], w: Float[Array, "L r r"]) -> Array:
@@ -253,20 +228,5 @@ def _times(x: Float[Array, "... d r"], w: Float[Array, "L r r"]) -> Array:
     return linalg.matmul(x, w)
 
 
-def _root_of_gram(
-    gram: Float[Array, "N r r"],
-) -> tuple[Float[Array, "N r r"], Float[Array, "N r r"]]:
-    """Returns `R` with `R^T R = gram`, and its inverse where that is not noise.
-
-    The columns are brought to unit length first: the error is then relative to each
-    column's own length, so that graded factors lose nothing.
-    """
-    squares = jnp.diagonal(gram, axis1=-2, axis2=-1)
-    lengths = jnp.sqrt(squares)
-    safe = jnp.where(squares > 0, lengths, 1)
-    values, vectors = linalg.eigh(gram / (safe[:, :, None] * safe[:, None, :]))
-    floor = gram.shape[-1] * jnp.finfo(gram.dtype).eps  # The largest is 1 or more.
-    values = jnp.sqrt(jnp.maximum(values, floor))
-    root = values[:, :, None] * vectors.mT * lengths[:, None, :]
-    whiten = vectors / values[:, None, :] / safe[:, :, None]
-    return sharding.replicated((root, whiten))
+def _rows(x: Float[Array, "*stack d r"]) -> Float[Array, "L d r"]:
+    return x.reshape(-1, *x.shape[-2:])

@@ -8,11 +8,13 @@ import io
 import os.path
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from para_jax.groups import Progress
 from para_jax.inspection import Inspection
+from para_jax.manifest import Row
 from para_jax.report import Report, human_bytes
 
 if TYPE_CHECKING:
@@ -21,11 +23,15 @@ if TYPE_CHECKING:
     from para_jax.formats.serving import Cost
 
 _WIDTH = 80
+_SHOWN = 20  # Failures; the manifest has all.
 
 
 @contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
     """Shows a spinner on the terminal's error stream while the body runs."""
+    if not sys.stderr.isatty():  # Nobody looks, and Rich takes a while to import.
+        yield
+        return
     import rich.console
 
     with rich.console.Console(stderr=True).status(what):
@@ -39,6 +45,9 @@ def progress(what: str) -> Iterator[Progress]:
     Yields:
       What to wrap each loop in. Where the error stream is no terminal, it is silent.
     """
+    if not sys.stderr.isatty():
+        yield iter
+        return
     import rich.console
     import rich.progress
 
@@ -47,11 +56,42 @@ def progress(what: str) -> Iterator[Progress]:
         rich.progress.SpinnerColumn(),
         *rich.progress.Progress.get_default_columns(),
     )
+    with rich.progress.Progress(*columns, console=console, transient=True) as shown:
+        yield lambda items: shown.track(items, description=what)
+
+
+@contextlib.contextmanager
+def tenants(total: int) -> Iterator[Callable[[Iterable[Row]], Iterator[Row]]]:
+    """Shows how many tenants are done, how many a second, and how long the rest takes.
+
+    Yields:
+      What to wrap the loop over them in.
+    """
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console(stderr=True)
+    columns = (
+        rich.progress.TextColumn("Compressing {task.total:,} tenants"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[rate]:.1f}/s"),
+        rich.progress.TimeRemainingColumn(),
+    )
     quiet = not console.is_terminal
     with rich.progress.Progress(
         *columns, console=console, transient=True, disable=quiet
     ) as shown:
-        yield lambda items: shown.track(items, description=what)
+        task = shown.add_task("", total=total, rate=0.0)
+
+        def counted(rows: Iterable[Row]) -> Iterator[Row]:
+            start = time.perf_counter()
+            for done, row in enumerate(rows, 1):
+                yield row
+                rate = done / (time.perf_counter() - start)
+                shown.update(task, completed=done, rate=rate)
+
+        yield counted
 
 
 def inspection(found: Inspection) -> None:
@@ -136,6 +176,59 @@ def children(rows: Sequence[tuple[str, Report, str]]) -> None:
                 for name, x, size in rows
             ],
         )
+    )
+
+
+def fleet(children: Sequence[Row], summary: Mapping[str, Any]) -> None:
+    """Prints what the children of a fleet keep, and what became of its tenants.
+
+    Args:
+      children: The rows of those that have one.
+      summary: The counts, as the command's JSON has them.
+    """
+    if children:
+        middle = len(children) // 2
+        columns = [sorted(x) for x in zip(*map(_numbers, children), strict=True)]
+        rows = [("least", 0), ("median", middle), ("most", -1)]
+        _print(
+            _table(
+                ["of all", "avg", "max", "parameters", "kept", "on disk", "energy"],
+                [(name, *_cells([x[i] for x in columns])) for name, i in rows],
+            )
+        )
+    size = human_bytes(sum(x.bytes for x in children))
+    seconds, written = summary["seconds"], summary["written"]
+    print(
+        f"{summary['tenants']:,} tenants: {written:,} compressed, "
+        f"{summary['there']:,} there already, {len(summary['failed']):,} failed."
+    )
+    print(f"Took {seconds:.1f} s, {written / seconds:.1f} tenants/s. {size} on disk.")
+    failed = list(summary["failed"].items())
+    for name, failure in failed[:_SHOWN]:
+        print(wrapped(f"{name}: {failure}"))
+    if len(failed) > _SHOWN:
+        print(f"... and {len(failed) - _SHOWN:,} more.")
+    if others := summary["passed_over"]:
+        text = f"{len(others):,} that the pattern matches are no adapters, such as"
+        print(wrapped(f"{text} '{others[0]}'."))
+    print(f"Every tenant is in {summary['manifest']}.")
+
+
+def _numbers(row: Row) -> tuple[float, ...]:
+    x = row.kept
+    share = x["parameters"] / x["parent_parameters"]
+    energy = x["energy"]
+    return (
+        *(x["average_rank"], x["max_rank"], x["parameters"]),
+        *(share, row.bytes, energy),
+    )
+
+
+def _cells(values: Sequence[float]) -> tuple[str, ...]:
+    average, most, parameters, share, size, energy = values
+    return (
+        *(f"{average:.2f}", f"{most}", f"{parameters:,}"),
+        *(f"{share:.1%}", human_bytes(size), f"{energy:.2%}"),
     )
 
 

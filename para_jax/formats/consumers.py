@@ -16,7 +16,7 @@ Simulated: of these, only PEFT is run by our tests.
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ import safetensors
 from para_jax.adapters import Adapter, Checkpoint, Layer, member, unstack
 from para_jax.formats import peft, peft_config, peft_experts, peft_tensors
 from para_jax.formats.profiles import Profile
+
+_AT_ONCE = 16  # Modules to read before the file is opened again.
 
 Rule = Callable[[Mapping[str, Any], str, int], float]
 
@@ -64,10 +66,9 @@ def _check_peft(
     folder: pathlib.Path, written: Checkpoint, wanted: Checkpoint, profile: Profile
 ) -> None:
     config = json.loads((folder / peft.CONFIG).read_text(encoding="utf-8"))
-    left = unstack(wanted.adapters)
-    for path, names in peft.keys(written).items():
+    left, names = unstack(wanted.adapters), peft.keys(written)
+    for path, (a, b) in _raw(folder / peft.WEIGHTS, names):
         kind, wrote = written.layers.get(path, Layer()), written.adapters[path]
-        a, b = _raw(folder / peft.WEIGHTS, *names)
         if kind.kind == "experts":
             got = peft_experts.from_torch(a, b, wrote.rank, wrote.scale)
         else:
@@ -81,20 +82,27 @@ def _check_peft(
 
 def _check_kohya(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
     left = unstack(wanted.adapters)
-    for path in written.adapters:
-        name, kind = path.replace("/", "."), written.layers.get(path, Layer())
-        names = (f"{name}.{x}" for x in ("lora_down.weight", "lora_up.weight", "alpha"))
-        a, b, alpha = _raw(file, *names)
+    ends = ("lora_down.weight", "lora_up.weight", "alpha")
+    dotted = {path: path.replace("/", ".") for path in written.adapters}
+    names = {path: [f"{x}.{end}" for end in ends] for path, x in dotted.items()}
+    for path, (a, b, alpha) in _raw(file, names):
+        kind = written.layers.get(path, Layer())
         scale = float(alpha) / a.shape[0]
         _check_scale(path, "kohya", scale, 1.0)
         _check_update(path, peft_tensors.from_torch(a, b, kind, scale), left)
     _check_rest(left)
 
 
-def _raw(path: pathlib.Path, *names: str) -> list[np.ndarray]:
-    # Opened for each module: what was read of an open file stays in memory.
-    with safetensors.safe_open(path, framework="numpy") as file:
-        return [file.get_tensor(name) for name in names]
+def _raw(
+    file: pathlib.Path, names: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Yields the tensors of each module by its path."""
+    todo = list(names.items())
+    for start in range(0, len(todo), _AT_ONCE):
+        # Opened again and again: what was read of an open file stays in memory.
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            for path, tensors in todo[start : start + _AT_ONCE]:
+                yield path, [opened.get_tensor(name) for name in tensors]
 
 
 def _check_scale(path: str, rule: str, got: float, wanted: float) -> None:
@@ -139,6 +147,8 @@ def _same(got: _Pair, scale: float, want: Adapter) -> bool:
     Compared by their components, in order: no product is formed.
     """
     a, b = np.asarray(want.a), np.asarray(want.b)
+    if scale == want.scale and np.array_equal(got.a, a) and np.array_equal(got.b, b):
+        return True
     kept = min(got.a.shape[1], a.shape[1])
     wide = b[:kept].astype(np.float64) * want.scale
     info = jnp.finfo(b.dtype)

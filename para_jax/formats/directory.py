@@ -180,11 +180,15 @@ def _exchange(one: pathlib.Path, two: pathlib.Path) -> bool:
 
 def _sweep(target: pathlib.Path) -> None:
     """Removes what processes that were killed while writing `target` left behind."""
-    for path in target.parent.iterdir():
-        match = _NEW.match(path.name)
+    # Nothing dearer than this on each of what may be thousands of neighbours.
+    start = f".{target.name}.para-new-"
+    with os.scandir(target.parent) as inside:
+        found = [x.name for x in inside if x.name.startswith(start)]
+    for name in found:
+        match = _NEW.match(name)
         ours = match and (match["name"], match["host"]) == (target.name, _host())
         if match and ours and not _alive(int(match["pid"])):
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(target.with_name(name), ignore_errors=True)
 
 
 def _host() -> str:

@@ -5,6 +5,7 @@ the modules themselves by name, suffix or regular expression. The rules here are
 of PEFT 0.21; what is written also holds for the releases since 0.4 that read patterns.
 """
 
+import functools
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -121,10 +122,32 @@ def scale(config: Config, module: str) -> float:
 
 def _lookup(config: Config, pattern: str, default: str, module: str) -> Any:
     table = config.get(pattern) or {}
-    for key, value in table.items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return config[default]
+    key = _first_match(tuple(table), module)
+    return config[default] if key is None else table[key]
+
+
+@functools.lru_cache(maxsize=2**14)  # A file's modules are looked up several times.
+def _first_match(keys: tuple[str, ...], module: str) -> str | None:
+    return next((key for key in keys if _matches(key, module)), None)
+
+
+def _matches(key: str, module: str) -> bool:
+    r"""Returns whether `(.*\.)?(KEY)$` matches, which is PEFT's rule.
+
+    A full name is compared without compiling it: a large model has hundreds, and a dot
+    is all that they have of a regular expression.
+    """
+    if not _is_name(key):
+        return re.match(rf"(.*\.)?({key})$", module) is not None
+    start = len(module) - len(key)
+    if start < 0 or (start and module[start - 1] != "."):
+        return False
+    return all(x in (y, ".") for x, y in zip(key, module[start:], strict=True))
+
+
+@functools.cache
+def _is_name(key: str) -> bool:
+    return re.fullmatch(r"[\w.]*", key) is not None
 
 
 def parameters(config: Config, module: str) -> list[str]:
@@ -138,7 +161,7 @@ def parameters(config: Config, module: str) -> list[str]:
     found = [
         name
         for owner, _, name in wanted
-        if (_ends(module, owner) if owner else not whole)
+        if (_ends_in(module, [owner]) if owner else not whole)
     ]
     return list(dict.fromkeys(found))
 
@@ -147,7 +170,7 @@ def _targets_module(config: Config, module: str) -> bool:
     names = config.get("target_modules") or []
     if isinstance(names, str):
         return bool(re.fullmatch(names, module))
-    return any(_ends(module, name) for name in names)
+    return _ends_in(module, names)
 
 
 def targets(config: Config, module: str) -> bool:
@@ -155,18 +178,20 @@ def targets(config: Config, module: str) -> bool:
 
     Or a parameter: `target_parameters` are full names, or the ends of them.
     """
-    if any(_ends(module, name) for name in config.get("target_parameters") or []):
+    if _ends_in(module, config.get("target_parameters") or []):
         return True
     excluded = config.get("exclude_modules") or []
     if isinstance(excluded, str):
         out = bool(re.fullmatch(excluded, module))
     else:
-        out = any(_ends(module, name) for name in excluded)
+        out = _ends_in(module, excluded)
     return not out and _targets_module(config, module)
 
 
-def _ends(module: str, name: str) -> bool:
-    return module == name or module.endswith(f".{name}")
+def _ends_in(module: str, names: Iterable[str]) -> bool:
+    """Returns whether a name is the module's, or its end."""
+    parts = module.split(".")
+    return not {".".join(parts[i:]) for i in range(len(parts))}.isdisjoint(names)
 
 
 def ragged(
@@ -192,9 +217,7 @@ def ragged(
     """
     most = max(ranks.values())
     pattern = {name: r for name, r in ranks.items() if r != most}
-    alike = any(
-        x != y and re.match(rf"(.*\.)?({x})$", y) for x in pattern for y in ranks
-    )
+    alike = any(x != y and _matches(x, y) for x in pattern for y in ranks)
     if alike:
         # Bare names hold in all releases of PEFT. But where one name ends with another,
         # an anchor has to tell them apart, in any order; it holds since PEFT 0.15.
@@ -255,7 +278,7 @@ def _excluded(
     regular expression or an exclusion of the parent kept out, or that have no adapter
     any more.
     """
-    clash = any(_ends(x, name) for x in others for name in ranks)
+    clash = any(_ends_in(x, ranks) for x in others)
     exact = isinstance(source.get("target_modules"), str)
     if not (clash or exact):
         return source.get("exclude_modules")

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -314,7 +315,9 @@ def test_a_table_is_readable_in_any_encoding(small, encoding):
 # Help
 
 
-@pytest.mark.parametrize("name", ["", "compress", "inspect", "sweep", "convert"])
+@pytest.mark.parametrize(
+    "name", ["", "compress", "inspect", "sweep", "fleet", "convert"]
+)
 def test_help_has_examples_and_fits(call, name):
     code, out, err = call(*filter(None, [name]), "--help")
 
@@ -327,12 +330,14 @@ def test_help_has_examples_and_fits(call, name):
 def test_the_examples_in_the_help_are_commands_that_run(call, tmp_path):
     _, out, _ = call("--help")
     examples = [
-        re.split(r"\s{2,}", line.strip())[0].split()
+        shlex.split(re.split(r"\s{2,}", line.strip())[0])
         for line in out.partition("examples:\n")[2].splitlines()
         if line.strip().startswith("para ")
     ]
-    assert {x[1] for x in examples} == {"compress", "inspect", "sweep", "convert"}
-    para.save(made(["layer/0/q", "layer/1/q"], rank=8), tmp_path / "adapter")
+    commands = {"compress", "inspect", "sweep", "fleet", "convert"}
+    assert {x[1] for x in examples} == commands
+    for name in ("adapter", "tenants/acme/adapter", "tenants/bolt/adapter"):
+        para.save(made(["layer/0/q", "layer/1/q"], rank=8), tmp_path / name)
     rng = np.random.default_rng(0)
     factors = {"w_lora_a": rng.normal(size=(8, 3)), "w_lora_b": rng.normal(size=(3, 6))}
     tree = {"layers": {"0": {"attn": {"q_einsum": factors}}}}

@@ -1,0 +1,65 @@
+"""A picture: time against the adapter's size, every way a line, the floor below."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from tests.benchmarks.rows import Row
+
+OURS = ("auto", "gram", "qr", "host")
+
+
+def save(path: pathlib.Path, rows: Sequence[Row]) -> None:
+    """Writes the picture; one panel a dtype."""
+    import matplotlib.figure
+
+    dtypes = list(dict.fromkeys(x.dtype for x in rows))
+    figure = matplotlib.figure.Figure(
+        figsize=(2 + 4.6 * len(dtypes), 4.4), layout="constrained"
+    )
+    panels = figure.subplots(1, len(dtypes), sharey=True, squeeze=False)[0]
+    for panel, dtype in zip(panels, dtypes, strict=True):
+        _draw(panel, [x for x in rows if x.dtype == dtype])
+        panel.set_title(f"one child, {dtype}, {rows[0].device}", fontsize=9)
+    # In the order of the lines, so that none has to be searched for.
+    handles, labels = panels[-1].get_legend_handles_labels()
+    order = sorted(range(len(handles)), key=lambda i: -handles[i].get_ydata()[-1])
+    figure.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="outside right center",
+        frameon=False,
+    )
+    figure.savefig(path, dpi=150)
+
+
+def _draw(panel: Any, rows: Sequence[Row]) -> None:
+    for i, method in enumerate(dict.fromkeys(x.method for x in rows)):
+        mine = [x for x in rows if x.method == method and x.ms is not None]
+        mine.sort(key=lambda x: x.bytes)
+        if mine:
+            panel.plot(
+                [x.bytes for x in mine],
+                [x.ms / 1e3 for x in mine],
+                marker="osD^v<>Ph"[i % 9],
+                markersize=5,
+                linewidth=2.2 if method in OURS else 1.2,
+                color=f"C{i}",
+                label=f"~ {method}" if any(x.scaled for x in mine) else method,
+            )
+    floor = sorted({(x.bytes, x.floor_ms / 1e3) for x in rows})
+    panel.plot(*zip(*floor, strict=True), "k--", label="floor")
+    panel.set(xscale="log", yscale="log", xlabel="adapter")
+    panel.xaxis.set_major_formatter(lambda x, _: _quantity(x, _BYTES))
+    panel.yaxis.set_major_formatter(lambda x, _: _quantity(x, _SECONDS))
+    panel.grid(alpha=0.3)
+
+
+_BYTES = {1e9: "GB", 1e6: "MB", 1e3: "kB", 1: "B"}
+_SECONDS = {1: "s", 1e-3: "ms", 1e-6: "µs"}
+
+
+def _quantity(x: float, units: dict[float, str]) -> str:
+    """Returns a power of ten in the largest unit that leaves a whole number."""
+    size, unit = next(((s, u) for s, u in units.items() if x >= 0.999 * s), (1, ""))
+    return f"{x / size:,.0f} {unit}"

@@ -1,0 +1,120 @@
+"""Time, as a device takes it, and the speed of its memory."""
+
+import concurrent.futures
+import math
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.benchmarks import cases
+
+_QUICK = 0.1  # Seconds; what takes longer is not worth many repetitions.
+_BATCH = 0.02  # What calls should take together that are queued back to back.
+_TOTAL = 2.0  # For one row.
+
+
+def first(call: Callable[[int], Any], wait: Callable[[Any], Any]) -> float:
+    """Returns the seconds of one call."""
+    start = time.perf_counter()
+    wait(call(0))
+    return time.perf_counter() - start
+
+
+def median(
+    call: Callable[[int], Any], wait: Callable[[Any], Any], limit: float
+) -> float:
+    """Returns the median of the seconds that a call takes once it is warm.
+
+    Calls under 100 ms are repeated 5 to 30 times, slower ones three times, or once. On
+    an accelerator, calls that are quicker than 20 ms are queued in batches of up to 10
+    and waited for at their end, so that the device's time counts and not that of
+    starting a program from Python; the median is that of the batches' means.
+
+    Args:
+      call: Starts the work; its argument counts the calls.
+      wait: Waits for what `call` returned.
+      limit: The seconds that slow calls may take together.
+    """
+    once = first(call, wait)
+    if once > _QUICK:
+        repeats = 3 if 3 * once < limit else 1
+        return statistics.median(first(call, wait) for _ in range(repeats))
+    queued = 1 if jax.default_backend() == "cpu" else _limited(_BATCH / once, 1, 10)
+    times = []
+    for _ in range(_limited(_TOTAL / (queued * once), 5, 30)):
+        start = time.perf_counter()
+        for i in range(queued):
+            result = call(i)
+        wait(result)
+        times.append((time.perf_counter() - start) / queued)
+    return statistics.median(times)
+
+
+def _limited(x: float, low: int, high: int) -> int:
+    return int(min(max(x, low), high))
+
+
+def bandwidth() -> float:
+    """Returns the bytes a second that a copy reads and writes, as a median.
+
+    Into memory that was written before: what an operating system takes to hand out
+    new memory is no copy. What is read and written is four times the cache, or more.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    size = max(2 * cache(), 2**28 if on_cpu else 2**30)
+    copy, wait = (_copy_on_host if on_cpu else _copy_on_device)(size)
+    times = [first(copy, wait) for _ in range(11)]
+    return 2 * size / statistics.median(times[1:])
+
+
+def _copy_on_device(size: int) -> tuple[Callable[[int], Any], Callable[[Any], Any]]:
+    negate = jax.jit(lambda x, _: -x, donate_argnums=1, keep_unused=True)
+    source, target = (jnp.full(size // 4, x, jnp.float32) for x in (1, 2))
+
+    def copy(_: int) -> jax.Array:
+        nonlocal target
+        target = negate(source, target)
+        return target
+
+    jax.block_until_ready((source, target))
+    return copy, jax.block_until_ready
+
+
+def _copy_on_host(size: int) -> tuple[Callable[[int], Any], Callable[[Any], Any]]:
+    # NumPy's, since it writes without reading first what it overwrites.
+    cores = os.cpu_count() or 1
+    source, target = (np.full((cores, size // cores), x, np.int8) for x in (1, 2))
+    threads = concurrent.futures.ThreadPoolExecutor(cores)
+    return lambda _: threads.map(np.copyto, target, source), list
+
+
+def cache() -> int:
+    """Returns the bytes of the device's last cache; 64 MiB where it is not known."""
+    if jax.default_backend() == "cpu":
+        found = pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+        sizes = [x.read_text().strip() for x in found]
+        return max((1024 * int(x[:-1]) for x in sizes if x[-1:] == "K"), default=2**26)
+    try:
+        import torch
+
+        return torch.cuda.get_device_properties(0).L2_cache_size
+    except (ImportError, AttributeError, AssertionError, RuntimeError):
+        return 2**26
+
+
+def copies(tree: Any, most: int) -> list[Any]:
+    """Returns `tree` as often as it takes to be no more in the cache when used again.
+
+    An accelerator's memory is what is measured, and an adapter of a small model fits
+    into its cache. The CPU's cache is as large as a guest of a shared machine can only
+    dream of, so `most` bounds what is spent on it.
+    """
+    count = _limited(math.ceil(2 * cache() / cases.nbytes(tree)), 1, most)
+    return [tree, *(jax.tree.map(jnp.copy, tree) for _ in range(count - 1))]

@@ -1,0 +1,149 @@
+"""What PARA computes, written down once more in plain NumPy float64. Host.
+
+It shares nothing with the package but the containers that it reads, so that it is an
+oracle for whatever precision, method or device the package computes with.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from para_jax.adapters import Adapter
+from para_jax.policy import Budget, Epsilon, Gamma, Params, Policy, Rank
+
+RESOLUTION = 2.0**-23
+"""A value up to `r` times this share of its module's largest counts as zero."""
+
+Kernels = Mapping[tuple[str | int, ...], "Kernel"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kernel:
+    """The SVD of one update `[m, n]`.
+
+    Attributes:
+      u: `[m, k]`.
+      s: `[k]`, descending, `k = min(m, n, r)`.
+      vt: `[k, n]`.
+      rank: The rank `r` of the adapter.
+      norms: What the norms of the update's `r` parts, a column times a row each, add
+        up to. Rounding is relative to it.
+    """
+
+    u: np.ndarray
+    s: np.ndarray
+    vt: np.ndarray
+    rank: int
+    norms: float
+
+    @property
+    def cost(self) -> int:
+        """The parameters of one component."""
+        return self.u.shape[0] + self.vt.shape[1]
+
+    @property
+    def floor(self) -> float:
+        """The value up to which a singular value counts as zero."""
+        return self.rank * RESOLUTION * self.top
+
+    @property
+    def top(self) -> float:
+        """The largest singular value."""
+        return float(self.s[0])
+
+    @property
+    def resolved(self) -> int:
+        """The number of components that count as nonzero."""
+        return int((self.s > self.floor).sum())
+
+    def product(self, components: slice = slice(None)) -> np.ndarray:
+        """Returns the part of the update that these components make, `[m, n]`."""
+        return (self.u[:, components] * self.s[components]) @ self.vt[components]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cut:
+    """What a policy keeps.
+
+    Attributes:
+      ranks: Those of the kernels.
+      gap: By how much the last component that is kept is worth more than the first
+        that is not, as singular values, relative to the first values of their modules:
+        an error below it does not change their order.
+      slack: For `Epsilon`, how far the share that is kept, or any other that could be,
+        is from the share that is asked for.
+    """
+
+    ranks: dict[tuple[str | int, ...], int]
+    gap: float = math.inf
+    slack: float = math.inf
+
+
+def kernels(adapters: Mapping[str, Adapter]) -> dict[tuple[str | int, ...], Kernel]:
+    """Returns the SVD of each kernel, by its path and its index in the stack."""
+    result = {}
+    for path, x in adapters.items():
+        a, b = (np.asarray(y, np.float64) for y in (x.a, x.b))
+        for index in np.ndindex(x.stack):
+            result[path, *index] = _kernel(a[index], x.scale * b[index])
+    return result
+
+
+def _kernel(a: np.ndarray, b: np.ndarray) -> Kernel:
+    q_a, r_a = np.linalg.qr(a)
+    q_b, r_b = np.linalg.qr(b.T)
+    u, s, vt = np.linalg.svd(r_a @ r_b.T, full_matrices=False)
+    norms = float(np.linalg.norm(a, axis=0) @ np.linalg.norm(b, axis=1))
+    return Kernel(u=q_a @ u, s=s, vt=vt @ q_b.T, rank=a.shape[1], norms=norms)
+
+
+def cut(found: Kernels, policy: Policy) -> Cut:
+    """Returns what a global policy without limits keeps: a prefix of one order."""
+    module = np.repeat(np.arange(len(found)), [len(x.s) for x in found.values()])
+    s = np.concatenate([x.s for x in found.values()])
+    floor, top, cost = (
+        np.array([getattr(x, name) for x in found.values()], float)[module]
+        for name in ("floor", "top", "cost")
+    )
+    if not isinstance(policy, Params):
+        cost = np.ones_like(s)
+    worth = s / np.sqrt(cost)  # Squares of what is huge or tiny would not do.
+    order = np.argsort(-worth, kind="stable")
+    order = order[(s > floor)[order]]
+    dropped = _dropped(s, order)
+    if isinstance(policy, Budget):
+        keep = int((np.cumsum(cost[order]) <= _budget(policy, found)).sum())
+    elif isinstance(policy, Epsilon):
+        keep = int((dropped[:-1] > (1 - policy.value) * (1 + 1e-14)).sum())
+        keep = int((s[order] >= s[order][: max(keep, 1)].min(initial=np.inf)).sum())
+    else:
+        keep = int((s[order] >= policy.value).sum())
+    ranks = np.bincount(module[order[:keep]], minlength=len(found))
+    gap = math.inf
+    if 0 < keep < len(order):
+        pair = order[keep - 1 : keep + 1]
+        gap = float(-np.diff(worth[pair])[0] / (top / np.sqrt(cost))[pair].max())
+    slack = math.inf
+    if isinstance(policy, Epsilon):
+        slack = float(np.abs(dropped - (1 - policy.value)).min())
+    return Cut(dict(zip(found, ranks.tolist(), strict=True)), gap, slack)
+
+
+def _dropped(s: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Returns the share of the energy that is lost if `0 ... N` components are kept."""
+    unit = s / (s.max() or 1)
+    squares = unit[order] ** 2
+    left_out = (unit**2).sum() - squares.sum()
+    tails = np.append(np.cumsum(squares[::-1])[::-1], 0) + max(left_out, 0)
+    return tails / (tails[0] or 1)
+
+
+def _budget(policy: Budget, found: Kernels) -> int:
+    if isinstance(policy, Gamma):
+        total = sum(len(x.s) for x in found.values())
+        return max(1, math.floor(policy.value * total + 1e-9))
+    if isinstance(policy, Rank):
+        return math.floor(policy.value * len(found) + 1e-9)
+    return int(policy.value)
