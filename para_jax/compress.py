@@ -159,7 +159,7 @@ def cuts(
     """Yields a child a policy, as `cut` would give them.
 
     Components are sorted, so every child is the beginning of the largest: ragged ones
-    are views of its arrays, which cannot be written to.
+    are views of its arrays, which cannot be written to; on a mesh, copies.
     """
     masks = _masks(spectra, policies)
     if form != "ragged" or len(policies) < 2:
@@ -195,9 +195,10 @@ def _repacked(
 
 
 def _first(adapter: Adapter, rank: int) -> Adapter:
-    """Returns the first components of an adapter, without a copy."""
-    a, b = np.asarray(adapter.a)[:, :rank], np.asarray(adapter.b)[:rank]
-    a.flags.writeable = b.flags.writeable = False
+    """Returns the first components of an adapter, in host memory without a copy."""
+    a, b = adapter.a[:, :rank], adapter.b[:rank]
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        a.flags.writeable = b.flags.writeable = False
     return Adapter(a=a, b=b)
 
 

@@ -5,7 +5,6 @@ program serves every policy. `padded` and `ragged` are for the host, since a ran
 becomes a shape: made on the device at one width, then sliced.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
@@ -111,50 +110,6 @@ def pack(
     """
     _check(spectra, masks, adapters)
     return _apply(spectra, masks, adapters, functools.partial(_in_front, width=width))
-
-
-def pad(
-    adapters: Mapping[str, Adapter], *, like: Mapping[str, Adapter]
-) -> dict[str, Adapter]:
-    """Returns equal updates in the shapes of `like`: zeros fill the rest.
-
-    So a program that was compiled for the parent runs all its children.
-
-    Args:
-      adapters: A child, its stacks as in `like`.
-      like: The parent, or anything with the shapes to fill up to. A path that only it
-        has gets factors of zeros.
-
-    Raises:
-      ValueError: if an adapter is not in `like`, or does not fit into it.
-    """
-    if unknown := sorted(adapters.keys() - like.keys()):
-        raise ValueError(f"'{unknown[0]}' is not a module of the model to fill up to.")
-    return {path: _grown(path, adapters.get(path), x) for path, x in like.items()}
-
-
-def _grown(path: str, adapter: Adapter | None, like: Adapter) -> Adapter:
-    if adapter is None:
-        return Adapter(
-            a=np.zeros(like.a.shape, like.a.dtype),
-            b=np.zeros(like.b.shape, like.b.dtype),
-        )
-    more = like.rank - adapter.rank
-    shapes = (adapter.stack, adapter.inputs, adapter.outputs)
-    if more < 0 or shapes != (like.stack, like.inputs, like.outputs):
-        raise ValueError(
-            f"'{path}': a {list(adapter.a.shape)} and b {list(adapter.b.shape)} do not "
-            f"fit into a {list(like.a.shape)} and b {list(like.b.shape)}."
-        )
-    if not more:
-        return adapter
-    xp = np if isinstance(adapter.a, np.ndarray) else jnp
-    still = [(0, 0)] * len(adapter.stack)
-    return dataclasses.replace(
-        adapter,
-        a=xp.pad(adapter.a, [*still, (0, 0), (0, more)]),
-        b=xp.pad(adapter.b, [*still, (0, more), (0, 0)]),
-    )
 
 
 def _check(spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter]) -> None:
@@ -330,8 +285,9 @@ def _packed_on_mesh(
     """Yields every stack that is on a mesh of devices."""
     for path, adapter in adapters.items():
         if sharding.mesh_of(adapter) is not None:
-            one = {path: spectra[path]}, {path: masks[path]}, {path: adapter}
-            yield path, _pack(*one, width=_width([masks[path]]))[path]
+            # One name for all, so that equal shapes share a program.
+            one = {"": spectra[path]}, {"": masks[path]}, {"": adapter}
+            yield path, _pack(*one, width=_width([masks[path]]))[""]
 
 
 def _width(masks: Iterable[Any]) -> int:
