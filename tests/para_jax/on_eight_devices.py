@@ -25,6 +25,7 @@ BITS = [("Auto", False), ("Explicit", True)]  # Two passes in float32, one in fl
 PLACES = {
     "layers": ((4,), 3, P("x"), P("x")),
     "inputs": ((), 3, P(("x", "y")), P(None, "y")),
+    "outputs": ((), 3, P(), P(None, ("x", "y"))),
     "both": ((4,), 3, P("x", "y"), P("x", None, "y")),
     "experts": ((2, 4), 3, P("x", "y"), P("x", "y")),
     "other": ((4,), 5, P("y", "x"), P(None, None, "x")),
