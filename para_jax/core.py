@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from para_jax import blocks, linalg, sharding
+from para_jax import linalg, sharding
 
 RESOLUTION = float(np.finfo(np.float32).eps)
 """What float32 factors resolve, relative to the largest, a column."""
@@ -38,10 +38,7 @@ class Core(NamedTuple):
 
 def of_roots(r_a: Float[Array, "L r r"], r_b: Float[Array, "L r r"]) -> Core:
     """Returns the core of products `a @ b`, given the R factors of `a` and `b^T`."""
-    core = linalg.matmul(r_a, r_b.mT)
-    in_blocks = linalg.has_kernels(core) and core.shape[-1] > blocks.LEAST
-    svd = linalg.on_gpu(blocks.svd, linalg.svd) if in_blocks else linalg.svd
-    u, s, vt = svd(core)
+    u, s, vt = linalg.svd(linalg.matmul(r_a, r_b.mT))
     nonzero = s > tolerance(s, s.shape[-1])
     weight = jnp.where(nonzero, lax.rsqrt(jnp.where(nonzero, s, 1)), 0)
     left = linalg.matmul(r_b.mT, vt.mT) * weight[:, None, :]

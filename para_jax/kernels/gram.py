@@ -25,6 +25,8 @@ _LEAST = 128
 _BLOCKS = 512
 
 
+# One trace for all factors of one shape: a model has a handful of shapes.
+@functools.partial(jax.jit, static_argnames=("tall", "interpret"))
 def gram(
     x: Float[Array, "L _ _"], *, tall: bool, interpret: bool = False
 ) -> Float[Array, "L r r"]:
