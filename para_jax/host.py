@@ -24,8 +24,12 @@ from para_jax.adapters import Adapter
 from para_jax.groups import Group, Progress, all_pieces
 from para_jax.spectrum import RESOLUTION, Method, Spectra, Spectrum
 
-# What is cast at a time, in numbers: 1 MB in float64, which stays in the cache.
-_BLOCK = 2**17
+# What is cast at a time, in numbers: half a MB in float64, which stays in the cache,
+# and is few enough for OpenBLAS to multiply without packing it.
+_BLOCK = 2**16
+
+# From this rank on, half of the products take less time than twice the halves.
+_SYMMETRIC = 48
 
 # How far rounding, r * eps, may move the singular values of `auto`, relatively.
 _MOVED = 1e-8
@@ -146,7 +150,8 @@ def _gram_roots_and_smallest(
 
     The columns are brought to unit length first: graded factors lose nothing.
     """
-    gram = np.stack([_gram(y) for y in x])
+    room = np.empty(_room(x[0]))
+    gram = np.stack([_gram(y, room) for y in x])
     lengths = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
     safe = np.where(lengths > 0, lengths, 1)
     gram /= safe[:, :, None]
@@ -161,19 +166,49 @@ def _gram_roots_and_smallest(
     return root, np.where(finite, values[:, 0], 0)
 
 
-def _gram(x: Float[np.ndarray, "d r"]) -> Float[np.ndarray, "r r"]:
-    total = np.zeros((x.shape[-1], x.shape[-1]))
+def _gram(
+    x: Float[np.ndarray, "d r"], room: Float[np.ndarray, " _"]
+) -> Float[np.ndarray, "r r"]:
+    rank = x.shape[-1]
+    total = np.zeros((rank, rank))
+    halves = [slice(None)]
+    if 1 < rank < _SYMMETRIC:
+        # NumPy takes `x.T @ x` to a routine for half of it, which is slow if narrow.
+        halves = [slice(0, rank // 2), slice(rank // 2, rank)]
     for rows in _blocks(x):
-        wide = x[rows].astype(np.float64)
-        total += wide.T @ wide
+        wide = _wide(x[rows], room)
+        for columns in halves:
+            total[:, columns] += wide.T @ wide[:, columns]
     return total
 
 
 def _blocks(x: np.ndarray) -> Iterator[slice]:
     """Yields the rows of a factor `[d, r]`, as many at a time as are cast at once."""
-    rank = x.shape[-1]
-    step = max(_BLOCK // rank, 4 * rank)
+    step = _step(x)
     return (slice(i, i + step) for i in range(0, len(x), step))
+
+
+def _step(x: np.ndarray) -> int:
+    rank = x.shape[-1]
+    return max(_BLOCK // rank, 4 * rank)
+
+
+def _room(x: np.ndarray) -> int:
+    """Returns the numbers of a block of a factor `[d, r]`."""
+    return min(len(x), _step(x)) * x.shape[-1]
+
+
+def _wide(x: np.ndarray, room: Float[np.ndarray, " _"]) -> Float[np.ndarray, "d r"]:
+    """Returns `x [d, r]` in float64, in its own memory order.
+
+    In memory that is there already: new memory costs a fault a page, which takes longer
+    than to fill it.
+    """
+    flat = room[: x.size]
+    in_rows = x.strides[0] >= x.strides[1]
+    wide = flat.reshape(x.shape) if in_rows else flat.reshape(x.shape[::-1]).T
+    wide[...] = x
+    return wide
 
 
 def kernels(
@@ -190,13 +225,18 @@ def kernels(
     def each(piece: tuple[Group, slice]) -> list[tuple[str, Any, Adapter]]:
         group, rows = piece
         found = []
+        one = adapters[next(iter(group.stacks))]
+        largest = max(one.inputs, one.outputs)
+        rooms = np.empty((2, min(largest * one.rank, _BLOCK + 4 * one.rank**2)))
         for path, index in group.members()[rows]:
             kept = np.flatnonzero(masks[path][index])
             if kept.size:
                 x, spectrum = adapters[path], spectra[path]
                 left = spectrum.left[index][:, kept]
                 right = spectrum.right[index][kept]
-                child = _child(x.a[index], x.b[index], left, right, spectrum.dtype)
+                child = _child(
+                    x.a[index], x.b[index], left, right, spectrum.dtype, rooms
+                )
                 found.append((path, index, child))
         return found
 
@@ -211,23 +251,29 @@ def _child(
     left: Float[np.ndarray, "r k"],
     right: Float[np.ndarray, "k r"],
     dtype: str,
+    rooms: Float[np.ndarray, "2 _"],
 ) -> Adapter:
     """Returns `a @ left` and `right @ b`, computed in float64 and stored in `dtype`.
 
     The largest entry of each row of the new `b` is positive.
     """
-    new_a = np.empty((len(a), left.shape[-1]), dtype)
-    new_b = np.empty((len(right), b.shape[-1]), dtype)
-    high = low = np.zeros(len(right))
+    rank = len(right)
+    new_a, new_b = np.empty((len(a), rank), dtype), np.empty((rank, b.shape[-1]), dtype)
+    high = low = np.zeros(rank)
     with np.errstate(over="ignore"):  # The caller looks for what is not finite.
         for columns in _blocks(b.T):
-            part = right @ b[:, columns].astype(np.float64)
+            wide = _wide(b.T[columns], rooms[0]).T
+            part = rooms[1][: rank * wide.shape[1]].reshape(rank, -1)
+            np.matmul(right, wide, out=part)
             high, low = np.maximum(high, part.max(-1)), np.minimum(low, part.min(-1))
             new_b[:, columns] = part
         # QR and SVD leave the sign of a component open, differently on each platform.
         flip = high < -low
         left = np.where(flip, -left, left)
         for rows in _blocks(a):
-            new_a[rows] = a[rows].astype(np.float64) @ left
-    np.negative(new_b, out=new_b, where=flip[:, None])
+            wide = _wide(a[rows], rooms[0])
+            part = rooms[1][: rank * len(wide)].reshape(-1, rank)
+            new_a[rows] = np.matmul(wide, left, out=part)
+    for row in np.flatnonzero(flip):
+        np.negative(new_b[row], out=new_b[row])
     return Adapter(a=new_a, b=new_b)

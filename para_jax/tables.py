@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 _WIDTH = 80
 
 
+def check() -> None:
+    """Raises ModuleNotFoundError if no table could be shown, before any work."""
+    import rich  # noqa: F401
+
+
 @contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
     """Shows a spinner on the terminal's error stream while the body runs."""
