@@ -28,6 +28,9 @@ from para_jax.spectrum import RESOLUTION, Method, Spectra, Spectrum
 # and is few enough for OpenBLAS to multiply without packing it.
 _BLOCK = 2**16
 
+# Kernels whose blocks are multiplied in one call: short calls wait for the interpreter.
+_AT_ONCE = 4
+
 # From this rank on, half of the products take less time than twice the halves.
 _SYMMETRIC = 48
 
@@ -130,11 +133,9 @@ def _qr_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
 
 def _qr_root(x: Float[np.ndarray, "d r"]) -> Float[np.ndarray, "r r"]:
     """Returns `R` of `x = Q R`, block by block: that of the last `R` and a block."""
-    rank = x.shape[-1]
-    root = np.zeros((rank, rank))
-    for rows in _blocks(x):
-        below = np.concatenate([root, x[rows].astype(np.float64)])
-        root = np.asarray(np.linalg.qr(below, mode="r"))
+    root = np.zeros((x.shape[-1], x.shape[-1]))
+    for _, (wide,) in _blocks([x]):
+        root = np.asarray(np.linalg.qr(np.concatenate([root, wide]), mode="r"))
     return root
 
 
@@ -150,8 +151,7 @@ def _gram_roots_and_smallest(
 
     The columns are brought to unit length first: graded factors lose nothing.
     """
-    room = np.empty(_room(x[0]))
-    gram = np.stack([_gram(y, room) for y in x])
+    gram = _grams(x)
     lengths = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
     safe = np.where(lengths > 0, lengths, 1)
     gram /= safe[:, :, None]
@@ -166,49 +166,38 @@ def _gram_roots_and_smallest(
     return root, np.where(finite, values[:, 0], 0)
 
 
-def _gram(
-    x: Float[np.ndarray, "d r"], room: Float[np.ndarray, " _"]
-) -> Float[np.ndarray, "r r"]:
-    rank = x.shape[-1]
-    total = np.zeros((rank, rank))
+def _grams(x: Kernels) -> Float[np.ndarray, "N r r"]:
+    rank = x[0].shape[-1]
+    total = np.zeros((len(x), rank, rank))
     halves = [slice(None)]
     if 1 < rank < _SYMMETRIC:
         # NumPy takes `x.T @ x` to a routine for half of it, which is slow if narrow.
         halves = [slice(0, rank // 2), slice(rank // 2, rank)]
-    for rows in _blocks(x):
-        wide = _wide(x[rows], room)
-        for columns in halves:
-            total[:, columns] += wide.T @ wide[:, columns]
+    for i in range(0, len(x), _AT_ONCE):
+        for _, wide in _blocks(x[i : i + _AT_ONCE]):
+            for columns in halves:
+                product = wide.mT @ wide[:, :, columns]
+                total[i : i + _AT_ONCE, :, columns] += product
     return total
 
 
-def _blocks(x: np.ndarray) -> Iterator[slice]:
-    """Yields the rows of a factor `[d, r]`, as many at a time as are cast at once."""
-    step = _step(x)
-    return (slice(i, i + step) for i in range(0, len(x), step))
+def _blocks(x: Kernels) -> Iterator[tuple[slice, Float[np.ndarray, "N d r"]]]:
+    """Yields some rows of all kernels `[d, r]` in float64, in their memory order.
 
-
-def _step(x: np.ndarray) -> int:
-    rank = x.shape[-1]
-    return max(_BLOCK // rank, 4 * rank)
-
-
-def _room(x: np.ndarray) -> int:
-    """Returns the numbers of a block of a factor `[d, r]`."""
-    return min(len(x), _step(x)) * x.shape[-1]
-
-
-def _wide(x: np.ndarray, room: Float[np.ndarray, " _"]) -> Float[np.ndarray, "d r"]:
-    """Returns `x [d, r]` in float64, in its own memory order.
-
-    In memory that is there already: new memory costs a fault a page, which takes longer
+    The next rows take their place: new memory costs a fault a page, which takes longer
     than to fill it.
     """
-    flat = room[: x.size]
-    in_rows = x.strides[0] >= x.strides[1]
-    wide = flat.reshape(x.shape) if in_rows else flat.reshape(x.shape[::-1]).T
-    wide[...] = x
-    return wide
+    length, rank = x[0].shape
+    step = min(length, max(_BLOCK // rank, 4 * rank))
+    in_rows = x[0].strides[0] >= x[0].strides[1]
+    room = np.empty(len(x) * step * rank)
+    for start in range(0, length, step):
+        rows = slice(start, min(start + step, length))
+        parts = [y[rows] if in_rows else y[rows].T for y in x]
+        flat = room[: len(x) * parts[0].size].reshape(-1, parts[0].shape[-1])
+        np.concatenate(parts, out=flat, casting="unsafe")
+        wide = flat.reshape(len(x), *parts[0].shape)
+        yield rows, wide if in_rows else wide.mT
 
 
 def kernels(
@@ -224,20 +213,11 @@ def kernels(
 
     def each(piece: tuple[Group, slice]) -> list[tuple[str, Any, Adapter]]:
         group, rows = piece
+        kept = [(*x, np.flatnonzero(masks[x[0]][x[1]])) for x in group.members()[rows]]
+        some = [x for x in kept if x[2].size]
         found = []
-        one = adapters[next(iter(group.stacks))]
-        largest = max(one.inputs, one.outputs)
-        rooms = np.empty((2, min(largest * one.rank, _BLOCK + 4 * one.rank**2)))
-        for path, index in group.members()[rows]:
-            kept = np.flatnonzero(masks[path][index])
-            if kept.size:
-                x, spectrum = adapters[path], spectra[path]
-                left = spectrum.left[index][:, kept]
-                right = spectrum.right[index][kept]
-                child = _child(
-                    x.a[index], x.b[index], left, right, spectrum.dtype, rooms
-                )
-                found.append((path, index, child))
+        for i in range(0, len(some), _AT_ONCE):
+            found += _children(some[i : i + _AT_ONCE], spectra, adapters)
         return found
 
     todo = all_pieces(adapters)
@@ -245,35 +225,53 @@ def kernels(
         yield from found
 
 
-def _child(
-    a: Float[np.ndarray, "m r"],
-    b: Float[np.ndarray, "r n"],
-    left: Float[np.ndarray, "r k"],
-    right: Float[np.ndarray, "k r"],
-    dtype: str,
-    rooms: Float[np.ndarray, "2 _"],
-) -> Adapter:
-    """Returns `a @ left` and `right @ b`, computed in float64 and stored in `dtype`.
-
-    The largest entry of each row of the new `b` is positive.
-    """
-    rank = len(right)
-    new_a, new_b = np.empty((len(a), rank), dtype), np.empty((rank, b.shape[-1]), dtype)
-    high = low = np.zeros(rank)
+def _children(
+    kept: Sequence[tuple[str, tuple[int, ...], np.ndarray]],
+    spectra: Spectra,
+    adapters: Mapping[str, Adapter],
+) -> list[tuple[str, tuple[int, ...], Adapter]]:
+    """Returns the kept components of kernels of equal shapes, by path and index."""
+    a = [np.asarray(adapters[path].a[index]) for path, index, _ in kept]
+    b = [np.asarray(adapters[path].b[index]) for path, index, _ in kept]
+    left = [
+        np.asarray(spectra[path].left[index][:, some]) for path, index, some in kept
+    ]
+    right = [np.asarray(spectra[path].right[index][some]) for path, index, some in kept]
+    dtype = spectra[kept[0][0]].dtype
     with np.errstate(over="ignore"):  # The caller looks for what is not finite.
-        for columns in _blocks(b.T):
-            wide = _wide(b.T[columns], rooms[0]).T
-            part = rooms[1][: rank * wide.shape[1]].reshape(rank, -1)
-            np.matmul(right, wide, out=part)
-            high, low = np.maximum(high, part.max(-1)), np.minimum(low, part.min(-1))
-            new_b[:, columns] = part
+        new_b, signs = _rows(right, b, dtype)
         # QR and SVD leave the sign of a component open, differently on each platform.
-        flip = high < -low
-        left = np.where(flip, -left, left)
-        for rows in _blocks(a):
-            wide = _wide(a[rows], rooms[0])
-            part = rooms[1][: rank * len(wide)].reshape(-1, rank)
-            new_a[rows] = np.matmul(wide, left, out=part)
-    for row in np.flatnonzero(flip):
-        np.negative(new_b[row], out=new_b[row])
-    return Adapter(a=new_a, b=new_b)
+        new_a = _columns(a, [x * y for x, y in zip(left, signs, strict=True)], dtype)
+    found = zip(kept, new_a, new_b, strict=True)
+    return [(path, index, Adapter(a=x, b=y)) for (path, index, _), x, y in found]
+
+
+def _columns(a: Kernels, left: Kernels, dtype: str) -> list[np.ndarray]:
+    """Returns each `a @ left`, computed in float64 and stored in `dtype`."""
+    result = [np.empty((len(a[0]), x.shape[-1]), dtype) for x in left]
+    for rows, wide in _blocks(a):
+        for new, one, x in zip(result, wide, left, strict=True):
+            new[rows] = one @ x
+    return result
+
+
+def _rows(
+    right: Kernels, b: Kernels, dtype: str
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Returns each `right @ b`, and the signs by which its rows were multiplied.
+
+    The largest entry of each row becomes positive.
+    """
+    result = [np.empty((len(x), b[0].shape[-1]), dtype) for x in right]
+    ends = [np.zeros((2, len(x))) for x in right]  # The largest and smallest entries.
+    for columns, wide in _blocks([x.T for x in b]):
+        for new, one, x, end in zip(result, wide, right, ends, strict=True):
+            product = x @ one.T
+            end[0] = np.maximum(end[0], product.max(-1))
+            end[1] = np.minimum(end[1], product.min(-1))
+            new[:, columns] = product
+    signs = [np.where(high < -low, -1.0, 1.0) for high, low in ends]
+    for new, sign in zip(result, signs, strict=True):
+        for row in np.flatnonzero(sign < 0):
+            np.negative(new[row], out=new[row])
+    return result, signs
