@@ -120,11 +120,25 @@ def _balanced(
 def _roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
     if x[0].dtype.itemsize > 4:
         return _qr_roots(x)
-    roots, smallest = _gram_roots_and_smallest(x)
+    gram, lengths = _scaled_grams(x)
+    lower = _cholesky(gram)
+    # At most the smallest eigenvalue, and NaN where there is no factor.
+    smallest = 1 / np.square(np.linalg.inv(lower)).sum((-2, -1))
     bound = x[0].shape[-1] * np.finfo(np.float64).eps / _MOVED
+    roots = lower.mT * lengths[:, None, :]
     for i in np.flatnonzero(~(smallest >= bound)):
         roots[i] = _qr_root(x[int(i)])
     return roots
+
+
+def _cholesky(gram: Float[np.ndarray, "N r r"]) -> Float[np.ndarray, "N r r"]:
+    """Returns `L` of each `gram = L L^T`, NaN where it is not positive definite."""
+    try:
+        return np.linalg.cholesky(gram)
+    except np.linalg.LinAlgError:
+        if len(gram) == 1:
+            return np.full_like(gram, np.nan)
+        return np.concatenate([_cholesky(x[None]) for x in gram])
 
 
 def _qr_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
@@ -140,16 +154,21 @@ def _qr_root(x: Float[np.ndarray, "d r"]) -> Float[np.ndarray, "r r"]:
 
 
 def _gram_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
-    roots, _ = _gram_roots_and_smallest(x)
-    return roots
+    """Returns `R` with `R^T R = x^T x`, by eigenvectors: there is one in any case."""
+    gram, lengths = _scaled_grams(x)
+    finite = np.all(np.isfinite(gram), axis=(-2, -1))[:, None, None]
+    values, vectors = np.linalg.eigh(np.where(finite, gram, 0))
+    floor = gram.shape[-1] * np.finfo(np.float64).eps
+    scale = np.sqrt(np.maximum(values, floor))
+    return scale[:, :, None] * vectors.mT * lengths[:, None, :]
 
 
-def _gram_roots_and_smallest(
+def _scaled_grams(
     x: Kernels,
-) -> tuple[Float[np.ndarray, "N r r"], Float[np.ndarray, " N"]]:
-    """Returns `R` with `R^T R = x^T x`, and the smallest eigenvalue of the scaled Gram.
+) -> tuple[Float[np.ndarray, "N r r"], Float[np.ndarray, "N r"]]:
+    """Returns the Gram products of columns of unit length, and the lengths.
 
-    The columns are brought to unit length first: graded factors lose nothing.
+    So graded factors lose nothing.
     """
     gram = _grams(x)
     lengths = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
@@ -158,12 +177,7 @@ def _gram_roots_and_smallest(
     gram /= safe[:, None, :]
     # A column of zeros depends on no other one.
     gram += np.where(lengths > 0, 0, 1)[:, :, None] * np.eye(lengths.shape[-1])
-    finite = np.all(np.isfinite(gram), axis=(-2, -1))
-    values, vectors = np.linalg.eigh(np.where(finite[:, None, None], gram, 0))
-    floor = gram.shape[-1] * np.finfo(np.float64).eps
-    scale = np.sqrt(np.maximum(values, floor))
-    root = scale[:, :, None] * vectors.mT * lengths[:, None, :]
-    return root, np.where(finite, values[:, 0], 0)
+    return gram, lengths
 
 
 def _grams(x: Kernels) -> Float[np.ndarray, "N r r"]:
