@@ -12,17 +12,16 @@ as nonzero, and a `Spectrum` takes `2 r k` numbers a kernel, however large the k
 """
 
 import dataclasses
-import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from para_jax import core, linalg, sharding
+from para_jax import sharding, ways
 from para_jax.adapters import Adapter
 from para_jax.groups import Group, groups
 
@@ -108,15 +107,15 @@ def decompose(
     """
     for path, adapter in adapters.items():
         check(path, adapter)
-    method = _resolved(method, adapters)
-    return sharding.in_place(lambda x: _decompose(x, method), dict(adapters))
+    way = _way(method, adapters)
+    return sharding.in_place(lambda x: _decompose(x, way), dict(adapters))
 
 
-def _decompose(adapters: Mapping[str, Adapter], method: Method) -> dict[str, Spectrum]:
+def _decompose(adapters: Mapping[str, Adapter], way: ways.Way) -> dict[str, Spectrum]:
     result: dict[str, Spectrum] = {}
     for rank in sorted({x.rank for x in adapters.values()}):
         group = {p: x for p, x in adapters.items() if x.rank == rank}
-        result |= _decompose_one_rank(group, method)
+        result |= _decompose_one_rank(group, way)
     return {path: result[path] for path in adapters}
 
 
@@ -143,34 +142,38 @@ def check(path: str, adapter: Adapter) -> None:
             raise ValueError(f"'{path}': {name} is {x.dtype}, expected floating point.")
 
 
-def _resolved(method: Method, adapters: Mapping[str, Adapter]) -> Method:
-    """Returns the method that `auto` stands for.
+def _way(method: Method, adapters: Mapping[str, Adapter]) -> ways.Way:
+    """Returns the way that `method` stands for here.
 
     Raises:
       ValueError: if the method is unknown.
     """
-    if method == "auto":
-        on_cpu = jax.default_backend() == "cpu"
-        return "qr" if on_cpu and sharding.mesh_of(adapters) is None else "gram"
-    if method not in ("qr", "gram"):
+    if method == "qr" or method == "gram":
+        return method
+    if method != "auto":
         raise ValueError(f"Unknown method {method!r}: expected 'auto', 'qr' or 'gram'.")
-    return method
+    if sharding.mesh_of(adapters) is not None:
+        return "gram"
+    if jax.default_backend() == "cpu":
+        return "qr"
+    is_wide = jax.dtypes.canonicalize_dtype(float) == jnp.float64
+    return "checked" if is_wide else "gram"
 
 
 def _decompose_one_rank(
-    adapters: Mapping[str, Adapter], method: Method
+    adapters: Mapping[str, Adapter], way: ways.Way
 ) -> dict[str, Spectrum]:
     """Decomposes adapters of one rank, all their r x r problems in one batch."""
     found = groups(adapters)
     a = [jnp.asarray(x.join({p: adapters[p].a for p in x.stacks})) for x in found]
     b = [jnp.asarray(x.join({p: adapters[p].b for p in x.stacks})) for x in found]
-    cores = (_by_qr if method == "qr" else _by_grams)(a, b)
     everything = Group({p: s for group in found for p, s in group.stacks.items()})
+    wide = jax.dtypes.canonicalize_dtype(float)
     scales = {
-        p: np.full(adapters[p].stack, adapters[p].scale, cores.s.dtype)
+        p: np.full(adapters[p].stack, adapters[p].scale, wide)
         for p in everything.stacks
     }
-    cores = core.scaled(cores, jnp.asarray(everything.join(scales)))
+    cores = ways.cores(a, b, jnp.asarray(everything.join(scales)), way)
     parts = [sharding.replicated(everything.split(x)) for x in cores]
     return {
         path: _spectrum(x, *(y[path] for y in parts)) for path, x in adapters.items()
@@ -188,45 +191,3 @@ def _spectrum(adapter: Adapter, s: Array, left: Array, right: Array) -> Spectrum
         dtype=np.dtype(adapter.a.dtype).name,
         nominal=min(adapter.nominal or adapter.rank, k),
     )
-
-
-def _by_qr(a: Sequence[Array], b: Sequence[Array]) -> core.Core:
-    """Decomposes `a [*stack, m, r]` and `b [*stack, r, n]` through their QR factors."""
-    wide = jax.dtypes.canonicalize_dtype(float)
-    roots = [
-        jnp.concatenate([linalg.qr_r(_rows(x).astype(wide)) for x in tall])
-        for tall in (a, [x.mT for x in b])
-    ]
-    return core.of_roots(*roots)
-
-
-def _by_grams(a: Sequence[Array], b: Sequence[Array]) -> core.Core:
-    """Decomposes as `_by_qr`, through `a^T a` and `b b^T`."""
-    gram_a, gram_b = _grams(a, tall=True), _grams(b, tall=False)
-    if gram_a.dtype == jnp.float64:
-        return core.of_grams(gram_a, gram_b)
-    roots, whiten = core.root_of_gram(jnp.concatenate([gram_a, gram_b]))
-    # A factor times `whiten` is almost orthogonal; a direction so weak that its first
-    # estimate is noise is at least enlarged. A second pass finds what is left as
-    # exactly as QR would.
-    tall = [x.astype(jnp.float32) for x in (*a, *(x.mT for x in b))]
-    ends = np.cumsum([math.prod(x.shape[:-2]) for x in tall])[:-1]
-    pairs = zip(tall, jnp.split(whiten, ends), strict=True)
-    again = _grams([_times(x, w) for x, w in pairs], tall=True)
-    # Triangular again, so that graded columns stay graded in what follows.
-    roots = linalg.qr_r(linalg.matmul(core.root_of_gram(again)[0], roots))
-    return core.of_roots(*jnp.split(roots, 2))
-
-
-def _grams(factors: Sequence[Array], *, tall: bool) -> Float[Array, "L r r"]:
-    found = [sharding.replicated(linalg.gram(x, tall=tall)) for x in factors]
-    return jnp.concatenate([_rows(x) for x in found])
-
-
-def _times(x: Float[Array, "... d r"], w: Float[Array, "L r r"]) -> Array:
-    w = sharding.replicated(w.reshape(*x.shape[:-2], *w.shape[-2:]))
-    return linalg.matmul(x, w)
-
-
-def _rows(x: Float[Array, "*stack d r"]) -> Float[Array, "L d r"]:
-    return x.reshape(-1, *x.shape[-2:])
