@@ -95,16 +95,16 @@ def _without_noise(
     """Returns the core, zero where the `r` parts of a product cancel to rounding.
 
     That is relative to what the norms of the parts add up to, which may be far more
-    than the largest singular value.
+    than the largest singular value. What is not finite becomes NaN.
     """
     norms = (norms_a * norms_b).sum(-1, keepdims=True)
     noise = float(jnp.finfo(norms.dtype).eps) * norms
-    s = core.s
-    known = (s > noise) | (noise <= tolerance(s, s.shape[-1]))
+    s = jnp.where(jnp.isfinite(norms), core.s, jnp.nan)
+    cancelled = (s <= noise) & (noise > tolerance(s, s.shape[-1]))
     return Core(
-        s=jnp.where(known, s, 0),
-        left=jnp.where(known[:, None, :], core.left, 0),
-        right=jnp.where(known[:, :, None], core.right, 0),
+        s=jnp.where(cancelled, 0, s),
+        left=jnp.where(cancelled[:, None, :], 0, core.left),
+        right=jnp.where(cancelled[:, :, None], 0, core.right),
     )
 
 

@@ -56,7 +56,8 @@ def masks(spectra: Spectra, policy: Policy) -> dict[str, jax.Array]:
     # A known budget has to stay known, and an argument may become an array.
     traced = [policy] if policy.is_traced else []
     s = {path: x.s for path, x in spectra.items()}
-    return sharding.in_place(chosen, s, *traced)
+    kept = sharding.in_place(chosen, s, *traced)
+    return {path: kept[path] for path in layout.shapes}
 
 
 def exact_masks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:

@@ -69,24 +69,36 @@ def decompose(
 
     Works under `jit`, `vmap` and on its own, on any mix of shapes, ranks and stacks.
     It computes in float64 where JAX may (`jax.enable_x64`), else in float32; the
-    storage dtype does not matter. In float32 the singular values are right to 1e-5 of
-    a module's largest, but the factors of a component lose their orthogonality as it
-    gets weaker: to 1e-4 at a hundredth of the largest, a few 1e-2 where it is lost.
+    storage dtype does not matter. In float64 the singular values are right to 1e-5 of
+    each, down to what counts as zero. In float32 they are right to 1e-5 of a module's
+    largest, and to the rounding of what the norms of its `r` parts, a column of `a`
+    times a row of `b` each, add up to; but the factors of a component lose their
+    orthogonality as it gets weaker: to 1e-4 at a hundredth of the largest, a few 1e-2
+    where it is lost.
+
+    - Factors may have any scale that their dtype holds. In float32 a singular value
+      beyond its range becomes its largest number, or 0.
+    - A component counts as zero up to `r * eps` of the module's largest, with float32's
+      eps; and where the parts cancel, up to eps of the computing dtype times what their
+      norms add up to.
+    - What is not finite makes its own module NaN.
+
     The methods:
 
     - `qr`: a QR of each factor, the paper's way. Its error is one rounding, relative
       to the product of the factors' norms.
-    - `gram`: `a^T a` and `b b^T`, whose scaled eigenvectors give the `R`s. All matrix
-      products, and no gather of sharded factors. In float64 one pass suffices; in
-      float32, where the squared condition number would cost half the digits, a
-      second pass over the almost orthogonal factor restores them. In float64 linearly
-      dependent columns still cost digits: an error of 1e-8, relative to the product of
-      the factors' norms. That is far below 1e-5 of the largest singular value, unless
-      the factors cancel to a thousandth of their norms.
-    - `auto`: `qr` on CPU, where it takes two to three times as long and is safe in that
-      case too (adapters made plain may be like this); `gram` on accelerators, where
-      the library's QR takes ten to fifty times as long, and on a mesh of devices, where
-      factors then stay in their place.
+    - `gram`: `a^T a` and `b b^T`, whose Cholesky factors or eigenvectors give the `R`s.
+      All matrix products, and no gather of sharded factors. In float64 one pass
+      suffices; in float32, where the squared condition number would cost half the
+      digits, a second pass over the almost orthogonal factor restores them. In float64
+      almost dependent columns still cost digits: an error of 1e-8, relative to the
+      product of the factors' norms. That is far below 1e-5 of the largest singular
+      value, unless the factors cancel to a thousandth of their norms.
+    - `auto`: `qr` on CPU, where it takes two to three times as long. On accelerators,
+      where the library's QR takes ten to fifty times as long, `gram` in float64, and
+      `qr` if the columns of any factor turn out to be almost dependent; a derivative
+      is that of `gram`. In float32, and on a mesh of devices, where factors then stay
+      in their place, `gram`.
 
     Example:
       >>> spectra = jax.jit(para_jax.decompose)(adapters)

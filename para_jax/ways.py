@@ -5,9 +5,9 @@ cores of all `L` kernels in one batch.
 
 A Gram product costs a tenth of a QR, or less. With its columns scaled to unit length,
 its rounding `E` changes the root `R` to `(I + F) R`, where `|F| <= |E| / lambda` for
-the smallest eigenvalue `lambda` of that Gram matrix; and no singular value changes by more
-than the factor `1 + |F_a| + |F_b|`, however much the two factors cancel. The pivots of
-the Cholesky factor, which is there anyway, tell when `lambda` is small.
+the smallest eigenvalue `lambda` of that Gram matrix. No singular value then changes by
+more than the factor `1 + |F_a| + |F_b|`, however much the two factors cancel. The
+pivots of the Cholesky factor, which is there anyway, tell when `lambda` is small.
 """
 
 import math
@@ -80,7 +80,10 @@ def checked(a: Factors, b: Factors) -> Core:
     Also within `jax.vmap`, where a condition would become a choice between two results:
     what is mapped over is one more stack axis. The derivative is that of `by_grams`.
     """
-    return Core(*(jnp.concatenate(x) for x in zip(*_in_stacks(a, b), strict=True)))
+    rank = a[0].shape[-1]
+    found = zip(*_in_stacks(a, b), strict=True)
+    s, left, right = (jnp.concatenate([y.reshape(-1, rank) for y in x]) for x in found)
+    return Core(s, left.reshape(-1, rank, rank), right.reshape(-1, rank, rank))
 
 
 @checked.defjvp
@@ -103,11 +106,11 @@ def _in_stacks(a: Factors, b: Factors) -> list[Core]:
 
 
 @_in_stacks.def_vmap
-def _(axis_size: int, in_batched: Any, a: Factors, b: Factors) -> tuple[Any, Any]:
+def _(axis_size: int, in_batched: Sequence[Any], a: Factors, b: Factors) -> tuple[Any, Any]:
     def mapped(x: Array, is_batched: bool) -> Array:
         return x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
 
-    result = _in_stacks(*jax.tree.map(mapped, (a, b), in_batched))
+    result = _in_stacks(*jax.tree.map(mapped, (a, b), tuple(in_batched)))
     return result, jax.tree.map(lambda _: True, result)
 
 
