@@ -111,11 +111,24 @@ def _balanced(
     core = r_a @ r_b.mT
     finite = np.all(np.isfinite(core), axis=(-2, -1))
     u, s, vt = np.linalg.svd(np.where(finite[:, None, None], core, 0))
+    s = _without_noise(s, r_a, r_b)
     nonzero = s > s.shape[-1] * RESOLUTION * s[:, :1]  # As `core.tolerance`.
     weight = np.where(nonzero, 1 / np.sqrt(np.where(nonzero, s, 1)), 0)
     left = (r_b.mT @ vt.mT) * weight[:, None, :]
     right = (u.mT @ r_a) * weight[:, :, None]
     return np.where(finite[:, None], s, np.nan), left, right
+
+
+def _without_noise(
+    s: Float[np.ndarray, "N r"],
+    r_a: Float[np.ndarray, "N r r"],
+    r_b: Float[np.ndarray, "N r r"],
+) -> Float[np.ndarray, "N r"]:
+    """Returns `s`, zero where columns cancel to rounding, as in `core`."""
+    norms = np.linalg.norm(r_a, axis=-2) * np.linalg.norm(r_b, axis=-2)
+    noise = np.finfo(np.float64).eps * norms.sum(-1, keepdims=True)
+    resolution = s.shape[-1] * RESOLUTION * s[:, :1]
+    return np.where((s <= noise) & (noise > resolution), 0, s)
 
 
 def _roots(x: Kernels) -> Float[np.ndarray, "N r r"]:

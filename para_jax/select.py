@@ -56,7 +56,8 @@ def masks(spectra: Spectra, policy: Policy) -> dict[str, jax.Array]:
     # A known budget has to stay known, and an argument may become an array.
     traced = [policy] if policy.is_traced else []
     s = {path: x.s for path, x in spectra.items()}
-    return sharding.in_place(chosen, s, *traced)
+    kept = sharding.in_place(chosen, s, *traced)
+    return {path: kept[path] for path in layout.shapes}
 
 
 def exact_masks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:
@@ -104,6 +105,8 @@ def _single(policy: Policy) -> Policy:
 
 def _select(s: Any, layout: Pool, policy: Policy, xp: Any) -> Any:
     """Returns the mask `[N]` of the kept components; `xp` is `jnp` or `np`."""
+    if not isinstance(policy, Threshold):
+        s = _near_one(s, xp)
     low, high = _limits(layout, policy)
     # What float32 factors do not resolve is zero, and never worth its parameters.
     eps = (layout.rank * RESOLUTION).astype(s.dtype)
@@ -115,6 +118,15 @@ def _select(s: Any, layout: Pool, policy: Policy, xp: Any) -> Any:
     keep = forced | (candidate & _above(s, layout, policy, candidate, xp))
     members, valid = _blocks(layout, policy.multiple_of)
     return candidate & (keep[members] & valid).any(-1)
+
+
+def _near_one(s: Any, xp: Any) -> Any:
+    """Returns `s`, the largest near 1, so that squares stay in the range of its dtype.
+
+    By a power of two: which values are equal does not change.
+    """
+    _, exponent = xp.frexp(s.max())
+    return xp.ldexp(s, xp.clip(-exponent, -126, 126))  # 2^-127 is subnormal.
 
 
 def _limits(layout: Pool, policy: Policy) -> tuple[Any, Any]:

@@ -12,17 +12,16 @@ as nonzero, and a `Spectrum` takes `2 r k` numbers a kernel, however large the k
 """
 
 import dataclasses
-import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from para_jax import core, linalg, sharding
+from para_jax import sharding, ways
 from para_jax.adapters import Adapter
 from para_jax.groups import Group, groups
 
@@ -70,24 +69,36 @@ def decompose(
 
     Works under `jit`, `vmap` and on its own, on any mix of shapes, ranks and stacks.
     It computes in float64 where JAX may (`jax.enable_x64`), else in float32; the
-    storage dtype does not matter. In float32 the singular values are right to 1e-5 of
-    a module's largest, but the factors of a component lose their orthogonality as it
-    gets weaker: to 1e-4 at a hundredth of the largest, a few 1e-2 where it is lost.
+    storage dtype does not matter. In float64 the singular values are right to 1e-5 of
+    each, down to what counts as zero. In float32 they are right to 1e-5 of a module's
+    largest, and to the rounding of what the norms of its `r` parts, a column of `a`
+    times a row of `b` each, add up to; but the factors of a component lose their
+    orthogonality as it gets weaker: to 1e-4 at a hundredth of the largest, a few 1e-2
+    where it is lost.
+
+    - Factors may have any scale that their dtype holds. In float32 a singular value
+      beyond its range becomes its largest number, or 0.
+    - A component counts as zero up to `r * eps` of the module's largest, with float32's
+      eps; and where the parts cancel, up to eps of the computing dtype times what their
+      norms add up to.
+    - What is not finite makes its own module NaN.
+
     The methods:
 
     - `qr`: a QR of each factor, the paper's way. Its error is one rounding, relative
       to the product of the factors' norms.
-    - `gram`: `a^T a` and `b b^T`, whose scaled eigenvectors give the `R`s. All matrix
-      products, and no gather of sharded factors. In float64 one pass suffices; in
-      float32, where the squared condition number would cost half the digits, a
-      second pass over the almost orthogonal factor restores them. In float64 linearly
-      dependent columns still cost digits: an error of 1e-8, relative to the product of
-      the factors' norms. That is far below 1e-5 of the largest singular value, unless
-      the factors cancel to a thousandth of their norms.
-    - `auto`: `qr` on CPU, where it takes two to three times as long and is safe in that
-      case too (adapters made plain may be like this); `gram` on accelerators, where
-      the library's QR takes ten to fifty times as long, and on a mesh of devices, where
-      factors then stay in their place.
+    - `gram`: `a^T a` and `b b^T`, whose Cholesky factors or eigenvectors give the `R`s.
+      All matrix products, and no gather of sharded factors. In float64 one pass
+      suffices; in float32, where the squared condition number would cost half the
+      digits, a second pass over the almost orthogonal factor restores them. In float64
+      almost dependent columns still cost digits: an error of 1e-8, relative to the
+      product of the factors' norms. That is far below 1e-5 of the largest singular
+      value, unless the factors cancel to a thousandth of their norms.
+    - `auto`: `qr` on CPU, where it takes two to three times as long. On accelerators,
+      where the library's QR takes ten to fifty times as long, `gram` in float64, and
+      `qr` if the columns of any factor turn out to be almost dependent; a derivative
+      is that of `gram`. In float32, and on a mesh of devices, where factors then stay
+      in their place, `gram`.
 
     Example:
       >>> spectra = jax.jit(para_jax.decompose)(adapters)
@@ -108,15 +119,15 @@ def decompose(
     """
     for path, adapter in adapters.items():
         check(path, adapter)
-    method = _resolved(method, adapters)
-    return sharding.in_place(lambda x: _decompose(x, method), dict(adapters))
+    way = _way(method, adapters)
+    return sharding.in_place(lambda x: _decompose(x, way), dict(adapters))
 
 
-def _decompose(adapters: Mapping[str, Adapter], method: Method) -> dict[str, Spectrum]:
+def _decompose(adapters: Mapping[str, Adapter], way: ways.Way) -> dict[str, Spectrum]:
     result: dict[str, Spectrum] = {}
     for rank in sorted({x.rank for x in adapters.values()}):
         group = {p: x for p, x in adapters.items() if x.rank == rank}
-        result |= _decompose_one_rank(group, method)
+        result |= _decompose_one_rank(group, way)
     return {path: result[path] for path in adapters}
 
 
@@ -143,34 +154,38 @@ def check(path: str, adapter: Adapter) -> None:
             raise ValueError(f"'{path}': {name} is {x.dtype}, expected floating point.")
 
 
-def _resolved(method: Method, adapters: Mapping[str, Adapter]) -> Method:
-    """Returns the method that `auto` stands for.
+def _way(method: Method, adapters: Mapping[str, Adapter]) -> ways.Way:
+    """Returns the way that `method` stands for here.
 
     Raises:
       ValueError: if the method is unknown.
     """
-    if method == "auto":
-        on_cpu = jax.default_backend() == "cpu"
-        return "qr" if on_cpu and sharding.mesh_of(adapters) is None else "gram"
-    if method not in ("qr", "gram"):
+    if method == "qr" or method == "gram":
+        return method
+    if method != "auto":
         raise ValueError(f"Unknown method {method!r}: expected 'auto', 'qr' or 'gram'.")
-    return method
+    if sharding.mesh_of(adapters) is not None:
+        return "gram"
+    if jax.default_backend() == "cpu":
+        return "qr"
+    is_wide = jax.dtypes.canonicalize_dtype(float) == jnp.float64
+    return "checked" if is_wide else "gram"
 
 
 def _decompose_one_rank(
-    adapters: Mapping[str, Adapter], method: Method
+    adapters: Mapping[str, Adapter], way: ways.Way
 ) -> dict[str, Spectrum]:
     """Decomposes adapters of one rank, all their r x r problems in one batch."""
     found = groups(adapters)
     a = [jnp.asarray(x.join({p: adapters[p].a for p in x.stacks})) for x in found]
     b = [jnp.asarray(x.join({p: adapters[p].b for p in x.stacks})) for x in found]
-    cores = (_by_qr if method == "qr" else _by_grams)(a, b)
     everything = Group({p: s for group in found for p, s in group.stacks.items()})
+    wide = jax.dtypes.canonicalize_dtype(float)
     scales = {
-        p: np.full(adapters[p].stack, adapters[p].scale, cores.s.dtype)
+        p: np.full(adapters[p].stack, adapters[p].scale, wide)
         for p in everything.stacks
     }
-    cores = core.scaled(cores, jnp.asarray(everything.join(scales)))
+    cores = ways.cores(a, b, jnp.asarray(everything.join(scales)), way)
     parts = [sharding.replicated(everything.split(x)) for x in cores]
     return {
         path: _spectrum(x, *(y[path] for y in parts)) for path, x in adapters.items()
@@ -188,45 +203,3 @@ def _spectrum(adapter: Adapter, s: Array, left: Array, right: Array) -> Spectrum
         dtype=np.dtype(adapter.a.dtype).name,
         nominal=min(adapter.nominal or adapter.rank, k),
     )
-
-
-def _by_qr(a: Sequence[Array], b: Sequence[Array]) -> core.Core:
-    """Decomposes `a [*stack, m, r]` and `b [*stack, r, n]` through their QR factors."""
-    wide = jax.dtypes.canonicalize_dtype(float)
-    roots = [
-        jnp.concatenate([linalg.qr_r(_rows(x).astype(wide)) for x in tall])
-        for tall in (a, [x.mT for x in b])
-    ]
-    return core.of_roots(*roots)
-
-
-def _by_grams(a: Sequence[Array], b: Sequence[Array]) -> core.Core:
-    """Decomposes as `_by_qr`, through `a^T a` and `b b^T`."""
-    gram_a, gram_b = _grams(a, tall=True), _grams(b, tall=False)
-    if gram_a.dtype == jnp.float64:
-        return core.of_grams(gram_a, gram_b)
-    roots, whiten = core.root_of_gram(jnp.concatenate([gram_a, gram_b]))
-    # A factor times `whiten` is almost orthogonal; a direction so weak that its first
-    # estimate is noise is at least enlarged. A second pass finds what is left as
-    # exactly as QR would.
-    tall = [x.astype(jnp.float32) for x in (*a, *(x.mT for x in b))]
-    ends = np.cumsum([math.prod(x.shape[:-2]) for x in tall])[:-1]
-    pairs = zip(tall, jnp.split(whiten, ends), strict=True)
-    again = _grams([_times(x, w) for x, w in pairs], tall=True)
-    # Triangular again, so that graded columns stay graded in what follows.
-    roots = linalg.qr_r(linalg.matmul(core.root_of_gram(again)[0], roots))
-    return core.of_roots(*jnp.split(roots, 2))
-
-
-def _grams(factors: Sequence[Array], *, tall: bool) -> Float[Array, "L r r"]:
-    found = [sharding.replicated(linalg.gram(x, tall=tall)) for x in factors]
-    return jnp.concatenate([_rows(x) for x in found])
-
-
-def _times(x: Float[Array, "... d r"], w: Float[Array, "L r r"]) -> Array:
-    w = sharding.replicated(w.reshape(*x.shape[:-2], *w.shape[-2:]))
-    return linalg.matmul(x, w)
-
-
-def _rows(x: Float[Array, "*stack d r"]) -> Float[Array, "L d r"]:
-    return x.reshape(-1, *x.shape[-2:])

@@ -45,10 +45,16 @@ def spectra(
     *,
     resolution: float,
     interpret: bool = False,
-) -> tuple[Float[Array, "L r"], Float[Array, "L r r"], Float[Array, "L r r"]]:
+) -> tuple[
+    Float[Array, "L r"],
+    Float[Array, "L r r"],
+    Float[Array, "L r r"],
+    Float[Array, " L"],
+]:
     """Returns `s`, `left` and `right` of products `a @ b`, known by Gram matrices.
 
-    As `para_jax.linalg.spectra_of_grams`, in float64.
+    And the least share of a column's square that those before it leave. As
+    `para_jax.core.of_grams`, in float64.
 
     Args:
       gram_a: `a^T a`.
@@ -60,18 +66,23 @@ def spectra(
     width = max(16, pl.next_power_of_2(rank))
     grow = [(0, 0), (0, width - rank), (0, width - rank)]
     square = pl.BlockSpec((1, width, width), lambda i: (i, 0, 0))
-    shapes = [(rows, width), (rows, width, width), (rows, width, width)]
-    s, left, right = pl.pallas_call(
+    shapes = [(rows, width), (rows, width, width), (rows, width, width), (rows,)]
+    s, left, right, share = pl.pallas_call(
         functools.partial(_kernel, threshold=rank * resolution),
         grid=(rows,),
         in_specs=[square, square],
-        out_specs=[pl.BlockSpec((1, width), lambda i: (i, 0)), square, square],
+        out_specs=[
+            pl.BlockSpec((1, width), lambda i: (i, 0)),
+            square,
+            square,
+            pl.BlockSpec((1,), lambda i: (i,)),
+        ],
         out_shape=[jax.ShapeDtypeStruct(shape, jnp.float64) for shape in shapes],
         compiler_params=triton.CompilerParams(num_warps=width // 16, num_stages=1),
         interpret=interpret,
         name="spectra",
     )(jnp.pad(gram_a, grow), jnp.pad(gram_b, grow))
-    return s[:, :rank], left[:, :rank, :rank].mT, right[:, :rank, :rank]
+    return s[:, :rank], left[:, :rank, :rank].mT, right[:, :rank, :rank], share
 
 
 def _kernel(
@@ -80,10 +91,12 @@ def _kernel(
     s_ref: Any,
     left_ref: Any,
     right_ref: Any,
+    share_ref: Any,
     *,
     threshold: float,
 ) -> None:
-    r_a, r_b = _root(gram_a_ref[0]), _root(gram_b_ref[0])
+    (r_a, share_a), (r_b, share_b) = _root(gram_a_ref[0]), _root(gram_b_ref[0])
+    share_ref[0] = jnp.minimum(share_a, share_b)
     core = jnp.dot(r_b, r_a.T)
     size = jnp.max(jnp.abs(core))
     size = jnp.where(size > 0, size, 1)
@@ -103,10 +116,13 @@ def _kernel(
     right_ref[0, at, :] = (right * (over_s * over_s * weight)[None, :]).T
 
 
-def _root(gram: Float[Array, "r r"]) -> Float[Array, "r r"]:
-    """Returns the upper triangular `R` with `R^T R = gram`.
+def _root(
+    gram: Float[Array, "r r"],
+) -> tuple[Float[Array, "r r"], Float[Array, ""]]:
+    """Returns the upper triangular `R` with `R^T R = gram`, and the least pivot.
 
-    Its row is zero for a column that depends on those before it.
+    Its row is zero for a column that depends on those before it. A pivot is relative to
+    its column's square; that of a column of zeros is none.
     """
     rank = gram.shape[0]
     index = jnp.arange(rank)
@@ -115,17 +131,21 @@ def _root(gram: Float[Array, "r r"]) -> Float[Array, "r r"]:
     def row_of(x: Array, j: Array) -> Array:
         return jnp.sum(jnp.where((index == j)[:, None], x, 0), axis=0)
 
-    def step(j: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        rest, root = state
+    def step(j: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        rest, root, least = state
         row, whole = row_of(rest, j), row_of(gram, j)
         pivot, square = (jnp.max(jnp.where(index == j, x, 0)) for x in (row, whole))
         resolved = pivot > noise * square
+        share = jnp.where(resolved, pivot / jnp.where(resolved, square, 1), 0)
+        least = jnp.where(square == 0, least, jnp.minimum(least, share))
         over = lax.rsqrt(jnp.where(resolved, pivot, 1))
         row = jnp.where((index >= j) & resolved, row * over, 0)
         rest = rest - row[:, None] * row[None, :]
-        return rest, jnp.where((index == j)[:, None], row[None, :], root)
+        return rest, jnp.where((index == j)[:, None], row[None, :], root), least
 
-    return lax.fori_loop(0, rank, step, (gram, jnp.zeros_like(gram)))[1]
+    start = gram, jnp.zeros_like(gram), jnp.ones((), gram.dtype)
+    _, root, least = lax.fori_loop(0, rank, step, start)
+    return root, least
 
 
 def _orthogonal_columns(x: Float[Array, "r r"]) -> Float[Array, "r r"]:
