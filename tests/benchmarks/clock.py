@@ -33,7 +33,7 @@ def median(
     """Returns the median of the seconds that a call takes once it is warm.
 
     Calls under 100 ms are repeated 5 to 30 times, slower ones three times, or once. On
-    an accelerator, calls that are quicker than 20 ms are queued in batches of up to 10
+    an accelerator, calls that are quicker than 20 ms are queued in batches of up to 50
     and waited for at their end, so that the device's time counts and not that of
     starting a program from Python; the median is that of the batches' means.
 
@@ -46,7 +46,7 @@ def median(
     if once > _QUICK:
         repeats = 3 if 3 * once < limit else 1
         return statistics.median(first(call, wait) for _ in range(repeats))
-    queued = 1 if jax.default_backend() == "cpu" else _limited(_BATCH / once, 1, 10)
+    queued = 1 if jax.default_backend() == "cpu" else _limited(_BATCH / once, 1, 50)
     times = []
     for _ in range(_limited(_TOTAL / (queued * once), 5, 30)):
         start = time.perf_counter()
