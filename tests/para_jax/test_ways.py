@@ -29,7 +29,9 @@ def qrs(monkeypatch):
         return qr_r(x)
 
     monkeypatch.setattr(ways.linalg, "qr_r", counted)
-    return done
+    yield done
+    # What was traced with `counted` must not be found again.
+    jax.clear_caches()
 
 
 def factors(name):
@@ -38,8 +40,7 @@ def factors(name):
 
 
 def run(function, *args):
-    # A function that JAX has not seen, lest it finds what it traced for another test.
-    result = jax.block_until_ready(jax.jit(lambda *args: function(*args))(*args))
+    result = jax.block_until_ready(jax.jit(function)(*args))
     jax.effects_barrier()
     return result
 
