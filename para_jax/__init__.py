@@ -33,6 +33,7 @@ from para_jax.layouts import from_tree as from_tree
 from para_jax.layouts import to_tree as to_tree
 from para_jax.moments import project_moments as project_moments
 from para_jax.moments import reset_moments as reset_moments
+from para_jax.padding import pad as pad
 from para_jax.params import from_params as from_params
 from para_jax.params import to_params as to_params
 from para_jax.policy import Bytes as Bytes
@@ -43,7 +44,6 @@ from para_jax.policy import Policy as Policy
 from para_jax.policy import Rank as Rank
 from para_jax.policy import Threshold as Threshold
 from para_jax.repack import pack as pack
-from para_jax.repack import pad as pad
 from para_jax.repack import repack as repack
 from para_jax.report import Report as Report
 from para_jax.search import Search as Search

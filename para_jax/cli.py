@@ -101,6 +101,7 @@ def _child(given: argparse.Namespace, policy: para.Policy) -> para.Child:
 
 
 def _inspect(given: argparse.Namespace) -> None:
+    _check_tables(given)
     endpoints.check_picture(given.plot)
     checkpoint = endpoints.load(given)
     if given.engines:
@@ -129,6 +130,7 @@ def _engines(given: argparse.Namespace, checkpoint: para.Checkpoint) -> None:
 
 
 def _sweep(given: argparse.Namespace) -> None:
+    _check_tables(given)
     policies = arguments.policies(given)
     if twice := sorted(x.name for x, n in Counter(policies).items() if n > 1):
         raise ValueError(f"{twice[0]} is asked for twice.")
@@ -233,6 +235,11 @@ def _convert(given: argparse.Namespace) -> None:
         f"{endpoints.on_disk(given.target)} on disk."
     )
     _note(given)
+
+
+def _check_tables(given: argparse.Namespace) -> None:
+    if not given.json:
+        tables.check()
 
 
 def _note(given: argparse.Namespace) -> None:

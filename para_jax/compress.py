@@ -148,7 +148,8 @@ def cut(
       TypeError: if `policy` is none, such as a number.
       ValueError: as `compress`.
     """
-    (kept,) = _masks(spectra, [policy])
+    _check_policy(policy)
+    kept = exact_masks(spectra, policy)
     adapters = _repacked(parent, spectra, kept, form, progress)
     return _child(parent, adapters, report(spectra, kept, policy), form)
 
@@ -159,9 +160,11 @@ def cuts(
     """Yields a child a policy, as `cut` would give them.
 
     Components are sorted, so every child is the beginning of the largest: ragged ones
-    are views of its arrays, which cannot be written to.
+    are views of its arrays, which cannot be written to; on a mesh, copies.
     """
-    masks = _masks(spectra, policies)
+    for policy in policies:
+        _check_policy(policy)
+    masks = [exact_masks(spectra, policy) for policy in policies]
     if form != "ragged" or len(policies) < 2:
         yield from (cut(parent, spectra, policy, form=form) for policy in policies)
         return
@@ -174,11 +177,9 @@ def cuts(
         yield _child(parent, adapters, account, form)
 
 
-def _masks(spectra: Spectra, policies: Sequence[Policy]) -> list[dict[str, np.ndarray]]:
-    for policy in policies:
-        if not isinstance(policy, Policy):
-            raise TypeError(f"Expected a policy such as Gamma(0.25), got {policy!r}.")
-    return [exact_masks(spectra, policy) for policy in policies]
+def _check_policy(policy: Any) -> None:
+    if not isinstance(policy, Policy):
+        raise TypeError(f"Expected a policy such as Gamma(0.25), got {policy!r}.")
 
 
 def _repacked(
@@ -195,9 +196,10 @@ def _repacked(
 
 
 def _first(adapter: Adapter, rank: int) -> Adapter:
-    """Returns the first components of an adapter, without a copy."""
-    a, b = np.asarray(adapter.a)[:, :rank], np.asarray(adapter.b)[:rank]
-    a.flags.writeable = b.flags.writeable = False
+    """Returns the first components of an adapter, in host memory without a copy."""
+    a, b = adapter.a[:, :rank], adapter.b[:rank]
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        a.flags.writeable = b.flags.writeable = False
     return Adapter(a=a, b=b)
 
 

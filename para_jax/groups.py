@@ -5,6 +5,7 @@ adapter compiles and starts slowly; one that names each shape does not.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -46,6 +47,10 @@ class Group:
 
     def members(self) -> list[tuple[str, tuple[int, ...]]]:
         """Returns the path of each row, and the row's index in the stack."""
+        return self._members
+
+    @functools.cached_property
+    def _members(self) -> list[tuple[str, tuple[int, ...]]]:
         return [(p, i) for p, stack in self.stacks.items() for i in np.ndindex(stack)]
 
     def join(self, values: Mapping[str, Any], rows: slice = slice(None)) -> Any:

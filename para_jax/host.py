@@ -25,8 +25,15 @@ from para_jax.core import RESOLUTION, SIGNING
 from para_jax.groups import Group, Progress, all_pieces
 from para_jax.spectrum import Method, Spectra, Spectrum
 
-# What is cast at a time, in numbers: 1 MB in float64, which stays in the cache.
-_BLOCK = 2**17
+# What is cast at a time, in numbers: half a MB in float64, which stays in the cache,
+# and is few enough for OpenBLAS to multiply without packing it.
+_BLOCK = 2**16
+
+# Kernels whose blocks are multiplied in one call: short calls wait for the interpreter.
+_AT_ONCE = 4
+
+# From this rank on, half of the products take less time than twice the halves.
+_SYMMETRIC = 48
 
 # How far rounding, r * eps, may move the singular values of `auto`, relatively.
 _MOVED = 1e-8
@@ -131,11 +138,25 @@ def _without_noise(
 def _roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
     if x[0].dtype.itemsize > 4:
         return _qr_roots(x)
-    roots, smallest = _gram_roots_and_smallest(x)
+    gram, lengths = _scaled_grams(x)
+    lower = _cholesky(gram)
+    # At most the smallest eigenvalue, and NaN where there is no factor.
+    smallest = 1 / np.square(np.linalg.inv(lower)).sum((-2, -1))
     bound = x[0].shape[-1] * np.finfo(np.float64).eps / _MOVED
+    roots = lower.mT * lengths[:, None, :]
     for i in np.flatnonzero(~(smallest >= bound)):
         roots[i] = _qr_root(x[int(i)])
     return roots
+
+
+def _cholesky(gram: Float[np.ndarray, "N r r"]) -> Float[np.ndarray, "N r r"]:
+    """Returns `L` of each `gram = L L^T`, NaN where it is not positive definite."""
+    try:
+        return np.linalg.cholesky(gram)
+    except np.linalg.LinAlgError:
+        if len(gram) == 1:
+            return np.full_like(gram, np.nan)
+        return np.concatenate([_cholesky(x[None]) for x in gram])
 
 
 def _qr_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
@@ -144,54 +165,71 @@ def _qr_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
 
 def _qr_root(x: Float[np.ndarray, "d r"]) -> Float[np.ndarray, "r r"]:
     """Returns `R` of `x = Q R`, block by block: that of the last `R` and a block."""
-    rank = x.shape[-1]
-    root = np.zeros((rank, rank))
-    for rows in _blocks(x):
-        below = np.concatenate([root, x[rows].astype(np.float64)])
-        root = np.asarray(np.linalg.qr(below, mode="r"))
+    root = np.zeros((x.shape[-1], x.shape[-1]))
+    for _, (wide,) in _blocks([x]):
+        root = np.asarray(np.linalg.qr(np.concatenate([root, wide]), mode="r"))
     return root
 
 
 def _gram_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
-    roots, _ = _gram_roots_and_smallest(x)
-    return roots
+    """Returns `R` with `R^T R = x^T x`, by eigenvectors: there is one in any case."""
+    gram, lengths = _scaled_grams(x)
+    finite = np.all(np.isfinite(gram), axis=(-2, -1))[:, None, None]
+    values, vectors = np.linalg.eigh(np.where(finite, gram, 0))
+    floor = gram.shape[-1] * np.finfo(np.float64).eps
+    scale = np.sqrt(np.maximum(values, floor))
+    return scale[:, :, None] * vectors.mT * lengths[:, None, :]
 
 
-def _gram_roots_and_smallest(
+def _scaled_grams(
     x: Kernels,
-) -> tuple[Float[np.ndarray, "N r r"], Float[np.ndarray, " N"]]:
-    """Returns `R` with `R^T R = x^T x`, and the smallest eigenvalue of the scaled Gram.
+) -> tuple[Float[np.ndarray, "N r r"], Float[np.ndarray, "N r"]]:
+    """Returns the Gram products of columns of unit length, and the lengths.
 
-    The columns are brought to unit length first: graded factors lose nothing.
+    So graded factors lose nothing.
     """
-    gram = np.stack([_gram(y) for y in x])
+    gram = _grams(x)
     lengths = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
     safe = np.where(lengths > 0, lengths, 1)
     gram /= safe[:, :, None]
     gram /= safe[:, None, :]
     # A column of zeros depends on no other one.
     gram += np.where(lengths > 0, 0, 1)[:, :, None] * np.eye(lengths.shape[-1])
-    finite = np.all(np.isfinite(gram), axis=(-2, -1))
-    values, vectors = np.linalg.eigh(np.where(finite[:, None, None], gram, 0))
-    floor = gram.shape[-1] * np.finfo(np.float64).eps
-    scale = np.sqrt(np.maximum(values, floor))
-    root = scale[:, :, None] * vectors.mT * lengths[:, None, :]
-    return root, np.where(finite, values[:, 0], 0)
+    return gram, lengths
 
 
-def _gram(x: Float[np.ndarray, "d r"]) -> Float[np.ndarray, "r r"]:
-    total = np.zeros((x.shape[-1], x.shape[-1]))
-    for rows in _blocks(x):
-        wide = x[rows].astype(np.float64)
-        total += wide.T @ wide
+def _grams(x: Kernels) -> Float[np.ndarray, "N r r"]:
+    rank = x[0].shape[-1]
+    total = np.zeros((len(x), rank, rank))
+    halves = [slice(None)]
+    if 1 < rank < _SYMMETRIC:
+        # NumPy takes `x.T @ x` to a routine for half of it, which is slow if narrow.
+        halves = [slice(0, rank // 2), slice(rank // 2, rank)]
+    for i in range(0, len(x), _AT_ONCE):
+        for _, wide in _blocks(x[i : i + _AT_ONCE]):
+            for columns in halves:
+                product = wide.mT @ wide[:, :, columns]
+                total[i : i + _AT_ONCE, :, columns] += product
     return total
 
 
-def _blocks(x: np.ndarray) -> Iterator[slice]:
-    """Yields the rows of a factor `[d, r]`, as many at a time as are cast at once."""
-    rank = x.shape[-1]
-    step = max(_BLOCK // rank, 4 * rank)
-    return (slice(i, i + step) for i in range(0, len(x), step))
+def _blocks(x: Kernels) -> Iterator[tuple[slice, Float[np.ndarray, "N d r"]]]:
+    """Yields some rows of all kernels `[d, r]` in float64, in their memory order.
+
+    The next rows take their place: new memory costs a fault a page, which takes longer
+    than to fill it.
+    """
+    length, rank = x[0].shape
+    step = min(length, max(_BLOCK // rank, 4 * rank))
+    in_rows = x[0].strides[0] >= x[0].strides[1]
+    room = np.empty(len(x) * step * rank)
+    for start in range(0, length, step):
+        rows = slice(start, min(start + step, length))
+        parts = [y[rows] if in_rows else y[rows].T for y in x]
+        flat = room[: len(x) * parts[0].size].reshape(-1, parts[0].shape[-1])
+        np.concatenate(parts, out=flat, casting="unsafe")
+        wide = flat.reshape(len(x), *parts[0].shape)
+        yield rows, wide if in_rows else wide.mT
 
 
 def kernels(
@@ -207,15 +245,11 @@ def kernels(
 
     def each(piece: tuple[Group, slice]) -> list[tuple[str, Any, Adapter]]:
         group, rows = piece
+        kept = [(*x, np.flatnonzero(masks[x[0]][x[1]])) for x in group.members()[rows]]
+        some = [x for x in kept if x[2].size]
         found = []
-        for path, index in group.members()[rows]:
-            kept = np.flatnonzero(masks[path][index])
-            if kept.size:
-                x, spectrum = adapters[path], spectra[path]
-                left = spectrum.left[index][:, kept]
-                right = spectrum.right[index][kept]
-                child = _child(x.a[index], x.b[index], left, right, spectrum.dtype)
-                found.append((path, index, child))
+        for i in range(0, len(some), _AT_ONCE):
+            found += _children(some[i : i + _AT_ONCE], spectra, adapters)
         return found
 
     todo = all_pieces(adapters)
@@ -223,26 +257,49 @@ def kernels(
         yield from found
 
 
-def _child(
-    a: Float[np.ndarray, "m r"],
-    b: Float[np.ndarray, "r n"],
-    left: Float[np.ndarray, "r k"],
-    right: Float[np.ndarray, "k r"],
-    dtype: str,
-) -> Adapter:
-    """Returns `a @ left` and `right @ b`, computed in float64 and stored in `dtype`.
-
-    The largest of the first entries of each row of the new `b` is positive.
-    """
-    first = right @ b[:, :SIGNING].astype(np.float64)
-    # QR and SVD leave the sign of a component open, differently on each platform.
-    sign = np.where(first.max(-1) < -first.min(-1), -1.0, 1.0)
-    left, right = left * sign, right * sign[:, None]
-    new_a = np.empty((len(a), left.shape[-1]), dtype)
-    new_b = np.empty((len(right), b.shape[-1]), dtype)
+def _children(
+    kept: Sequence[tuple[str, tuple[int, ...], np.ndarray]],
+    spectra: Spectra,
+    adapters: Mapping[str, Adapter],
+) -> list[tuple[str, tuple[int, ...], Adapter]]:
+    """Returns the kept components of kernels of equal shapes, by path and index."""
+    a = [np.asarray(adapters[path].a[index]) for path, index, _ in kept]
+    b = [np.asarray(adapters[path].b[index]) for path, index, _ in kept]
+    left = [
+        np.asarray(spectra[path].left[index][:, some]) for path, index, some in kept
+    ]
+    right = [np.asarray(spectra[path].right[index][some]) for path, index, some in kept]
+    dtype = spectra[kept[0][0]].dtype
     with np.errstate(over="ignore"):  # The caller looks for what is not finite.
-        for columns in _blocks(b.T):
-            new_b[:, columns] = right @ b[:, columns].astype(np.float64)
-        for rows in _blocks(a):
-            new_a[rows] = a[rows].astype(np.float64) @ left
-    return Adapter(a=new_a, b=new_b)
+        signs = [_signs(x, y) for x, y in zip(right, b, strict=True)]
+        left = [x * sign for x, sign in zip(left, signs, strict=True)]
+        right = [x * sign[:, None] for x, sign in zip(right, signs, strict=True)]
+        new_a, new_b = _columns(a, left, dtype), _rows(right, b, dtype)
+    found = zip(kept, new_a, new_b, strict=True)
+    return [(path, index, Adapter(a=x, b=y)) for (path, index, _), x, y in found]
+
+
+def _columns(a: Kernels, left: Kernels, dtype: str) -> list[np.ndarray]:
+    """Returns each `a @ left`, computed in float64 and stored in `dtype`."""
+    result = [np.empty((len(a[0]), x.shape[-1]), dtype) for x in left]
+    for rows, wide in _blocks(a):
+        for new, one, x in zip(result, wide, left, strict=True):
+            new[rows] = one @ x
+    return result
+
+
+def _rows(right: Kernels, b: Kernels, dtype: str) -> list[np.ndarray]:
+    """Returns each `right @ b`, as `_columns`."""
+    result = [np.empty((len(x), b[0].shape[-1]), dtype) for x in right]
+    for columns, wide in _blocks([x.T for x in b]):
+        for new, one, x in zip(result, wide, right, strict=True):
+            new[:, columns] = x @ one.T
+    return result
+
+
+def _signs(
+    right: Float[np.ndarray, "k r"], b: Float[np.ndarray, "r n"]
+) -> Float[np.ndarray, " k"]:
+    """Returns the signs of new rows of `b`, as `para_jax.repack` has them."""
+    first = right @ b[:, :SIGNING].astype(np.float64)
+    return np.where(first.max(-1) < -first.min(-1), -1.0, 1.0)

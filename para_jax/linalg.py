@@ -40,7 +40,7 @@ def gram(x: Float[Array, "... _ _"], *, tall: bool) -> Float[Array, "... r r"]:
         x = x.astype(wide)
         return matmul(x.mT, x) if tall else matmul(x, x.mT)
 
-    if x.dtype not in (jnp.float32, jnp.float64) or not has_kernels(x):
+    if not has_kernels(x):
         return plain(x)
     from para_jax.kernels import gram
 

@@ -144,7 +144,8 @@ def reset_moments(state: Any, fresh: Any) -> Any:
 def _projected(
     moment: Any, transform: Transform, factor: str, squared: bool, name: str
 ) -> jax.Array:
-    matrix = jnp.asarray(transform.a if factor == "a" else transform.b)
+    matrix = transform.a if factor == "a" else transform.b
+    matrix = sharding.replicated(jnp.asarray(matrix))
     stacked = np.ndim(moment) == matrix.ndim + len(transform.index)
     inner = -1 if factor == "a" else -2
     rank = matrix.shape[-2 if factor == "a" else -1]

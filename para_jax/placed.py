@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
+from jaxtyping import Array, ScalarLike
 
 from para_jax.adapters import Adapter, member
 
@@ -48,7 +48,7 @@ def cut(
 
 
 @functools.partial(jax.jit, static_argnames="rank")
-def _kernel(a: Array, b: Array, i: int, *, rank: int) -> Adapter:
+def _kernel(a: Array, b: Array, i: ScalarLike, *, rank: int) -> Adapter:
     a, b = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
     a, b = (jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in (a, b))
     return Adapter(a=a[:, :rank], b=b[:rank])

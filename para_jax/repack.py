@@ -5,7 +5,6 @@ program serves every policy. `padded` and `ragged` are for the host, since a ran
 becomes a shape: made on the device at one width, then sliced.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from para_jax.spectrum import Spectra, Spectrum
 
 Form = Literal["masked", "padded", "ragged"]
 Masks = Mapping[str, Any]
+Selection = Callable[[Spectrum, Array], tuple[Array, Array]]
 Packed = Iterator[tuple[str, tuple[int, ...], Adapter]]
 
 
@@ -112,50 +112,6 @@ def pack(
     return _apply(spectra, masks, adapters, functools.partial(_in_front, width=width))
 
 
-def pad(
-    adapters: Mapping[str, Adapter], *, like: Mapping[str, Adapter]
-) -> dict[str, Adapter]:
-    """Returns equal updates in the shapes of `like`: zeros fill the rest.
-
-    So a program that was compiled for the parent runs all its children.
-
-    Args:
-      adapters: A child, its stacks as in `like`.
-      like: The parent, or anything with the shapes to fill up to. A path that only it
-        has gets factors of zeros.
-
-    Raises:
-      ValueError: if an adapter is not in `like`, or does not fit into it.
-    """
-    if unknown := sorted(adapters.keys() - like.keys()):
-        raise ValueError(f"'{unknown[0]}' is not a module of the model to fill up to.")
-    return {path: _grown(path, adapters.get(path), x) for path, x in like.items()}
-
-
-def _grown(path: str, adapter: Adapter | None, like: Adapter) -> Adapter:
-    if adapter is None:
-        return Adapter(
-            a=np.zeros(like.a.shape, like.a.dtype),
-            b=np.zeros(like.b.shape, like.b.dtype),
-        )
-    more = like.rank - adapter.rank
-    shapes = (adapter.stack, adapter.inputs, adapter.outputs)
-    if more < 0 or shapes != (like.stack, like.inputs, like.outputs):
-        raise ValueError(
-            f"'{path}': a {list(adapter.a.shape)} and b {list(adapter.b.shape)} do not "
-            f"fit into a {list(like.a.shape)} and b {list(like.b.shape)}."
-        )
-    if not more:
-        return adapter
-    xp = np if isinstance(adapter.a, np.ndarray) else jnp
-    still = [(0, 0)] * len(adapter.stack)
-    return dataclasses.replace(
-        adapter,
-        a=xp.pad(adapter.a, [*still, (0, 0), (0, more)]),
-        b=xp.pad(adapter.b, [*still, (0, more), (0, 0)]),
-    )
-
-
 def _check(spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter]) -> None:
     for name, other in (("masks", masks), ("adapters", adapters)):
         if difference := sorted(other.keys() ^ spectra.keys()):
@@ -182,28 +138,53 @@ def _apply(
     spectra: Spectra,
     masks: Masks,
     adapters: Mapping[str, Adapter],
-    selection: Callable[[Spectrum, Array], tuple[Array, Array]],
+    selection: Selection,
 ) -> dict[str, Adapter]:
     """Returns the child of the components that `selection` puts into its columns."""
-
-    def child(spectrum: Spectrum, mask: Array, adapter: Adapter) -> tuple[Array, Array]:
-        left, right = selection(spectrum, mask)
-        a, b = jnp.asarray(adapter.a), jnp.asarray(adapter.b)
-        sign = _signs(right, b)
-        left, right = left * sign[..., None, :], right * sign[..., :, None]
-        left, right = sharding.replicated((left, right))
-        a = linalg.applied(a, left, tall=True, dtype=spectrum.dtype)
-        return a, linalg.applied(b, right, tall=False, dtype=spectrum.dtype)
-
     result: dict[str, Adapter] = {}
-    for group in groups(adapters):
-        adapter, spectrum = _joined(group, adapters), _joined(group, spectra)
-        spectrum = jax.tree.map(jnp.asarray, spectrum)
-        args = spectrum, jnp.asarray(group.join(masks)), adapter
-        joined = sharding.in_place(child, *args, out=sharding.places(adapter))
-        a, b = map(group.split, joined)
-        result |= {path: Adapter(a=a[path], b=b[path]) for path in group.stacks}
+    for together in _of_one_form(spectra, adapters):
+        part = {path: adapters[path] for path in together.stacks}
+        spectrum = jax.tree.map(jnp.asarray, _joined(together, spectra))
+        args = spectrum, jnp.asarray(together.join(masks)), part
+        child = functools.partial(_child, together, selection)
+        places = {path: sharding.places(x) for path, x in part.items()}
+        made = sharding.in_place(child, *args, out=places)
+        result |= {path: Adapter(a=a, b=b) for path, (a, b) in made.items()}
     return {path: result[path] for path in adapters}
+
+
+def _of_one_form(spectra: Spectra, adapters: Mapping[str, Adapter]) -> list[Group]:
+    """Returns the paths of equal ranks and dtypes: their r x r part is one batch."""
+    found: dict[tuple[object, ...], dict[str, tuple[int, ...]]] = {}
+    for path, x in spectra.items():
+        mesh = sharding.mesh_of(adapters[path])
+        apart = mesh if mesh is None else path
+        key = (x.rank, x.s.shape[-1], x.s.dtype, x.dtype, apart)
+        found.setdefault(key, {})[path] = x.s.shape[:-1]
+    return [Group(stacks, apart=key[-1] is not None) for key, stacks in found.items()]
+
+
+def _child(
+    together: Group,
+    selection: Selection,
+    spectrum: Spectrum,
+    mask: Array,
+    adapters: Mapping[str, Adapter],
+) -> dict[str, tuple[Array, Array]]:
+    left, right = selection(spectrum, mask)
+    sign = _signs(right, together, {path: x.b for path, x in adapters.items()})
+    left, right = left * sign[..., None, :], right * sign[..., :, None]
+    left, right = map(together.split, sharding.replicated((left, right)))
+    result: dict[str, tuple[Array, Array]] = {}
+    for group in groups(adapters):
+        joined = _joined(group, adapters)
+        a, b = jnp.asarray(joined.a), jnp.asarray(joined.b)
+        columns, rows = group.join(left), group.join(right)
+        a = linalg.applied(a, columns, tall=True, dtype=spectrum.dtype)
+        b = linalg.applied(b, rows, tall=False, dtype=spectrum.dtype)
+        pairs = zip(group.split(a).items(), group.split(b).values(), strict=True)
+        result |= {path: (one_a, one_b) for (path, one_a), one_b in pairs}
+    return result
 
 
 def _joined(group: Group, values: Mapping[str, Any], rows: slice = slice(None)) -> Any:
@@ -214,20 +195,30 @@ def _joined(group: Group, values: Mapping[str, Any], rows: slice = slice(None)) 
     return jax.tree.unflatten(jax.tree.structure(members[0]), joined)
 
 
-def _signs(right: Float[Array, "*stack w r"], b: Array) -> Float[Array, "*stack w"]:
+def _signs(
+    right: Float[Array, "*stack w r"], together: Group, b: Mapping[str, Any]
+) -> Float[Array, "*stack w"]:
     """Returns the signs that make equal updates equal children.
 
     A decomposition leaves the sign of a component open, differently on each platform.
     The largest of the first entries of each row of the new `b` shall be positive.
     """
-    first = jnp.arange(b.shape[-1]) < SIGNING
-    if sharding.mesh_of(b) is None:
-        b, first = b[..., :SIGNING], first[:SIGNING]
-    # On a mesh a piece of `b` would have to be moved; what is there is cut out later.
-    row = linalg.applied(b, right, tall=False, dtype=right.dtype)
-    row = jnp.where(first, row, 0)
+    if together.apart:  # On a mesh a piece of `b` would have to be moved.
+        first = together.join(b)
+    else:
+        width = min(SIGNING, max(x.shape[-1] for x in b.values()))
+        first = together.join({p: _first(jnp.asarray(x), width) for p, x in b.items()})
+    row = linalg.applied(first, right, tall=False, dtype=right.dtype)
+    row = jnp.where(jnp.arange(row.shape[-1]) < SIGNING, row, 0)
     negative = jnp.max(row, axis=-1) < -jnp.min(row, axis=-1)
     return jnp.where(negative, -1, 1).astype(right.dtype)
+
+
+def _first(x: Float[Array, "*stack r n"], width: int) -> Float[Array, "*stack r w"]:
+    """Returns the first columns, and zeros where there are fewer."""
+    x = x[..., :width]
+    more = [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, [*more, (0, width - x.shape[-1])])
 
 
 def _in_place(
@@ -294,8 +285,9 @@ def _packed_on_mesh(
     """Yields every stack that is on a mesh of devices."""
     for path, adapter in adapters.items():
         if sharding.mesh_of(adapter) is not None:
-            one = {path: spectra[path]}, {path: masks[path]}, {path: adapter}
-            yield path, _pack(*one, width=_width([masks[path]]))[path]
+            # One name for all, so that equal shapes share a program.
+            one = {"": spectra[path]}, {"": masks[path]}, {"": adapter}
+            yield path, _pack(*one, width=_width([masks[path]]))[""]
 
 
 def _width(masks: Iterable[Any]) -> int:

@@ -10,9 +10,10 @@ import numpy as np
 
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Child
 from para_jax.compress import as_checkpoint, cut, spectra_of
+from para_jax.padding import pad
 from para_jax.policy import Rank
 from para_jax.pool import Pool, pool
-from para_jax.repack import Form, pad
+from para_jax.repack import Form
 from para_jax.spectrum import Method
 
 _ROUNDING = 1e-6  # A relative error of what drops at most numerical zeros.

@@ -51,7 +51,7 @@ def masks(spectra: Spectra, policy: Policy) -> dict[str, jax.Array]:
     def chosen(s: dict[str, Any], policy: Policy = policy) -> dict[str, jax.Array]:
         pooled = layout.gather(sharding.replicated(s), jnp)
         kept = layout.scatter(_select(pooled, layout, policy, jnp))
-        return sharding.replicated(kept)
+        return {path: sharding.replicated(x) for path, x in kept.items()}
 
     # A known budget has to stay known, and an argument may become an array.
     traced = [policy] if policy.is_traced else []
@@ -163,13 +163,21 @@ def _spend(
     worth = xp.where(valid, value[members], 0).sum(-1) / size.astype(s.dtype)
     worth = _falling(worth, layout, xp)
     worth = xp.where(forced, np.inf, xp.where(candidate, worth, -np.inf))
-    order = xp.argsort(-worth, stable=True)
+    order = _falling_order(worth, xp)
     rest_of_block = (size - 1 - layout.index % policy.multiple_of) * cost
     spent = xp.cumsum(xp.asarray(cost)[order]) + xp.asarray(rest_of_block)[order]
     keep = candidate & _unsorted(spent <= budget, order, xp)
     if policy.ties == "threshold":
         keep = candidate & (worth >= xp.where(keep, worth, np.inf).min())
     return keep
+
+
+def _falling_order(values: Any, xp: Any) -> Any:
+    """Returns the places of the values, the largest first; of equal ones the first."""
+    if xp is np:
+        return np.argsort(-values, stable=True)
+    place = jax.lax.iota(np.int32, values.shape[0])  # An argsort moves int64.
+    return jax.lax.sort((-values, place), num_keys=1, is_stable=True)[1]
 
 
 def _unsorted(values: Any, order: Any, xp: Any) -> Any:

@@ -56,7 +56,19 @@ def in_place(function: Callable[..., Any], *args: Any, out: Any = REPLICATED) ->
     automatic = jax.sharding.auto_axes(
         function, axes=mesh.explicit_axes, out_sharding=shardings
     )
-    return automatic(*args)
+    return automatic(*_onto_mesh(args))
+
+
+def _onto_mesh(args: Any) -> Any:
+    """Returns what is not on the mesh yet also there, outside of a program."""
+    leaves = [x for x in jax.tree.leaves(args) if isinstance(x, jax.Array)]
+    if any(isinstance(x, jax.core.Tracer) for x in leaves):
+        return args
+    place: Any = next(x.sharding for x in leaves if mesh_of(x) is not None)
+    whole = NamedSharding(place.mesh, REPLICATED)
+    return jax.tree.map(
+        lambda x: jax.device_put(x, whole) if mesh_of(x) is None else x, args
+    )
 
 
 def places(adapter: Adapter) -> tuple[P, P]:

@@ -92,6 +92,7 @@ def squeeze(
         still = [(0, 0)] * len(adapter.stack)
         left = jnp.pad(left, [*still, (0, 0), (0, missing)])
         right = jnp.pad(right, [*still, (0, missing), (0, 0)])
+        left, right = sharding.replicated((left, right))
         places = sharding.places(adapter)
         a, b = sharding.in_place(_applied, adapter, left, right, out=places)
         new[path] = dataclasses.replace(adapter, a=a, b=b)

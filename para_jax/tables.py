@@ -26,6 +26,11 @@ _WIDTH = 80
 _SHOWN = 20  # Failures; the manifest has all.
 
 
+def check() -> None:
+    """Raises ModuleNotFoundError if no table could be shown, before any work."""
+    import rich  # noqa: F401
+
+
 @contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
     """Shows a spinner on the terminal's error stream while the body runs."""

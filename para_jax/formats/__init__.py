@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, get_args
 
+import jax
 import numpy as np
 
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
@@ -104,7 +105,8 @@ def save(
     """Writes adapters, and all that was stored beside them, as a whole or not at all.
 
     The target appears by one rename after everything was written, flushed to disk and
-    read back; a crash at any moment leaves what was there before.
+    read back; a crash at any moment leaves what was there before. Where JAX runs in
+    several processes, all of them have to save an Orbax checkpoint together.
 
     Args:
       checkpoint: What `load` or `compress` gave, or just adapters by path.
@@ -137,8 +139,9 @@ def save(
         raise ValueError(f"The profile '{profile}' is of PEFT: leave it out.")
     if format == "kohya" and target.suffix != ".safetensors":
         raise ValueError(f"'{target}' is to be one file: end it in '.safetensors'.")
-    one = directory.replacing_file if format == "kohya" else directory.replacing
-    with one(target, overwrite=overwrite) as new:
+    if format != "orbax":
+        _check_at_hand(checkpoint.adapters)
+    with _replacing(format)(target, overwrite=overwrite) as new:
         if format == "peft":
             from para_jax.formats import peft
 
@@ -160,6 +163,27 @@ def save(
             from para_jax.formats import consumers
 
             consumers.check(new, wanted, checkpoint, profile)
+
+
+def _check_at_hand(adapters: Adapters) -> None:
+    for path, x in adapters.items():
+        for factor in (x.a, x.b):
+            if isinstance(factor, jax.Array) and not factor.is_fully_addressable:
+                raise ValueError(
+                    f"'{path}' is divided between processes, and this format is "
+                    "written by one. Save it with format='orbax', in all of them."
+                )
+
+
+def _replacing(format: Format) -> Any:  # noqa: A002
+    """Returns what makes room for a format. Processes share Orbax's alone."""
+    if format == "kohya":
+        return directory.replacing_file
+    if format == "peft":
+        return directory.replacing
+    from para_jax.formats import processes
+
+    return processes.replacing
 
 
 def recognise(path: Path) -> Format:
@@ -220,4 +244,8 @@ def _equal(one: Any, two: Any) -> bool:
         return same and one.scale == two.scale
     if isinstance(one, Layer):
         return one == two
+    if isinstance(one, jax.Array) and one.shape == np.shape(two):
+        # Each process has its own parts at hand, and compares these.
+        parts = one.addressable_shards
+        return all(tensors.same(np.asarray(x.data), two[x.index]) for x in parts)
     return tensors.same(np.asarray(one), np.asarray(two))

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from para_jax.formats import tensors
+from para_jax.formats import processes, tensors
 
 PLACEHOLDER = ocp.PLACEHOLDER
 """What stands for a leaf that is not to be read."""
@@ -103,7 +103,9 @@ def write(folder: pathlib.Path, tree: Any, metadata: Any) -> None:
     Raises:
       OSError: if the disk is full or the folder cannot be written.
     """
-    folder.rmdir()  # Orbax makes it, by a rename of its own.
+    if processes.is_first():
+        folder.rmdir()  # Orbax makes it, by a rename of its own.
+    processes.wait()
     context = ocp.Context()
     context.memory.deepcopy_host_arrays = False  # They change only after it returns.
     context.memory.write_concurrent_bytes = _AT_ONCE

@@ -23,7 +23,7 @@ from para_jax.adapters import (
     stack,
     unstack,
 )
-from para_jax.repack import pad
+from para_jax.padding import pad
 
 Profile = Literal["ragged", "padded", "uniform-by-type", "per-tensor-alpha"]
 PROFILES: tuple[Profile, ...] = typing.get_args(Profile)

@@ -25,13 +25,15 @@ _LEAST = 128
 _BLOCKS = 512
 
 
+# One trace for all factors of one shape: a model has a handful of shapes.
+@functools.partial(jax.jit, static_argnames=("tall", "interpret"))
 def gram(
     x: Float[Array, "L _ _"], *, tall: bool, interpret: bool = False
 ) -> Float[Array, "L r r"]:
     """Returns `x^T x` of `x [L, d, r]` if `tall`, else `x x^T` of `x [L, r, d]`.
 
     Args:
-      x: float32 or float64.
+      x: Of any floating point dtype.
       tall: Which of its axes is the rank.
       interpret: Run it step by step, on any device.
     """
@@ -75,7 +77,19 @@ def _kernel(
         mask = (inside, columns) if tall else (columns, inside)
         x = triton.load(
             x_ref.at[(row, *at)], mask=mask[0][:, None] & mask[1][None, :], other=0.0
-        ).astype(jnp.float64)
+        )
+        x = _widened(x)
         return total + (jnp.dot(x.T, x) if tall else jnp.dot(x, x.T))
 
     sum_ref[0, 0] = lax.fori_loop(0, tiles, add, jnp.zeros((width, width), jnp.float64))
+
+
+def _widened(x: Array) -> Array:
+    """Returns `x` in float64.
+
+    Triton moves a conversion behind the change of layout that a product needs, and then
+    takes the wrong numbers if it is from 16 bits. A sum, here of one, stays in place.
+    """
+    if x.dtype.itemsize == 2:
+        x = jnp.sum(x.astype(jnp.float32)[:, :, None], axis=2)
+    return x.astype(jnp.float64)

@@ -14,7 +14,7 @@ from para_jax.layouts.layout import Layout, Leaves, pairs
 from para_jax.layouts.pairs import Key, Pair, members, put, take, whole
 from para_jax.layouts.registry import LAYOUTS, recognise
 from para_jax.layouts.scales import of_pairs
-from para_jax.repack import pad
+from para_jax.padding import pad
 from para_jax.spectrum import check
 
 

@@ -10,6 +10,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -19,10 +20,12 @@ from para_jax import Adapter, Gamma
 
 M, N = 88, 104
 KINDS = ["Auto", "Explicit"]
+BITS = [("Auto", False), ("Explicit", True)]  # Two passes in float32, one in float64.
 # The stack and the rank; over which axes of the mesh a and b are.
 PLACES = {
     "layers": ((4,), 3, P("x"), P("x")),
     "inputs": ((), 3, P(("x", "y")), P(None, "y")),
+    "outputs": ((), 3, P(), P(None, ("x", "y"))),
     "both": ((4,), 3, P("x", "y"), P("x", None, "y")),
     "experts": ((2, 4), 3, P("x", "y"), P("x", "y")),
     "other": ((4,), 5, P("y", "x"), P(None, None, "x")),
@@ -46,7 +49,8 @@ def mesh(kind):
     return jax.make_mesh((2, 4), ("x", "y"), axis_types=types)
 
 
-def sharded(kind):
+def sharded(kind, names=tuple(PLACES)):
+    """Returns some of the adapters on the mesh."""
     here = mesh(kind)
     return {
         path: Adapter(
@@ -55,6 +59,7 @@ def sharded(kind):
             scale=x.scale,
         )
         for path, x in parent().items()
+        if path in names
     }
 
 
@@ -67,17 +72,18 @@ def pipeline(adapters, policy, *, form, method):
 
 
 @functools.cache
-def compiled(kind, *, x64, form="masked", method="auto"):
+def compiled(kind, *, x64, form="masked", method="auto", names=tuple(PLACES)):
+    some = sharded(kind, names)
     with jax.enable_x64(x64):
         jitted = jax.jit(pipeline, static_argnames=("form", "method"))
-        lowered = jitted.lower(sharded(kind), Gamma(0.5), form=form, method=method)
+        lowered = jitted.lower(some, Gamma(0.5), form=form, method=method)
         return lowered.compile()
 
 
 @functools.cache
-def results(kind, *, x64, form="masked"):
+def results(kind, *, x64):
     with jax.enable_x64(x64):
-        return compiled(kind, x64=x64, form=form)(sharded(kind), Gamma(0.5))
+        return compiled(kind, x64=x64)(sharded(kind), Gamma(0.5))
 
 
 @functools.cache
@@ -102,7 +108,8 @@ def truth():
 def moved(program):
     """Returns the shapes of all arrays that move between devices."""
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    pattern = rf"= (\S+|\([^=]*?\)) (?:{kinds}|collective-broadcast)(?:-start)?\("
+    # Within a line: results may be many, with comments between them.
+    pattern = rf" = (.*?) (?:{kinds}|collective-broadcast)(?:-start)?\("
     text = " ".join(re.findall(pattern, program.as_text()))
     return [
         [int(size) for size in shape.split(",") if size]
@@ -119,6 +126,11 @@ def product(adapter):
     return adapter.scale * a @ b
 
 
+def assert_close(got, want):
+    """Compares products, in float32."""
+    assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want)
+
+
 def spec(x):
     found = tuple(x.sharding.spec)
     return found + (None,) * (x.ndim - len(found))
@@ -128,11 +140,17 @@ def full(spec, ndim):
     return (*spec, *[None] * (ndim - len(spec)))
 
 
+def check_places(child):
+    for path, x in child.items():
+        _, _, a, b = PLACES[path]
+        assert spec(x.a) == full(a, x.a.ndim)
+        assert spec(x.b) == full(b, x.b.ndim)
+
+
 # --- Inside a program -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("x64", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "x64"), BITS)
 def test_only_what_is_smaller_than_a_factor_moves(kind, x64):
     shapes = moved(compiled(kind, x64=x64))
 
@@ -141,74 +159,70 @@ def test_only_what_is_smaller_than_a_factor_moves(kind, x64):
 
 
 def test_a_program_that_gathers_a_factor_is_told_apart():
-    shapes = moved(compiled("Auto", x64=False, method="qr"))
+    program = compiled("Auto", x64=False, names=("inputs",), method="qr")
+
+    shapes = moved(program)
 
     assert [shape for shape in shapes if is_of_a_factor(shape)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_nothing_of_a_factor_moves_where_components_are_packed(kind):
-    shapes = moved(compiled(kind, x64=False, form="packed"))
+def test_packed_components_stay_where_they_are():
+    program = compiled("Explicit", x64=True, form="packed", names=("both", "other"))
 
-    assert not [shape for shape in shapes if is_of_a_factor(shape)]
+    _, _, child = program(sharded("Explicit", ("both", "other")), Gamma(0.5))
+
+    assert not [shape for shape in moved(program) if is_of_a_factor(shape)]
+    assert {x.a.shape[-1] for x in child.values()} == {2}
+    check_places(child)
 
 
-@pytest.mark.parametrize(("x64", "rtol"), [(False, 2e-6), (True, 1e-12)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_pooled_choice_is_that_of_numpy(kind, x64, rtol):
+@pytest.mark.parametrize(("kind", "x64"), BITS)
+def test_the_pooled_choice_is_that_of_numpy(kind, x64):
     s, ranks, child = truth()
 
     spectra, kept, masked = results(kind, x64=x64)
 
     for path in parent():
-        np.testing.assert_allclose(spectra[path].s, s[path], rtol=rtol)
-        np.testing.assert_array_equal(np.sum(kept[path], -1), ranks[path])
-        np.testing.assert_allclose(product(masked[path]), child[path], atol=3e-4)
-
-
-@pytest.mark.parametrize("form", ["masked", "packed"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_children_are_where_their_parents_are(kind, form):
-    spectra, kept, child = results(kind, x64=False, form=form)
-
-    for path, (_, _, a, b) in PLACES.items():
-        assert child[path].a.shape[-1] == (
-            parent()[path].rank if form == "masked" else 2
+        np.testing.assert_allclose(
+            spectra[path].s, s[path], rtol=1e-12 if x64 else 2e-6
         )
-        assert spec(child[path].a) == full(a, child[path].a.ndim)
-        assert spec(child[path].b) == full(b, child[path].b.ndim)
+        np.testing.assert_array_equal(np.sum(kept[path], -1), ranks[path])
+        assert_close(product(masked[path]), child[path])
+
+
+@pytest.mark.parametrize(("kind", "x64"), BITS)
+def test_children_are_where_their_parents_are(kind, x64):
+    spectra, kept, child = results(kind, x64=x64)
+
+    check_places(child)
+    for path in PLACES:
         assert spectra[path].left.sharding.is_fully_replicated
         assert kept[path].sharding.is_fully_replicated
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pipeline_of_single_calls_works_too(kind):
-    _, ranks, child = truth()
+    some = sharded(kind, ("both",))
 
-    _, kept, masked = pipeline(sharded(kind), Gamma(0.5), form="masked", method="gram")
+    _, _, masked = pipeline(some, Gamma(1.0), form="masked", method="gram")
 
-    for path, (_, _, a, _) in PLACES.items():
-        np.testing.assert_array_equal(np.sum(kept[path], -1), ranks[path])
-        np.testing.assert_allclose(product(masked[path]), child[path], atol=1e-4)
-        assert spec(masked[path].a) == full(a, masked[path].a.ndim)
+    assert_close(product(masked["both"]), product(parent()["both"]))
+    check_places(masked)
 
 
 def test_arrays_of_numpy_go_onto_the_mesh_in_use():
-    _, ranks, _ = truth()
+    some = {"both": parent()["both"]}
 
     with jax.set_mesh(mesh("Explicit")):
-        kept = jax.jit(pipeline, static_argnames=("form", "method"))(
-            parent(), Gamma(0.5), form="masked", method="auto"
-        )[1]
+        spectra = jax.jit(para_jax.decompose)(some)
 
-    for path in parent():
-        np.testing.assert_array_equal(np.sum(kept[path], -1), ranks[path])
+    np.testing.assert_allclose(spectra["both"].s, truth()[0]["both"], rtol=1e-12)
 
 
 def test_a_rank_axis_that_is_divided_is_put_together():
     here = mesh("Explicit")
     a = np.arange(2 * M * 4.0).reshape(2, M, 4) % 7
-    b = np.arange(2 * 4 * N.__index__() * 1.0).reshape(2, 4, N) % 5
+    b = np.arange(2 * 4 * N * 1.0).reshape(2, 4, N) % 5
     divided = Adapter(
         a=jax.device_put(a, NamedSharding(here, P("x", None, "y"))),
         b=jax.device_put(b, NamedSharding(here, P(None, "x", "y"))),
@@ -220,7 +234,7 @@ def test_a_rank_axis_that_is_divided_is_put_together():
 
     want = np.linalg.svd(a @ b, compute_uv=False)[..., :4]
     np.testing.assert_allclose(spectra[""].s, want, rtol=1e-7, atol=1e-5)
-    np.testing.assert_allclose(product(child[""]), a @ b, atol=1e-4)
+    assert_close(product(child[""]), a @ b)
     assert spec(child[""].a) == ("x", None, None)
     assert spec(child[""].b) == (None, None, "y")
 
@@ -244,7 +258,14 @@ def test_each_device_may_decompose_adapters_of_its_own():
 # --- Host -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["masked", "padded", "ragged"])
+def test_a_masked_child_stays_on_the_mesh():
+    got = para_jax.compress(sharded("Explicit", ("both",)), Gamma(1.0), form="masked")
+
+    assert_close(product(got.adapters["both"]), product(parent()["both"]))
+    check_places(got.adapters)
+
+
+@pytest.mark.parametrize("form", ["padded", "ragged"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_child_of_any_form_stays_on_the_mesh(kind, form):
     _, ranks, child = truth()
@@ -264,25 +285,24 @@ def test_a_child_of_any_form_stays_on_the_mesh(kind, form):
         )
         assert (spec(x.a), spec(x.b)) == (a, b)
         assert x.a.shape == whole.adapters[path].a.shape
-        np.testing.assert_allclose(product(x), child[root][index], atol=1e-4)
+        assert_close(product(x), child[root][index])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_family_stays_on_the_mesh_beside_what_is_not_on_it(kind):
-    some = sharded(kind)
-    mixed = {**some, "layers": parent()["layers"]}
+@pytest.mark.parametrize(("kind", "form"), [("Auto", "padded"), ("Explicit", "ragged")])
+def test_a_family_stays_on_the_mesh_beside_what_is_not_on_it(kind, form):
+    mixed = {**sharded(kind), "layers": parent()["layers"]}
     policies = [Gamma(0.5), Gamma(0.02)]
 
-    got = para_jax.family(mixed, policies, form="padded")
-    want = para_jax.family(parent(), policies, form="padded")
+    got = para_jax.family(mixed, policies, form=form)
+    want = para_jax.family(parent(), policies, form=form)
 
     for child, other in zip(got, want, strict=True):
         assert child.adapters.keys() == other.adapters.keys()
         for path, x in child.adapters.items():
-            assert isinstance(x.a, np.ndarray) == (path == "layers")
-            np.testing.assert_allclose(
-                product(x), product(other.adapters[path]), atol=1e-4
-            )
+            in_numpy = path.startswith("layers")
+            assert isinstance(x.a, np.ndarray) == in_numpy
+            assert in_numpy or len(x.b.sharding.device_set) == 8
+            assert_close(product(x), product(other.adapters[path]))
 
 
 # --- Training -------------------------------------------------------------------------
@@ -290,18 +310,8 @@ def test_a_family_stays_on_the_mesh_beside_what_is_not_on_it(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_squeezed_adapters_and_their_moments_stay_in_place(kind):
-    def step(adapters, moments):
-        small, transforms = para_jax.squeeze(adapters, Gamma(0.5))
-        return small, para_jax.project_moments({"mu": 0, "trace": moments}, transforms)
-
-    class Trace(tuple):
-        pass
-
     adapters = sharded(kind)
-    import optax
-
-    optimizer = optax.sgd(0.1, momentum=0.9)
-    state = jax.tree.map(lambda x: jnp.copy(x), optimizer.init(adapters))
+    state = optax.TraceState(trace=jax.tree.map(jnp.copy, adapters))
 
     def step(adapters, state):
         small, transforms = para_jax.squeeze(adapters, Gamma(0.5))
@@ -311,7 +321,7 @@ def test_squeezed_adapters_and_their_moments_stay_in_place(kind):
     small, new = program(adapters, state)
 
     assert not [shape for shape in moved(program) if is_of_a_factor(shape)]
+    check_places(small)
+    check_places(new.trace)
     for path, x in small.items():
-        np.testing.assert_allclose(product(x), truth()[2][path], atol=1e-4)
-        for one, other in ((x.a, PLACES[path][2]), (x.b, PLACES[path][3])):
-            assert spec(one) == full(other, one.ndim)
+        assert_close(product(x), truth()[2][path])

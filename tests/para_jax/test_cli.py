@@ -226,7 +226,7 @@ def test_an_output_that_nobody_reads_is_no_failure(small, tmp_path, arguments):
     ("missing", "arguments"),
     [
         ("rich", ["inspect", "SRC"]),
-        ("rich", ["compress", "SRC", "child", "--gamma", "0.5"]),
+        ("rich", ["sweep", "SRC", "children", "--gamma", "0.5"]),
         ("matplotlib", ["inspect", "SRC", "--plot", "picture.png"]),
         (
             "matplotlib",
@@ -261,6 +261,18 @@ def test_what_needs_no_package_does_without_it(missing):
     assert command(code=code).returncode == 0
 
 
+def test_compressing_without_a_terminal_does_without_rich(small, tmp_path):
+    code = """
+import sys
+sys.modules["rich"] = None
+from para_jax import cli
+sys.exit(cli.main())
+"""
+    run = command("compress", small, tmp_path / "child", "--gamma", "0.5", code=code)
+
+    assert (run.returncode, run.stderr) == (0, "")
+
+
 def cached(cache):
     entries = (cache / "para_jax").glob("*")
     # JAX also notes when an entry was last used.
@@ -272,9 +284,18 @@ def test_compiled_programs_are_kept_for_the_next_run(small, tmp_path):
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "JAX_ENABLE_COMPILATION_CACHE": "true",
     }
-    first = command("inspect", small, environment=environment)
+    # On CPU a command compiles nothing by itself.
+    code = """
+import sys
+from para_jax import cli
+status = cli.main()
+import jax
+jax.jit(lambda x: x + 1)(1.0)
+sys.exit(status)
+"""
+    first = command("inspect", small, environment=environment, code=code)
     kept = cached(tmp_path / "cache")
-    second = command("inspect", small, environment=environment)
+    second = command("inspect", small, environment=environment, code=code)
 
     assert kept
     assert cached(tmp_path / "cache") == kept

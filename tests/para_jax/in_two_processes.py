@@ -1,0 +1,115 @@
+"""One of two processes that compress and save one model: see `test_processes.py`.
+
+python in_two_processes.py PROCESS PORT FOLDER
+"""
+
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from orbax.checkpoint import v1 as ocp
+
+import para_jax
+from para_jax import Adapter, Gamma
+
+M, N = 8, 12
+PLACES = {
+    "layers": ((4,), 3, P("x"), P("x")),
+    "both": ((4,), 3, P("x", "y"), P("x", None, "y")),
+    "outputs": ((), 5, P(), P(None, ("x", "y"))),
+}
+
+
+def adapters():
+    rng = np.random.default_rng(0)
+
+    def adapter(stack, r):
+        a, b = rng.normal(size=(*stack, M, r)), rng.normal(size=(*stack, r, N))
+        return Adapter(a.astype(np.float32), b.astype(np.float32), scale=2.0)
+
+    return {path: adapter(stack, r) for path, (stack, r, _, _) in PLACES.items()}
+
+
+def over_both(mesh):
+    """Returns the adapters, of which each process holds a part."""
+
+    def put(x, spec):
+        place = NamedSharding(mesh, spec)
+        return jax.make_array_from_callback(x.shape, place, lambda part: x[part])
+
+    return {
+        path: Adapter(put(x.a, PLACES[path][2]), put(x.b, PLACES[path][3]), x.scale)
+        for path, x in adapters().items()
+    }
+
+
+def check_chosen_as_by_numpy(child):
+    """The threshold is over the singular values of the whole model."""
+    svds = {
+        path: np.linalg.svd(x.scale * x.a.astype(float) @ x.b, compute_uv=False)
+        for path, x in adapters().items()
+    }
+    s = {path: x[..., : adapters()[path].rank].ravel() for path, x in svds.items()}
+    pooled = np.sort(np.concatenate(list(s.values())))[::-1]
+    tau = pooled[pooled.size // 2 - 1 :][:2].mean()  # Between kept and dropped.
+    assert child.report.kept_rank == pooled.size // 2
+    for x in child.report.modules:
+        path, *index = x.path.split("/")
+        want = svds[path][tuple(map(int, index))][: x.rank]
+        np.testing.assert_allclose(x.sigma, want, rtol=1e-6)
+        assert x.kept == (want >= tau).sum()
+
+
+def check_saved_and_restored(child, folder):
+    para_jax.save(child, folder, format="orbax")
+    whole = para_jax.load(folder).adapters
+    wanted = para_jax.to_params(child.adapters)
+    form = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted
+    )
+    divided = ocp.load(folder, {"lora": form, "bias": {}, "extra": {}})["lora"]
+    leaves = map(jax.tree.leaves, (wanted, para_jax.to_params(whole), divided))
+    for one, two, three in zip(*leaves, strict=True):
+        assert one.sharding == three.sharding
+        pairs = zip(one.addressable_shards, three.addressable_shards, strict=True)
+        for x, y in pairs:
+            np.testing.assert_array_equal(x.data, two[x.index])
+            np.testing.assert_array_equal(x.data, y.data)
+
+
+def message_of_failure(child, folder, form="orbax"):
+    try:
+        para_jax.save(child, folder, format=form)
+    except (OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("It was saved.")
+
+
+def main():
+    process, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", 2, process)
+    assert (jax.device_count(), jax.local_device_count()) == (4, 2)
+    for kind, form in (("Auto", "padded"), ("Explicit", "ragged")):
+        types = (getattr(jax.sharding.AxisType, kind),) * 2
+        parent = over_both(jax.make_mesh((2, 2), ("x", "y"), axis_types=types))
+        assert not parent["layers"].a.is_fully_addressable
+        child = para_jax.compress(parent, Gamma(0.5), form=form)
+        check_chosen_as_by_numpy(child)
+        check_saved_and_restored(child, folder / form)
+        alone = para_jax.compress(adapters(), Gamma(0.5), form=form)
+        para_jax.save(alone, folder / f"{form}-of-numpy", format="orbax")
+    print(message_of_failure(child, folder / "peft", "peft"))
+    print(message_of_failure(child, folder / "padded"))
+    if process == 1:  # It cannot write its tree, where a name has two uses.
+        some = adapters()["outputs"]
+        child = {"outputs": some, "outputs/a": some}
+    print(message_of_failure(child, folder / "new"))
+    print("returned")
+
+
+if __name__ == "__main__":
+    main()
