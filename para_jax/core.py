@@ -39,8 +39,7 @@ class Core(NamedTuple):
 
 def of_roots(r_a: Float[Array, "L r r"], r_b: Float[Array, "L r r"]) -> Core:
     """Returns the core of products `a @ b`, given the R factors of `a` and `b^T`."""
-    norms = jnp.linalg.norm(r_a, axis=-2), jnp.linalg.norm(r_b, axis=-2)
-    return _without_noise(_of_roots(r_a, r_b), *norms)
+    return _without_noise(_of_roots(r_a, r_b), _norms(r_a), _norms(r_b))
 
 
 def of_grams(
@@ -106,6 +105,13 @@ def _without_noise(
         left=jnp.where(cancelled[:, None, :], 0, core.left),
         right=jnp.where(cancelled[:, :, None], 0, core.right),
     )
+
+
+def _norms(root: Float[Array, "L r r"]) -> Float[Array, "L r"]:
+    """Returns the norms of the columns, also of those whose squares overflow."""
+    largest = jnp.abs(root).max(-2, keepdims=True)
+    unit = root / jnp.where(largest > 0, largest, 1)
+    return largest[:, 0] * jnp.linalg.norm(unit, axis=-2)
 
 
 def scaled(core: Core, scale: Float[Array, " L"]) -> Core:

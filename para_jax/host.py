@@ -124,11 +124,15 @@ def _without_noise(
     r_a: Float[np.ndarray, "N r r"],
     r_b: Float[np.ndarray, "N r r"],
 ) -> Float[np.ndarray, "N r"]:
-    """Returns `s`, zero where columns cancel to rounding, as in `core`."""
+    """Returns `s`, zero where columns cancel to rounding, as in `core`.
+
+    Unless squares leave the range of float64.
+    """
     norms = np.linalg.norm(r_a, axis=-2) * np.linalg.norm(r_b, axis=-2)
     noise = np.finfo(np.float64).eps * norms.sum(-1, keepdims=True)
     resolution = s.shape[-1] * RESOLUTION * s[:, :1]
-    return np.where((s <= noise) & (noise > resolution), 0, s)
+    cancelled = (s <= noise) & (noise > resolution) & np.isfinite(noise)
+    return np.where(cancelled, 0, s)
 
 
 def _roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
