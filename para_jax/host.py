@@ -24,9 +24,10 @@ from para_jax.adapters import Adapter
 from para_jax.groups import Group, Progress, all_pieces
 from para_jax.spectrum import RESOLUTION, Method, Spectra, Spectrum
 
-# What is cast at a time, in numbers of one kernel, and for how many kernels at once. Half
-# a MB in float64 stays in the cache, and is few enough for OpenBLAS to multiply without
-# packing it. Where less is done with a block, larger ones wait less for the interpreter.
+# What is cast at a time, in numbers of one kernel, and for how many kernels at once.
+# Half a MB in float64 stays in the cache, and is few enough for OpenBLAS to multiply
+# without packing it. Where less is done with a block, a larger one waits less for the
+# interpreter.
 _GRAM_BLOCK = 2**16
 _PRODUCT_BLOCK = 2**18
 _AT_ONCE = 4
