@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import para_jax as para
 from para_jax import arguments, endpoints, fleet, manifest, tables, wording
-from para_jax.compress import cut, spectra_of
+from para_jax.compress import cuts, spectra_of
 from para_jax.formats import serving
 from para_jax.formats.engines import ENGINES
 from para_jax.inspection import inspect
@@ -149,8 +149,8 @@ def _sweep(given: argparse.Namespace) -> None:
             raise ValueError(f"{policy.name} keeps no rank at all.")
     rows = []
     with tables.progress(f"Writing {len(targets)} children") as progress:
-        for policy, target in progress(list(zip(policies, targets, strict=True))):
-            child = cut(parent, spectra, policy)
+        children = cuts(parent, spectra, policies, form="ragged")
+        for target, child in zip(progress(targets), children, strict=True):
             endpoints.save(given, child, target)
             rows.append((target, child.report))
     if given.json:

@@ -25,11 +25,12 @@ from para_jax.core import RESOLUTION, SIGNING
 from para_jax.groups import Group, Progress, all_pieces
 from para_jax.spectrum import Method, Spectra, Spectrum
 
-# What is cast at a time, in numbers: half a MB in float64, which stays in the cache,
-# and is few enough for OpenBLAS to multiply without packing it.
-_BLOCK = 2**16
-
-# Kernels whose blocks are multiplied in one call: short calls wait for the interpreter.
+# What is cast at a time, in numbers of one kernel, and for how many kernels at once.
+# Half a MB in float64 stays in the cache, and is few enough for OpenBLAS to multiply
+# without packing it. Where less is done with a block, a larger one waits less for the
+# interpreter.
+_GRAM_BLOCK = 2**16
+_PRODUCT_BLOCK = 2**18
 _AT_ONCE = 4
 
 # From this rank on, half of the products take less time than twice the halves.
@@ -166,7 +167,7 @@ def _qr_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
 def _qr_root(x: Float[np.ndarray, "d r"]) -> Float[np.ndarray, "r r"]:
     """Returns `R` of `x = Q R`, block by block: that of the last `R` and a block."""
     root = np.zeros((x.shape[-1], x.shape[-1]))
-    for _, (wide,) in _blocks([x]):
+    for _, (wide,) in _blocks([x], _GRAM_BLOCK):
         root = np.asarray(np.linalg.qr(np.concatenate([root, wide]), mode="r"))
     return root
 
@@ -206,29 +207,31 @@ def _grams(x: Kernels) -> Float[np.ndarray, "N r r"]:
         # NumPy takes `x.T @ x` to a routine for half of it, which is slow if narrow.
         halves = [slice(0, rank // 2), slice(rank // 2, rank)]
     for i in range(0, len(x), _AT_ONCE):
-        for _, wide in _blocks(x[i : i + _AT_ONCE]):
+        for _, wide in _blocks(x[i : i + _AT_ONCE], _GRAM_BLOCK):
             for columns in halves:
                 product = wide.mT @ wide[:, :, columns]
                 total[i : i + _AT_ONCE, :, columns] += product
     return total
 
 
-def _blocks(x: Kernels) -> Iterator[tuple[slice, Float[np.ndarray, "N d r"]]]:
+def _blocks(
+    x: Kernels, numbers: int
+) -> Iterator[tuple[slice, Float[np.ndarray, "N d r"]]]:
     """Yields some rows of all kernels `[d, r]` in float64, in their memory order.
 
     The next rows take their place: new memory costs a fault a page, which takes longer
     than to fill it.
     """
     length, rank = x[0].shape
-    step = min(length, max(_BLOCK // rank, 4 * rank))
+    step = min(length, max(numbers // rank, 4 * rank))
     in_rows = x[0].strides[0] >= x[0].strides[1]
     room = np.empty(len(x) * step * rank)
     for start in range(0, length, step):
         rows = slice(start, min(start + step, length))
         parts = [y[rows] if in_rows else y[rows].T for y in x]
-        flat = room[: len(x) * parts[0].size].reshape(-1, parts[0].shape[-1])
-        np.concatenate(parts, out=flat, casting="unsafe")
-        wide = flat.reshape(len(x), *parts[0].shape)
+        wide = room[: len(x) * parts[0].size].reshape(len(x), *parts[0].shape)
+        for place, part in zip(wide, parts, strict=True):
+            place[...] = part  # Not `concatenate`, which keeps the interpreter.
         yield rows, wide if in_rows else wide.mT
 
 
@@ -282,7 +285,7 @@ def _children(
 def _columns(a: Kernels, left: Kernels, dtype: str) -> list[np.ndarray]:
     """Returns each `a @ left`, computed in float64 and stored in `dtype`."""
     result = [np.empty((len(a[0]), x.shape[-1]), dtype) for x in left]
-    for rows, wide in _blocks(a):
+    for rows, wide in _blocks(a, _PRODUCT_BLOCK):
         for new, one, x in zip(result, wide, left, strict=True):
             new[rows] = one @ x
     return result
@@ -291,7 +294,7 @@ def _columns(a: Kernels, left: Kernels, dtype: str) -> list[np.ndarray]:
 def _rows(right: Kernels, b: Kernels, dtype: str) -> list[np.ndarray]:
     """Returns each `right @ b`, as `_columns`."""
     result = [np.empty((len(x), b[0].shape[-1]), dtype) for x in right]
-    for columns, wide in _blocks([x.T for x in b]):
+    for columns, wide in _blocks([x.T for x in b], _PRODUCT_BLOCK):
         for new, one, x in zip(result, wide, right, strict=True):
             new[:, columns] = x @ one.T
     return result

@@ -142,7 +142,11 @@ def _matches(key: str, module: str) -> bool:
     start = len(module) - len(key)
     if start < 0 or (start and module[start - 1] != "."):
         return False
-    return all(x in (y, ".") for x, y in zip(key, module[start:], strict=True))
+    for part in key.split("."):
+        if not module.startswith(part, start):
+            return False
+        start += len(part) + 1  # A dot matches whatever is there.
+    return True
 
 
 @functools.cache

@@ -78,6 +78,8 @@ def adapters(case: str) -> dict[str, para_jax.Adapter]:
 def seconds(*words: str) -> float:
     """Returns how long a Python process takes from its start to its end."""
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    # What is installed comes with its byte code, a checkout has to be let write it.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     start = time.perf_counter()
     subprocess.run(
         [sys.executable, *words], env=environment, check=True, capture_output=True
@@ -98,10 +100,11 @@ def cold(case: str, folder: pathlib.Path, repeats: int) -> list[float]:
         "start": ("-c", ""),
     }
     times: dict[str, list[float]] = {name: [] for name in rows}
-    for _ in range(repeats):
+    for _ in range(1 + repeats):
         for name, words in rows.items():
             times[name].append(seconds(*words))
-    median = {name: statistics.median(x) for name, x in times.items()}
+    # The first ones find no byte code, and nothing in the file system's cache.
+    median = {name: statistics.median(x[1:]) for name, x in times.items()}
     # Both processes of the sum start an interpreter, and the one of `para` does once.
     copy = median["copy"] - median["start"]
     whole = median["import"] + copy

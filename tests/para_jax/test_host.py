@@ -135,7 +135,8 @@ def test_only_the_kernels_that_need_a_qr_get_one(monkeypatch):
 
 def test_long_factors_are_those_of_their_blocks(monkeypatch):
     a, b = np.float32(normal(1999, 3)), np.float32(normal(3, 1009))
-    monkeypatch.setattr(host, "_BLOCK", 100)
+    monkeypatch.setattr(host, "_GRAM_BLOCK", 100)
+    monkeypatch.setattr(host, "_PRODUCT_BLOCK", 100)
 
     for method in ("auto", "qr", "gram"):
         (s,), _, _ = host.decompose([a], [b], method=method)

@@ -16,6 +16,7 @@ import safetensors
 import safetensors.numpy
 
 import para_jax as para
+from para_jax.formats import peft_config
 
 # What a user calls has to work in JAX's default precision.
 pytestmark = pytest.mark.user_defaults
@@ -519,3 +520,27 @@ def test_the_bias_of_an_update_survives(forms, tmp_path):
     assert config_of(tmp_path / "child")["lora_bias"] is True
     b = got[f"{PREFIX}v.lora_B.weight"]
     assert not b.any()  # `v` has no update of its own left, but a place for its bias.
+
+
+def test_names_match_as_the_regular_expression_that_peft_makes_of_them():
+    parts = [
+        "",
+        "a",
+        "b",
+        "ab",
+        "a.b",
+        "b.a",
+        "a.a.b",
+        "ab.b",
+        "aab",
+        "a1b",
+        ".a",
+        "a.",
+    ]
+    keys = [*parts, "a|b", "^a.b", "a.*", "(a|ab)"]
+
+    for key in keys:
+        for module in parts:
+            want = re.match(rf"(.*\.)?({key})$", module) is not None
+            config = {"rank_pattern": {key: 5}, "r": 3}
+            assert (peft_config.rank(config, module) == 5) == want, (key, module)
