@@ -145,7 +145,8 @@ def test_long_factors_are_those_of_their_blocks(monkeypatch):
 
     x = child.adapters["x"]
     np.testing.assert_allclose(x.a @ x.b, a @ b, atol=1e-4)
-    assert (x.b.max(-1) >= -x.b.min(-1)).all()
+    first = x.b[:, :512]  # They say which sign a row has.
+    assert (first.max(-1) >= -first.min(-1)).all()
 
 
 def test_an_unknown_method_is_refused():
