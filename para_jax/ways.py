@@ -106,7 +106,9 @@ def _in_stacks(a: Factors, b: Factors) -> list[Core]:
 
 
 @_in_stacks.def_vmap
-def _(axis_size: int, in_batched: Sequence[Any], a: Factors, b: Factors) -> tuple[Any, Any]:
+def _(
+    axis_size: int, in_batched: Sequence[Any], a: Factors, b: Factors
+) -> tuple[Any, Any]:
     def mapped(x: Array, is_batched: bool) -> Array:
         return x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
 
