@@ -51,7 +51,7 @@ def masks(spectra: Spectra, policy: Policy) -> dict[str, jax.Array]:
     def chosen(s: dict[str, Any], policy: Policy = policy) -> dict[str, jax.Array]:
         pooled = layout.gather(sharding.replicated(s), jnp)
         kept = layout.scatter(_select(pooled, layout, policy, jnp))
-        return {path: sharding.replicated(x) for path, x in kept.items()}
+        return sharding.replicated(kept)
 
     # A known budget has to stay known, and an argument may become an array.
     traced = [policy] if policy.is_traced else []

@@ -55,7 +55,7 @@ def test_both_kernels_are_in_the_program_under_vmap():
         (33, jnp.float32, 2),
         (129, jnp.float32, 0),
         (5, jnp.float64, 3),
-        (5, jnp.bfloat16, 1),
+        (5, jnp.bfloat16, 3),
     ],
 )
 def test_a_kernel_is_there_where_it_serves(rank, dtype, kernels):
