@@ -20,6 +20,7 @@ from para_jax.adapters import Child as Child
 from para_jax.adapters import Layer as Layer
 from para_jax.adapters import stack as stack
 from para_jax.adapters import unstack as unstack
+from para_jax.columns import pack as pack
 from para_jax.compress import compress as compress
 from para_jax.compress import family as family
 from para_jax.extract import Extraction as Extraction
@@ -43,7 +44,6 @@ from para_jax.policy import Params as Params
 from para_jax.policy import Policy as Policy
 from para_jax.policy import Rank as Rank
 from para_jax.policy import Threshold as Threshold
-from para_jax.repack import pack as pack
 from para_jax.repack import repack as repack
 from para_jax.report import Report as Report
 from para_jax.search import Search as Search

@@ -146,3 +146,11 @@ def _row(group: Group, adapters: Mapping[str, Adapter]) -> int:
     """Returns the parameters of one kernel's adapter."""
     one = adapters[next(iter(group.stacks))]
     return one.rank * (one.inputs + one.outputs)
+
+
+def joined(group: Group, values: Mapping[str, Any], rows: slice = slice(None)) -> Any:
+    """Returns one Adapter or Spectrum for the whole group, or for some rows of it."""
+    members = [values[path] for path in group.stacks]
+    leaves = zip(*(jax.tree.leaves(x) for x in members), strict=True)
+    joined = [group.join(dict(zip(group.stacks, x, strict=True)), rows) for x in leaves]
+    return jax.tree.unflatten(jax.tree.structure(members[0]), joined)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from para_jax import sharding
+from para_jax import kernels, sharding
 
 # cuSOLVER's batched Jacobi SVD stops at this size; beyond it, matrices go one by one.
 _BATCHED_SVD_LIMIT = 32
@@ -89,7 +89,8 @@ def has_kernels(x: Array) -> bool:
     """Returns whether `x` may be on a GPU, whole, in a program that knows float64."""
     wide = jax.dtypes.canonicalize_dtype(float) == jnp.float64
     # On a mesh the compiler divides what it knows, and a kernel it does not know.
-    return wide and jax.default_backend() == "gpu" and sharding.mesh_of(x) is None
+    on_one = jax.default_backend() == "gpu" and sharding.mesh_of(x) is None
+    return wide and on_one and kernels.exist()
 
 
 def on_gpu(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,4 +3,19 @@
 Each kernel has a plain twin in `para_jax.linalg`, which is its definition and runs
 everywhere else. They compute in float64, so they need JAX's 64-bit mode. Importing them
 takes a while, so `para_jax.linalg` does it where there is a GPU alone.
+
+JAX 0.11 announces the end of this backend of Pallas. Where it is gone, so are they.
 """
+
+import functools
+import importlib
+
+
+@functools.cache
+def exist() -> bool:
+    """Returns whether this JAX has what they are written in. Slow the first time."""
+    try:
+        importlib.import_module("jax.experimental.pallas.triton")
+    except ImportError:
+        return False
+    return True

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from para_jax.adapters import Adapter, Array, folded, member, stack
+from para_jax.columns import pack
 from para_jax.compress import wide
 from para_jax.layouts.axes import Axes, Shape, matrices, stored
 from para_jax.padding import pad
-from para_jax.repack import pack
 from para_jax.spectrum import decompose
 
 Key = tuple[str, ...]
