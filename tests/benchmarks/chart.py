@@ -22,11 +22,11 @@ def save(path: pathlib.Path, rows: Sequence[Row]) -> None:
         _draw(panel, [x for x in rows if x.dtype == dtype])
         panel.set_title(f"one child, {dtype}, {rows[0].device}", fontsize=9)
     # In the order of the lines, so that none has to be searched for.
-    handles, labels = panels[-1].get_legend_handles_labels()
-    order = sorted(range(len(handles)), key=lambda i: -handles[i].get_ydata()[-1])
+    lines = {x.get_label(): x for panel in panels for x in panel.get_lines()}
+    labels = sorted(lines, key=lambda x: -max(lines[x].get_ydata()))
     figure.legend(
-        [handles[i] for i in order],
-        [labels[i] for i in order],
+        [lines[x] for x in labels],
+        labels,
         loc="outside right center",
         frameon=False,
     )
@@ -36,6 +36,7 @@ def save(path: pathlib.Path, rows: Sequence[Row]) -> None:
 def _draw(panel: Any, rows: Sequence[Row]) -> None:
     for i, method in enumerate(dict.fromkeys(x.method for x in rows)):
         mine = [x for x in rows if x.method == method and x.ms is not None]
+        mine = [x for x in mine if not x.is_first]
         mine.sort(key=lambda x: x.bytes)
         if mine:
             panel.plot(

@@ -124,9 +124,17 @@ def _run(given: argparse.Namespace) -> list[Row]:
     return result
 
 
+def _saved(given: argparse.Namespace) -> list[Row]:
+    """Returns the rows of a file, of the cases and dtypes that are asked for."""
+    names = (given.cases or ",".join(cases.CASES)).split(",")
+    dtypes = given.dtype.split(",")
+    found = rows.load(given.source)
+    return [x for x in found if x.case in names and x.dtype in dtypes]
+
+
 def main(words: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(words)
-    found = rows.load(given.source) if given.source else _run(given)
+    found = _saved(given) if given.source else _run(given)
     print(rows.markdown(found) if given.markdown else rows.text(found))
     if given.plot:
         chart.save(given.plot, found)

@@ -54,6 +54,11 @@ class Row:
     scaled: bool = False
     note: str = ""
 
+    @property
+    def is_first(self) -> bool:
+        """Whether `ms` is that of the first call, with all that compiles in it."""
+        return self.ms is not None and self.ms == self.first_ms
+
 
 def save(path: pathlib.Path, rows: Sequence[Row]) -> None:
     path.write_text(json.dumps([dataclasses.asdict(x) for x in rows], indent=1) + "\n")
@@ -129,13 +134,15 @@ def notes(rows: Sequence[Row]) -> list[str]:
     lines = [f"{d}, {v}; a copy moves {b / 1e9:,.0f} GB/s." for d, v, b in where]
     if any(x.scaled for x in rows):
         lines.append("~ a part was run, and its time scaled up to the whole.")
+    if any(x.is_first for x in rows):
+        lines.append("< the first call alone, which took longer than a row may.")
     missing = dict.fromkeys(f"{x.method}: {x.note}." for x in rows if x.ms is None)
     return [*lines, *missing]
 
 
 def _cells(row: Row) -> list[str]:
     megabytes = None if row.peak_bytes is None else row.peak_bytes / 1e6
-    shown = _about if row.scaled else _three
+    shown = _about if row.scaled else _below if row.is_first else _three
     return [
         row.method,
         *("" if x is None else shown(x) for x in (row.ms, row.ratio, row.first_ms)),
@@ -145,6 +152,10 @@ def _cells(row: Row) -> list[str]:
             for x in (row.sigma_error, row.product_error)
         ),
     ]
+
+
+def _below(x: float) -> str:
+    return f"<{_three(x)}"
 
 
 def _about(x: float) -> str:
