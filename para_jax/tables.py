@@ -5,7 +5,7 @@ Rich is imported when called, so the library does without it.
 
 import contextlib
 import io
-import os.path
+import os
 import sys
 import textwrap
 import time
@@ -31,10 +31,16 @@ def check() -> None:
     import rich  # noqa: F401
 
 
+def _is_watched() -> bool:
+    """Returns whether Rich may find a terminal: it takes a while to import."""
+    forced = {"FORCE_COLOR", "TTY_COMPATIBLE"} & os.environ.keys()
+    return bool(forced) or sys.stderr.isatty()
+
+
 @contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
     """Shows a spinner on the terminal's error stream while the body runs."""
-    if not sys.stderr.isatty():  # Nobody looks, and Rich takes a while to import.
+    if not _is_watched():
         yield
         return
     import rich.console
@@ -50,7 +56,7 @@ def progress(what: str) -> Iterator[Progress]:
     Yields:
       What to wrap each loop in. Where the error stream is no terminal, it is silent.
     """
-    if not sys.stderr.isatty():
+    if not _is_watched():
         yield iter
         return
     import rich.console
