@@ -1,6 +1,6 @@
-"""Spectra and children of adapters in host memory, by NumPy. Host.
+"""Spectra of adapters in host memory, by NumPy. Host.
 
-What `spectrum.py` and `repack.py` trace, in float64 and without a compiler: on CPU a
+What `spectrum.py` traces, in float64 and without a compiler: on CPU a
 small adapter is done before XLA has compiled a program for it. Kernels of equal shapes
 `[m, r]` and `[r, n]` come as sequences of `N`, in any memory order and storage dtype,
 and are read block by block: no copy of a factor in float64 ever exists.
@@ -19,19 +19,17 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from para_jax import threads
 from para_jax.adapters import Adapter
-from para_jax.core import RESOLUTION, SIGNING
-from para_jax.groups import Group, Progress, all_pieces
-from para_jax.spectrum import Method, Spectra, Spectrum
+from para_jax.core import RESOLUTION
+from para_jax.groups import Group
+from para_jax.spectrum import Method, Spectrum
 
-# What is cast at a time, in numbers of one kernel, and for how many kernels at once.
-# Half a MB in float64 stays in the cache, and is few enough for OpenBLAS to multiply
-# without packing it. Where less is done with a block, a larger one waits less for the
-# interpreter.
+AT_ONCE = 4
+"""How many kernels share a call: short calls wait for the interpreter."""
+
+# What is cast at a time, in numbers of one kernel. Half a MB in float64 stays in the
+# cache, and is few enough for OpenBLAS to multiply without packing it.
 _GRAM_BLOCK = 2**16
-_PRODUCT_BLOCK = 2**18
-_AT_ONCE = 4
 
 # From this rank on, half of the products take less time than twice the halves.
 _SYMMETRIC = 48
@@ -167,7 +165,7 @@ def _qr_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
 def _qr_root(x: Float[np.ndarray, "d r"]) -> Float[np.ndarray, "r r"]:
     """Returns `R` of `x = Q R`, block by block: that of the last `R` and a block."""
     root = np.zeros((x.shape[-1], x.shape[-1]))
-    for _, (wide,) in _blocks([x], _GRAM_BLOCK):
+    for _, (wide,) in blocks([x], _GRAM_BLOCK):
         root = np.asarray(np.linalg.qr(np.concatenate([root, wide]), mode="r"))
     return root
 
@@ -206,15 +204,15 @@ def _grams(x: Kernels) -> Float[np.ndarray, "N r r"]:
     if 1 < rank < _SYMMETRIC:
         # NumPy takes `x.T @ x` to a routine for half of it, which is slow if narrow.
         halves = [slice(0, rank // 2), slice(rank // 2, rank)]
-    for i in range(0, len(x), _AT_ONCE):
-        for _, wide in _blocks(x[i : i + _AT_ONCE], _GRAM_BLOCK):
+    for i in range(0, len(x), AT_ONCE):
+        for _, wide in blocks(x[i : i + AT_ONCE], _GRAM_BLOCK):
             for columns in halves:
                 product = wide.mT @ wide[:, :, columns]
-                total[i : i + _AT_ONCE, :, columns] += product
+                total[i : i + AT_ONCE, :, columns] += product
     return total
 
 
-def _blocks(
+def blocks(
     x: Kernels, numbers: int
 ) -> Iterator[tuple[slice, Float[np.ndarray, "N d r"]]]:
     """Yields some rows of all kernels `[d, r]` in float64, in their memory order.
@@ -233,76 +231,3 @@ def _blocks(
         for place, part in zip(wide, parts, strict=True):
             place[...] = part  # Not `concatenate`, which keeps the interpreter.
         yield rows, wide if in_rows else wide.mT
-
-
-def kernels(
-    spectra: Spectra,
-    masks: Mapping[str, Any],
-    adapters: Mapping[str, Adapter],
-    progress: Progress,
-) -> Iterator[tuple[str, tuple[int, ...], Adapter]]:
-    """Yields every kernel of a child that keeps something, with its path and index."""
-    spectra, masks, adapters = jax.tree.map(
-        np.asarray, (dict(spectra), dict(masks), dict(adapters))
-    )
-
-    def each(piece: tuple[Group, slice]) -> list[tuple[str, Any, Adapter]]:
-        group, rows = piece
-        kept = [(*x, np.flatnonzero(masks[x[0]][x[1]])) for x in group.members()[rows]]
-        some = [x for x in kept if x[2].size]
-        found = []
-        for i in range(0, len(some), _AT_ONCE):
-            found += _children(some[i : i + _AT_ONCE], spectra, adapters)
-        return found
-
-    todo = all_pieces(adapters)
-    for _, found in zip(progress(todo), threads.in_threads(each, todo), strict=True):
-        yield from found
-
-
-def _children(
-    kept: Sequence[tuple[str, tuple[int, ...], np.ndarray]],
-    spectra: Spectra,
-    adapters: Mapping[str, Adapter],
-) -> list[tuple[str, tuple[int, ...], Adapter]]:
-    """Returns the kept components of kernels of equal shapes, by path and index."""
-    a = [np.asarray(adapters[path].a[index]) for path, index, _ in kept]
-    b = [np.asarray(adapters[path].b[index]) for path, index, _ in kept]
-    left = [
-        np.asarray(spectra[path].left[index][:, some]) for path, index, some in kept
-    ]
-    right = [np.asarray(spectra[path].right[index][some]) for path, index, some in kept]
-    dtype = spectra[kept[0][0]].dtype
-    with np.errstate(over="ignore"):  # The caller looks for what is not finite.
-        signs = [_signs(x, y) for x, y in zip(right, b, strict=True)]
-        left = [x * sign for x, sign in zip(left, signs, strict=True)]
-        right = [x * sign[:, None] for x, sign in zip(right, signs, strict=True)]
-        new_a, new_b = _columns(a, left, dtype), _rows(right, b, dtype)
-    found = zip(kept, new_a, new_b, strict=True)
-    return [(path, index, Adapter(a=x, b=y)) for (path, index, _), x, y in found]
-
-
-def _columns(a: Kernels, left: Kernels, dtype: str) -> list[np.ndarray]:
-    """Returns each `a @ left`, computed in float64 and stored in `dtype`."""
-    result = [np.empty((len(a[0]), x.shape[-1]), dtype) for x in left]
-    for rows, wide in _blocks(a, _PRODUCT_BLOCK):
-        for new, one, x in zip(result, wide, left, strict=True):
-            new[rows] = one @ x
-    return result
-
-
-def _rows(right: Kernels, b: Kernels, dtype: str) -> list[np.ndarray]:
-    """Returns each `right @ b`, as `_columns`."""
-    result = [np.empty((len(x), b[0].shape[-1]), dtype) for x in right]
-    for columns, wide in _blocks([x.T for x in b], _PRODUCT_BLOCK):
-        for new, one, x in zip(result, wide, right, strict=True):
-            new[:, columns] = x @ one.T
-    return result
-
-
-def _signs(
-    right: Float[np.ndarray, "k r"], b: Float[np.ndarray, "r n"]
-) -> Float[np.ndarray, " k"]:
-    """Returns the signs of new rows of `b`, as `para_jax.repack` has them."""
-    first = right @ b[:, :SIGNING].astype(np.float64)
-    return np.where(first.max(-1) < -first.min(-1), -1.0, 1.0)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax import columns, host, placed, sharding
+from para_jax import columns, host, host_children, placed, sharding
 from para_jax.adapters import Adapter, member
 from para_jax.columns import Masks
 from para_jax.groups import Progress, all_pieces, joined
@@ -83,7 +83,7 @@ def repack(
     there = dict(_packed_on_mesh(spectra, masks, adapters))
     rest = {path: x for path, x in adapters.items() if path not in there}
     here = {path: spectra[path] for path in rest}
-    packed = (host.kernels if host.serves(rest) else _packed)(
+    packed = (host_children.kernels if host.serves(rest) else _packed)(
         here, masks, rest, progress
     )
     result = (_stacks if form == "padded" else _kernels)(packed, here, ranks)

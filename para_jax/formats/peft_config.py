@@ -5,11 +5,12 @@ the modules themselves by name, suffix or regular expression. The rules here are
 of PEFT 0.21; what is written also holds for the releases since 0.4 that read patterns.
 """
 
-import functools
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+from para_jax.formats import peft_matching
 
 # The update of these is not `scale * B A`, so there is nothing that PARA could cut.
 _VARIANTS = {
@@ -122,36 +123,8 @@ def scale(config: Config, module: str) -> float:
 
 def _lookup(config: Config, pattern: str, default: str, module: str) -> Any:
     table = config.get(pattern) or {}
-    key = _first_match(tuple(table), module)
+    key = peft_matching.first_match(tuple(table), module)
     return config[default] if key is None else table[key]
-
-
-@functools.lru_cache(maxsize=2**14)  # A file's modules are looked up several times.
-def _first_match(keys: tuple[str, ...], module: str) -> str | None:
-    return next((key for key in keys if _matches(key, module)), None)
-
-
-def _matches(key: str, module: str) -> bool:
-    r"""Returns whether `(.*\.)?(KEY)$` matches, which is PEFT's rule.
-
-    A full name is compared without compiling it: a large model has hundreds, and a dot
-    is all that they have of a regular expression.
-    """
-    if not _is_name(key):
-        return re.match(rf"(.*\.)?({key})$", module) is not None
-    start = len(module) - len(key)
-    if start < 0 or (start and module[start - 1] != "."):
-        return False
-    for part in key.split("."):
-        if not module.startswith(part, start):
-            return False
-        start += len(part) + 1  # A dot matches whatever is there.
-    return True
-
-
-@functools.cache
-def _is_name(key: str) -> bool:
-    return re.fullmatch(r"[\w.]*", key) is not None
 
 
 def parameters(config: Config, module: str) -> list[str]:
@@ -165,7 +138,7 @@ def parameters(config: Config, module: str) -> list[str]:
     found = [
         name
         for owner, _, name in wanted
-        if (_ends_in(module, [owner]) if owner else not whole)
+        if (peft_matching.ends_in(module, [owner]) if owner else not whole)
     ]
     return list(dict.fromkeys(found))
 
@@ -174,7 +147,7 @@ def _targets_module(config: Config, module: str) -> bool:
     names = config.get("target_modules") or []
     if isinstance(names, str):
         return bool(re.fullmatch(names, module))
-    return _ends_in(module, names)
+    return peft_matching.ends_in(module, names)
 
 
 def targets(config: Config, module: str) -> bool:
@@ -182,20 +155,14 @@ def targets(config: Config, module: str) -> bool:
 
     Or a parameter: `target_parameters` are full names, or the ends of them.
     """
-    if _ends_in(module, config.get("target_parameters") or []):
+    if peft_matching.ends_in(module, config.get("target_parameters") or []):
         return True
     excluded = config.get("exclude_modules") or []
     if isinstance(excluded, str):
         out = bool(re.fullmatch(excluded, module))
     else:
-        out = _ends_in(module, excluded)
+        out = peft_matching.ends_in(module, excluded)
     return not out and _targets_module(config, module)
-
-
-def _ends_in(module: str, names: Iterable[str]) -> bool:
-    """Returns whether a name is the module's, or its end."""
-    parts = module.split(".")
-    return not {".".join(parts[i:]) for i in range(len(parts))}.isdisjoint(names)
 
 
 def ragged(
@@ -221,7 +188,7 @@ def ragged(
     """
     most = max(ranks.values())
     pattern = {name: r for name, r in ranks.items() if r != most}
-    alike = any(x != y and _matches(x, y) for x in pattern for y in ranks)
+    alike = any(x != y and peft_matching.matches(x, y) for x in pattern for y in ranks)
     if alike:
         # Bare names hold in all releases of PEFT. But where one name ends with another,
         # an anchor has to tell them apart, in any order; it holds since PEFT 0.15.
@@ -282,7 +249,7 @@ def _excluded(
     regular expression or an exclusion of the parent kept out, or that have no adapter
     any more.
     """
-    clash = any(_ends_in(x, ranks) for x in others)
+    clash = any(peft_matching.ends_in(x, ranks) for x in others)
     exact = isinstance(source.get("target_modules"), str)
     if not (clash or exact):
         return source.get("exclude_modules")

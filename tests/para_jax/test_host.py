@@ -13,7 +13,7 @@ import pytest
 import threadpoolctl
 
 import para_jax
-from para_jax import host, threads
+from para_jax import host, host_children, threads
 
 RNG = np.random.default_rng(7)
 STORED = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]
@@ -136,7 +136,7 @@ def test_only_the_kernels_that_need_a_qr_get_one(monkeypatch):
 def test_long_factors_are_those_of_their_blocks(monkeypatch):
     a, b = np.float32(normal(1999, 3)), np.float32(normal(3, 1009))
     monkeypatch.setattr(host, "_GRAM_BLOCK", 100)
-    monkeypatch.setattr(host, "_PRODUCT_BLOCK", 100)
+    monkeypatch.setattr(host_children, "_BLOCK", 100)
 
     for method in ("auto", "qr", "gram"):
         (s,), _, _ = host.decompose([a], [b], method=method)
