@@ -1,7 +1,6 @@
 """A few threads for what NumPy computes, and one for each product. Host."""
 
 import contextlib
-import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +42,8 @@ def _one_thread_a_product() -> Iterator[None]:
     """
     with _lock:
         if not _limits:
-            _limits.append(_blas().limit(limits=1, user_api="blas"))
+            # Looked up anew: SciPy, say, brings a BLAS of its own when it is imported.
+            _limits.append(threadpoolctl.threadpool_limits(1, user_api="blas"))
         _limits.append(None)
     try:
         yield
@@ -52,11 +52,6 @@ def _one_thread_a_product() -> Iterator[None]:
             _limits.pop()
             if len(_limits) == 1:
                 _limits.pop().restore_original_limits()
-
-
-@functools.cache
-def _blas() -> threadpoolctl.ThreadpoolController:
-    return threadpoolctl.ThreadpoolController()
 
 
 def _cores() -> int:
