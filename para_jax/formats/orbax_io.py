@@ -5,6 +5,7 @@ any ranks, and for a checkpoint that other devices saved.
 """
 
 import pathlib
+import threading
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from orbax.checkpoint import v1 as ocp
 from para_jax.formats import processes, tensors
 
 PLACEHOLDER = ocp.PLACEHOLDER
+
+# Calls of several threads at once fail now and then.
+_alone = threading.Lock()
 """What stands for a leaf that is not to be read."""
 
 _STEP = "_CHECKPOINT_METADATA"
@@ -30,7 +34,8 @@ def shapes(folder: pathlib.Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
       ValueError: if Orbax cannot read it, or it holds no tree.
     """
     try:
-        found = ocp.metadata(*_place(folder))
+        with _alone:
+            found = ocp.metadata(*_place(folder))
         tree, metadata = found.metadata, found.custom_metadata
     except Exception as error:  # Orbax raises many kinds, few of them documented.
         raise _unreadable(folder, error) from error
@@ -73,7 +78,8 @@ def read(
 def _load(folder: pathlib.Path, wanted: Any) -> Any:
     try:
         path, item = _place(folder)
-        return ocp.load(path, wanted, checkpointable_name=item)
+        with _alone:
+            return ocp.load(path, wanted, checkpointable_name=item)
     except Exception as error:
         raise _unreadable(folder, error) from error
 
@@ -110,7 +116,7 @@ def write(folder: pathlib.Path, tree: Any, metadata: Any) -> None:
     context.memory.deepcopy_host_arrays = False  # They change only after it returns.
     context.memory.write_concurrent_bytes = _AT_ONCE
     try:
-        with context:
+        with _alone, context:
             ocp.save(str(folder.absolute()), tree, custom_metadata=metadata)
     except ValueError as error:  # Such as that of TensorStore for a full disk.
         raise tensors.os_error(error, folder) from error
