@@ -1,0 +1,158 @@
+"""What a method of training adapters is: a record of pure functions.
+
+The model never knows which method trains it. It is given adapters, and a method says
+where they come from:
+
+    state = method.init(key, kernels, gradients)     # What is trained, and remembered.
+    logits = model.apply({"params": base, "lora": to_params(method.adapters(state))}, x)
+    loss = cross_entropy(logits) + method.penalty(state)
+    state = method.after_step(before, state, grads, step)    # Masks, budgets, samples.
+    adapters = method.finish(state)                  # What is saved and served.
+
+All but `finish` is traced: shapes are static, a component that a method takes out is
+zero until `finish` cuts it off, and a whole run may be mapped over seeds.
+
+Axis letters: `m` inputs and `n` outputs of a kernel, `r` rank.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import ScalarLike
+
+from para_jax.adapters import Adapter
+
+Adapters = dict[str, Adapter]
+Kernels = Mapping[str, jax.Array]
+"""The frozen kernels `[m, n]` of the adapted modules, by path; or their gradients."""
+
+
+class State(NamedTuple):
+    """What a method trains and what it remembers.
+
+    Attributes:
+      params: Arrays that the optimizer moves.
+      memory: Arrays that only the method itself changes: statistics, masks, the
+        factors it started from. Empty for most.
+    """
+
+    params: Any
+    memory: Any = ()
+
+
+class Optimizer(Protocol):
+    """How a method wants its `params` to be moved."""
+
+    def __call__(
+        self, learning_rate: optax.Schedule, weight_decay: float
+    ) -> optax.GradientTransformation:
+        """Returns the optimizer of `State.params`."""
+        ...
+
+
+def adamw(
+    learning_rate: optax.Schedule, weight_decay: float
+) -> optax.GradientTransformation:
+    """Returns what most methods, and every classifier, are trained by."""
+    return optax.adamw(learning_rate, weight_decay=weight_decay)
+
+
+def _no_penalty(state: State) -> ScalarLike:
+    return 0.0
+
+
+def _unchanged(before: State, after: State, grads: Any, step: jax.Array) -> State:
+    return after
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """One method of training adapters.
+
+    Attributes:
+      init: `(key, kernels, gradients) -> state`. `gradients` are those of the kernels,
+        the mean over `gradient_batches` batches, or None where that is 0.
+      adapters: `state -> adapters`: what the model sees, everything folded in. After
+        the last step they are the update that `finish` exports.
+      finish: `state -> adapters` without what the method took out: ragged, NumPy
+        arrays. A module that keeps nothing is absent. Host code.
+      penalty: `state -> scalar`, added to the loss.
+      optimizer: Makes the optimizer of `state.params`.
+      after_step: `(before, after, grads, step) -> state`: the states around one update,
+        the gradients of `params` that it took (clipped, the penalty's included), and
+        its number, from 0.
+      gradient_batches: How many batches of gradients `init` asks for.
+    """
+
+    init: Callable[[jax.Array, Kernels, Kernels | None], State]
+    adapters: Callable[[State], Adapters]
+    finish: Callable[[State], Adapters]
+    penalty: Callable[[State], ScalarLike] = _no_penalty
+    optimizer: Optimizer = adamw
+    after_step: Callable[[State, State, Any, jax.Array], State] = _unchanged
+    gradient_batches: int = 0
+
+
+class Config(Protocol):
+    """The settings of one method: a frozen dataclass of plain values."""
+
+    @property
+    def target(self) -> float:
+        """The average rank that the method is to end with."""
+        ...
+
+    def method(self, steps: int) -> Method:
+        """Returns the method, its schedules set for a run of `steps` steps.
+
+        Raises:
+          ValueError: if a setting is impossible, or a schedule does not fit.
+        """
+        ...
+
+
+def kaiming(key: jax.Array, kernels: Kernels, rank: int) -> dict[str, jax.Array]:
+    """Returns a first factor `[m, rank]` for each kernel, in float32.
+
+    Uniform in `+-1/sqrt(m)`: what PyTorch's `kaiming_uniform_(a=sqrt(5))` draws. A
+    module's draw depends on the key and on its place among the sorted paths.
+    """
+    paths = sorted(kernels)
+    keys = dict(zip(paths, jax.random.split(key, len(paths)), strict=True))
+
+    def draw(path: str) -> jax.Array:
+        m = kernels[path].shape[0]
+        bound = 1 / np.sqrt(m)
+        return jax.random.uniform(keys[path], (m, rank), minval=-bound, maxval=bound)
+
+    return {path: draw(path) for path in kernels}
+
+
+def zeros(kernels: Kernels, rank: int) -> dict[str, jax.Array]:
+    """Returns a second factor of zeros, `[rank, n]`, for each kernel."""
+    return {path: jnp.zeros((rank, x.shape[1])) for path, x in kernels.items()}
+
+
+def whole(adapters: Mapping[str, Adapter]) -> Adapters:
+    """Returns the adapters as they are, as NumPy arrays. Host code."""
+    return jax.tree.map(np.asarray, dict(adapters))
+
+
+def kept(adapters: Mapping[str, Adapter], keep: Mapping[str, jax.Array]) -> Adapters:
+    """Returns the components with a true value in `keep`, as NumPy arrays. Host code.
+
+    Args:
+      adapters: Adapters of one kernel each.
+      keep: Booleans `[r]` by path. A module without a true value is absent.
+    """
+    result = {}
+    for path, adapter in whole(adapters).items():
+        mask = np.asarray(keep[path])
+        if mask.any():
+            a, b = adapter.a[:, mask], adapter.b[mask]
+            result[path] = dataclasses.replace(adapter, a=a, b=b)
+    return result
