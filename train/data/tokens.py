@@ -34,10 +34,12 @@ class Batch(NamedTuple):
         return int(np.sum(self.labels != _NO_LABEL))
 
 
-def load_tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
+def load_tokenizer(
+    folder: pathlib.Path, max_length: int = MAX_LENGTH
+) -> tokenizers.Tokenizer:
     """Returns the tokenizer of a model folder; it truncates and never pads."""
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(MAX_LENGTH)
+    tokenizer.enable_truncation(max_length)
     tokenizer.no_padding()  # The file itself asks for 128 tokens, always.
     return tokenizer
 
