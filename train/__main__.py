@@ -7,9 +7,11 @@ import tyro
 
 from train import demo
 from train.experiments import commands
+from train.grid import command as grid
 
 COMMANDS = {"demo": demo.main}
 COMMANDS |= {"table": commands.table, "figure": commands.figure}
+COMMANDS |= {"grid": grid.grid, "collect": grid.collect}
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -134,7 +134,7 @@ def served_rows(
     test = _accuracies(place, state, head, adapters, place.data.test)
     result = []
     for i, seed in enumerate(trained.seeds):
-        member = jax.tree.map(lambda x: x[i], state)  # noqa: B023
+        member = _member(state, i)
         final = method.finish(member) if served is None else served(member)
         values = _row(place, entry, policy, seed, trained.rate, float(validation[i]))
         result.append(Row(**values, accuracy=float(test[i]), **size(final)))
@@ -151,7 +151,7 @@ def _searched(
     for i, (seed, rate) in enumerate(searched.run.members):
         if rate == trained.rate:
             continue
-        member = jax.tree.map(lambda x: x[i], searched.learners.state)  # noqa: B023
+        member = _member(searched.learners.state, i)
         values = _row(place, entry, policy, seed, rate, float(searched.validation[i]))
         result.append(Row(**values, **size(method.finish(member))))
     return result
@@ -182,7 +182,11 @@ def _accuracies(
 
 
 def _at_rank(config: Any, state: State, *, rank: int) -> Adapters:
-    return config.at_rank(jax.tree.map(jnp.asarray, state), rank)
+    return config.at_rank(state, rank)
+
+
+def _member(state: State, index: int) -> State:
+    return jax.tree.map(lambda x: jnp.asarray(x[index]), state)
 
 
 def _row(

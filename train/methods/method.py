@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jaxtyping import ScalarLike
 
-from para_jax.adapters import Adapter
+from para_jax.adapters import Adapter, Array
 
 Adapters = dict[str, Adapter]
 Kernels = Mapping[str, jax.Array]
@@ -144,7 +144,7 @@ def whole(adapters: Mapping[str, Adapter]) -> Adapters:
     return jax.tree.map(np.asarray, dict(adapters))
 
 
-def kept(adapters: Mapping[str, Adapter], keep: Mapping[str, jax.Array]) -> Adapters:
+def kept(adapters: Mapping[str, Adapter], keep: Mapping[str, Array]) -> Adapters:
     """Returns the components with a true value in `keep`, as NumPy arrays. Host code.
 
     Args:
