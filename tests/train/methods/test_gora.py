@@ -1,0 +1,244 @@
+"""GoRA: ranks by importance, and first factors along the descent."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train.methods import State
+from train.methods.gora import Gora, descent
+
+# Four kernels of an encoder, and an importance of each.
+SHAPES = np.array([(768, 768), (768, 768), (768, 3072), (3072, 768)])
+IMPORTANCE = jnp.array([4.0, 1, 3, 2])
+
+MODULES = {"a": (8, 6), "b": (6, 9), "c": (7, 7), "d": (5, 4)}
+
+
+@pytest.fixture
+def kernels(key):
+    keys = jax.random.split(key, len(MODULES))
+    return {
+        path: jax.random.normal(key, shape)
+        for key, (path, shape) in zip(keys, MODULES.items(), strict=True)
+    }
+
+
+@pytest.fixture
+def gradients(kernels):
+    """Of different sizes, so that the ranks differ."""
+    return {
+        path: scale * jnp.cos(9 * x)
+        for scale, (path, x) in zip((4.0, 1.0, 2.0, 0.1), kernels.items(), strict=True)
+    }
+
+
+def dense(adapter):
+    a, b = (np.asarray(x, np.float64) for x in (adapter.a, adapter.b))
+    return adapter.scale * a @ b
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6])
+@pytest.mark.parametrize(
+    ("config", "ranks", "parameters"),
+    [
+        (Gora(), [11, 2, 3, 2], 39_168),
+        (Gora(size="sqrt"), [8, 2, 3, 2], 34_560),
+        (Gora(rounding="nearest"), [11, 3, 3, 2], 40_704),
+        (Gora(size="sqrt", rounding="nearest"), [8, 2, 4, 3], 42_240),
+        (Gora(least=4, most=32), [11, 4, 4, 4], 53_760),
+        (Gora(size="sqrt", least=4, most=32), [8, 4, 4, 4], 49_152),
+        (Gora(most=5), [5, 2, 3, 2], 29_952),
+    ],
+)
+def test_the_ranks_of_four_kernels(unit, config, ranks, parameters):
+    got = np.asarray(config.ranks(unit * IMPORTANCE, SHAPES))
+
+    assert got.tolist() == ranks
+    assert got @ SHAPES.sum(1) == parameters
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "rank"),
+    [
+        (Gora(), (768, 768), 4),
+        (Gora(size="sqrt"), (768, 768), 4),
+        (Gora(), (2560, 1024), 4),
+        # 4 sqrt(3584) = 239.47 is rounded to 239 before it is divided.
+        (Gora(size="sqrt"), (2560, 1024), 3),
+        (Gora(size="sqrt", rounding="nearest"), (2560, 1024), 4),
+    ],
+)
+def test_equal_modules_have_equal_ranks(config, shape, rank):
+    got = config.ranks(jnp.ones(2), np.array([shape, shape]))
+
+    assert got.tolist() == [rank, rank]
+
+
+def test_a_rank_is_no_more_than_a_kernel_has():
+    got = Gora(least=0).ranks(jnp.array([1.0, 0]), np.array([(9, 3), (9, 3)]))
+
+    assert got.tolist() == [3, 0]
+
+
+def test_the_second_factor_of_an_example():
+    a = jnp.array([[1.0, 0], [0, 2], [0, 0]])
+    gradient = jnp.array([[1.0, 4], [2, 5], [3, 6]])
+
+    # gamma sqrt(m) / alpha = 1.
+    b = descent({"x": a}, {"x": gradient}, gamma=1.0, alpha=np.sqrt(3))["x"]
+
+    np.testing.assert_allclose(b, [[-1, -4], [-1, -2.5]], atol=1e-5)
+    np.testing.assert_allclose(a @ b, [[-1, -4], [-2, -5], [0, 0]], atol=1e-5)
+    assert (gradient * (a @ b)).sum() == pytest.approx(-46, abs=1e-4)
+
+
+def test_the_first_update_is_the_best_within_the_first_factor(key, gradients):
+    keys = jax.random.split(key, len(MODULES))
+    a = {
+        path: jax.random.normal(key, (MODULES[path][0], 3))
+        for path, key in zip(MODULES, keys, strict=True)
+    }
+
+    b = descent(a, gradients, gamma=0.7, alpha=5.0)
+
+    for path, gradient in gradients.items():
+        x, g = (np.asarray(y, np.float64) for y in (a[path], gradient))
+        projector = x @ np.linalg.pinv(x)
+        np.testing.assert_allclose(projector @ projector, projector, atol=1e-12)
+        assert np.trace(projector) == pytest.approx(3)
+        xi = 0.7 * np.sqrt(len(x)) / 5
+        np.testing.assert_allclose(x @ b[path], -xi * projector @ g, atol=1e-4)
+        best = np.linalg.lstsq(x, -xi * g)[0]
+        np.testing.assert_allclose(b[path], best, atol=1e-4)
+
+
+def test_the_first_update_has_the_asked_share_of_the_gradients_norm(key):
+    shapes = dict.fromkeys(map(str, range(300)), (64, 40))
+    keys = jax.random.split(key, len(shapes))
+    gradients = {
+        path: jax.random.normal(key, shape)
+        for key, (path, shape) in zip(keys, shapes.items(), strict=True)
+    }
+    kernels = {path: jnp.ones((64, 40)) for path in shapes}
+    method = Gora(rank=8, least=8, most=8, alpha=16.0, gamma=0.05).method(1)
+
+    def sizes(key):
+        adapters = method.adapters(method.init(key, kernels, gradients))
+        updates = jnp.stack([x.a @ x.b for x in adapters.values()])
+        return (updates**2).sum((1, 2))
+
+    got = jax.jit(sizes)(key)
+
+    # A projection on 8 of 64 dimensions keeps an eighth of the energy.
+    total = jnp.stack([(x**2).sum() for x in gradients.values()])
+    assert np.sqrt((got / total).mean()) == pytest.approx(0.05, abs=5e-4)
+
+
+def test_the_start_is_a_descent_and_a_component_beyond_the_rank_is_zero(
+    key, kernels, gradients
+):
+    method = Gora(least=0).method(1)
+
+    state = method.init(key, kernels, gradients)
+
+    ranks = {path: int(rank) for path, rank in state.memory.items()}
+    assert len(set(ranks.values())) > 2
+    assert ranks["d"] == 0
+    for path, adapter in method.adapters(state).items():
+        assert (np.asarray(adapter.a) != 0).any(0).sum() == ranks[path]
+        assert (np.asarray(adapter.b) != 0).any(1).sum() == ranks[path]
+        slope = (dense(adapter) * np.asarray(gradients[path])).sum()
+        assert slope < 0 if ranks[path] else slope == 0
+
+
+def test_the_importance_is_of_kernel_and_gradient_together(key, kernels, gradients):
+    config = Gora()
+
+    state = config.method(1).init(key, kernels, gradients)
+
+    importance = [np.abs(kernels[x] * gradients[x]).mean() for x in sorted(MODULES)]
+    shapes = np.array([MODULES[x] for x in sorted(MODULES)])
+    want = config.ranks(jnp.array(importance), shapes)
+    assert [int(state.memory[x]) for x in sorted(MODULES)] == want.tolist()
+
+
+def test_the_scale_is_that_of_rslora_for_each_module(key, kernels, gradients):
+    method = Gora().method(1)
+    state = method.init(key, kernels, gradients)
+
+    for path, adapter in method.adapters(state).items():
+        a, b = (np.asarray(state.params[path][x], np.float64) for x in "ab")
+        want = 16 / np.sqrt(int(state.memory[path])) * a @ b
+        np.testing.assert_allclose(dense(adapter), want, rtol=1e-5, atol=1e-7)
+
+
+def test_training_does_not_wake_a_component_and_the_export_cuts_it_off(
+    key, kernels, gradients
+):
+    method = Gora(least=0).method(1)
+    first = method.init(key, kernels, gradients)
+    optimizer = method.optimizer(lambda step: 0.1, 0.01)
+
+    def loss(params):
+        adapters = method.adapters(State(params, first.memory))
+        return sum(jnp.sin(x.a @ x.b).sum() for x in adapters.values())
+
+    params, moments = first.params, optimizer.init(first.params)
+    for _ in range(3):
+        updates, moments = optimizer.update(jax.grad(loss)(params), moments, params)
+        params = optax.apply_updates(params, updates)
+
+    state = State(params, first.memory)
+    exported = method.finish(state)
+    assert {path: x.rank for path, x in exported.items()} == {
+        path: int(rank) for path, rank in first.memory.items() if rank
+    }
+    for path, adapter in method.adapters(state).items():
+        want = dense(exported[path]) if path in exported else 0
+        np.testing.assert_allclose(dense(adapter), want, atol=1e-6)
+        assert not np.allclose(dense(adapter), dense(method.adapters(first)[path])) or (
+            path == "d"
+        )
+
+
+def test_each_member_has_the_ranks_of_its_own_gradients(key, kernels, gradients):
+    method = Gora().method(1)
+    turned = dict(zip(gradients, reversed(gradients.values()), strict=True))
+    turned = {path: jnp.resize(x, MODULES[path]) for path, x in turned.items()}
+    both = jax.tree.map(lambda *x: jnp.stack(x), gradients, turned)
+
+    got = jax.jit(jax.vmap(method.init, in_axes=(None, None, 0)))(key, kernels, both)
+
+    for index, given in enumerate((gradients, turned)):
+        want = method.init(key, kernels, given)
+        mine = jax.tree.map(lambda x, i=index: x[i], got)
+        assert jax.tree.map(int, mine.memory) == jax.tree.map(int, want.memory)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4),
+            mine.params,
+            want.params,
+        )
+
+
+def test_without_gradients_it_does_not_start(key, kernels):
+    method = Gora(gradient_batches=7).method(1)
+
+    assert method.gradient_batches == 7
+    with pytest.raises(ValueError, match="mean over 7 batches"):
+        method.init(key, kernels, None)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Gora(least=5), "least, rank and most are 5, 4 and 16"),
+        (Gora(most=3), "least, rank and most are 1, 4 and 3"),
+        (Gora(rank=0, least=0), "a rank of at least 1"),
+        (Gora(gradient_batches=0), "gradient_batches is 0, expected at least 1"),
+    ],
+)
+def test_an_impossible_setting_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        config.method(1)
