@@ -101,7 +101,7 @@ def test_the_first_update_is_the_best_within_the_first_factor(key, gradients):
         for path, key in zip(MODULES, keys, strict=True)
     }
 
-    b = descent(a, gradients, gamma=0.7, alpha=5.0)
+    b = jax.jit(lambda *x: descent(*x, gamma=0.7, alpha=5.0))(a, gradients)
 
     for path, gradient in gradients.items():
         x, g = (np.asarray(y, np.float64) for y in (a[path], gradient))
@@ -115,25 +115,19 @@ def test_the_first_update_is_the_best_within_the_first_factor(key, gradients):
 
 
 def test_the_first_update_has_the_asked_share_of_the_gradients_norm(key):
-    shapes = dict.fromkeys(map(str, range(300)), (64, 40))
-    keys = jax.random.split(key, len(shapes))
-    gradients = {
-        path: jax.random.normal(key, shape)
-        for key, (path, shape) in zip(keys, shapes.items(), strict=True)
-    }
-    kernels = {path: jnp.ones((64, 40)) for path in shapes}
     method = Gora(rank=8, least=8, most=8, alpha=16.0, gamma=0.05).method(1)
 
-    def sizes(key):
-        adapters = method.adapters(method.init(key, kernels, gradients))
-        updates = jnp.stack([x.a @ x.b for x in adapters.values()])
-        return (updates**2).sum((1, 2))
+    def share(key):
+        drawn, key = jax.random.split(key)
+        gradient = jax.random.normal(drawn, (64, 40))
+        state = method.init(key, {"x": jnp.ones((64, 40))}, {"x": gradient})
+        adapter = method.adapters(state)["x"]
+        return ((adapter.a @ adapter.b) ** 2).sum() / (gradient**2).sum()
 
-    got = jax.jit(sizes)(key)
+    got = jax.jit(jax.vmap(share))(jax.random.split(key, 300))
 
     # A projection on 8 of 64 dimensions keeps an eighth of the energy.
-    total = jnp.stack([(x**2).sum() for x in gradients.values()])
-    assert np.sqrt((got / total).mean()) == pytest.approx(0.05, abs=5e-4)
+    assert np.sqrt(got.mean()) == pytest.approx(0.05, abs=2e-4)
 
 
 def test_the_start_is_a_descent_and_a_component_beyond_the_rank_is_zero(
@@ -141,7 +135,7 @@ def test_the_start_is_a_descent_and_a_component_beyond_the_rank_is_zero(
 ):
     method = Gora(least=0).method(1)
 
-    state = method.init(key, kernels, gradients)
+    state = jax.jit(method.init)(key, kernels, gradients)
 
     ranks = {path: int(rank) for path, rank in state.memory.items()}
     assert len(set(ranks.values())) > 2
@@ -156,7 +150,7 @@ def test_the_start_is_a_descent_and_a_component_beyond_the_rank_is_zero(
 def test_the_importance_is_of_kernel_and_gradient_together(key, kernels, gradients):
     config = Gora()
 
-    state = config.method(1).init(key, kernels, gradients)
+    state = jax.jit(config.method(1).init)(key, kernels, gradients)
 
     importance = [np.abs(kernels[x] * gradients[x]).mean() for x in sorted(MODULES)]
     shapes = np.array([MODULES[x] for x in sorted(MODULES)])
@@ -166,7 +160,7 @@ def test_the_importance_is_of_kernel_and_gradient_together(key, kernels, gradien
 
 def test_the_scale_is_that_of_rslora_for_each_module(key, kernels, gradients):
     method = Gora().method(1)
-    state = method.init(key, kernels, gradients)
+    state = jax.jit(method.init)(key, kernels, gradients)
 
     for path, adapter in method.adapters(state).items():
         a, b = (np.asarray(state.params[path][x], np.float64) for x in "ab")
@@ -178,17 +172,21 @@ def test_training_does_not_wake_a_component_and_the_export_cuts_it_off(
     key, kernels, gradients
 ):
     method = Gora(least=0).method(1)
-    first = method.init(key, kernels, gradients)
+    first = jax.jit(method.init)(key, kernels, gradients)
     optimizer = method.optimizer(lambda step: 0.1, 0.01)
 
     def loss(params):
         adapters = method.adapters(State(params, first.memory))
         return sum(jnp.sin(x.a @ x.b).sum() for x in adapters.values())
 
+    @jax.jit
+    def step(params, moments):
+        updates, moments = optimizer.update(jax.grad(loss)(params), moments, params)
+        return optax.apply_updates(params, updates), moments
+
     params, moments = first.params, optimizer.init(first.params)
     for _ in range(3):
-        updates, moments = optimizer.update(jax.grad(loss)(params), moments, params)
-        params = optax.apply_updates(params, updates)
+        params, moments = step(params, moments)
 
     state = State(params, first.memory)
     exported = method.finish(state)
@@ -210,9 +208,10 @@ def test_each_member_has_the_ranks_of_its_own_gradients(key, kernels, gradients)
     both = jax.tree.map(lambda *x: jnp.stack(x), gradients, turned)
 
     got = jax.jit(jax.vmap(method.init, in_axes=(None, None, 0)))(key, kernels, both)
+    init = jax.jit(method.init)
 
     for index, given in enumerate((gradients, turned)):
-        want = method.init(key, kernels, given)
+        want = init(key, kernels, given)
         mine = jax.tree.map(lambda x, i=index: x[i], got)
         assert jax.tree.map(int, mine.memory) == jax.tree.map(int, want.memory)
         jax.tree.map(
