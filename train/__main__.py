@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import tyro
 
 from train import demo
+from train.experiments import commands
 
 COMMANDS = {"demo": demo.main}
+COMMANDS |= {"table": commands.table, "figure": commands.figure}
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -24,7 +24,7 @@ import para_jax as para
 from para_jax.params import nest, unnest
 from train.data.arrays import Arrays
 from train.methods import method
-from train.methods.method import Kernels, Method, State
+from train.methods.method import Config, Kernels, Method, State
 from train.models.bert import BertClassifier, Tokens
 
 Params = Mapping[str, Any]
@@ -69,7 +69,8 @@ class Trainer:
 
     Attributes:
       model: Maps `Tokens` to logits.
-      method: How the adapters are trained.
+      config: The method that trains the adapters, by its settings: equal ones share a
+        compiled program.
       steps: In all. The learning rate rises, then falls to zero at this step.
       warmup: The share of the steps in which the learning rate rises.
       weight_decay: Of AdamW.
@@ -79,13 +80,17 @@ class Trainer:
     """
 
     model: BertClassifier
-    method: Method
+    config: Config
     steps: int
     warmup: float = 0.06
     weight_decay: float = 0.01
     clip: float = 1.0
     accumulate: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def method(self) -> Method:
+        return _built(self.config, self.steps)
 
     def schedule(self, rate: jax.Array) -> optax.Schedule:
         """Returns the learning rate by step: a linear rise, and a linear fall."""
@@ -100,6 +105,11 @@ class Trainer:
         schedule = self.schedule(rate)
         makers = (self.method.optimizer, method.adamw)
         return tuple(make(schedule, self.weight_decay) for make in makers)
+
+
+@functools.cache
+def _built(config: Config, steps: int) -> Method:
+    return config.method(steps)
 
 
 def kernels(base: Params) -> dict[str, jax.Array]:

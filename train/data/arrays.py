@@ -13,6 +13,8 @@ from jaxtyping import Int
 
 from train.data import sentiment, tokens
 
+ROWS = 8192
+
 
 class Arrays(NamedTuple):
     """Sentences of one width. A pytree: a compiled program takes rows out of it."""
@@ -29,11 +31,13 @@ class Data(NamedTuple):
       train: All of one width, for batches of any rows.
       validation: To choose by.
       test: To report.
+      sentences: How many there are to train on.
     """
 
     train: Arrays
     validation: Sequence[tokens.Batch]
     test: Sequence[tokens.Batch]
+    sentences: int
 
 
 def load(task: str, folder: pathlib.Path, max_length: int) -> Data:
@@ -49,15 +53,20 @@ def load(task: str, folder: pathlib.Path, max_length: int) -> Data:
     for part in sentiment.PARTS:
         texts, labels = sentiment.load(task, part)
         parts[part] = tokens.encode(tokenizer, texts), labels
+    widths = (max_length // 2, max_length)
     return Data(
         train=pack(*parts["train"], width=max_length),
-        validation=tokens.batches(*parts["validation"]),
-        test=tokens.batches(*parts["test"]),
+        validation=tokens.batches(*parts["validation"], widths=widths),
+        test=tokens.batches(*parts["test"], widths=widths),
+        sentences=len(parts["train"][0]),
     )
 
 
 def pack(ids: Sequence[Sequence[int]], labels: Sequence[int], *, width: int) -> Arrays:
     """Returns sentences as arrays, filled up with zeros to `width` tokens.
+
+    The number of rows is a power of two, `ROWS` at least, so that tasks share compiled
+    programs. No batch reads the rows of zeros behind the last sentence.
 
     Raises:
       ValueError: if there are none, one is too long, or a label is no class.
@@ -71,11 +80,13 @@ def pack(ids: Sequence[Sequence[int]], labels: Sequence[int], *, width: int) -> 
         )
     if (longest := max(map(len, ids))) > width:
         raise ValueError(f"A sentence has {longest} tokens, expected <= {width}.")
-    rows = np.zeros((len(ids), width), np.int32)
-    for row, sentence in zip(rows, ids, strict=True):
+    size = max(ROWS, 1 << (len(ids) - 1).bit_length())
+    rows = np.zeros((size, width), np.int32)
+    for row, sentence in zip(rows, ids, strict=False):
         row[: len(sentence)] = sentence
-    lengths = np.array([len(x) for x in ids], np.int32)
-    return Arrays(rows, lengths, np.array(labels, np.int32))
+    more = size - len(ids)
+    lengths = np.array([*map(len, ids), *[1] * more], np.int32)
+    return Arrays(rows, lengths, np.array([*labels, *[0] * more], np.int32))
 
 
 def order(seed: int, sentences: int, steps: int, batch: int) -> Int[np.ndarray, "S B"]:
