@@ -23,7 +23,7 @@ from flax import linen as nn
 from jaxtyping import Float
 
 import para_jax as para
-from para_jax.adapters import Adapter
+from para_jax.adapters import Adapter, Array
 from train.models.bert import Tokens
 from train.posthoc.components import Components
 from train.posthoc.examples import NO_LABEL, Examples
@@ -42,12 +42,12 @@ class Factors(NamedTuple):
 class Information(NamedTuple):
     """The Fisher information of each component's entries, summed, by factor."""
 
-    u: Float[jax.Array, " k"]
-    s: Float[jax.Array, " k"]
-    vt: Float[jax.Array, " k"]
+    u: Float[Array, " k"]
+    s: Float[Array, " k"]
+    vt: Float[Array, " k"]
 
     @property
-    def total(self) -> Float[jax.Array, " k"]:
+    def total(self) -> Float[Array, " k"]:
         """Fisher-PARA's score `I_j`."""
         return self.u + self.s + self.vt
 
@@ -121,12 +121,7 @@ def fisher(
       components: The parent's, from `train.posthoc.components.decompose`.
       batches: Labelled sentences `[S, B, T]`.
       mode: What is squared.
-
-    Raises:
-      ValueError: if the mode is unknown.
     """
-    if mode not in ("example", "batch"):
-        raise ValueError(f"Unknown mode {mode!r}: expected 'example' or 'batch'.")
     factors = {
         path: Factors(*(jnp.asarray(y, jnp.float32) for y in (x.u, x.s, x.vt)))
         for path, x in components.items()
