@@ -59,6 +59,8 @@ def parent(tiny, params, adapters, examples):
         statistics=posthoc.statistics(params),
         validation=examples,
         batch=3,
+        fisher_batches=2,
+        moment_batches=2,
     )
 
 
@@ -70,9 +72,3 @@ def real():
 
     folder = pathlib.Path(train.__file__).parent / "assets" / "minilm-movie-r16"
     return para.load(folder).adapters
-
-
-def dense(adapter):
-    """The update `[m, n]` in float64."""
-    a, b = np.asarray(adapter.a, np.float64), np.asarray(adapter.b, np.float64)
-    return adapter.scale * a @ b

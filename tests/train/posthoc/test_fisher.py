@@ -12,13 +12,13 @@ from train.posthoc import fisher
 from train.posthoc.fisher import Factors
 
 
-def closed_form(u, s, vt, gradients, *, square=np.square):
+def closed_form(u, s, vt, gradients):
     """`I_j` from the gradients `[N, m, n]` of the update itself, in float64."""
     u, s, vt = (np.asarray(x, np.float64) for x in (u, s, vt))
     scores = [
-        s**2 * square(g @ vt.T).sum(0)
-        + square(np.diagonal(u.T @ g @ vt.T))
-        + s**2 * square(g.T @ u).sum(0)
+        s**2 * np.square(g @ vt.T).sum(0)
+        + np.square(np.diagonal(u.T @ g @ vt.T))
+        + s**2 * np.square(g.T @ u).sum(0)
         for g in np.asarray(gradients, np.float64)
     ]
     return np.mean(scores, axis=0)
@@ -174,35 +174,32 @@ def test_rows_that_fill_up_a_batch_do_not_count(factors, gradients):
         np.testing.assert_allclose(got["w"].total, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["example", "batch"])
 def test_in_the_encoder_it_is_the_closed_form_of_the_kernels_gradients(
-    tiny, params, adapters, examples, mode
+    tiny, params, adapters, examples
 ):
     model = BertClassifier(tiny, 3)
     parts = posthoc.decompose(adapters)
     sample = sampling.batches(examples, size=3, count=2)
-
-    got = fisher.fisher(model, params, parts, sample, mode=mode)
-
     lora = para.to_params(adapters)
 
-    def loss(params, tokens, label):
-        logits = model.apply({"params": params, "lora": lora}, tokens)
-        return -jnp.take_along_axis(
-            jax.nn.log_softmax(logits), label[:, None], 1
-        ).mean()
+    def loss(params, batch, weights):
+        logits = model.apply({"params": params, "lora": lora}, batch.tokens)
+        chosen = jnp.take_along_axis(
+            jax.nn.log_softmax(logits), batch.labels[:, None], 1
+        )
+        return -weights @ chosen[:, 0]
 
     gradient = jax.jit(jax.grad(loss))
-    ids, mask = sample.tokens
-    if mode == "example":
-        shape = (-1, 1)
-        ids, mask = (x.reshape(6, 1, 5) for x in (ids, mask))
-    else:
-        shape = (2, 3)
-    labels = sample.labels.reshape(shape)
-    tokens = [type(sample.tokens)(*x) for x in zip(ids, mask, strict=True)]
-    grads = [gradient(params, x, y) for x, y in zip(tokens, labels, strict=True)]
-    for path, x in parts.items():
-        kernels = [para.params.unnest(g)[f"{path}/kernel"] for g in grads]
-        want = closed_form(x.u, x.s, x.vt, kernels)
-        np.testing.assert_allclose(got[path].total, want, rtol=2e-3, atol=1e-9)
+    weights = {"example": np.eye(3), "batch": np.full((1, 3), 1 / 3)}
+    for mode, rows in weights.items():
+        got = fisher.fisher(model, params, parts, sample, mode=mode)
+
+        grads = [
+            gradient(params, jax.tree.map(lambda x: x[i], sample), jnp.asarray(row))
+            for i in range(2)
+            for row in rows.astype(np.float32)
+        ]
+        for path, x in parts.items():
+            kernels = [para.params.unnest(g)[f"{path}/kernel"] for g in grads]
+            want = closed_form(x.u, x.s, x.vt, kernels)
+            np.testing.assert_allclose(got[path].total, want, rtol=2e-3, atol=1e-9)
