@@ -12,8 +12,7 @@ that follow from the weights:
 - the input of `output/dense` is `gelu(h)`, `h = x W + c` of the intermediate layer.
   A sum of many terms is normal, so E[gelu(h)^2] is a Gauss-Hermite quadrature.
 
-Axis letters: `m` inputs, `n` outputs, `q` nodes of the quadrature, `V` vocabulary, `P`
-positions.
+Axis letters: `m` inputs, `n` outputs, `q` nodes of the quadrature, `V` vocabulary.
 """
 
 import math
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from para_jax import threads
 from para_jax.params import unnest
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
@@ -62,19 +62,19 @@ class Statistics(NamedTuple):
 def statistics(params: Mapping[str, Any]) -> dict[str, Statistics]:
     """Returns the statistics of all kernels of the encoder's blocks, by path.
 
-    They take a second or two, and serve all parents on the same base.
+    They take some seconds, and serve all parents on the same base.
 
     Args:
       params: Of `train.models.bert.BertClassifier`, or of any model with its encoder
         at `bert`.
     """
-    values = {path: np.asarray(x, np.float64) for path, x in unnest(params).items()}
+    values = {path: np.asarray(x) for path, x in unnest(params).items()}
     normalised = layer_norm(values, "bert/embeddings/LayerNorm")
     squares = _squares(values, normalised)
     embedded = _squares(values, embeddings(values))
 
     def one(path: str) -> Statistics:
-        kernel = values[f"{path}/kernel"]
+        kernel = np.asarray(values[f"{path}/kernel"], np.float64)
         return Statistics(
             frobenius=float(np.linalg.norm(kernel)),
             spectral=_spectral(kernel),
@@ -82,20 +82,20 @@ def statistics(params: Mapping[str, Any]) -> dict[str, Statistics]:
             embedded=embedded[path],
         )
 
-    return {path: one(path) for path in squares}
+    # One thread a product: on a busy machine BLAS's own wait for one another.
+    return dict(zip(squares, threads.in_threads(one, squares), strict=True))
 
 
 def layer_norm(values: Mapping[str, np.ndarray], path: str) -> Features:
     """Returns the features after the LayerNorm at `path`."""
-    return Features(values[f"{path}/bias"], values[f"{path}/scale"] ** 2)
+    gain, bias = (np.asarray(values[f"{path}/{x}"], float) for x in ("scale", "bias"))
+    return Features(bias, gain**2)
 
 
 def embeddings(values: Mapping[str, np.ndarray]) -> Features:
-    """Returns the features after the embeddings' LayerNorm, all tokens as frequent.
+    """Returns the features after the embeddings' LayerNorm, all words as frequent.
 
-    Over the whole vocabulary, at each of the first positions. The mean over `V * P`
-    inputs is exact but for the LayerNorm's variance, which is that of a word at the
-    mean position: `V` inputs and not `V * P`.
+    Over the whole vocabulary `[V, m]`, each word at the mean of the first positions.
     """
     at = "bert/embeddings"
     positions = values[f"{at}/position_embeddings/embedding"][:_POSITIONS]
@@ -104,12 +104,13 @@ def embeddings(values: Mapping[str, np.ndarray]) -> Features:
     centered = x - x.mean(-1, keepdims=True)
     z = centered / centered.std(-1, keepdims=True)
     y = z * values[f"{at}/LayerNorm/scale"] + values[f"{at}/LayerNorm/bias"]
-    return Features(y.mean(0), y.var(0))
+    return Features(y.mean(0, dtype=float), y.var(0, dtype=float))
 
 
 def dense(values: Mapping[str, np.ndarray], path: str, x: Features) -> Features:
     """Returns the outputs of the dense layer at `path`, its inputs independent."""
-    kernel, bias = values[f"{path}/kernel"], values[f"{path}/bias"]
+    kernel = np.asarray(values[f"{path}/kernel"], np.float64)
+    bias = values[f"{path}/bias"]
     return Features(x.mean @ kernel + bias, x.variance @ kernel**2)
 
 

@@ -191,12 +191,13 @@ def test_in_the_encoder_it_is_the_closed_form_of_the_kernels_gradients(
 
     gradient = jax.jit(jax.grad(loss))
     weights = {"example": np.eye(3), "batch": np.full((1, 3), 1 / 3)}
+    halves = [jax.tree.map(lambda x, i=i: x[i], sample) for i in range(2)]
     for mode, rows in weights.items():
         got = fisher.fisher(model, params, parts, sample, mode=mode)
 
         grads = [
-            gradient(params, jax.tree.map(lambda x: x[i], sample), jnp.asarray(row))
-            for i in range(2)
+            gradient(params, batch, jnp.asarray(row))
+            for batch in halves
             for row in rows.astype(np.float32)
         ]
         for path, x in parts.items():
