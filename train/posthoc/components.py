@@ -8,12 +8,11 @@ Axis letters: `m` inputs, `n` outputs, `r` rank, `k` components, `C` children.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-import para_jax as para
 from para_jax.adapters import Adapter, folded
 from para_jax.compress import spectra_of
 from para_jax.core import RESOLUTION
@@ -134,15 +133,30 @@ def stack(
     """
     if not children:
         raise ValueError("There are no children to stack: got an empty sequence.")
-    padded = [para.pad(x, like=like) for x in children]
-
-    def joined(factors: Sequence[Any]) -> Float[np.ndarray, "C _ _"]:
-        return np.stack([np.asarray(x) for x in factors])
+    for adapters in children:
+        for path, x in adapters.items():
+            _check_fits(path, x, like)
 
     def one(path: str) -> Adapter:
-        adapters = [folded(x[path]) for x in padded]
-        return Adapter(
-            a=joined([x.a for x in adapters]), b=joined([x.b for x in adapters])
-        )
+        room, count = like[path], len(children)
+        a = np.zeros((count, *room.a.shape), room.a.dtype)
+        b = np.zeros((count, *room.b.shape), room.b.dtype)
+        for i, adapters in enumerate(children):
+            if path in adapters:
+                x = folded(adapters[path])
+                a[i, :, : x.rank], b[i, : x.rank] = x.a, x.b
+        return Adapter(a=a, b=b)
 
     return {path: one(path) for path in like}
+
+
+def _check_fits(path: str, x: Adapter, like: Mapping[str, Adapter]) -> None:
+    """Raises ValueError unless there is room for `x` at `path`."""
+    if path not in like:
+        raise ValueError(f"'{path}' is not a module of the model to fill up to.")
+    room = like[path]
+    if (x.inputs, x.outputs) != (room.inputs, room.outputs) or x.rank > room.rank:
+        raise ValueError(
+            f"'{path}': a {list(x.a.shape)} and b {list(x.b.shape)} do not fit into a "
+            f"{list(room.a.shape)} and b {list(room.b.shape)}."
+        )
