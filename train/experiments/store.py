@@ -4,6 +4,7 @@ Reading says which file, row and field is wrong. Floats have six digits. Host co
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import typing
@@ -116,7 +117,7 @@ def _row(record: Any, kind: type[R], where: str) -> R:
             f"{where} has a foreign field '{min(foreign)}', expected only: "
             f"{', '.join(fields)}."
         )
-    types = typing.get_type_hints(kind)
+    types = _types(kind)
     values = {}
     for name, field in fields.items():
         if name not in record and field.default is dataclasses.MISSING:
@@ -128,6 +129,11 @@ def _row(record: Any, kind: type[R], where: str) -> R:
         known = ", ".join(TASKS)
         raise ValueError(f"{where}: `task` is '{task}', expected one of {known}.")
     return kind(**values)
+
+
+@functools.cache  # Slow, and asked for with every row.
+def _types(kind: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _value(
