@@ -1,7 +1,10 @@
-"""Accuracy of a classifier with the adapters that it is given.
+"""How many sentences classifiers get right, each with its own adapters.
 
-Adapters of equal shapes run in the same compiled program: `para_jax.pad` brings a child
-to the shapes of its parent, exactly, with zeros.
+Many adapters are evaluated in one call: they are stacked, and mapped over, beside one
+frozen base. Adapters of equal shapes run in the same compiled program: `para_jax.pad`
+brings a child to the shapes of its parent, exactly, with zeros.
+
+Axis letters: `C` classifiers with their adapters, `B` sentences.
 """
 
 import functools
@@ -10,10 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from train.data.tokens import Batch
+
+_AT_ONCE = 32
+"""Classifiers in one call: a compiled program has one shape, and memory an end."""
 
 
 def accuracy(
@@ -36,8 +43,7 @@ def accuracy(
     Raises:
       ValueError: if there are no batches.
     """
-    if not batches:
-        raise ValueError("No sentences to evaluate: `batches` is empty.")
+    _check(batches)
     # Once, not with every batch.
     variables = jax.tree.map(jnp.asarray, {"params": params, "lora": lora})
     right = total = 0
@@ -48,9 +54,65 @@ def accuracy(
     return right / total
 
 
+def accuracies(
+    model: nn.Module,
+    base: Mapping[str, Any],
+    heads: Mapping[str, Any],
+    lora: Mapping[str, Any],
+    batches: Sequence[Batch],
+) -> Float[np.ndarray, "C"]:
+    """Returns the accuracy of each of many classifiers on one base.
+
+    Args:
+      model: Maps `Tokens` to logits.
+      base: The frozen params, without the classifier.
+      heads: The classifiers: leaves `[C, ...]`.
+      lora: Their adapters, as `para_jax.to_params` gives them, with leaves `[C, ...]`.
+      batches: The sentences.
+
+    Raises:
+      ValueError: if there are no batches.
+    """
+    _check(batches)
+    varying, count = (heads, lora), len(jax.tree.leaves(heads)[0])
+    base = jax.tree.map(jnp.asarray, base)
+    total = sum(batch.sentences for batch in batches)
+    rights = []
+    for start in range(0, count, _AT_ONCE):
+        # The last call is filled up with repetitions of its first classifier.
+        places = np.arange(start, start + _AT_ONCE)
+        places = np.where(places < count, places, start)
+        some = jax.tree.map(lambda x: jnp.asarray(x[places]), varying)  # noqa: B023
+        counts = [_count_each_right(model, base, *some, batch) for batch in batches]
+        rights.append(np.sum(jax.device_get(counts), axis=0))
+    return np.concatenate(rights)[:count] / total
+
+
+def _check(batches: Sequence[Batch]) -> None:
+    if not batches:
+        raise ValueError("No sentences to evaluate: `batches` is empty.")
+
+
 @functools.partial(jax.jit, static_argnames="model")
 def _count_right(
     model: nn.Module, variables: Mapping[str, Any], batch: Batch
 ) -> Int[jax.Array, ""]:
     logits: Any = model.apply(variables, batch.tokens)
     return jnp.sum(jnp.argmax(logits, axis=-1) == batch.labels)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _count_each_right(
+    model: nn.Module,
+    base: Mapping[str, Any],
+    heads: Mapping[str, Any],
+    lora: Mapping[str, Any],
+    batch: Batch,
+) -> Int[jax.Array, "C"]:
+    def one(head: Any, lora: Any) -> jax.Array:
+        params = {**base, "classifier": head}
+        # Whatever a GPU does by default: children differ by little.
+        with jax.default_matmul_precision("float32"):
+            return _count_right(model, {"params": params, "lora": lora}, batch)
+
+    return jax.vmap(one)(heads, lora)

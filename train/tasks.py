@@ -39,7 +39,7 @@ def load(folder: pathlib.Path, limit: int | None = None) -> Task:
       limit: The number of sentences; all by default.
     """
     config = bert.read_config(folder)
-    data = sentiment.load_test()
+    data = sentiment.load("movie", "test")
     ids = tokens.encode(tokens.load_tokenizer(folder), data.texts[:limit])
     return Task(
         model=bert.BertClassifier(config, len(sentiment.CLASSES)),

@@ -27,7 +27,7 @@ def folder():
 @pytest.fixture(scope="module")
 def texts():
     """Of all lengths, so that some are padded and some truncated."""
-    ordered = sorted(sentiment.load_test().texts, key=len)
+    ordered = sorted(sentiment.load("movie", "test").texts, key=len)
     return [*ordered[:: len(ordered) // SENTENCES], ordered[-1] * 2]
 
 

@@ -1,22 +1,26 @@
-"""Three-way sentiment of movie review sentences, rated by people.
+"""Three-way sentiment of four kinds of sentences, rated by people.
 
 C.J. Hutto and E. Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment
 Analysis of Social Media Text", ICWSM 2014, give each sentence the mean of about 20
-ratings in [-4, 4]. A sentence belongs to the test part by the hash of its text, so
-that the split depends on no order and no seed. Host code.
+ratings in [-4, 4]. A sentence belongs to a part by the hash of its text, so that the
+split depends on no order and no seed. Host code.
 """
 
 import gzip
 import hashlib
+import math
 import pathlib
 from typing import NamedTuple
 
 CLASSES = ("negative", "neutral", "positive")
-TEST = range(20)
-"""The buckets, of 100, whose sentences are the test part."""
 
-_ASSETS = pathlib.Path(__file__).parent.parent / "assets"
-_TEST_FILE = _ASSETS / "movie" / "test.tsv.gz"
+TASKS = ("movie", "amazon", "tweets", "nyt")
+"""Film reviews, product reviews, tweets, editorials of the New York Times."""
+
+PARTS = {"test": range(20), "validation": range(20, 30), "train": range(30, 100)}
+"""The buckets, of 100, of each part."""
+
+_ASSETS = pathlib.Path(__file__).parent.parent / "assets" / "sentiment"
 
 
 class Sentences(NamedTuple):
@@ -32,7 +36,13 @@ def bucket(text: str) -> int:
 
 
 def label(rating: float) -> int:
-    """Returns the class of a mean rating: neutral from -0.5 to 0.5, both included."""
+    """Returns the class of a mean rating: neutral from -0.5 to 0.5, both included.
+
+    Raises:
+      ValueError: if it is no rating.
+    """
+    if not -4 <= rating <= 4:  # Nor is NaN.
+        raise ValueError(f"A mean rating is {rating:g}, expected -4 to 4.")
     return 0 if rating < -0.5 else 2 if rating > 0.5 else 1
 
 
@@ -40,7 +50,7 @@ def parse(tsv: str) -> Sentences:
     """Returns the sentences of a file of the VADER data: id, mean rating, text.
 
     Raises:
-      ValueError: if a line has not three fields.
+      ValueError: if a line has not three fields, or its rating is none.
     """
     rows = [line.split("\t") for line in tsv.split("\n") if line]
     for number, row in enumerate(rows, 1):
@@ -51,25 +61,65 @@ def parse(tsv: str) -> Sentences:
             )
     return Sentences(
         texts=tuple(text for _, _, text in rows),
-        labels=tuple(label(float(rating)) for _, rating, _ in rows),
+        labels=tuple(_label(n, rating) for n, (_, rating, _) in enumerate(rows, 1)),
     )
 
 
-def load_test() -> Sentences:
-    """Returns the test part, which ships with this package."""
-    return parse(gzip.decompress(_TEST_FILE.read_bytes()).decode())
+def load(task: str, part: str) -> Sentences:
+    """Returns one part of one task; all of them ship with this package.
+
+    Args:
+      task: One of `TASKS`.
+      part: One of `PARTS`.
+
+    Raises:
+      ValueError: if there is no such task or part.
+    """
+    for what, got, known in (("task", task, TASKS), ("part", part, PARTS)):
+        if got not in known:
+            raise ValueError(f"Unknown {what} '{got}', expected {', '.join(known)}.")
+    packed = (_ASSETS / f"{task}.tsv.gz").read_bytes()
+    return select(parse(gzip.decompress(packed).decode()), PARTS[part])
 
 
-def pack_test(source: pathlib.Path, target: pathlib.Path = _TEST_FILE) -> None:
-    """Writes the test part of the original file `source`, compressed, to `target`.
+def select(sentences: Sentences, buckets: range) -> Sentences:
+    """Returns the sentences in `buckets`.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    pairs = zip(sentences.texts, sentences.labels, strict=True)
+    kept = [(text, name) for text, name in pairs if bucket(text) in buckets]
+    if not kept:
+        raise ValueError(
+            f"None of {len(sentences.texts)} sentences is in the buckets "
+            f"{buckets.start} to {buckets.stop - 1}: the part is empty."
+        )
+    texts, labels = zip(*kept, strict=True)
+    return Sentences(texts, labels)
+
+
+def pack(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Writes the original file `source`, compressed, to `target`.
 
     The same source gives the same bytes: the header holds no time and no file name.
     """
-    lines = source.read_bytes().decode().split("\r\n")
-    kept = [x for x in lines if x and bucket(x.split("\t")[2]) in TEST]
-    data = "".join(f"{line}\n" for line in kept).encode()
+    data = source.read_bytes().replace(b"\r\n", b"\n")
     with (
         target.open("wb") as file,
         gzip.GzipFile("", "wb", compresslevel=9, fileobj=file, mtime=0) as packed,
     ):
         packed.write(data)
+
+
+def _label(number: int, rating: str) -> int:
+    try:
+        value = float(rating)
+    except ValueError:
+        value = math.nan
+    try:
+        return label(value)
+    except ValueError:
+        raise ValueError(
+            f"Line {number} has the mean rating '{rating}', expected -4 to 4."
+        ) from None

@@ -17,7 +17,9 @@ from train.models.bert import Tokens
 
 MAX_LENGTH = 64
 
-_WIDTHS = (8, 16, 24, 32, 40, 48, MAX_LENGTH)
+WIDTHS = (8, 16, 24, 32, 40, 48, MAX_LENGTH)
+"""Of batches. Fewer widths compile fewer programs, and pad more."""
+
 # Measured on two CPU cores: 512 and 2048 tokens a batch are slower by 10 to 70 %.
 _TOKENS_PER_BATCH = 1024
 _NO_LABEL = -1
@@ -34,10 +36,12 @@ class Batch(NamedTuple):
         return int(np.sum(self.labels != _NO_LABEL))
 
 
-def load_tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
+def load_tokenizer(
+    folder: pathlib.Path, max_length: int = MAX_LENGTH
+) -> tokenizers.Tokenizer:
     """Returns the tokenizer of a model folder; it truncates and never pads."""
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(MAX_LENGTH)
+    tokenizer.enable_truncation(max_length)
     tokenizer.no_padding()  # The file itself asks for 128 tokens, always.
     return tokenizer
 
@@ -47,21 +51,27 @@ def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[i
     return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
 
 
-def batches(ids: Sequence[Sequence[int]], labels: Sequence[int]) -> list[Batch]:
+def batches(
+    ids: Sequence[Sequence[int]],
+    labels: Sequence[int],
+    *,
+    widths: Sequence[int] = WIDTHS,
+) -> list[Batch]:
     """Returns all sentences in batches, the short ones first.
 
     Args:
-      ids: The token ids of each sentence, at most `MAX_LENGTH`.
+      ids: The token ids of each sentence.
       labels: The class of each sentence.
+      widths: What sentences are filled up to, rising.
 
     Raises:
       ValueError: if a sentence is too long, or the arguments differ in length.
     """
-    if longest := max((len(x) for x in ids if len(x) > MAX_LENGTH), default=0):
-        raise ValueError(f"A sentence has {longest} tokens, expected <= {MAX_LENGTH}.")
+    if longest := max((len(x) for x in ids if len(x) > widths[-1]), default=0):
+        raise ValueError(f"A sentence has {longest} tokens, expected <= {widths[-1]}.")
     pairs = sorted(zip(ids, labels, strict=True), key=lambda pair: len(pair[0]))
     result: list[Batch] = []
-    for shorter, width in zip((0, *_WIDTHS), _WIDTHS, strict=False):
+    for shorter, width in zip((0, *widths), widths, strict=False):
         rows = [pair for pair in pairs if shorter < len(pair[0]) <= width]
         size = _TOKENS_PER_BATCH // width
         starts = range(0, len(rows), size)

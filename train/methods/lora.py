@@ -12,6 +12,7 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 
 from para_jax.adapters import Adapter
 from train.methods import method
@@ -23,20 +24,29 @@ class Lora:
     """LoRA of one rank.
 
     Attributes:
-      rank: Of every module.
+      rank: Of every adapted module.
       scale: `alpha / rank`.
+      share: The share of the modules that are adapted. Below 1 the seed draws which:
+        so there is LoRA at an average rank below one.
     """
 
     rank: int = 16
     scale: float = 2.0
+    share: float = 1.0
 
     @property
     def target(self) -> float:
-        return self.rank
+        return self.rank * self.share
 
     def method(self, steps: int) -> Method:
-        """Returns LoRA, which has no schedule."""
-        return plain(self.rank, self.scale)
+        """Returns LoRA, which has no schedule.
+
+        Raises:
+          ValueError: if the share is none.
+        """
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share:g}, expected above 0, up to 1.")
+        return plain(self.rank, self.scale, share=self.share)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,8 +70,11 @@ class RsLora:
         return plain(self.rank, self.alpha / math.sqrt(self.rank))
 
 
-def plain(rank: int, scale: float) -> Method:
-    """Returns LoRA with the scale `scale`.
+def plain(rank: int, scale: float, *, share: float = 1.0) -> Method:
+    """Returns LoRA with the scale `scale`, on a share of the modules.
+
+    A module without an adapter has zeros in both factors, which stay zeros: neither
+    factor has a gradient.
 
     Raises:
       ValueError: if the rank is not positive.
@@ -71,14 +84,27 @@ def plain(rank: int, scale: float) -> Method:
 
     def init(key: jax.Array, kernels: Kernels, gradients: Kernels | None) -> State:
         a, b = method.kaiming(key, kernels, rank), method.zeros(kernels, rank)
+        if share < 1:
+            a = _some(jax.random.fold_in(key, 1), a, share)
         return State({path: {"a": a[path], "b": b[path]} for path in kernels})
 
     def adapters(state: State) -> Adapters:
-        return {
-            path: Adapter(**pair, scale=scale) for path, pair in state.params.items()
-        }
+        return {path: Adapter(**x, scale=scale) for path, x in state.params.items()}
 
     def finish(state: State) -> Adapters:
-        return method.whole(adapters(state))
+        keep = {path: (x["a"] != 0).any(0) for path, x in state.params.items()}
+        return method.kept(adapters(state), keep)
 
     return Method(init=init, adapters=adapters, finish=finish)
+
+
+def _some(
+    key: jax.Array, a: dict[str, jax.Array], share: float
+) -> dict[str, jax.Array]:
+    """Returns the factors with those of all but a share of the modules zero."""
+    count = max(1, math.floor(share * len(a) + 1e-9))
+    place = jax.random.permutation(key, len(a))
+    return {
+        path: jnp.where(place[i] < count, a[path], 0)
+        for i, path in enumerate(sorted(a))
+    }

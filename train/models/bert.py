@@ -104,7 +104,9 @@ class SelfAttention(nn.Module):
         q, k, v = project("query"), project("key"), project("value")
         scores = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(d // heads)
         scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
-        weights = jax.nn.softmax(scores, axis=-1)
+        # In float32 at least: in bfloat16, many weights of a long sentence are lost.
+        wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        weights = jax.nn.softmax(wide, axis=-1).astype(v.dtype)
         return jnp.einsum("bhts,bshd->bthd", weights, v).reshape(x.shape)
 
 

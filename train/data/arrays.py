@@ -1,0 +1,101 @@
+"""A part of a task as arrays that stay on the device, and the order to read them in.
+
+Axis letters: `N` sentences, `T` tokens, `S` steps, `B` sentences a batch. Host code.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from train.data import sentiment, tokens
+
+ROWS = 8192
+
+
+class Arrays(NamedTuple):
+    """Sentences of one width. A pytree: a compiled program takes rows out of it."""
+
+    ids: Int[jax.Array | np.ndarray, "N T"]
+    lengths: Int[jax.Array | np.ndarray, "N"]
+    labels: Int[jax.Array | np.ndarray, "N"]
+
+
+class Data(NamedTuple):
+    """The three parts of a task: one to learn from, two to evaluate on.
+
+    Attributes:
+      train: All of one width, for batches of any rows.
+      validation: To choose by.
+      test: To report.
+      sentences: How many there are to train on.
+    """
+
+    train: Arrays
+    validation: Sequence[tokens.Batch]
+    test: Sequence[tokens.Batch]
+    sentences: int
+
+
+def load(task: str, folder: pathlib.Path, max_length: int) -> Data:
+    """Returns the data of `task` for the tokenizer in a model folder.
+
+    Args:
+      task: One of `sentiment.TASKS`.
+      folder: That of the model.
+      max_length: Tokens of a sentence beyond so many are dropped.
+    """
+    tokenizer = tokens.load_tokenizer(folder, max_length)
+    parts = {}
+    for part in sentiment.PARTS:
+        texts, labels = sentiment.load(task, part)
+        parts[part] = tokens.encode(tokenizer, texts), labels
+    widths = (max_length // 2, max_length)
+    return Data(
+        train=pack(*parts["train"], width=max_length),
+        validation=tokens.batches(*parts["validation"], widths=widths),
+        test=tokens.batches(*parts["test"], widths=widths),
+        sentences=len(parts["train"][0]),
+    )
+
+
+def pack(ids: Sequence[Sequence[int]], labels: Sequence[int], *, width: int) -> Arrays:
+    """Returns sentences as arrays, filled up with zeros to `width` tokens.
+
+    The number of rows is a power of two, `ROWS` at least, so that tasks share compiled
+    programs. No batch reads the rows of zeros behind the last sentence.
+
+    Raises:
+      ValueError: if there are none, one is too long, or a label is no class.
+    """
+    if not ids:
+        raise ValueError("No sentences to train on: the split is empty.")
+    if bad := sorted(set(labels) - set(range(len(sentiment.CLASSES)))):
+        raise ValueError(
+            f"The label {bad[0]} is out of range, expected 0 to "
+            f"{len(sentiment.CLASSES) - 1}: {', '.join(sentiment.CLASSES)}."
+        )
+    if (longest := max(map(len, ids))) > width:
+        raise ValueError(f"A sentence has {longest} tokens, expected <= {width}.")
+    size = max(ROWS, 1 << (len(ids) - 1).bit_length())
+    rows = np.zeros((size, width), np.int32)
+    for row, sentence in zip(rows, ids, strict=False):
+        row[: len(sentence)] = sentence
+    more = size - len(ids)
+    lengths = np.array([*map(len, ids), *[1] * more], np.int32)
+    return Arrays(rows, lengths, np.array([*labels, *[0] * more], np.int32))
+
+
+def order(seed: int, sentences: int, steps: int, batch: int) -> Int[np.ndarray, "S B"]:
+    """Returns which rows each step reads: one shuffled epoch after another.
+
+    It depends on the seed alone, so that methods of equal seeds see the same batches,
+    and a resumed run goes on where it stopped. A batch may span two epochs.
+    """
+    epochs = -(-steps * batch // sentences)
+    generator = np.random.default_rng([seed, 0xDA7A])
+    rows = [generator.permutation(sentences) for _ in range(epochs)]
+    return np.concatenate(rows)[: steps * batch].reshape(steps, batch).astype(np.int32)

@@ -1,0 +1,201 @@
+"""What one run is: a task, a method, and members that train side by side.
+
+A member is a seed with a learning rate; the run has one for each pair of these. All
+values that decide a run's numbers are fields of `Run`. Host code.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from train import trainer
+from train.data import arrays
+from train.methods import METHODS, Config
+from train.models import bert
+
+CHUNK = 100
+"""Steps in one call of the compiled program: between two, a run can stop and report."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """The settings of one run.
+
+    Attributes:
+      task: One of `train.data.sentiment.TASKS`.
+      method: The method that trains the adapters, with its own settings.
+      seeds: Of the members: they draw the classifier, the factors and the batches.
+      learning_rates: Of the members: each seed trains with each of them.
+      steps: How many, whatever the size of the data.
+      batch: Sentences a step.
+      max_length: Tokens of a sentence beyond so many are dropped.
+      warmup: The share of the steps in which the learning rate rises; then it falls
+        to zero.
+      weight_decay: Of AdamW.
+      clip: The largest norm of a gradient.
+      accumulate: How many parts a batch is computed in, one after the other.
+      dtype: What the model computes in; what is trained is float32.
+      devices: Over how many devices a batch is divided.
+    """
+
+    task: str = "movie"
+    method: Config = METHODS["lora"]
+    seeds: tuple[int, ...] = (0,)
+    learning_rates: tuple[float, ...] = (1e-3,)
+    steps: int = 1500
+    batch: int = 32
+    max_length: int = 48
+    warmup: float = 0.06
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    accumulate: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    devices: int = 1
+
+    @property
+    def members(self) -> list[tuple[int, float]]:
+        """The seed and the learning rate of each member."""
+        return list(itertools.product(self.seeds, self.learning_rates))
+
+    def check(self) -> None:
+        """Checks what the types do not say.
+
+        Raises:
+          ValueError: with what is wrong and what was expected.
+        """
+        for name in ("steps", "batch", "accumulate", "devices"):
+            if (got := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {got}, expected at least 1.")
+        for name in ("seeds", "learning_rates"):
+            got = getattr(self, name)
+            if not got or len(set(got)) < len(got) or min(got) < 0:
+                raise ValueError(
+                    f"{name} is {list(got)}, expected different numbers >= 0."
+                )
+        if self.batch % (self.accumulate * self.devices):
+            raise ValueError(
+                f"A batch of {self.batch} cannot be computed in {self.accumulate} "
+                f"equal parts on {self.devices} devices."
+            )
+        if self.devices > jax.device_count():
+            raise ValueError(
+                f"devices is {self.devices}, and this machine has "
+                f"{jax.device_count()} for JAX."
+            )
+
+    def trainer(self, model: bert.BertClassifier) -> trainer.Trainer:
+        """Returns the compiled program's settings: all but task, seeds and rates."""
+        return trainer.Trainer(
+            model=model,
+            config=self.method,
+            steps=self.steps,
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            accumulate=self.accumulate,
+            dtype=self.dtype,
+        )
+
+
+class Inputs(NamedTuple):
+    """What a run reads, on the device.
+
+    Attributes:
+      run: Its settings.
+      trainer: Those of its program.
+      base: The frozen params, without the classifier.
+      data: The sentences to train on.
+      rates: The members' learning rates.
+      seeds: The members' seeds.
+      rows: The members' batches, on the host.
+    """
+
+    run: Run
+    trainer: trainer.Trainer
+    base: trainer.Params
+    data: arrays.Arrays
+    rates: Float[jax.Array, "M"]
+    seeds: Int[jax.Array, "M"]
+    rows: Int[np.ndarray, "M S B"]
+
+
+class Progress(NamedTuple):
+    """The state of a run between two calls of its program.
+
+    Attributes:
+      learners: The members.
+      step: How many steps are done.
+      metrics: Of the steps since the last progress, `[M, S]` each.
+    """
+
+    learners: trainer.Learner
+    step: int
+    metrics: trainer.Metrics
+
+
+def inputs(
+    run: Run, model: bert.BertClassifier, base: trainer.Params, data: arrays.Data
+) -> Inputs:
+    """Returns what the run reads.
+
+    Raises:
+      ValueError: if a setting is impossible.
+    """
+    run.check()
+    seeds, rates = zip(*run.members, strict=True)
+    orders = {
+        seed: arrays.order(seed, data.sentences, run.steps, run.batch)
+        for seed in run.seeds
+    }
+    return Inputs(
+        run=run,
+        trainer=run.trainer(model),
+        base=jax.tree.map(jnp.asarray, base),
+        data=jax.tree.map(jnp.asarray, data.train),
+        rates=jnp.array(rates, jnp.float32),
+        seeds=jnp.array(seeds, jnp.int32),
+        rows=np.stack([orders[seed] for seed in seeds]),
+    )
+
+
+def begin(given: Inputs) -> trainer.Learner:
+    """Returns the members at their start."""
+    count = given.trainer.method.gradient_batches
+    first = given.rows[:, : max(count, 1)]
+    return trainer.begin(
+        given.trainer, given.seeds, given.rates, given.base, given.data, first
+    )
+
+
+def advance(
+    given: Inputs, learners: trainer.Learner, step: int = 0
+) -> Iterator[Progress]:
+    """Yields the members after every `CHUNK` steps, from `step` to the last.
+
+    The members that were given are donated to the program: only what is yielded is
+    valid.
+    """
+    steps, place = given.run.steps, _sharder(given.run.devices)
+    for start in range(step, steps, CHUNK):
+        rows = place(given.rows[:, start : start + CHUNK])
+        learners, metrics = trainer.advance(
+            given.trainer, learners, given.rates, given.base, given.data, rows
+        )
+        yield Progress(learners, min(start + CHUNK, steps), metrics)
+
+
+def _sharder(devices: int) -> Callable[[np.ndarray], Any]:
+    """Returns what divides batches `[M, S, B]` over so many devices."""
+    if devices == 1:
+        return jnp.asarray
+    mesh = jax.make_mesh(
+        (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    spec = jax.sharding.PartitionSpec(None, None, "data")
+    return lambda rows: jax.device_put(rows, jax.NamedSharding(mesh, spec))
