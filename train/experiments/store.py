@@ -52,7 +52,7 @@ def write(path: pathlib.Path, results: Results[R]) -> None:
     if results.rows:
         _parse(raw, type(results.rows[0]), path)
     head = [f'"{k}": {_json(raw[k])}' for k in _HEAD if k not in ("configs", "rows")]
-    configs = [f'"{k}": {_json(v)}' for k, v in raw["configs"].items()]
+    configs = [f"{_json(k)}: {_json(v)}" for k, v in raw["configs"].items()]
     head.append('"configs": {\n' + ",\n".join(configs) + "\n}")
     head.append('"rows": [\n' + ",\n".join(map(_json, raw["rows"])) + "\n]")
     path.parent.mkdir(parents=True, exist_ok=True)

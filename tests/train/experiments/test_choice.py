@@ -46,9 +46,22 @@ def test_rates_are_compared_on_the_seeds_that_all_of_them_have(row):
 
 
 def test_of_equal_rates_the_smallest_is_taken(row):
-    rows = [row(learning_rate=x, validation=0.5) for x in (0.4, 0.1, 0.2)]
+    rows = [
+        row(learning_rate=x, validation=0.5, accuracy=None) for x in (0.4, 0.1, 0.2)
+    ]
 
     assert set(choice.rates(rows).values()) == {0.1}
+
+
+def test_of_rates_equal_but_for_rounding_the_tested_one_is_taken(row):
+    rows = [
+        row(learning_rate=0.1, seed=0, validation=0.333333, accuracy=None),
+        row(learning_rate=0.1, seed=1, validation=0.666667, accuracy=None),
+        row(learning_rate=0.2, seed=0, validation=0.5),
+        row(learning_rate=0.2, seed=1, validation=0.499999),
+    ]
+
+    assert set(choice.rates(rows).values()) == {0.2}
 
 
 def test_a_single_rate_needs_no_validation(row):

@@ -27,6 +27,14 @@ def test_a_table_is_printed_and_nothing_is_written(folder, document, capsys):
     assert document.read_text() == before
 
 
+def test_a_narrow_terminal_cuts_no_number_short(folder, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+
+    __main__.main(["table", "cost", "--folder", str(folder)])
+
+    assert "…" not in capsys.readouterr().out
+
+
 def test_a_table_is_written_to_its_place(folder, document, capsys):
     __main__.main(["table", "a", "--write", "--folder", str(folder)])
 

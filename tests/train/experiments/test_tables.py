@@ -98,11 +98,15 @@ def test_table_a_has_the_parent_and_all_methods(files):
     names = [row[0] for row in accuracy.rows]
     assert names[:2] == ["LoRA r=16, parent", "LoRA r=4"]
     assert names[-1] == "PARA γ=.25"
-    assert len(names) == 3 + len(synthetic.AT_FOUR) + 2
+    assert len(names) == 3 + len(synthetic.AT_FOUR) + 5
     assert [row[0] for row in difference.rows] == names[:-1]
     assert accuracy.notes == [
         "Accuracy in %, mean and standard deviation over 3 seeds."
     ]
+
+
+def test_a_method_with_another_rank_is_shown_with_it(files):
+    assert cells(TABLES["a"](files), 0, "SoRA")["rank"] == "4.81"  # 173 of 36 modules.
 
 
 def test_a_method_that_was_not_trained_is_named(folder, tmp_path):
@@ -141,7 +145,7 @@ def test_scores_are_compared_with_the_singular_value(files, folder):
     got = cells(tables, 0, "whitened")
     sigma, whitened = (
         [accuracies(folder, "children", x, f"rank {r:g}") for r in synthetic.RANKS]
-        for x in ("para", "whiten")
+        for x in ("para", "whitened")
     )
     want = np.mean(whitened[2] - sigma[2])
     assert number(got["2"]) == pytest.approx(want, abs=0.0051)
@@ -191,10 +195,10 @@ def test_a_foreign_policy_among_the_retuned_is_refused(folder, tmp_path):
 def test_costs_are_relative_to_lora(files, folder):
     rows = json.loads((folder / "cost.json").read_text())["rows"]
     by_name = {(x["method"], x["policy"]): x for x in rows}
-    mine, small = by_name["sora", "rank 4"], by_name["lora", "rank 4"]
+    mine, small = by_name["gora", "rank 4"], by_name["lora", "rank 4"]
 
     (found,) = TABLES["cost"](files)
-    (row,) = [x for x in found.rows if x[0].startswith("SoRA")]
+    (row,) = [x for x in found.rows if x[0].startswith("GoRA")]
 
     assert float(row[3]) == pytest.approx(
         mine["step_seconds"] / small["step_seconds"], abs=0.0051
