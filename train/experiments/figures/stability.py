@@ -23,7 +23,6 @@ def draw(files: Files) -> Figure:
     axes.set_xticks(range(len(found)), list(found))
     axes.set_ylabel("correlation of two rank maps")
     axes.set_ylim(top=1.02)
-    axes.axhline(0, color=style.GREY, linewidth=0.8)
     style.legend(figure, axes, columns=2)
     return figure
 
