@@ -91,8 +91,11 @@ ENTRIES = (
         config=dylora.Dylora(mode="unfrozen"),
         ranks=RANKS,
     ),
+    Entry(name="sora-hard", method="sora-hard", config=sora.Sora(hard_finish=True)),
     Entry(
-        name="sora-official", method="sora-official", config=sora.Sora(variant="official")
+        name="sora-official",
+        method="sora-official",
+        config=sora.Sora(variant="official"),
     ),
 )
 """The methods of the grid, those of the paper's tables first."""

@@ -1,7 +1,5 @@
 """The whole grid on a model and on sentences that are tiny: what is made, and kept."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
