@@ -17,7 +17,7 @@ Axis letters: `m` inputs and `n` outputs of a kernel, `r` rank.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ class State(NamedTuple):
     memory: Any = ()
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """How a method wants its `params` to be moved."""
 
@@ -98,6 +99,7 @@ class Method:
     gradient_batches: int = 0
 
 
+@runtime_checkable
 class Config(Protocol):
     """The settings of one method: a frozen dataclass of plain values."""
 
