@@ -55,7 +55,7 @@ def base():
 
 @pytest.fixture
 def kernels(base):
-    return {name: jnp.asarray(getattr(base, name).weight.detach().T) for name in NAMES}
+    return {name: jnp.array(getattr(base, name).weight.detach().T) for name in NAMES}
 
 
 @pytest.fixture
@@ -76,7 +76,8 @@ def theirs(base, kernels):
 
 def part(model, letter, name):
     module = getattr(model.base_model.model, name)
-    return jnp.asarray(getattr(module, f"lora_{letter}")["default"].detach().numpy())
+    values = getattr(module, f"lora_{letter}")["default"].detach().numpy()
+    return jnp.array(values)  # A copy: torch changes its own in place.
 
 
 def triplets(model):
@@ -130,13 +131,15 @@ def ours(theirs, kernels, batches):
 @pytest.fixture
 def steps(ours, theirs, batches):
     """Trains theirs a step at a time, beside ours; depends on `ours` to start last."""
-    trained = [p for p in theirs.parameters() if p.requires_grad]
+    # By name: PEFT 0.21 marks `ranknum`, a constant of the scale, as trainable too.
+    trained = [p for name, p in theirs.named_parameters() if "lora_" in name]
     optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0)
 
     def run():
         for step, (x, y) in enumerate(batches):
             optimizer.zero_grad()
-            theirs(torch.tensor(x), torch.tensor(y)).loss.backward()
+            # Not `theirs(...)`, which leaves out the penalty of AdaLoRA's own forward.
+            theirs.base_model(torch.tensor(x), torch.tensor(y)).loss.backward()
             optimizer.step()
             theirs.base_model.update_and_allocate(step)
             yield step, ours[step]
@@ -153,9 +156,7 @@ def test_the_budgets_are_those_of_peft(theirs):
     ]
 
     assert [left for left, _ in budgets] == [8, 8, 8, 6, 5, 4, 4, 4, 4, 4, 4, 4]
-    for t, (left, masks) in enumerate(budgets):
-        forced = t == STEPS - CONFIG.t_final
-        assert allocator.budget_schedule(t) == (left, masks and not forced)
+    assert budgets == [allocator.budget_schedule(t) for t in range(STEPS)]
 
 
 @pytest.mark.parametrize("steps", [100, 1150, 3000])
@@ -190,9 +191,8 @@ def test_every_step_of_a_training_is_that_of_peft(steps, theirs):
 
 def test_the_scores_are_those_of_peft(steps, theirs):
     allocator = theirs.base_model.rankallocator
-    for step, state in steps:
-        if step == STEPS - CONFIG.t_final - 1:  # PEFT forgets them after the next.
-            break
+    # PEFT forgets them in the step after.
+    state = next(x for step, x in steps if step == STEPS - CONFIG.t_final - 1)
 
     scores = adalora.scores(state.memory)
     for name in NAMES:
@@ -206,6 +206,8 @@ def test_the_scores_are_those_of_peft(steps, theirs):
         np.testing.assert_allclose(scores[name], want, rtol=1e-6)
 
 
+# PEFT 0.21 takes its own rank pattern for that of LoRA, and finds none of its names.
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")
 def test_the_export_is_what_peft_computes_saves_and_loads(
     steps, theirs, kernels, batches, tmp_path
 ):
@@ -214,10 +216,9 @@ def test_the_export_is_what_peft_computes_saves_and_loads(
     x, y = batches[0]
 
     pattern = theirs.peft_config["default"].rank_pattern
-    kept = {name: sum(pattern[f"model.{name}.lora_E.default"]) for name in NAMES}
-    assert {name: x.rank for name, x in got.items()} == {
-        name: rank for name, rank in kept.items() if rank
-    }
+    kept = {name: sum(pattern[f"{name}.lora_E.default"]) for name in NAMES}
+    assert {name: x.rank for name, x in got.items()} == kept
+    assert kept == {"first": 1, "second": 3}
     found = outputs(got, kernels, x)
     want = theirs(torch.tensor(x), torch.tensor(y)).out.detach().numpy()
     np.testing.assert_allclose(found, want, atol=1e-7)

@@ -69,14 +69,14 @@ def test_the_penalty_is_the_mean_unbiased_variance(module):
     np.testing.assert_allclose(rows, [0.3333333, 4.3333333, 0.3333333], rtol=1e-6)
     np.testing.assert_allclose(columns, [0.5, 2, 0.5])
 
-    got = dora.variance(module)
+    got = float(dora.variance(module))
 
     assert got == pytest.approx(1.3333333, rel=1e-6)
     # The paper divides by the 3 components, not by their 6 vectors.
     assert (rows.sum() + columns.sum()) / 3 == pytest.approx(2 * got, rel=1e-6)
     assert 2 * got == pytest.approx(2.6666667, rel=1e-6)
     biased = np.mean([*np.var(A, axis=1), *np.var(B, axis=0)])
-    assert biased == pytest.approx(0.8055556, rel=1e-6) != pytest.approx(got, rel=0.1)
+    assert biased == pytest.approx(0.8055556, rel=1e-6)
 
 
 def test_the_squared_shares_of_orthogonal_components_sum_to_one():
@@ -144,15 +144,13 @@ def test_the_update_starts_at_zero_and_moves_the_values_alone(key):
     state = run.init(key, toy.kernels(), None)
 
     adapters = run.adapters(state)
-    grads = jax.grad(lambda p: toy.loss(run.adapters(state._replace(params=p))))(
-        state.params
-    )
+    grads = toy.gradients(run, state)
 
     for path, (m, n) in toy.SHAPES.items():
         np.testing.assert_array_equal(toy.delta(adapters[path]), 0)
         np.testing.assert_array_equal(grads.a[path], 0)
         np.testing.assert_array_equal(grads.b[path], 0)
-        assert np.all(np.asarray(grads.e[path]) != 0)
+        assert np.all(grads.e[path] != 0)
         a, c, b = (part[path] for part in state.params)
         assert (a.shape, b.shape) == ((m, toy.RANK), (toy.RANK, n))
         np.testing.assert_array_equal(dora.share(a, c, b), 0)

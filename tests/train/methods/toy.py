@@ -17,15 +17,15 @@ def kernels() -> dict[str, jax.Array]:
     return {path: jnp.zeros(shape) for path, shape in SHAPES.items()}
 
 
-def goals() -> dict[str, jax.Array]:
+def goals() -> dict[str, np.ndarray]:
     """Updates of ranks 1, 3 and 2, of unequal sizes."""
     generator = np.random.default_rng(0)
     ranks, sizes = {"x": 1, "y": 3, "z": 2}, {"x": 2.0, "y": 1.0, "z": 0.5}
 
-    def goal(path: str) -> jax.Array:
+    def goal(path: str) -> np.ndarray:
         (m, n), r = SHAPES[path], ranks[path]
         a, b = generator.normal(size=(m, r)), generator.normal(size=(r, n))
-        return jnp.asarray(sizes[path] * a @ b, jnp.float32)
+        return np.float32(sizes[path] * a @ b)
 
     return {path: goal(path) for path in SHAPES}
 
@@ -34,10 +34,20 @@ def delta(adapter: Any) -> Any:
     return adapter.scale * adapter.a @ adapter.b
 
 
-def loss(adapters: Any) -> jax.Array:
+def loss(adapters: Any) -> Any:
     return sum(
-        jnp.sum((delta(adapters[path]) - goal) ** 2) for path, goal in goals().items()
+        ((delta(adapters[path]) - goal) ** 2).sum() for path, goal in goals().items()
     ) / len(SHAPES)
+
+
+def gradients(method: Any, state: Any) -> Any:
+    """Returns the gradients of the loss alone, in NumPy."""
+
+    def objective(params):
+        return loss(method.adapters(state._replace(params=params)))
+
+    program = jax.jit(jax.grad(objective), compiler_options=QUICK)
+    return jax.tree.map(np.asarray, program(state.params))
 
 
 def program(method: Any, steps: int, learning_rate: float) -> Callable[..., Any]:
