@@ -50,6 +50,13 @@ def gradients(method: Any, state: Any) -> Any:
     return jax.tree.map(np.asarray, program(state.params))
 
 
+def first_update(optimizer: Any, grads: Any, params: Any) -> Any:
+    def update(grads, params):
+        return optimizer.update(grads, optimizer.init(params), params)[0]
+
+    return jax.jit(update, compiler_options=QUICK)(grads, params)
+
+
 def program(method: Any, steps: int, learning_rate: float) -> Callable[..., Any]:
     """Returns a function of the key.
 
