@@ -83,9 +83,10 @@ def plain(rank: int, scale: float, *, share: float = 1.0) -> Method:
     _check(rank)
 
     def init(key: jax.Array, kernels: Kernels, gradients: Kernels | None) -> State:
+        key, place = (key, None) if share == 1 else jax.random.split(key)
         a, b = method.kaiming(key, kernels, rank), method.zeros(kernels, rank)
-        if share < 1:
-            a = _some(jax.random.fold_in(key, 1), a, share)
+        if place is not None:
+            a = _some(place, a, share)
         return State({path: {"a": a[path], "b": b[path]} for path in kernels})
 
     def adapters(state: State) -> Adapters:
