@@ -1,6 +1,5 @@
 """The methods that train adapters, one paper a file; `METHODS` names them all."""
 
-<<<<<<< HEAD
 from train.methods import (
     adalora,
     dora,
@@ -13,9 +12,6 @@ from train.methods import (
     pissa,
     sora,
 )
-=======
-from train.methods import adalora, dora, lora, sora
->>>>>>> wt-dyn
 from train.methods.method import Config as Config
 from train.methods.method import Method as Method
 from train.methods.method import State as State
@@ -23,7 +19,6 @@ from train.methods.method import State as State
 METHODS: dict[str, Config] = {
     "lora": lora.Lora(),
     "rslora": lora.RsLora(),
-<<<<<<< HEAD
     "lora+": lora_plus.LoraPlus(),
     "pissa": pissa.Pissa(),
     "milora": milora.Milora(),
@@ -33,10 +28,5 @@ METHODS: dict[str, Config] = {
     "gora": gora.Gora(),
     "dylora": dylora.Dylora(),
     "matryoshka": matryoshka.Matryoshka(),
-=======
-    "adalora": adalora.AdaLora(),
-    "sora": sora.Sora(),
-    "dora": dora.Dora(),
->>>>>>> wt-dyn
 }
 """Each method by its name, with its default settings."""
