@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--small", action="store_true", help="a look, on CPU")
-    parser.add_argument("--limit", type=float, default=2, help="seconds a batch")
+    parser.add_argument("--limit", type=float, default=1, help="seconds a batch")
     parser.add_argument("--json", type=pathlib.Path, help="where to put the rows")
     parser.add_argument("--plot", type=pathlib.Path, help="where to put the picture")
     parser.add_argument("--from", dest="source", type=pathlib.Path, help="saved rows")

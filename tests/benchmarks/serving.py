@@ -102,11 +102,7 @@ def memory(fleet: Fleet) -> Iterator[Memory]:
         "parent": (parent, "parent", banks.padded),
         "child, one rank": (dict.fromkeys(most, max(most.values())), None, None),
         "child, padded": (most, "child", banks.padded),
-        "child, ragged": (
-            {x: r.mean() for x, r in child.items()},
-            "child",
-            banks.paged,
-        ),
+        "child, ragged": (average, "child", banks.paged),
     }
     for layout, (ranks, adapters, make) in layouts.items():
         timed = mean({x: ranks[x] for x in backbone.timed}) * fleet.tenants

@@ -84,8 +84,9 @@ def place_paged(widths: Mapping[str, int], bank: Adapter, load: Any) -> Adapter:
     for path, r in widths.items():
         mine, factors = rows[at : at + r], []
         for x in bank[path]:
-            part = jax.lax.dynamic_slice(buffer, (begin[i],), (r * x.shape[1],))
-            factors.append(x.at[mine].set(part.reshape(r, -1), mode="drop"))
+            values = begin[i] + jnp.arange(r * x.shape[1]).reshape(r, -1)
+            part = buffer.at[values].get(mode="clip")  # Beyond its rank, anything.
+            factors.append(x.at[mine].set(part, mode="drop"))
             i += 1
         result[path], at = Pair(*factors), at + r
     return result
@@ -97,8 +98,7 @@ def paged_load(adapter: Adapter, rows: Mapping[str, np.ndarray], size: int) -> A
     Args:
       adapter: The factors, `a: [r, m]` and `b: [r, n]`.
       rows: Those of the bank that they go to, `[R]`, filled up with 0.
-      size: The buffer's length: the factors, and once more the largest possible one,
-        since no slice may end beyond it.
+      size: The buffer's length, enough for any tenant.
     """
     leaves = [x for path in rows for x in adapter[path]]
     packed = pack(leaves)
@@ -134,9 +134,7 @@ def _widths(fleet: Fleet, adapters: str) -> dict[str, int]:
 
 def _capacity(fleet: Fleet, ranks: Mapping[str, np.ndarray]) -> int:
     kernels = fleet.backbone.kernels
-    total = sum(x * sum(kernels[path]) for path, x in ranks.items())
-    largest = max(x.max() * max(kernels[path]) for path, x in ranks.items())
-    return int(np.max(total) + largest)
+    return int(np.max(sum(x * sum(kernels[path]) for path, x in ranks.items())))
 
 
 def _timed(

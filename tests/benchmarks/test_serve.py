@@ -1,5 +1,6 @@
 """Serving: each row gets its own tenant's update, and tables say what was run."""
 
+import functools
 import importlib
 import types
 
@@ -141,8 +142,9 @@ def test_a_swap_writes_the_rows_of_a_paged_bank_that_it_was_given(modules):
     new = adapter(modules, {"q": 2, "v": 3})
     rows = {"q": np.array([9, 4, 0, 0]), "v": np.array([5, 1, 8])}
 
-    load = swap.paged_load(new, rows, size=200)
-    got = swap.place_paged({"q": 4, "v": 3}, jax.tree.map(jnp.asarray, bank), load)
+    load = swap.paged_load(new, rows, size=5 * (M + N))
+    place = jax.jit(functools.partial(swap.place_paged, {"q": 4, "v": 3}))
+    got = place(bank, load)
 
     for path, own in {"q": [9, 4], "v": [5, 1, 8]}.items():
         for i in range(2):
@@ -199,14 +201,15 @@ def test_a_mixed_batch_of_the_encoder_equals_each_tenant_merged(modules, monkeyp
     def update(at, x):
         return way.update(bank, plan, x) if at == path else 0.0
 
-    got = whole.forward(whole.params, update, batch)
+    params = jax.tree.map(lambda x: 20 * x, whole.params)  # So that updates are seen.
+    got = whole.forward(params, update, batch)
 
-    kernel = whole.params["bert"]["encoder"]["layer"]["0"]["intermediate"]["dense"]
+    kernel = params["bert"]["encoder"]["layer"]["0"]["intermediate"]["dense"]
     frozen, forward = kernel["kernel"], jax.jit(whole.forward, static_argnums=1)
     for i, tenant in enumerate(tenants):
         kernel["kernel"] = (frozen + delta(factors, tenant)).astype(np.float32)
-        want = forward(whole.params, lambda *_: 0.0, batch)
-        np.testing.assert_allclose(got[i], want[i], atol=1e-5)
+        want = forward(params, lambda *_: 0.0, batch)
+        np.testing.assert_allclose(got[i], want[i], atol=1e-4)
 
 
 def test_the_command_measures_saves_and_shows_again(
