@@ -38,15 +38,14 @@ def save(path: pathlib.Path, result: Result) -> None:
 
 def _lines(panel: Any, steps: Sequence[Step], axis: str) -> None:
     """Draws every way's throughput, in percent of that without adapters."""
-    base = {getattr(x, axis): x.ms for x in steps if x.way == "base"}
+    ticks = sorted({getattr(x, axis) for x in steps})
     ways = dict.fromkeys((x.adapters, x.way) for x in steps if x.way != "base")
     for adapters, way in ways:
         mine = [x for x in steps if (x.adapters, x.way) == (adapters, way)]
         mine.sort(key=lambda x: getattr(x, axis))
-        at = [getattr(x, axis) for x in mine]
         panel.plot(
-            at,
-            [100 * base[i] / x.ms for i, x in zip(at, mine, strict=True)],
+            [getattr(x, axis) for x in mine],
+            [100 * x.throughput for x in mine],
             color=f"C{_ORDER.index(way)}",
             linestyle="--" if adapters == "parent" else "-",
             marker="osD^v<>"[_ORDER.index(way)],
@@ -54,7 +53,7 @@ def _lines(panel: Any, steps: Sequence[Step], axis: str) -> None:
             label=f"{adapters}, {way}",
         )
     panel.set_xscale("log", base=2)
-    panel.set_xticks(list(base), [str(x) for x in base])
+    panel.set_xticks(ticks, map(str, ticks))
     panel.minorticks_off()
     panel.set_ylim(bottom=0)
     panel.set_ylabel("throughput, % of base")

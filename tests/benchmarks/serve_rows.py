@@ -66,6 +66,8 @@ class Step:
       adapters: `none`, `parent` or `child`.
       way: How they were applied.
       ms: A median; `low_ms` and `high_ms` are the quartiles.
+      throughput: Relative to that without adapters, the median of the ratios within
+        each round.
     """
 
     model: str
@@ -80,6 +82,7 @@ class Step:
     ms: float
     low_ms: float
     high_ms: float
+    throughput: float
 
     @property
     def label(self) -> str:

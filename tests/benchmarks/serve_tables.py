@@ -73,13 +73,11 @@ def _swaps(rows: Sequence[Swap]) -> Table:
 
 def _steps(rows: Sequence[Step]) -> Table:
     batches = list(dict.fromkeys((x.rows, x.present) for x in rows))
-    base = {(x.rows, x.present): x.ms for x in rows if x.way == "base"}
-    found = {(x.label, x.rows, x.present): x.ms for x in rows}
+    found = {(x.label, x.rows, x.present): x for x in rows}
     lines = [["way", *(f"{r} of {p}" for r, p in batches)]]
     for label in dict.fromkeys(x.label for x in rows):
-        times = {x: found.get((label, *x)) for x in batches}
-        cells = ["" if t is None else _shared(t, base[x]) for x, t in times.items()]
-        lines.append([label, *cells])
+        mine = [found.get((label, *x)) for x in batches]
+        lines.append([label, *("" if x is None else _shared(x) for x in mine)])
     first = rows[0]
     title = (
         f"{first.model}, {first.dtype}, {first.modules} modules, {first.tenants} "
@@ -89,8 +87,8 @@ def _steps(rows: Sequence[Step]) -> Table:
     return Table(title, 1, lines)
 
 
-def _shared(ms: float, base: float) -> str:
-    return f"{three(ms)} ({base / ms:.0%})"
+def _shared(step: Step) -> str:
+    return f"{three(step.ms)} ({step.throughput:.0%})"
 
 
 def three(x: float) -> str:

@@ -200,6 +200,7 @@ def steps(
     tokens = _tokens(fleet)
     for rows, present in batches:
         times = clock.interleaved(runs[rows, present], limit=limit)
+        base = np.array(times["none", "base"])
         for (adapters, way), seconds in times.items():
             low, middle, high = 1e3 * np.quantile(seconds, [0.25, 0.5, 0.75])
             yield Step(
@@ -215,6 +216,7 @@ def steps(
                 ms=middle,
                 low_ms=low,
                 high_ms=high,
+                throughput=float(np.median(base / seconds)),
             )
 
 
