@@ -91,7 +91,11 @@ ENTRIES = (
         config=dylora.Dylora(mode="unfrozen"),
         ranks=RANKS,
     ),
-    Entry(name="sora-hard", method="sora-hard", config=sora.Sora(hard_finish=True)),
+    Entry(
+        name="sora-hard",
+        method="sora-hard",
+        config=sora.Sora(target_sparsity=0.75, hard_finish=True),
+    ),
     Entry(
         name="sora-official",
         method="sora-official",
