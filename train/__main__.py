@@ -11,7 +11,7 @@ from train.grid import command as grid
 
 COMMANDS = {"demo": demo.main}
 COMMANDS |= {"table": commands.table, "figure": commands.figure}
-COMMANDS |= {"grid": grid.grid, "collect": grid.collect}
+COMMANDS |= {"grid": grid.grid, "cost": grid.cost, "collect": grid.collect}
 
 
 def main(args: Sequence[str] | None = None) -> None:
