@@ -138,8 +138,8 @@ def test_a_method_that_was_trained_on_some_tasks_is_told_of_and_not_compared(
 
     told = f"Trained on some tasks only: GoRA (movie {100 * np.mean(mine):.2f})."
     assert told in accuracy.notes
-    for table in (accuracy, difference):
-        assert "GoRA" not in [row[0] for row in table.rows]
+    for compared in (accuracy, difference):
+        assert "GoRA" not in [row[0] for row in compared.rows]
 
 
 def found_rows(folder, method):
@@ -275,6 +275,6 @@ def test_the_source_says_what_made_the_files(files):
     got = table.source(files, "trained", "children")
 
     assert got == (
-        "From `trained.json`, `children.json`, by `python -m train grid` at 0123456789abcdef"
-        ", a device, jax 0.11.2, flax 0.12.8."
+        "From `trained.json`, `children.json`, by `python -m train grid` at "
+        "0123456789abcdef, a device, jax 0.11.2, flax 0.12.8."
     )
