@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from train import trainer
 from train.data import arrays
 from train.methods import METHODS, Config
-from train.models import bert
+from train.models import bert, pretrained
 
 CHUNK = 100
 """Steps in one call of the compiled program: between two, a run can stop and report."""
@@ -42,6 +42,7 @@ class Run:
       accumulate: How many parts a batch is computed in, one after the other.
       dtype: What the model computes in; what is trained is float32.
       devices: Over how many devices a batch is divided.
+      backbone: The sha256 of the frozen encoder's weights.
     """
 
     task: str = "movie"
@@ -57,6 +58,7 @@ class Run:
     accumulate: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     devices: int = 1
+    backbone: str = pretrained.SHA256
 
     @property
     def members(self) -> list[tuple[int, float]]:
@@ -174,20 +176,20 @@ def begin(given: Inputs) -> trainer.Learner:
 
 
 def advance(
-    given: Inputs, learners: trainer.Learner, step: int = 0
+    given: Inputs, learners: trainer.Learner, step: int = 0, *, chunk: int = CHUNK
 ) -> Iterator[Progress]:
-    """Yields the members after every `CHUNK` steps, from `step` to the last.
+    """Yields the members after every `chunk` steps, from `step` to the last.
 
     The members that were given are donated to the program: only what is yielded is
     valid.
     """
     steps, place = given.run.steps, _sharder(given.run.devices)
-    for start in range(step, steps, CHUNK):
-        rows = place(given.rows[:, start : start + CHUNK])
+    for start in range(step, steps, chunk):
+        rows = place(given.rows[:, start : start + chunk])
         learners, metrics = trainer.advance(
             given.trainer, learners, given.rates, given.base, given.data, rows
         )
-        yield Progress(learners, min(start + CHUNK, steps), metrics)
+        yield Progress(learners, min(start + chunk, steps), metrics)
 
 
 def _sharder(devices: int) -> Callable[[np.ndarray], Any]:

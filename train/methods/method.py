@@ -17,7 +17,7 @@ Axis letters: `m` inputs and `n` outputs of a kernel, `r` rank.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ class State(NamedTuple):
     memory: Any = ()
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """How a method wants its `params` to be moved."""
 
@@ -87,6 +88,8 @@ class Method:
         the gradients of `params` that it took (clipped, the penalty's included), and
         its number, from 0.
       gradient_batches: How many batches of gradients `init` asks for.
+      note: What to tell of the settings, such as a schedule that was shrunk to fit the
+        run; mostly nothing.
     """
 
     init: Callable[[jax.Array, Kernels, Kernels | None], State]
@@ -96,8 +99,10 @@ class Method:
     optimizer: Optimizer = adamw
     after_step: Callable[[State, State, Any, jax.Array], State] = _unchanged
     gradient_batches: int = 0
+    note: str = ""
 
 
+@runtime_checkable
 class Config(Protocol):
     """The settings of one method: a frozen dataclass of plain values."""
 

@@ -1,0 +1,10 @@
+"""Film reviews: three-way sentiment.
+
+python -m train run movie
+
+The method is LoRA of rank 16, unless --method names another.
+"""
+
+from train.run import Run
+
+RUN = Run(task="movie")
