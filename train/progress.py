@@ -1,7 +1,7 @@
 """What a person sees of a run: how far it is, how well it does, what came of it."""
 
 import contextlib
-import datetime
+import datetime as dt
 import time
 from collections.abc import Iterator, Sequence
 
@@ -75,7 +75,7 @@ def _plain(console: rich.console.Console, steps: int) -> OnSteps:
             left = ""
             if first < step < steps:
                 seconds = (steps - step) * (now - start) / (step - first)
-                left = f", {datetime.timedelta(seconds=round(seconds))} left"
+                left = f", {dt.timedelta(seconds=round(seconds))} left"
             say(console, f"step {step} of {steps}: {_state(lines)}{left}")
             last = now
 

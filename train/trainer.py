@@ -192,7 +192,7 @@ def _step(
 ) -> tuple[Learner, Metrics]:
     trained = learner.state.params, learner.head
     grads, (loss, accuracy) = _mean_grads(trainer, trained, learner, base, data, rows)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     shrink = jnp.minimum(1.0, trainer.clip / jnp.maximum(norm, 1e-12))
     grads = jax.tree.map(lambda x: x * shrink, grads)
     (params, ours), (head, heads) = (
