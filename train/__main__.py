@@ -1,29 +1,37 @@
 """The command line of the experiments: `python -m train COMMAND --help`."""
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tyro
 
 from train import arguments, command, demo
+from train.experiments import commands
 
-_MISTAKES = (OSError, ValueError)
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "demo": demo.main,
+    "table": commands.table,
+    "figure": commands.figure,
+}
+"""Commands whose words are a function's arguments."""
 
 
-def _demo(words: Sequence[str]) -> None:
-    tyro.cli(demo.main, prog="python -m train demo", args=words)
+def _call(name: str, words: Sequence[str]) -> None:
+    tyro.cli(FUNCTIONS[name], prog=f"python -m train {name}", args=words)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "demo": _demo,
     "run": command.main,
+    **{name: functools.partial(_call, name) for name in FUNCTIONS},
 }
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Runs the command that `words` name; by default those of the process.
 
-    Exits with 2 after a user's mistake, and with 1 after a failure.
+    Exits with 2 after a user's mistake, and with 1 if a training diverged.
     """
     words = list(sys.argv[1:] if words is None else words)
     if not words or words[0] in ("-h", "--help"):
@@ -33,12 +41,12 @@ def main(words: Sequence[str] | None = None) -> None:
         COMMANDS[arguments.known("command", words[0], COMMANDS)](words[1:])
     except FloatingPointError as error:
         _stop(error, 1)
-    except _MISTAKES as error:
+    except (OSError, ValueError) as error:
+        # What is wrong is for the user to put right: no traceback needed.
         _stop(error, 2)
 
 
 def _stop(error: Exception, status: int) -> None:
-    # What is wrong is for the user to put right: no traceback needed.
     print(f"python -m train: {error}", file=sys.stderr)
     sys.exit(status)
 

@@ -15,6 +15,7 @@ import para_jax as para
 from train import evaluate, trainer
 from train.data import arrays
 from train.data.tokens import Batch
+from train.methods import method as methods
 from train.models import bert, pretrained
 
 _PEFT = {
@@ -167,9 +168,5 @@ def _padded(checkpoints: Sequence[para.Checkpoint]) -> list[dict[str, Any]]:
 
 def _size(adapter: para.Checkpoint | None) -> dict[str, int | None]:
     if adapter is None:
-        return {"rank_total": None, "parameters": None}
-    found = adapter.adapters.values()
-    return {
-        "rank_total": sum(x.rank for x in found),
-        "parameters": sum(x.parameters for x in found),
-    }
+        return {"rank_total": None, "params": None}
+    return {**methods.size(adapter.adapters)}

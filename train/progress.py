@@ -110,7 +110,7 @@ def table(rows: Sequence[Line], title: str) -> rich.table.Table:
     for name in ("seed", "learning\nrate", "ranks", "parameters", "validation", "test"):
         result.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        size = [row["rank_total"], row["parameters"]]
+        size = [row["rank_total"], row["params"]]
         result.add_row(
             str(row["seed"]),
             f"{row['learning_rate']:g}",

@@ -1,6 +1,6 @@
 """The methods that train adapters, one paper a file; `METHODS` names them all."""
 
-from train.methods import lora
+from train.methods import dylora, gora, lora, lora_plus, matryoshka, milora, pissa
 from train.methods.method import Config as Config
 from train.methods.method import Method as Method
 from train.methods.method import State as State
@@ -8,5 +8,11 @@ from train.methods.method import State as State
 METHODS: dict[str, Config] = {
     "lora": lora.Lora(),
     "rslora": lora.RsLora(),
+    "lora_plus": lora_plus.LoraPlus(),
+    "pissa": pissa.Pissa(),
+    "milora": milora.Milora(),
+    "gora": gora.Gora(),
+    "dylora": dylora.Dylora(),
+    "matryoshka": matryoshka.Matryoshka(),
 }
 """Each method by its name, with its default settings."""

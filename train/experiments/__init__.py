@@ -1,0 +1,1 @@
+"""What the experiments found: rows of results, and the tables and figures of them."""

@@ -1,0 +1,52 @@
+"""The choice of the learning rate, by validation accuracy alone.
+
+Each method gets the same small grid. For each task, method and policy the rate with
+the largest mean over seeds is taken, and only its models meet the test part. A model
+that serves several ranks (DyLoRA) may so have another rate at each, which favours it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from train.experiments.rows import Row
+
+Group = tuple[str, str, str]
+"""Task, method, policy."""
+
+
+def rates(rows: Iterable[Row]) -> dict[Group, float]:
+    """Returns the learning rate of the largest mean validation accuracy.
+
+    The mean is over the seeds that all rates of the group were tried with. Of equal
+    rates the smallest is taken. A group with one rate needs no validation.
+
+    Raises:
+      ValueError: if rates were tried with no seed in common, or without validation.
+    """
+    tried: dict[Group, dict[float, dict[int, float | None]]]
+    tried = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        group = row.task, row.method, row.policy
+        tried[group][row.learning_rate][row.seed] = row.validation
+    return {group: _best(found, group) for group, found in tried.items()}
+
+
+def chosen(rows: Iterable[Row]) -> list[Row]:
+    """Returns the rows that have the rate that `rates` chose for their group."""
+    rows = list(rows)
+    best = rates(rows)
+    return [x for x in rows if x.learning_rate == best[x.task, x.method, x.policy]]
+
+
+def _best(found: Mapping[float, Mapping[int, float | None]], group: Group) -> float:
+    if len(found) == 1:
+        return next(iter(found))
+    seeds = set.intersection(*(set(by_seed) for by_seed in found.values()))
+    values = {rate: [found[rate][seed] for seed in seeds] for rate in sorted(found)}
+    if not seeds or any(None in x for x in values.values()):
+        tried = ", ".join(f"{rate:g}" for rate in values)
+        raise ValueError(
+            f"No learning rate can be chosen for {' '.join(group)}: {tried} were tried "
+            + ("with no seed in common." if not seeds else "without validation.")
+        )
+    return max(values, key=lambda rate: sum(x for x in values[rate] if x is not None))

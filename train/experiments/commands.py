@@ -1,0 +1,93 @@
+"""The commands that show results: `python -m train table` and `python -m train figure`.
+
+What cannot be made says why, and does not keep the rest from being made.
+"""
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import rich.console
+
+from train.experiments import documents
+from train.experiments.figures import FIGURES
+from train.experiments.figures.style import save
+from train.experiments.results import FOLDER, Files
+from train.experiments.tables import TABLES
+from train.experiments.tables.table import markdown, terminal
+
+T = TypeVar("T")
+
+
+def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -> None:
+    """Prints a table of the results.
+
+    Args:
+      name: One of a, b, ranks, epsilon, drop, scores, stability, retuned, cost, rates;
+        or all.
+      write: Also put it in its place in README.md and in train/results/README.md.
+      folder: Where the JSON files of results are.
+    """
+    made, reasons = _make(name, TABLES, Files(folder))
+    console = rich.console.Console()
+    for tables in made.values():
+        for block in tables:
+            console.print(terminal(block), "")
+    if write:
+        bodies = {key: markdown(tables) for key, tables in made.items()}
+        try:
+            changed = documents.write(bodies)
+        except ValueError as error:
+            reasons.append(str(error))
+        else:
+            _say("Wrote", changed)
+    if reasons:
+        sys.exit("\n".join(reasons))
+
+
+def figure(
+    name: str,
+    /,
+    *,
+    folder: pathlib.Path = FOLDER,
+    out: pathlib.Path = FOLDER / "figures",
+) -> None:
+    """Draws a figure of the results, as a PNG.
+
+    Args:
+      name: One of rank-maps, spectra, drop, energy, ranks, fisher, stability, methods,
+        scores, retuned; or all.
+      folder: Where the JSON files of results are.
+      out: The folder to draw into.
+    """
+    made, reasons = _make(name, FIGURES, Files(folder))
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for key, picture in made.items():
+        paths.append(out / f"{key}.png")
+        save(picture, paths[-1])
+    _say("Drew", paths)
+    if reasons:
+        sys.exit("\n".join(reasons))
+
+
+def _make(
+    name: str, makers: Mapping[str, Callable[[Files], T]], files: Files
+) -> tuple[dict[str, T], list[str]]:
+    """Returns what could be made, by name, and why the rest could not."""
+    if name != "all" and name not in makers:
+        sys.exit(f"'{name}' is unknown, expected one of {', '.join(makers)}; or all.")
+    made, reasons = {}, []
+    for key in makers if name == "all" else [name]:
+        try:
+            made[key] = makers[key](files)
+        except (FileNotFoundError, ValueError) as error:
+            reasons.append(f"{key}: {error}")
+    return made, reasons
+
+
+def _say(what: str, paths: list[pathlib.Path]) -> None:
+    for path in paths:
+        print(what, os.path.relpath(path))

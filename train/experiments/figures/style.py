@@ -1,0 +1,102 @@
+"""How the figures look: colours, panels, and lines with their spread over seeds."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from train.experiments import statistics
+from train.experiments.statistics import Sample
+
+DPI = 110
+
+# Okabe and Ito's, which colour-blind readers can tell apart.
+ORANGE, BLUE, GREEN, PINK, YELLOW = (
+    "#d55e00",
+    "#0072b2",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+)
+GREY = "#666666"
+HEAT = "cividis"
+
+TASKS = {"movie": BLUE, "amazon": YELLOW, "tweets": GREEN, "nyt": PINK, "mean": GREY}
+"""A colour for each task."""
+
+METHODS = {"para": ORANGE, "lora": BLUE, "dylora": GREEN, "matryoshka": PINK}
+"""A colour for each method that is drawn as a line."""
+
+MARKERS = "osD^v"
+
+
+def panels(
+    rows: int, columns: int, *, width: float, height: float, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of `width` by `height` inches, and its axes row by row."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
+    axes = list(grid.ravel())
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+        each.tick_params(labelsize="small")
+        each.grid(alpha=0.25, linewidth=0.6)
+        each.set_axisbelow(True)
+    return figure, axes
+
+
+def title(axes: Axes, text: str) -> None:
+    """Writes a panel's title."""
+    axes.set_title(text, fontsize="medium")
+
+
+def line(
+    axes: Axes,
+    x: Sequence[float],
+    samples: Sequence[Sample],
+    *,
+    color: str,
+    label: str,
+    marker: str = "o",
+) -> None:
+    """Draws mean accuracies in percent, and their standard deviation as bars."""
+    axes.errorbar(
+        x,
+        [100 * statistics.mean(sample) for sample in samples],
+        yerr=[100 * np.nan_to_num(statistics.std(sample)) for sample in samples],
+        color=color,
+        label=label,
+        marker=marker,
+        markersize=4,
+        linewidth=1.4,
+        capsize=2,
+        elinewidth=0.9,
+    )
+
+
+def level(axes: Axes, sample: Sample, *, color: str, label: str) -> None:
+    """Draws one accuracy as a dashed line, its standard deviation as a band."""
+    middle = 100 * statistics.mean(sample)
+    spread = 100 * np.nan_to_num(statistics.std(sample))
+    axes.axhline(middle, color=color, linestyle="--", linewidth=1.1, label=label)
+    axes.axhspan(middle - spread, middle + spread, color=color, alpha=0.1, linewidth=0)
+
+
+def legend(figure: Figure, axes: Axes, *, columns: int) -> None:
+    """Writes the legend of one panel, which is that of all, below the figure."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize="small",
+    )
+
+
+def save(figure: Figure, path: pathlib.Path) -> None:
+    """Writes the figure as a PNG, the same bytes for the same figure."""
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})

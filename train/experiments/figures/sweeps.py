@@ -1,0 +1,81 @@
+"""Pruning from the top (the paper's Figure 3) and by energy (its Figures 4 and 8)."""
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from train.experiments.figures import style
+from train.experiments.measured import MEAN, Measured, value
+from train.experiments.results import Files
+from train.experiments.tables.sweeps import sweep
+
+
+def drop(files: Files) -> Figure:
+    """Returns the accuracy by the number of largest components that are dropped."""
+    found = dict(reversed(sweep(files, "drop-top", "drop").items()))
+    parent = files.parent()
+    if all(value(policy) for policy in found):
+        found = {"drop 0": parent, **found}
+    figure, (axes,) = style.panels(1, 1, width=6.4, height=3.9)
+    _lines(axes, found)
+    axes.set_xlabel("largest components dropped, of all modules together")
+    axes.set_ylabel("accuracy, %")
+    style.legend(figure, axes, columns=4)
+    return figure
+
+
+def energy(files: Files) -> Figure:
+    """Returns the accuracy, and the average rank, by the energy that is kept."""
+    found = dict(reversed(sweep(files, "para", "epsilon").items()))
+    figure, (above, below) = style.panels(2, 1, width=6.4, height=6.2)
+    _lines(above, found)
+    for task, sample in files.parent().accuracy.items():
+        if task != MEAN:
+            style.level(above, sample, color=style.TASKS[task], label="_")
+    above.set_ylabel("accuracy, %; dashed: the parent")
+    ranks = ranks_by_task(files, list(found))
+    for task, marker in zip(ranks, style.MARKERS, strict=False):
+        below.plot(
+            range(len(found)),
+            [ranks[task][policy] for policy in found],
+            color=style.TASKS[task],
+            marker=marker,
+            markersize=4,
+            linewidth=1.4,
+        )
+    below.set_yscale("log", base=2)
+    below.yaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    below.set_xticks(range(len(found)), [f"{value(policy):g}" for policy in found])
+    below.set_ylabel("average rank")
+    below.set_xlabel("energy kept, ε")
+    style.legend(figure, above, columns=4)
+    return figure
+
+
+def ranks_by_task(files: Files, policies: list[str]) -> dict[str, dict[str, float]]:
+    """Returns the average rank of PARA's children by task and policy, over seeds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for x in files.rows("children"):
+        if x.method == "para" and x.policy in policies:
+            by_policy = found.setdefault(x.task, {})
+            by_policy.setdefault(x.policy, []).append(x.average_rank)
+    return {
+        task: {policy: sum(x) / len(x) for policy, x in by_policy.items()}
+        for task, by_policy in found.items()
+    }
+
+
+def _lines(axes: Axes, found: Mapping[str, Measured]) -> None:
+    """Draws a line for each task, at evenly spaced values of the policy."""
+    tasks = [x for x in next(iter(found.values())).columns if x != MEAN]
+    for task, marker in zip(tasks, style.MARKERS, strict=False):
+        style.line(
+            axes,
+            range(len(found)),
+            [x.accuracy[task] for x in found.values()],
+            color=style.TASKS[task],
+            label=task,
+            marker=marker,
+        )
+    axes.set_xticks(range(len(found)), [f"{value(policy):g}" for policy in found])

@@ -1,0 +1,115 @@
+"""What was measured of one method under one policy: on each task, and on average."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from train.experiments import statistics
+from train.experiments.rows import TASKS, Row
+from train.experiments.statistics import Interval, Sample
+
+MEAN = "mean"
+"""The column beside the tasks."""
+
+
+class Measured(NamedTuple):
+    """One method under one policy.
+
+    Attributes:
+      accuracy: By task, and then `mean`: a number for each seed.
+      rank: The average rank, over tasks and seeds.
+      params: The parameters of the LoRA factors, over tasks and seeds.
+    """
+
+    accuracy: Mapping[str, Sample]
+    rank: float
+    params: float
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self.accuracy)
+
+
+def tasks(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Returns the tasks that rows are of, in the order of every table."""
+    found = {row.task for row in rows}
+    return tuple(task for task in TASKS if task in found)
+
+
+def policies(rows: Iterable[Row], method: str, kind: str) -> list[str]:
+    """Returns the policies of a kind, such as `rank`, from the largest value down."""
+    found = {x.policy for x in rows if x.method == method}
+    found = {x for x in found if x.split(" ")[0] == kind and len(x.split(" ")) == 2}
+    return sorted(found, key=value, reverse=True)
+
+
+def value(policy: str) -> float:
+    """Returns the number in a policy: 0.25 of `params 0.25`.
+
+    Raises:
+      ValueError: if it has none.
+    """
+    try:
+        return float(policy.split(" ")[1])
+    except (IndexError, ValueError):
+        raise ValueError(
+            f"Policy '{policy}' has no value, expected a word and a number, such as "
+            "'rank 4'."
+        ) from None
+
+
+def has(rows: Iterable[Row], method: str, policy: str) -> bool:
+    """Returns whether there are any rows of this method and policy."""
+    return any(x.method == method and x.policy == policy for x in rows)
+
+
+def measure(rows: Sequence[Row], method: str, policy: str) -> Measured:
+    """Returns what the rows of one method and policy say.
+
+    Raises:
+      ValueError: if a task that others were measured on is missing, or if a model was
+        not evaluated on the test part.
+    """
+    mine = [x for x in rows if x.method == method and x.policy == policy]
+    what = f"method '{method}', policy '{policy}'"
+    for task in tasks(rows):
+        if not any(x.task == task for x in mine):
+            raise ValueError(f"There are no results of {what} on task '{task}'.")
+    for row in mine:
+        if row.accuracy is None:
+            raise ValueError(
+                f"There is no test accuracy of {what}, task '{row.task}', seed "
+                f"{row.seed}, learning rate {row.learning_rate:g}: evaluate it."
+            )
+    accuracy: dict[str, Sample] = {
+        task: {
+            x.seed: x.accuracy
+            for x in mine
+            if x.task == task and x.accuracy is not None
+        }
+        for task in tasks(rows)
+    }
+    accuracy[MEAN] = statistics.average(list(accuracy.values()))
+    return Measured(
+        accuracy=accuracy,
+        rank=float(np.mean([x.average_rank for x in mine])),
+        params=float(np.mean([x.params for x in mine])),
+    )
+
+
+def differences(left: Measured, right: Measured) -> dict[str, Interval]:
+    """Returns the interval of `left - right`, paired by seed, for each column.
+
+    Raises:
+      ValueError: if the two were measured on different tasks.
+    """
+    if left.columns != right.columns:
+        raise ValueError(
+            f"Means over different tasks cannot be compared: {', '.join(left.columns)} "
+            f"and {', '.join(right.columns)}."
+        )
+    return {
+        column: statistics.paired(left.accuracy[column], right.accuracy[column])
+        for column in left.columns
+    }

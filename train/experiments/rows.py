@@ -1,0 +1,123 @@
+"""What a row of results says: a model that was evaluated, a spectrum, a cost."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+TASKS = ("movie", "amazon", "tweets", "nyt")
+"""The tasks, in the order of every table."""
+
+_SHARE = (0.0, 1.0)
+_COUNT = (0, math.inf)
+_POSITIVE = (5e-324, math.inf)  # The smallest float above zero.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model, evaluated.
+
+    Attributes:
+      task: One of `TASKS`.
+      method: What trained it; or what cut it out of its parent.
+      policy: What it was to cost, such as `rank 4` (on average), `params 0.25` (of its
+        parent's), `epsilon 0.99`, `drop 8`; empty if it was not told.
+      seed: Of the training, or of the parent's.
+      rank_total: Over all modules.
+      modules: How many kernels have an adapter in the parent.
+      params: Those of the LoRA factors alone.
+      accuracy: On the test part, 0 to 1; None if it was not looked at.
+      validation: The accuracy on the validation part.
+      learning_rate: Of the training, or of the parent's.
+      config: The name of its configuration in the file.
+      steps: Of its training; those after the cut if it was trained on.
+    """
+
+    task: str
+    method: str
+    policy: str
+    seed: int
+    rank_total: int
+    modules: int
+    params: int
+    accuracy: float | None = None
+    validation: float | None = None
+    learning_rate: float
+    config: str
+    steps: int
+
+    limits: ClassVar = {
+        "seed": _COUNT,
+        "rank_total": _COUNT,
+        "modules": (1, math.inf),
+        "params": _COUNT,
+        "accuracy": _SHARE,
+        "validation": _SHARE,
+        "learning_rate": _POSITIVE,
+        "steps": _COUNT,
+    }
+
+    @property
+    def key(self) -> tuple[str, str, str, int, float]:
+        """What no two rows of a file share."""
+        return self.task, self.method, self.policy, self.seed, self.learning_rate
+
+    @property
+    def average_rank(self) -> float:
+        return self.rank_total / self.modules
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spectrum:
+    """The singular values of one module of a parent.
+
+    Attributes:
+      task: One of `TASKS`.
+      seed: Of the training.
+      module: The kernel's path.
+      m: Its inputs.
+      n: Its outputs.
+      values: Descending.
+    """
+
+    task: str
+    seed: int
+    module: str
+    m: int
+    n: int
+    values: tuple[float, ...]
+
+    limits: ClassVar = {
+        "seed": _COUNT,
+        "m": (1, math.inf),
+        "n": (1, math.inf),
+        "values": _COUNT,
+    }
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """What no two rows of a file share."""
+        return self.task, self.seed, self.module
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What training by one method takes.
+
+    Attributes:
+      method: Its name.
+      policy: What the result costs, such as `rank 16`.
+      step_seconds: The time of one step.
+      peak_bytes: The most memory that the device held; None if it does not say.
+    """
+
+    method: str
+    policy: str
+    step_seconds: float
+    peak_bytes: int | None = None
+
+    limits: ClassVar = {"step_seconds": _POSITIVE, "peak_bytes": _COUNT}
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What no two rows of a file share."""
+        return self.method, self.policy

@@ -1,0 +1,87 @@
+"""Means over seeds, and paired confidence intervals of differences.
+
+A sample is a number for each seed. Two methods are paired by seed: what the seed draws
+(the order of the data, the head's start) is equal, and what it adds cancels.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+Sample = Mapping[int, float]
+"""A number by seed."""
+
+
+class Interval(NamedTuple):
+    """A confidence interval of a mean: `mean - half` to `mean + half`.
+
+    Attributes:
+      mean: The middle.
+      half: Half its width; infinite if there is one seed only.
+      seeds: How many there are.
+    """
+
+    mean: float
+    half: float
+    seeds: int
+
+    @property
+    def side(self) -> int:
+        """1 if all of it is above zero, -1 if below, 0 if it holds zero."""
+        return int(np.sign(self.mean)) if abs(self.mean) > self.half else 0
+
+
+def mean(sample: Sample) -> float:
+    """Returns the mean over seeds."""
+    return float(np.mean(list(sample.values())))
+
+
+def std(sample: Sample) -> float:
+    """Returns the sample standard deviation over seeds; NaN for one seed."""
+    if len(sample) < 2:
+        return math.nan
+    return float(np.std(list(sample.values()), ddof=1))
+
+
+def average(samples: Sequence[Sample]) -> dict[int, float]:
+    """Returns the mean over samples, by the seeds that all of them have.
+
+    Raises:
+      ValueError: if they have no seed in common.
+    """
+    return {
+        seed: float(np.mean([sample[seed] for sample in samples]))
+        for seed in _common(samples)
+    }
+
+
+def paired(left: Sample, right: Sample, *, confidence: float = 0.95) -> Interval:
+    """Returns the interval of the mean of `left - right`, by Student's t.
+
+    Args:
+      left: One number a seed.
+      right: The same for what it is compared with. Only seeds in both count.
+      confidence: Of the two-sided interval.
+
+    Raises:
+      ValueError: if they have no seed in common.
+    """
+    seeds = _common([left, right])
+    differences = np.array([left[seed] - right[seed] for seed in seeds])
+    n = len(seeds)
+    middle = float(differences.mean())
+    if n == 1:
+        return Interval(middle, math.inf, 1)
+    error = differences.std(ddof=1) / math.sqrt(n)
+    return Interval(middle, float(stats.t.ppf((1 + confidence) / 2, n - 1) * error), n)
+
+
+def _common(samples: Sequence[Sample]) -> list[int]:
+    seeds = set.intersection(*(set(sample) for sample in samples))
+    if not seeds:
+        held = "; ".join(", ".join(map(str, sorted(x))) for x in samples)
+        raise ValueError(f"Samples without a common seed cannot be paired: {held}.")
+    return sorted(seeds)

@@ -1,0 +1,68 @@
+"""The two blocks that most tables consist of: accuracies, and differences."""
+
+from collections.abc import Mapping, Sequence
+
+from train.experiments import measured
+from train.experiments.measured import Measured
+from train.experiments.tables.table import Table, percent, points, thousands
+
+
+def accuracies(
+    found: Mapping[str, Measured], *, title: str, first: str, notes: Sequence[str] = ()
+) -> Table:
+    """Returns accuracy, rank and parameters of each entry.
+
+    Args:
+      found: By the name of the table's row.
+      title: Of the table.
+      first: The name of the first column.
+      notes: Below the table.
+    """
+    columns = next(iter(found.values())).columns
+    rows = [
+        [
+            name,
+            *(percent(sample) for sample in x.accuracy.values()),
+            f"{round(x.rank, 2):g}",
+            thousands(x.params),
+        ]
+        for name, x in found.items()
+    ]
+    return Table(
+        title=title,
+        columns=[first, *columns, "rank", "params"],
+        rows=rows,
+        notes=[*notes, *_seeds(found)],
+    )
+
+
+def differences(
+    pairs: Mapping[str, tuple[Measured, Measured]],
+    *,
+    title: str,
+    first: str,
+    notes: Sequence[str] = (),
+) -> Table:
+    """Returns the paired intervals of `left - right` of each entry.
+
+    Args:
+      pairs: Left and right, by the name of the table's row.
+      title: Of the table.
+      first: The name of the first column.
+      notes: Below the table.
+    """
+    columns = next(iter(pairs.values()))[0].columns
+    rows = [
+        [name, *(points(x) for x in measured.differences(left, right).values())]
+        for name, (left, right) in pairs.items()
+    ]
+    return Table(title=title, columns=[first, *columns], rows=rows, notes=notes)
+
+
+def _seeds(found: Mapping[str, Measured]) -> list[str]:
+    """Returns how many seeds the means are over."""
+    counts = {name: len(x.accuracy[measured.MEAN]) for name, x in found.items()}
+    most = max(counts.values())
+    fewer = [f"{name}: {n}" for name, n in counts.items() if n < most]
+    less = f"; fewer for {', '.join(fewer)}" if fewer else ""
+    return [f"Accuracy in %, mean and standard deviation over {most} seeds{less}."]

@@ -1,0 +1,67 @@
+"""Table A: every method at an average rank of 4 (the paper's Table 2)."""
+
+from train.experiments.measured import Measured
+from train.experiments.names import label
+from train.experiments.results import PARENT, Files
+from train.experiments.tables import blocks
+from train.experiments.tables.table import INTERVAL, Table, source
+
+TARGET = "rank 4"
+METHODS = (
+    "lora",
+    "rslora",
+    "lora+",
+    "pissa",
+    "milora",
+    "adalora",
+    "sora",
+    "dora",
+    "gora",
+    "dylora",
+    "matryoshka",
+)
+PARENT_LABEL = "LoRA r=16, parent"
+PARA_LABEL = "PARA γ=.25"
+MANY = (
+    "No correction for the number of comparisons: of 20 intervals of equal methods, "
+    "one leaves zero out."
+)
+
+
+def compared(files: Files) -> dict[str, Measured]:
+    """Returns what was measured of the parent and of each method that was trained."""
+    found = {PARENT_LABEL: files.measure("trained", *PARENT)}
+    for method in METHODS:
+        if files.has("trained", method, TARGET):
+            name = "LoRA r=4" if method == "lora" else label(method)
+            found[name] = files.measure("trained", method, TARGET)
+    return found
+
+
+def missing(files: Files) -> list[str]:
+    """Returns the methods that were not trained at all."""
+    return [label(x) for x in METHODS if not files.has("trained", x, TARGET)]
+
+
+def tables(files: Files) -> list[Table]:
+    """Returns the accuracies, and the differences to PARA."""
+    para = files.measure("children", "para", TARGET)
+    found = compared(files)
+    absent = missing(files)
+    accuracies = blocks.accuracies(
+        found | {PARA_LABEL: para},
+        title="Table A: accuracy at an average rank of 4, and of the parent",
+        first="method",
+        notes=[f"Not in the results: {', '.join(absent)}."] if absent else [],
+    )
+    differences = blocks.differences(
+        {name: (para, x) for name, x in found.items()},
+        title="Table A: PARA minus the method",
+        first="method",
+        notes=[
+            INTERVAL,
+            MANY,
+            source(files, "trained", "children"),
+        ],
+    )
+    return [accuracies, differences]

@@ -1,0 +1,1 @@
+"""All runs behind the tables and figures: what they are, and how they are made."""

@@ -1,0 +1,159 @@
+"""Every child of the parents of one task: pruned, stacked, and evaluated side by side.
+
+A child is made by a pruner within a budget. PARA is the score `sigma`; what it also has
+is the local ablation, the energy sweep and the opposite of PARA, which drops the top.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import para_jax as para
+from para_jax.select import exact_masks
+from train import evaluate, posthoc
+from train.data import tokens
+from train.experiments.rows import Row, Spectrum
+from train.grid import plan, training
+from train.methods.method import Adapters
+from train.models.bert import Tokens
+
+PARA = "sigma"
+"""The paper's score among those of `train.posthoc`."""
+
+
+class Child(NamedTuple):
+    """One child, and how its row calls it."""
+
+    method: str
+    policy: str
+    adapters: Adapters
+
+
+class Parent(NamedTuple):
+    """One trained parent.
+
+    Attributes:
+      seed: Of its training.
+      adapters: One kernel each, NumPy arrays.
+      head: The classifier.
+    """
+
+    seed: int
+    adapters: Adapters
+    head: Mapping[str, np.ndarray]
+
+
+def parents(trained: training.Trained) -> list[Parent]:
+    """Returns the members that were trained, by seed."""
+    method = plan.PARENT.config.method(0)
+    result = []
+    for i, seed in enumerate(trained.seeds):
+        state, head = jax.tree.map(
+            lambda x: x[i],  # noqa: B023
+            (trained.learners.state, trained.learners.head),
+        )
+        result.append(Parent(seed, method.finish(state), head))
+    return result
+
+
+def rows(
+    place: training.Place, rate: float, parent: Parent, base: Mapping[str, Any]
+) -> list[Row]:
+    """Returns the rows of all children of one parent, on the test part.
+
+    Args:
+      place: Where the parent was trained.
+      rate: The learning rate that it was trained with.
+      parent: It.
+      base: What `posthoc.statistics` says of the base.
+    """
+    family = list(children(place, parent, base))
+    lora = posthoc.stack([x.adapters for x in family], like=parent.adapters)
+    heads = jax.tree.map(lambda x: np.stack([x] * len(family)), dict(parent.head))
+    accuracies = evaluate.accuracies(
+        place.model, place.base, heads, para.to_params(lora), place.data.test
+    )
+    return [
+        Row(
+            task=place.task,
+            method=child.method,
+            policy=child.policy,
+            seed=parent.seed,
+            modules=len(parent.adapters),
+            accuracy=float(accuracy),
+            learning_rate=rate,
+            config=plan.PARENT.name,
+            steps=place.settings.steps,
+            **training.size(child.adapters),
+        )
+        for child, accuracy in zip(family, accuracies, strict=True)
+    ]
+
+
+def children(
+    place: training.Place, parent: Parent, base: Mapping[str, Any]
+) -> Iterator[Child]:
+    """Yields the children of one parent."""
+    given = posthoc.Parent(
+        adapters=parent.adapters,
+        model=place.model,
+        params={**place.base, "classifier": parent.head},
+        statistics=base,
+        validation=_examples(place.data.validation),
+    )
+    total = sum(x.parameters for x in parent.adapters.values())
+    ranks = {f"rank {x:g}": para.Rank(x) for x in plan.CUTS}
+    shares = {f"params {x:g}": para.Params(int(x * total)) for x in plan.SHARES}
+    for name, pruner in posthoc.PRUNERS.items():
+        ranking = pruner(given)
+        for policy, budget in (ranks | shares).items():
+            method = "para" if name == PARA else name
+            yield Child(method, policy, posthoc.prune(ranking, budget))
+    yield from _of_para(parent)
+
+
+def spectra(place: training.Place, parent: Parent) -> list[Spectrum]:
+    """Returns the singular values of one parent."""
+    return [
+        Spectrum(
+            task=place.task,
+            seed=parent.seed,
+            module=path,
+            m=x.a.shape[0],
+            n=x.b.shape[1],
+            values=tuple(map(float, x.s)),
+        )
+        for path, x in posthoc.decompose(parent.adapters).items()
+    ]
+
+
+def _of_para(parent: Parent) -> Iterator[Child]:
+    """Yields what only the singular values have: local, by energy, and the opposite."""
+    parts = posthoc.decompose(parent.adapters)
+    scores = {path: x.s for path, x in parts.items()}
+    found = {path: x.spectrum for path, x in parts.items()}
+    for cut in plan.CUTS:
+        local = para.Rank(cut, scope="local", remainder="greedy")
+        masks = posthoc.choose(parts, scores, local)
+        yield Child("local", f"rank {cut:g}", posthoc.child(parts, masks))
+    for energy in plan.ENERGIES:
+        masks = exact_masks(found, para.Epsilon(energy))
+        yield Child("para", f"epsilon {energy:g}", posthoc.child(parts, masks))
+    for count in plan.DROPPED:
+        masks = posthoc.drop_top(parts, count)
+        yield Child("drop-top", f"drop {count}", posthoc.child(parts, masks))
+
+
+def _examples(batches: list[tokens.Batch]) -> posthoc.Examples:
+    """Returns all sentences of the batches, of one width."""
+    width = max(batch.tokens.ids.shape[1] for batch in batches)
+
+    def wide(x: Any) -> np.ndarray:
+        return np.pad(x, [(0, 0), (0, width - x.shape[1])])
+
+    ids = np.concatenate([wide(batch.tokens.ids) for batch in batches])
+    mask = np.concatenate([wide(batch.tokens.mask) for batch in batches])
+    labels = np.concatenate([batch.labels for batch in batches])
+    return posthoc.Examples(Tokens(ids, mask), labels)

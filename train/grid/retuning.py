@@ -1,0 +1,59 @@
+"""Children that are trained on for a while: the parent's updates, cut, as a start.
+
+The members are those of the parent: each seed goes on from its own parent's child and
+classifier, with fresh moments, at the rate that the same protocol chooses.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import para_jax as para
+from train import posthoc, run, trainer
+from train.experiments.rows import Row
+from train.grid import offspring, plan, training
+from train.methods import lora
+
+
+def rows(
+    place: training.Place,
+    parents: Sequence[offspring.Parent],
+    rank: float,
+    share: float,
+) -> list[Row]:
+    """Returns the rows of children of one rank, trained on for a share of the steps."""
+    steps = max(1, round(share * place.settings.steps))
+    shorter = dataclasses.replace(place.settings, steps=steps)
+    config = plan.PARENT.config
+    starts = {x.seed: _start(x, rank, config) for x in parents}
+    there = place._replace(settings=shorter)
+    trained = training.train(there, config, lambda given: _begin(given, starts))
+    policy = f"rank {rank:g} steps {share:g}"
+    entry = plan.Entry(name=plan.PARENT.name, method="retuned", config=config)
+    return training.all_rows(there, trained, entry, policy)
+
+
+def _start(
+    parent: offspring.Parent, rank: float, config: lora.Lora
+) -> tuple[Any, Mapping[str, np.ndarray]]:
+    """Returns the factors that LoRA of the parent's shapes starts from, and the head.
+
+    What was cut is zero in both factors, and stays it.
+    """
+    parts = posthoc.decompose(parent.adapters)
+    masks = posthoc.choose(parts, {p: x.s for p, x in parts.items()}, para.Rank(rank))
+    child = para.pad(posthoc.child(parts, masks), like=parent.adapters)
+    factors = {path: {"a": x.a, "b": x.b / config.scale} for path, x in child.items()}
+    return factors, dict(parent.head)
+
+
+def _begin(given: run.Inputs, starts: Mapping[int, Any]) -> trainer.Learner:
+    """Returns the members at the children of their seeds."""
+    learners = run.begin(given)
+    members = [starts[seed] for seed, _ in given.run.members]
+    params, head = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *members)
+    return learners._replace(state=learners.state._replace(params=params), head=head)

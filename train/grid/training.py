@@ -1,0 +1,229 @@
+"""One method on one task: the search for its learning rate, and all its seeds.
+
+Axis letters: `M` members of a run, `C` of those that are kept, in the order of seeds.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+import para_jax as para
+from train import evaluate, run, trainer
+from train.data import arrays
+from train.experiments.rows import Row
+from train.grid import plan
+from train.methods.method import Adapters, Config, State
+from train.models import bert
+
+Begin = Callable[[run.Inputs], trainer.Learner]
+Served = Callable[[State], Adapters]
+
+
+class Place(NamedTuple):
+    """Where runs happen: one task, one model."""
+
+    task: str
+    model: bert.BertClassifier
+    base: trainer.Params
+    data: arrays.Data
+    settings: run.Run
+
+
+class Tried(NamedTuple):
+    """A run's members at their end.
+
+    Attributes:
+      run: Its settings.
+      learners: The members, leaves `[M, ...]`.
+      validation: The accuracy of each.
+    """
+
+    run: run.Run
+    learners: trainer.Learner
+    validation: Float[np.ndarray, " M"]
+
+
+class Trained(NamedTuple):
+    """One method on one task.
+
+    Attributes:
+      searched: All that was tried, to choose the rate.
+      rate: The learning rate that was chosen.
+      learners: The members with this rate, leaves `[C, ...]`, on the host.
+      seeds: Theirs.
+      validation: Their accuracies.
+    """
+
+    searched: Tried
+    rate: float
+    learners: trainer.Learner
+    seeds: tuple[int, ...]
+    validation: Float[np.ndarray, " C"]
+
+
+def train(place: Place, config: Config, begin: Begin = run.begin) -> Trained:
+    """Returns the method's members on all seeds, at the rate that validation chose.
+
+    Args:
+      place: Where.
+      config: The method.
+      begin: Returns the members at their start.
+    """
+    search = plan.search(place.task, config, place.settings)
+    searched = _tried(place, search, begin)
+    by_rate = searched.validation.reshape(len(search.seeds), -1)  # Seeds come first.
+    best = int(by_rate.mean(0).argmax())
+    rate = search.learning_rates[best]
+    others = _tried(place, plan.rest(search, rate), begin)
+    first = jax.tree.map(lambda x: x[best :: len(search.learning_rates)], searched[1:])
+    learners, validation = jax.tree.map(
+        lambda *x: np.concatenate(x), first, tuple(others[1:])
+    )
+    seeds = (*search.seeds, *others.run.seeds)
+    return Trained(searched, rate, learners, seeds, validation)
+
+
+def rows(place: Place, trained: Trained, entry: plan.Entry) -> list[Row]:
+    """Returns what was tried and what came out; this is where the test part is read."""
+    if entry.ranks is None:
+        return all_rows(place, trained, entry, _policy(entry.config))
+    # One run, one rate, many ranks: what else was tried was for the target alone.
+    result = _searched(place, trained, entry, _policy(entry.config))
+    for rank in entry.ranks:
+        served = functools.partial(_at_rank, entry.config, rank=rank)
+        result += served_rows(place, trained, entry, f"rank {rank}", served)
+    return result
+
+
+def all_rows(
+    place: Place, trained: Trained, entry: plan.Entry, policy: str
+) -> list[Row]:
+    """Returns the rows of the learning rates that lost, and of the one that won."""
+    searched = _searched(place, trained, entry, policy)
+    return searched + served_rows(place, trained, entry, policy)
+
+
+def served_rows(
+    place: Place,
+    trained: Trained,
+    entry: plan.Entry,
+    policy: str,
+    served: Served | None = None,
+) -> list[Row]:
+    """Returns one row a seed, with the accuracy on the test part.
+
+    Args:
+      place: Where.
+      trained: The members.
+      entry: The method.
+      policy: As rows call it.
+      served: The adapters to evaluate; by default those that the method ends with.
+    """
+    method = entry.config.method(place.settings.steps)
+    state, head = trained.learners.state, trained.learners.head
+    if served is None:
+        validation, adapters = trained.validation, method.adapters
+    else:
+        adapters = served
+        validation = _accuracies(place, state, head, adapters, place.data.validation)
+    test = _accuracies(place, state, head, adapters, place.data.test)
+    result = []
+    for i, seed in enumerate(trained.seeds):
+        member = jax.tree.map(lambda x: x[i], state)  # noqa: B023
+        final = method.finish(member) if served is None else served(member)
+        values = _row(place, entry, policy, seed, trained.rate, float(validation[i]))
+        result.append(Row(**values, accuracy=float(test[i]), **size(final)))
+    return result
+
+
+def _searched(
+    place: Place, trained: Trained, entry: plan.Entry, policy: str
+) -> list[Row]:
+    """Returns the rows of the learning rates that were not chosen."""
+    searched = trained.searched
+    method = entry.config.method(place.settings.steps)
+    result = []
+    for i, (seed, rate) in enumerate(searched.run.members):
+        if rate == trained.rate:
+            continue
+        member = jax.tree.map(lambda x: x[i], searched.learners.state)  # noqa: B023
+        values = _row(place, entry, policy, seed, rate, float(searched.validation[i]))
+        result.append(Row(**values, **size(method.finish(member))))
+    return result
+
+
+def _tried(place: Place, settings: run.Run, begin: Begin) -> Tried:
+    given = run.inputs(settings, place.model, place.base, place.data)
+    learners = begin(given)
+    for progress in run.advance(given, learners):
+        learners = progress.learners
+    learners = jax.device_get(learners)
+    validation = _accuracies(
+        place,
+        learners.state,
+        learners.head,
+        given.trainer.method.adapters,
+        place.data.validation,
+    )
+    return Tried(settings, learners, validation)
+
+
+def _accuracies(
+    place: Place, state: State, head: Any, served: Served, batches: Any
+) -> Float[np.ndarray, " C"]:
+    adapters = jax.jit(jax.vmap(served))(state)
+    lora = jax.device_get(para.to_params(adapters))
+    return evaluate.accuracies(place.model, place.base, head, lora, batches)
+
+
+def _at_rank(config: Any, state: State, *, rank: int) -> Adapters:
+    return config.at_rank(jax.tree.map(jnp.asarray, state), rank)
+
+
+def _row(
+    place: Place,
+    entry: plan.Entry,
+    policy: str,
+    seed: int,
+    rate: float,
+    validation: float,
+) -> dict[str, Any]:
+    return {
+        "task": place.task,
+        "method": entry.method,
+        "policy": policy,
+        "seed": seed,
+        "learning_rate": rate,
+        "validation": validation,
+        "config": entry.name,
+        "steps": place.settings.steps,
+        "modules": len(trainer.kernels(place.base)),
+    }
+
+
+def size(adapters: Mapping[str, para.Adapter]) -> dict[str, int]:
+    """Returns the ranks and the parameters of adapters, as budgets count them.
+
+    Without components that are zero; and an adapter that starts from the kernel's own
+    components counts the rank it was trained at.
+    """
+    ranks = {path: x.nominal or _rank(x) for path, x in adapters.items()}
+    costs = {path: x.inputs + x.outputs for path, x in adapters.items()}
+    return {
+        "rank_total": sum(ranks.values()),
+        "params": sum(ranks[path] * costs[path] for path in ranks),
+    }
+
+
+def _rank(adapter: para.Adapter) -> int:
+    a, b = np.asarray(adapter.a), np.asarray(adapter.b)
+    return int(((a != 0).any(0) & (b != 0).any(1)).sum())
+
+
+def _policy(config: Config) -> str:
+    return f"rank {config.target:g}"

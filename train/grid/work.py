@@ -1,0 +1,197 @@
+"""The grid as work that several processes of one machine share, and that can resume.
+
+An entry of the plan is locked by the process that trains it, on all tasks, so that its
+program is compiled once. Each result is a file of its own; what is there is not made
+again. The lock ends with its process, however that ends. Host code.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from train import posthoc
+from train import run as runs
+from train.data import arrays, sentiment
+from train.experiments import store
+from train.experiments.rows import Row, Spectrum
+from train.grid import offspring, plan, retuning, training
+from train.models import bert, pretrained
+
+KINDS: dict[str, Any] = {
+    "trained": Row,
+    "children": Row,
+    "retuned": Row,
+    "spectra": Spectrum,
+}
+"""The files of results, and what their rows are."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Folder:
+    """Where results go, and what is said of how they came to be.
+
+    Attributes:
+      path: The folder.
+      command: What makes them.
+      commit: Of the code.
+      settings: Of every run.
+      say: Called with a line on each result.
+    """
+
+    path: pathlib.Path
+    command: str
+    commit: str
+    settings: runs.Run
+    say: Callable[[str], object]
+
+    def file(self, kind: str, name: str) -> pathlib.Path:
+        """Returns where one result lies."""
+        return self.path / kind / f"{name}.json"
+
+    def write(self, kind: str, name: str, rows: Sequence[Any]) -> None:
+        """Writes one result."""
+        entries = {x.name: x for x in plan.ENTRIES}
+        used = sorted({row.config for row in rows if isinstance(row, Row)})
+        configs = {x: _described(self.settings, entries[x].config) for x in used}
+        results = store.Results(
+            command=self.command,
+            commit=self.commit,
+            versions=versions(),
+            device=device(),
+            configs=configs,
+            rows=rows,
+        )
+        store.write(self.file(kind, name), results)
+
+
+def run(folder: Folder, tasks: Sequence[str], names: Sequence[str]) -> None:
+    """Makes what no other process makes, and what is not there yet.
+
+    Args:
+      folder: Where to.
+      tasks: Of `sentiment.TASKS`.
+      names: Of entries of `plan.ENTRIES`.
+    """
+    places = load(tasks, folder.settings)
+    for entry in plan.ENTRIES:
+        if entry.name not in names:
+            continue
+        with locked(folder.path / f"{entry.name}.lock") as ours:
+            for place in places if ours else ():
+                _make(folder, place, entry)
+
+
+def load(tasks: Sequence[str], settings: runs.Run) -> list[training.Place]:
+    """Returns the places of the tasks, all with one model and one base."""
+    files = pretrained.find_folder()
+    config = bert.read_config(files)
+    base = {"bert": pretrained.load(files, config)}
+    model = bert.BertClassifier(config, len(sentiment.CLASSES))
+    length = settings.max_length
+    return [
+        training.Place(x, model, base, arrays.load(x, files, length), settings)
+        for x in tasks
+    ]
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[bool]:
+    """Locks a file while the context lasts, and says whether it is ours."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def collect(source: pathlib.Path, target: pathlib.Path) -> dict[str, int]:
+    """Joins the results of a grid's folder into one file a kind; returns their rows.
+
+    Raises:
+      FileNotFoundError: if there are none.
+    """
+    counts = {}
+    for kind, row in KINDS.items():
+        files = sorted((source / kind).glob("*.json"))
+        if not files:
+            continue
+        parts = [store.read(file, row) for file in files]
+        rows = [x for part in parts for x in part.rows]
+        configs = {k: v for part in parts for k, v in part.configs.items()}
+        joined = dataclasses.replace(parts[0], rows=rows, configs=configs)
+        store.write(target / f"{kind}.json", joined)
+        counts[kind] = len(rows)
+    if not counts:
+        raise FileNotFoundError(f"{source} holds no results: `python -m train grid`.")
+    return counts
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what the numbers depend on."""
+    names = ("jax", "jaxlib", "flax", "optax", "numpy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **found}
+
+
+def device() -> str:
+    """Returns the kind of device that JAX computes on."""
+    return jax.devices()[0].device_kind
+
+
+def _make(folder: Folder, place: training.Place, entry: plan.Entry) -> None:
+    name = f"{entry.name}-{place.task}"
+    wanted = KINDS if entry == plan.PARENT else ("trained",)
+    if all(folder.file(kind, name).is_file() for kind in wanted):
+        return
+    start = time.monotonic()
+    trained = training.train(place, entry.config)
+    rows = training.rows(place, trained, entry)
+    folder.write("trained", name, rows)
+    last = [x.accuracy for x in rows if x.accuracy is not None][-len(trained.seeds) :]
+    folder.say(
+        f"{entry.name} {place.task}: rate {trained.rate:g}, test "
+        f"{sum(last) / len(last):.4f}, {time.monotonic() - start:.0f} s"
+    )
+    if entry == plan.PARENT:
+        _make_children(folder, place, trained, name)
+
+
+def _make_children(
+    folder: Folder, place: training.Place, trained: training.Trained, name: str
+) -> None:
+    parents = offspring.parents(trained)
+    spectra = [x for parent in parents for x in offspring.spectra(place, parent)]
+    folder.write("spectra", name, spectra)
+    start, rows = time.monotonic(), []
+    base = posthoc.statistics(place.base)
+    for parent in parents:
+        rows += offspring.rows(place, trained.rate, parent, base)
+    folder.write("children", name, rows)
+    took = f"{time.monotonic() - start:.0f} s"
+    folder.say(f"{len(rows)} children {place.task}: {took}")
+    start, rows = time.monotonic(), []
+    for share in plan.MORE:  # Equal numbers of steps share a program.
+        for rank in plan.RETUNED:
+            rows += retuning.rows(place, parents, rank, share)
+    folder.write("retuned", name, rows)
+    folder.say(f"retuned {place.task}: {time.monotonic() - start:.0f} s")
+
+
+def _described(settings: runs.Run, config: Any) -> dict[str, Any]:
+    """Returns the settings of a run as plain values, the method's among them."""
+    values = dataclasses.asdict(settings) | {"method": dataclasses.asdict(config)}
+    for name in ("task", "seeds", "learning_rates"):
+        del values[name]  # Each row has its own.
+    values["method"]["name"] = type(config).__name__
+    return values
