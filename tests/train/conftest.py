@@ -100,18 +100,22 @@ def backbone(folder, tmp_path_factory) -> tuple[pathlib.Path, str]:
     (place / "tokenizer.json").symlink_to(folder / "tokenizer.json")
     config = json.loads((folder / "config.json").read_text())
     config |= {
-        "hidden_size": 12,
-        "num_hidden_layers": 2,
+        "hidden_size": 48,
+        "num_hidden_layers": 1,
         "num_attention_heads": 3,
-        "intermediate_size": 14,
-        "max_position_embeddings": 64,
+        "intermediate_size": 56,
+        "max_position_embeddings": 16,
     }
     (place / "config.json").write_text(json.dumps(config))
     generator = np.random.default_rng(0)
     tensors = {
-        name: generator.normal(scale=0.3, size=shape).astype(np.float32)
+        # A kernel keeps the size of its inputs, so that words reach the classifier.
+        name: (generator.normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32)
         for name, shape in _tensor_shapes(place).items()
     }
+    for name in tensors:
+        if name.endswith("LayerNorm.weight"):
+            tensors[name] = np.ones_like(tensors[name])
     safetensors.numpy.save_file(tensors, place / "model.safetensors")
     data = (place / "model.safetensors").read_bytes()
     return place, hashlib.sha256(data).hexdigest()
@@ -130,22 +134,23 @@ def _tensor_shapes(place: pathlib.Path) -> dict[str, tuple[int, ...]]:
     return result
 
 
-@pytest.fixture
-def settings(backbone, monkeypatch) -> Any:
-    """A run of seconds, with the tiny BERT."""
+@pytest.fixture(scope="module")
+def settings(backbone) -> Any:
+    """A run of seconds: four members with the tiny BERT, which its module finds."""
     from train.methods import lora
     from train.models import pretrained
     from train.run import Run
 
     place, sha256 = backbone
-    monkeypatch.setenv(pretrained.FOLDER_VARIABLE, str(place))
-    return Run(
-        task="amazon",
-        method=lora.Lora(rank=3),
-        seeds=(0, 1),
-        learning_rates=(1e-3, 1e-2),
-        steps=70,
-        batch=8,
-        max_length=16,
-        backbone=sha256,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(pretrained.FOLDER_VARIABLE, str(place))
+        yield Run(
+            task="amazon",
+            method=lora.Lora(rank=3),
+            seeds=(0, 7),
+            learning_rates=(1e-3, 3e-2),
+            steps=70,
+            batch=8,
+            max_length=16,
+            backbone=sha256,
+        )
