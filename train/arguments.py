@@ -21,8 +21,6 @@ from train.run import Run
 
 PROG = "python -m train run"
 
-_BOX = "│╭╮╰╯─ "
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Words:
@@ -92,15 +90,18 @@ def parse(words: Sequence[str]) -> Words:
     if name in CUTS:
         default = _CutSettings(run=PRESETS[preset], method=method, cut=CUTS[name])
     found = _parsed(rest, default, f"{PROG} {preset} --method {name}")
+    cut = found.cut if isinstance(found, _CutSettings) else None
     if found.checkpoint_every < 1:
         raise ValueError(
             f"--checkpoint-every is {found.checkpoint_every}, expected at least 1."
         )
+    if cut is not None and not cut.policies:
+        raise ValueError("Name a share to keep: --cut.gammas or --cut.epsilons.")
     return Words(
         preset=preset,
         name=name,
         run=dataclasses.replace(found.run, method=found.method),
-        cut=found.cut if isinstance(found, _CutSettings) else None,
+        cut=cut,
         out=found.out,
         checkpoint_every=found.checkpoint_every,
     )
@@ -183,13 +184,12 @@ def _overrides(settings: _Settings) -> list[str]:
 
 def _sentence(box: str) -> str:
     """Returns what tyro says in a box, without the box and its advice."""
-    lines = []
-    for line in box.splitlines():
-        text = line.strip(_BOX)
-        if line.startswith("│") and not text:
-            break  # A rule: what follows repeats the help.
-        if line.startswith("│"):
-            lines.append(text)
+    # Sides and rules are of other characters where the output is not in UTF-8. Below
+    # the title there is one rule or none, and what follows another repeats the help.
+    rows = [row.strip("│ ") for row in box.splitlines()[1:]]
+    rules = [not row.strip("─-") for row in rows]
+    first = rules.index(False)
+    lines = rows[first : rules.index(True, first)]
     return f"{' '.join(lines).rstrip('.')}."
 
 
