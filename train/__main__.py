@@ -9,11 +9,14 @@ import tyro
 
 from train import arguments, command, demo
 from train.experiments import commands
+from train.grid import command as grid
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "demo": demo.main,
     "table": commands.table,
     "figure": commands.figure,
+    "grid": grid.grid,
+    "collect": grid.collect,
 }
 """Commands whose words are a function's arguments."""
 

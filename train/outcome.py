@@ -15,7 +15,7 @@ import para_jax as para
 from train import evaluate, trainer
 from train.data import arrays
 from train.data.tokens import Batch
-from train.methods import method as methods
+from train.grid.training import size
 from train.models import bert, pretrained
 
 _PEFT = {
@@ -167,6 +167,5 @@ def _padded(checkpoints: Sequence[para.Checkpoint]) -> list[dict[str, Any]]:
 
 
 def _size(adapter: para.Checkpoint | None) -> dict[str, int | None]:
-    if adapter is None:
-        return {"rank_total": None, "params": None}
-    return {**methods.size(adapter.adapters)}
+    ranks, params = (None, None) if adapter is None else size(adapter.adapters)
+    return {"rank_total": ranks, "params": params}

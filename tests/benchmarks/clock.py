@@ -6,7 +6,7 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -119,3 +119,34 @@ def copies(tree: Any, most: int) -> list[Any]:
     """
     count = _limited(math.ceil(2 * cache() / cases.nbytes(tree)), 1, most)
     return [tree, *(jax.tree.map(jnp.copy, tree) for _ in range(count - 1))]
+
+
+def interleaved(
+    calls: Mapping[Any, Callable[[], Any]], *, limit: float
+) -> dict[Any, list[float]]:
+    """Returns the seconds of each call in rounds of all of them, in turn.
+
+    What else the machine does comes and goes; so it meets all calls alike, and their
+    ratios stand. Quick calls are queued as in `median`.
+
+    Args:
+      calls: Start the work, warm already.
+      limit: The seconds to spend, about; there are 3 to 20 rounds.
+    """
+    once = {x: _queued(call, 1) for x, call in calls.items()}
+    on_cpu = jax.default_backend() == "cpu"
+    counts = {x: 1 if on_cpu else _limited(_BATCH / s, 1, 50) for x, s in once.items()}
+    total = sum(once[x] * counts[x] for x in calls)
+    times: dict[Any, list[float]] = {x: [] for x in calls}
+    for _ in range(_limited(limit / total, 3, 20)):
+        for x, call in calls.items():
+            times[x].append(_queued(call, counts[x]))
+    return times
+
+
+def _queued(call: Callable[[], Any], count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        result = call()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / count

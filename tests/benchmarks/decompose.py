@@ -32,49 +32,21 @@ the Frobenius norm.
 """
 
 import argparse
-import importlib.metadata
 import math
 import os
 import pathlib
-import platform
 from collections.abc import Sequence
-from typing import Any
 
 # Before JAX is imported: PyTorch needs room on the same device.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 
-from tests.benchmarks import cases, chart, clock, measure, rows
+from tests.benchmarks import cases, chart, measure, place, rows
 from tests.benchmarks.rows import Row
 
 TINY = "tiny"
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-def _place() -> dict[str, Any]:
-    """Returns what all rows share: the device and its memory's speed."""
-    versions = [f"Python {platform.python_version()}"]
-    for name in ("jax", "torch", "peft"):
-        try:
-            versions.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    device = jax.devices()[0].device_kind
-    if device == "cpu":
-        device = f"{os.cpu_count()} cores of {_processor()}"
-    return {
-        "device": device,
-        "versions": ", ".join(versions),
-        "bandwidth": clock.bandwidth(),
-    }
-
-
-def _processor() -> str:
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [x.partition(": ")[2] for x in lines if x.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _chosen(what: str, given: str, known: Sequence[str]) -> list[str]:
@@ -111,11 +83,11 @@ def _run(given: argparse.Namespace) -> list[Row]:
     chosen = [cases.CASES[x] for x in _chosen("case", names, list(cases.CASES))]
     methods = _chosen("method", given.methods, measure.METHODS)
     dtypes = _chosen("dtype", given.dtype, DTYPES)
-    place, result = _place(), []
+    shared, result = place.where(), []
     for dtype in dtypes:
         for case in chosen:
             for row in measure.measured(
-                case, methods, dtype, limit=given.limit, place=place
+                case, methods, dtype, limit=given.limit, place=shared
             ):
                 result.append(row)
                 print(rows.line(row), flush=True)

@@ -13,21 +13,25 @@ from train.experiments.rows import Row
 Group = tuple[str, str, str]
 """Task, method, policy."""
 
+_ROUNDING = 2e-6
+"""What two means may differ by and still be equal: files have six digits."""
+
 
 def rates(rows: Iterable[Row]) -> dict[Group, float]:
     """Returns the learning rate of the largest mean validation accuracy.
 
     The mean is over the seeds that all rates of the group were tried with. Of equal
-    rates the smallest is taken. A group with one rate needs no validation.
+    rates it is the one that met the test part, or else the smallest. A group with one
+    rate needs no validation.
 
     Raises:
       ValueError: if rates were tried with no seed in common, or without validation.
     """
-    tried: dict[Group, dict[float, dict[int, float | None]]]
+    tried: dict[Group, dict[float, dict[int, Row]]]
     tried = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         group = row.task, row.method, row.policy
-        tried[group][row.learning_rate][row.seed] = row.validation
+        tried[group][row.learning_rate][row.seed] = row
     return {group: _best(found, group) for group, found in tried.items()}
 
 
@@ -38,15 +42,22 @@ def chosen(rows: Iterable[Row]) -> list[Row]:
     return [x for x in rows if x.learning_rate == best[x.task, x.method, x.policy]]
 
 
-def _best(found: Mapping[float, Mapping[int, float | None]], group: Group) -> float:
+def _best(found: Mapping[float, Mapping[int, Row]], group: Group) -> float:
     if len(found) == 1:
         return next(iter(found))
     seeds = set.intersection(*(set(by_seed) for by_seed in found.values()))
-    values = {rate: [found[rate][seed] for seed in seeds] for rate in sorted(found)}
+    values = {
+        rate: [found[rate][seed].validation for seed in seeds] for rate in sorted(found)
+    }
     if not seeds or any(None in x for x in values.values()):
         tried = ", ".join(f"{rate:g}" for rate in values)
         raise ValueError(
             f"No learning rate can be chosen for {' '.join(group)}: {tried} were tried "
             + ("with no seed in common." if not seeds else "without validation.")
         )
-    return max(values, key=lambda rate: sum(x for x in values[rate] if x is not None))
+    means = {k: sum(x for x in v if x is not None) / len(v) for k, v in values.items()}
+    equal = [x for x in means if means[x] > max(means.values()) - _ROUNDING]
+    tested = [
+        x for x in equal if any(y.accuracy is not None for y in found[x].values())
+    ]
+    return (tested or equal)[0]

@@ -20,6 +20,9 @@ from train.experiments.tables.table import markdown, terminal
 
 T = TypeVar("T")
 
+_WIDTH = 100
+"""What the widest table takes."""
+
 
 def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -> None:
     """Prints a table of the results.
@@ -31,7 +34,9 @@ def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -
       folder: Where the JSON files of results are.
     """
     made, reasons = _make(name, TABLES, Files(folder))
+    # A number cut short would say something else: better a line too long.
     console = rich.console.Console()
+    console.width = max(console.width, _WIDTH)
     for tables in made.values():
         for block in tables:
             console.print(terminal(block), "")

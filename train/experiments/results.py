@@ -11,12 +11,13 @@ from train.experiments.rows import Cost, Row, Spectrum
 FOLDER = pathlib.Path(__file__).parent.parent / "results"
 """Where the committed results are."""
 
+_GRID = "python -m train grid && python -m train collect"
 MADE_BY = {
-    "trained": "python -m train grid trained",
-    "children": "python -m train grid children",
-    "retuned": "python -m train grid retuned",
-    "spectra": "python -m train grid spectra",
-    "cost": "python -m train grid cost",
+    "trained": _GRID,
+    "children": _GRID,
+    "retuned": _GRID,
+    "spectra": _GRID,
+    "cost": "python -m train cost",
 }
 """Each file, and the command that makes it."""
 

@@ -4,6 +4,7 @@ Reading says which file, row and field is wrong. Floats have six digits. Host co
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import typing
@@ -51,7 +52,7 @@ def write(path: pathlib.Path, results: Results[R]) -> None:
     if results.rows:
         _parse(raw, type(results.rows[0]), path)
     head = [f'"{k}": {_json(raw[k])}' for k in _HEAD if k not in ("configs", "rows")]
-    configs = [f'"{k}": {_json(v)}' for k, v in raw["configs"].items()]
+    configs = [f"{_json(k)}: {_json(v)}" for k, v in raw["configs"].items()]
     head.append('"configs": {\n' + ",\n".join(configs) + "\n}")
     head.append('"rows": [\n' + ",\n".join(map(_json, raw["rows"])) + "\n]")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,7 @@ def _row(record: Any, kind: type[R], where: str) -> R:
             f"{where} has a foreign field '{min(foreign)}', expected only: "
             f"{', '.join(fields)}."
         )
-    types = typing.get_type_hints(kind)
+    types = _types(kind)
     values = {}
     for name, field in fields.items():
         if name not in record and field.default is dataclasses.MISSING:
@@ -128,6 +129,11 @@ def _row(record: Any, kind: type[R], where: str) -> R:
         known = ", ".join(TASKS)
         raise ValueError(f"{where}: `task` is '{task}', expected one of {known}.")
     return kind(**values)
+
+
+@functools.cache  # Slow, and asked for with every row.
+def _types(kind: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _value(

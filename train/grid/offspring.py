@@ -4,7 +4,7 @@ A child is made by a pruner within a budget. PARA is the score `sigma`; what it 
 is the local ablation, the energy sweep and the opposite of PARA, which drops the top.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -76,18 +76,7 @@ def rows(
         place.model, place.base, heads, para.to_params(lora), place.data.test
     )
     return [
-        Row(
-            task=place.task,
-            method=child.method,
-            policy=child.policy,
-            seed=parent.seed,
-            modules=len(parent.adapters),
-            accuracy=float(accuracy),
-            learning_rate=rate,
-            config=plan.PARENT.name,
-            steps=place.settings.steps,
-            **training.size(child.adapters),
-        )
+        _row(place, rate, parent, child, float(accuracy))
         for child, accuracy in zip(family, accuracies, strict=True)
     ]
 
@@ -129,6 +118,25 @@ def spectra(place: training.Place, parent: Parent) -> list[Spectrum]:
     ]
 
 
+def _row(
+    place: training.Place, rate: float, parent: Parent, child: Child, accuracy: float
+) -> Row:
+    ranks, parameters = training.size(child.adapters)
+    return Row(
+        task=place.task,
+        method=child.method,
+        policy=child.policy,
+        seed=parent.seed,
+        rank_total=ranks,
+        modules=len(parent.adapters),
+        params=parameters,
+        accuracy=accuracy,
+        learning_rate=rate,
+        config=plan.PARENT.name,
+        steps=place.settings.steps,
+    )
+
+
 def _of_para(parent: Parent) -> Iterator[Child]:
     """Yields what only the singular values have: local, by energy, and the opposite."""
     parts = posthoc.decompose(parent.adapters)
@@ -146,7 +154,7 @@ def _of_para(parent: Parent) -> Iterator[Child]:
         yield Child("drop-top", f"drop {count}", posthoc.child(parts, masks))
 
 
-def _examples(batches: list[tokens.Batch]) -> posthoc.Examples:
+def _examples(batches: Sequence[tokens.Batch]) -> posthoc.Examples:
     """Returns all sentences of the batches, of one width."""
     width = max(batch.tokens.ids.shape[1] for batch in batches)
 

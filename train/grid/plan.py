@@ -92,6 +92,11 @@ ENTRIES = (
         ranks=RANKS,
     ),
     Entry(
+        name="sora-hard",
+        method="sora-hard",
+        config=sora.Sora(target_sparsity=0.75, hard_finish=True),
+    ),
+    Entry(
         name="sora-official",
         method="sora-official",
         config=sora.Sora(variant="official"),

@@ -28,7 +28,7 @@ def rows(
     """Returns the rows of children of one rank, trained on for a share of the steps."""
     steps = max(1, round(share * place.settings.steps))
     shorter = dataclasses.replace(place.settings, steps=steps)
-    config = plan.PARENT.config
+    config = lora.Lora()
     starts = {x.seed: _start(x, rank, config) for x in parents}
     there = place._replace(settings=shorter)
     trained = training.train(there, config, lambda given: _begin(given, starts))

@@ -3,6 +3,7 @@
 Axis letters: `M` members of a run, `C` of those that are kept, in the order of seeds.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -134,10 +135,10 @@ def served_rows(
     test = _accuracies(place, state, head, adapters, place.data.test)
     result = []
     for i, seed in enumerate(trained.seeds):
-        member = jax.tree.map(lambda x: x[i], state)  # noqa: B023
+        member = _member(state, i)
         final = method.finish(member) if served is None else served(member)
-        values = _row(place, entry, policy, seed, trained.rate, float(validation[i]))
-        result.append(Row(**values, accuracy=float(test[i]), **size(final)))
+        row = _row(place, entry, policy, seed, trained.rate, final, validation[i])
+        result.append(dataclasses.replace(row, accuracy=float(test[i])))
     return result
 
 
@@ -151,9 +152,9 @@ def _searched(
     for i, (seed, rate) in enumerate(searched.run.members):
         if rate == trained.rate:
             continue
-        member = jax.tree.map(lambda x: x[i], searched.learners.state)  # noqa: B023
-        values = _row(place, entry, policy, seed, rate, float(searched.validation[i]))
-        result.append(Row(**values, **size(method.finish(member))))
+        final = method.finish(_member(searched.learners.state, i))
+        value = searched.validation[i]
+        result.append(_row(place, entry, policy, seed, rate, final, value))
     return result
 
 
@@ -182,7 +183,11 @@ def _accuracies(
 
 
 def _at_rank(config: Any, state: State, *, rank: int) -> Adapters:
-    return config.at_rank(jax.tree.map(jnp.asarray, state), rank)
+    return config.at_rank(state, rank)
+
+
+def _member(state: State, index: int) -> State:
+    return jax.tree.map(lambda x: jnp.asarray(x[index]), state)
 
 
 def _row(
@@ -191,22 +196,26 @@ def _row(
     policy: str,
     seed: int,
     rate: float,
+    adapters: Adapters,
     validation: float,
-) -> dict[str, Any]:
-    return {
-        "task": place.task,
-        "method": entry.method,
-        "policy": policy,
-        "seed": seed,
-        "learning_rate": rate,
-        "validation": validation,
-        "config": entry.name,
-        "steps": place.settings.steps,
-        "modules": len(trainer.kernels(place.base)),
-    }
+) -> Row:
+    ranks, parameters = size(adapters)
+    return Row(
+        task=place.task,
+        method=entry.method,
+        policy=policy,
+        seed=seed,
+        rank_total=ranks,
+        modules=len(trainer.kernels(place.base)),
+        params=parameters,
+        validation=float(validation),
+        learning_rate=rate,
+        config=entry.name,
+        steps=place.settings.steps,
+    )
 
 
-def size(adapters: Mapping[str, para.Adapter]) -> dict[str, int]:
+def size(adapters: Mapping[str, para.Adapter]) -> tuple[int, int]:
     """Returns the ranks and the parameters of adapters, as budgets count them.
 
     Without components that are zero; and an adapter that starts from the kernel's own
@@ -214,10 +223,7 @@ def size(adapters: Mapping[str, para.Adapter]) -> dict[str, int]:
     """
     ranks = {path: x.nominal or _rank(x) for path, x in adapters.items()}
     costs = {path: x.inputs + x.outputs for path, x in adapters.items()}
-    return {
-        "rank_total": sum(ranks.values()),
-        "params": sum(ranks[path] * costs[path] for path in ranks),
-    }
+    return sum(ranks.values()), sum(ranks[path] * costs[path] for path in ranks)
 
 
 def _rank(adapter: para.Adapter) -> int:

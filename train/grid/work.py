@@ -190,8 +190,8 @@ def _make_children(
 
 def _described(settings: runs.Run, config: Any) -> dict[str, Any]:
     """Returns the settings of a run as plain values, the method's among them."""
-    values = dataclasses.asdict(settings) | {"method": dataclasses.asdict(config)}
+    method = {"name": type(config).__name__} | dataclasses.asdict(config)
+    values = dataclasses.asdict(settings) | {"method": method}
     for name in ("task", "seeds", "learning_rates"):
         del values[name]  # Each row has its own.
-    values["method"]["name"] = type(config).__name__
     return values

@@ -1,6 +1,17 @@
 """The methods that train adapters, one paper a file; `METHODS` names them all."""
 
-from train.methods import dylora, gora, lora, lora_plus, matryoshka, milora, pissa
+from train.methods import (
+    adalora,
+    dora,
+    dylora,
+    gora,
+    lora,
+    lora_plus,
+    matryoshka,
+    milora,
+    pissa,
+    sora,
+)
 from train.methods.method import Config as Config
 from train.methods.method import Method as Method
 from train.methods.method import State as State
@@ -8,9 +19,12 @@ from train.methods.method import State as State
 METHODS: dict[str, Config] = {
     "lora": lora.Lora(),
     "rslora": lora.RsLora(),
-    "lora_plus": lora_plus.LoraPlus(),
+    "lora+": lora_plus.LoraPlus(),
     "pissa": pissa.Pissa(),
     "milora": milora.Milora(),
+    "adalora": adalora.AdaLora(),
+    "sora": sora.Sora(),
+    "dora": dora.Dora(),
     "gora": gora.Gora(),
     "dylora": dylora.Dylora(),
     "matryoshka": matryoshka.Matryoshka(),

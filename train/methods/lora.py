@@ -67,6 +67,7 @@ class RsLora:
 
     def method(self, steps: int) -> Method:
         """Returns LoRA with the scale of rsLoRA."""
+        _check(self.rank)
         return plain(self.rank, self.alpha / math.sqrt(self.rank))
 
 
@@ -79,13 +80,13 @@ def plain(rank: int, scale: float, *, share: float = 1.0) -> Method:
     Raises:
       ValueError: if the rank is not positive.
     """
-    if rank < 1:
-        raise ValueError(f"rank is {rank}, expected at least 1.")
+    _check(rank)
 
     def init(key: jax.Array, kernels: Kernels, gradients: Kernels | None) -> State:
+        key, place = (key, None) if share == 1 else jax.random.split(key)
         a, b = method.kaiming(key, kernels, rank), method.zeros(kernels, rank)
-        if share < 1:
-            a = _some(jax.random.fold_in(key, 1), a, share)
+        if place is not None:
+            a = _some(place, a, share)
         return State({path: {"a": a[path], "b": b[path]} for path in kernels})
 
     def adapters(state: State) -> Adapters:
@@ -96,6 +97,11 @@ def plain(rank: int, scale: float, *, share: float = 1.0) -> Method:
         return method.kept(adapters(state), keep)
 
     return Method(init=init, adapters=adapters, finish=finish)
+
+
+def _check(rank: int) -> None:
+    if rank < 1:
+        raise ValueError(f"rank is {rank}, expected at least 1.")
 
 
 def _some(

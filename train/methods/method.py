@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jaxtyping import ScalarLike
 
-from para_jax.adapters import Adapter
+from para_jax.adapters import Adapter, Array
 
 Adapters = dict[str, Adapter]
 Kernels = Mapping[str, jax.Array]
@@ -147,9 +147,7 @@ def whole(adapters: Mapping[str, Adapter]) -> Adapters:
     return jax.tree.map(np.asarray, dict(adapters))
 
 
-def kept(
-    adapters: Mapping[str, Adapter], keep: Mapping[str, jax.Array | np.ndarray]
-) -> Adapters:
+def kept(adapters: Mapping[str, Adapter], keep: Mapping[str, Array]) -> Adapters:
     """Returns the components with a true value in `keep`, as NumPy arrays. Host code.
 
     Args:
@@ -163,22 +161,3 @@ def kept(
             a, b = adapter.a[:, mask], adapter.b[mask]
             result[path] = dataclasses.replace(adapter, a=a, b=b)
     return result
-
-
-def size(adapters: Mapping[str, Adapter]) -> dict[str, int]:
-    """Returns `rank_total` and `params` of adapters, as budgets count them. Host code.
-
-    Components that are zero do not count. An adapter that starts from components of
-    the kernel counts the rank that it was trained at.
-    """
-    ranks = {path: x.nominal or _rank(x) for path, x in adapters.items()}
-    costs = {path: x.inputs + x.outputs for path, x in adapters.items()}
-    return {
-        "rank_total": sum(ranks.values()),
-        "params": sum(ranks[path] * costs[path] for path in ranks),
-    }
-
-
-def _rank(adapter: Adapter) -> int:
-    a, b = np.asarray(adapter.a), np.asarray(adapter.b)
-    return int(((a != 0).any(0) & (b != 0).any(1)).sum())

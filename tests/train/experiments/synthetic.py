@@ -8,20 +8,22 @@ import numpy as np
 from train.experiments import store
 from train.experiments.rows import TASKS, Cost, Row, Spectrum
 
-SEEDS = range(5)
-RATES = (0.0002, 0.0005, 0.002)
+SEEDS = range(3)
+RATES = (0.0002, 0.0005)
 CHOSEN = 0.0005
 RANKS = (8.0, 4.0, 2.0, 1.0, 0.5)
 SCORES = (
     "fisher",
     "fisher-batch",
     "sensitivity",
-    "sigma2/(m+n)",
-    "sigma/norm",
-    "sigma/spectral",
-    "sigma*gain",
-    "whiten",
-    "whiten-diagonal",
+    "per-parameter",
+    "by-frobenius",
+    "by-spectral",
+    "by-update",
+    "at-inputs",
+    "at-embeddings",
+    "whitened",
+    "whitened-diagonal",
 )
 AT_FOUR = (
     "rslora",
@@ -29,7 +31,6 @@ AT_FOUR = (
     "pissa",
     "milora",
     "adalora",
-    "sora",
     "dora",
     "gora",
 )
@@ -79,8 +80,10 @@ class Draw:
 
 def trained(draw: Draw) -> Iterator[Row]:
     models = [("lora", x, 0.006 / x) for x in (16.0, *RANKS)]
+    models += [("sora", 4.8, 0.003), ("sora-official", 4.8, 0.004)]
     models += [(x, 4.0, draw.random.uniform(0, 0.008)) for x in AT_FOUR]
     models += [("dylora", x, 0.012 / x + 0.002) for x in (16.0, 8.0, 4.0, 2.0, 1.0)]
+    models += [("dylora-unfrozen", 4.0, 0.006)]
     models += [("matryoshka", x, 0.01 / x + 0.002) for x in (16.0, 8.0, 4.0, 2.0, 1.0)]
     for method, rank, loss in models:
         for task in TASKS:

@@ -194,14 +194,16 @@ def test_training_lowers_the_loss(task, base_logits, run):
     assert task.loss(run.logits) < 0.9 * task.loss(base_logits)
 
 
-def test_every_module_is_trained(task, method, run):
+def test_the_model_sees_an_update_of_every_kernel_and_what_is_left_was_trained(
+    task, method, run, finished
+):
     before, after = map(method.adapters, (run.first, run.last))
 
     assert before.keys() == after.keys() == task.kernels.keys()
     for path, kernel in task.kernels.items():
-        assert dense(after[path]).shape == kernel.shape
-    changed = [not np.allclose(dense(before[x]), dense(after[x])) for x in before]
-    assert np.mean(changed) > 0.5
+        assert dense(before[path]).shape == dense(after[path]).shape == kernel.shape
+    for path in finished:
+        assert not np.allclose(dense(before[path]), dense(after[path]), atol=1e-3)
 
 
 def test_what_is_exported_is_what_was_trained(task, method, run, finished):
@@ -238,7 +240,11 @@ def test_the_export_is_saved_and_loaded_unchanged(finished, tmp_path):
 
     assert got.keys() == finished.keys()
     for path, adapter in finished.items():
-        np.testing.assert_array_equal(dense(got[path]), dense(adapter))
+        assert got[path].rank == adapter.rank
+        # The file may hold the scale in a factor, rounded once more.
+        np.testing.assert_allclose(
+            dense(got[path]), dense(adapter), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_the_export_can_be_compressed(finished):

@@ -1,19 +1,22 @@
 """PARA against Fisher-PARA, which needs gradients (the paper's Figure 7)."""
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from train.experiments import measured, statistics
 from train.experiments.figures import style
-from train.experiments.measured import MEAN
+from train.experiments.measured import MEAN, Measured
 from train.experiments.results import Files
 
 SCORE = "fisher"
 
 
 def draw(files: Files) -> Figure:
-    """Returns a scatter of accuracies: a task has a colour, a rank a marker."""
+    """Returns accuracies around `y = x`: a panel a task, a marker a rank."""
     policies = measured.policies(files.rows("children"), SCORE, "rank")
     if not policies:
         files.measure("children", SCORE, "rank 4")  # Says what is missing.
@@ -22,50 +25,48 @@ def draw(files: Files) -> Figure:
         for policy in policies
     }
     tasks = [x for x in pairs[policies[0]][0].columns if x != MEAN]
-    figure, (axes,) = style.panels(1, 1, width=6.4, height=4.8)
-    for policy, marker in zip(policies, style.MARKERS, strict=False):
-        left, right = pairs[policy]
-        for task in tasks:
-            x, y = left.accuracy[task], right.accuracy[task]
-            axes.errorbar(
-                100 * statistics.mean(x),
-                100 * statistics.mean(y),
-                xerr=100 * statistics.std(x),
-                yerr=100 * statistics.std(y),
-                color=style.TASKS[task],
-                marker=marker,
-                markersize=5,
-                elinewidth=0.8,
-                alpha=0.85,
-            )
-    _diagonal(axes)
-    axes.set_xlabel("PARA, accuracy, %")
-    axes.set_ylabel("Fisher-PARA, accuracy, %")
-    _legend(figure, tasks, policies)
+    columns = min(len(tasks), 2)
+    rows = -(-len(tasks) // columns)
+    figure, axes = style.panels(
+        rows, columns, width=0.6 + 3.1 * columns, height=1.0 + 2.9 * rows
+    )
+    for each, task in zip(axes, tasks, strict=False):
+        _scatter(each, pairs, task)
+        style.title(each, task)
+    for each in axes[len(tasks) :]:
+        each.set_visible(False)
+    figure.supxlabel("PARA, accuracy, %", fontsize="medium")
+    figure.supylabel("Fisher-PARA, accuracy, %", fontsize="medium")
+    style.legend(figure, axes[0], columns=len(policies) + 1)
     return figure
 
 
-def _diagonal(axes: Axes) -> None:
-    """Draws `y = x`, both axes alike."""
+def _scatter(axes: Axes, pairs: Mapping[str, Sequence[Measured]], task: str) -> None:
+    """Draws means over seeds, their standard deviations, and the line `y = x`."""
+    for number, (policy, (left, right)) in enumerate(pairs.items()):
+        x, y = left.accuracy[task], right.accuracy[task]
+        axes.errorbar(
+            100 * statistics.mean(x),
+            100 * statistics.mean(y),
+            xerr=100 * np.nan_to_num(statistics.std(x)),
+            yerr=100 * np.nan_to_num(statistics.std(y)),
+            color=style.RANKS[number % len(style.RANKS)],
+            marker=style.MARKERS[number % len(style.MARKERS)],
+            linestyle="",
+            markersize=5,
+            elinewidth=0.8,
+            label=policy,
+        )
     low = min(axes.get_xlim()[0], axes.get_ylim()[0])
     high = max(axes.get_xlim()[1], axes.get_ylim()[1])
-    axes.plot([low, high], [low, high], color=style.GREY, linewidth=0.8, zorder=0)
-    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-
-
-def _legend(figure: Figure, tasks: list[str], policies: list[str]) -> None:
-    colors = [
-        Line2D([], [], color=style.TASKS[x], marker="o", linestyle="", label=x)
-        for x in tasks
-    ]
-    marks = [
-        Line2D([], [], color=style.GREY, marker=mark, linestyle="", label=policy)
-        for mark, policy in zip(style.MARKERS, policies, strict=False)
-    ]
-    line = Line2D([], [], color=style.GREY, linewidth=0.8, label="y = x")
-    figure.legend(
-        handles=[*colors, *marks, line],
-        loc="outside right center",
-        frameon=False,
-        fontsize="small",
+    axes.plot(
+        [low, high],
+        [low, high],
+        color=style.GREY,
+        linewidth=0.8,
+        zorder=0,
+        label="y = x",
     )
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(4))

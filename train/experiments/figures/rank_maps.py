@@ -62,7 +62,7 @@ def _cells(axes: Axes, ranks: Mapping[tuple[int, str], float], highest: float) -
     grid = np.array([[ranks.get((d, k), np.nan) for d in depths] for k in kinds])
     axes.imshow(grid, cmap=style.HEAT, vmin=0, vmax=highest, aspect="auto")
     for (row, column), rank in np.ndenumerate(grid):
-        color = "black" if rank > 0.5 * highest else "white"
+        color = "black" if rank > 0.45 * highest else "white"
         axes.text(
             column,
             row,

@@ -36,8 +36,10 @@ def draw(files: Files) -> Figure:
         style.title(each, f"{task}, {len(pooled[task])} seeds")
     for each in axes[len(tasks) :]:
         each.set_visible(False)
-    figure.supxlabel("singular value", fontsize="medium")
-    figure.supylabel("components, a seed", fontsize="medium")
+    figure.supxlabel(
+        "singular value; lines: the least and the most of all seeds", fontsize="medium"
+    )
+    figure.supylabel("components, mean over seeds", fontsize="medium")
     return figure
 
 
@@ -54,13 +56,12 @@ def _histogram(
     axes: Axes, seeds: Sequence[np.ndarray], edges: np.ndarray, color: str
 ) -> None:
     counts = np.array([np.histogram(x, edges)[0] for x in seeds])
-    axes.stairs(counts.mean(0), edges, fill=True, color=color, alpha=0.55)
-    axes.stairs(
-        counts.max(0), edges, baseline=counts.min(0), fill=True, color=color, alpha=0.4
-    )
+    axes.stairs(counts.mean(0), edges, fill=True, color=color, alpha=0.5)
+    for end in (counts.min(0), counts.max(0)):
+        axes.stairs(end, edges, color=color, linewidth=0.8)
     axes.set_xscale("log")
-    axes.set_ylim(0, 1.3 * counts.max())
-    for share, top in zip(SHARES, (0.86, 0.99), strict=True):
+    axes.set_ylim(0, 1.45 * counts.max())
+    for share, top in zip(SHARES, (0.88, 0.99), strict=True):
         cut = np.mean(
             [np.sort(x)[::-1][max(int(share * x.size), 1) - 1] for x in seeds]
         )

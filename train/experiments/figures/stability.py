@@ -23,17 +23,7 @@ def draw(files: Files) -> Figure:
     axes.set_xticks(range(len(found)), list(found))
     axes.set_ylabel("correlation of two rank maps")
     axes.set_ylim(top=1.02)
-    axes.axhline(0, color=style.GREY, linewidth=0.8)
-    handles, labels = axes.get_legend_handles_labels()
-    named = dict(zip(labels, handles, strict=True))
-    figure.legend(
-        list(named.values()),
-        list(named),
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-        fontsize="small",
-    )
+    style.legend(figure, axes, columns=2)
     return figure
 
 

@@ -13,21 +13,19 @@ from train.experiments.statistics import Sample
 DPI = 110
 
 # Okabe and Ito's, which colour-blind readers can tell apart.
-ORANGE, BLUE, GREEN, PINK, YELLOW = (
-    "#d55e00",
-    "#0072b2",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-)
+ORANGE, YELLOW, GREEN = "#d55e00", "#e69f00", "#009e73"
+BLUE, PINK = "#0072b2", "#cc79a7"
 GREY = "#666666"
 HEAT = "cividis"
 
-TASKS = {"movie": BLUE, "amazon": YELLOW, "tweets": GREEN, "nyt": PINK, "mean": GREY}
+TASKS = {"movie": BLUE, "amazon": YELLOW, "tweets": GREEN, "nyt": PINK}
 """A colour for each task."""
 
 METHODS = {"para": ORANGE, "lora": BLUE, "dylora": GREEN, "matryoshka": PINK}
 """A colour for each method that is drawn as a line."""
+
+RANKS = (BLUE, GREEN, YELLOW, ORANGE, PINK)
+"""Colours for budgets, from the largest down."""
 
 MARKERS = "osD^v"
 
@@ -85,12 +83,16 @@ def level(axes: Axes, sample: Sample, *, color: str, label: str) -> None:
 
 
 def legend(figure: Figure, axes: Axes, *, columns: int) -> None:
-    """Writes the legend of one panel, which is that of all, below the figure."""
+    """Writes the legend of one panel, which is that of all, above the panels.
+
+    Below them, it would lie over a label of the figure's x axis.
+    """
     handles, labels = axes.get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))  # Of equal labels one is enough.
     figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
+        list(named.values()),
+        list(named),
+        loc="outside upper center",
         ncols=columns,
         frameon=False,
         fontsize="small",
@@ -98,5 +100,5 @@ def legend(figure: Figure, axes: Axes, *, columns: int) -> None:
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-    """Writes the figure as a PNG, the same bytes for the same figure."""
+    """Writes the figure as a PNG without the name and version of what drew it."""
     figure.savefig(path, dpi=DPI, metadata={"Software": None})

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from train.experiments import measured
 from train.experiments.figures import style
 from train.experiments.measured import MEAN, Measured, value
 from train.experiments.results import Files
@@ -26,14 +27,14 @@ def drop(files: Files) -> Figure:
 
 
 def energy(files: Files) -> Figure:
-    """Returns the accuracy, and the average rank, by the energy that is kept."""
+    """Returns the accuracy, and the average rank, by the energy that is kept.
+
+    Bars are paired 95 % intervals of the difference to the parent.
+    """
     found = dict(reversed(sweep(files, "para", "epsilon").items()))
     figure, (above, below) = style.panels(2, 1, width=6.4, height=6.2)
-    _lines(above, found)
-    for task, sample in files.parent().accuracy.items():
-        if task != MEAN:
-            style.level(above, sample, color=style.TASKS[task], label="_")
-    above.set_ylabel("accuracy, %; dashed: the parent")
+    _differences(above, found, files.parent())
+    above.set_ylabel("accuracy minus the parent's, points")
     ranks = ranks_by_task(files, list(found))
     for task, marker in zip(ranks, style.MARKERS, strict=False):
         below.plot(
@@ -64,6 +65,27 @@ def ranks_by_task(files: Files, policies: list[str]) -> dict[str, dict[str, floa
         task: {policy: sum(x) / len(x) for policy, x in by_policy.items()}
         for task, by_policy in found.items()
     }
+
+
+def _differences(axes: Axes, found: Mapping[str, Measured], parent: Measured) -> None:
+    """Draws paired intervals for each task, side by side around every policy."""
+    tasks = [x for x in parent.columns if x != MEAN]
+    all_of = [measured.differences(x, parent) for x in found.values()]
+    for number, (task, marker) in enumerate(zip(tasks, style.MARKERS, strict=False)):
+        shift = 0.1 * (number - (len(tasks) - 1) / 2)
+        axes.errorbar(
+            [place + shift for place in range(len(found))],
+            [100 * x[task].mean for x in all_of],
+            yerr=[100 * x[task].half if x[task].seeds > 1 else 0 for x in all_of],
+            color=style.TASKS[task],
+            label=task,
+            marker=marker,
+            markersize=4,
+            linewidth=1.2,
+            elinewidth=0.9,
+        )
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(found)), [f"{value(policy):g}" for policy in found])
 
 
 def _lines(axes: Axes, found: Mapping[str, Measured]) -> None:

@@ -15,9 +15,11 @@ METHODS = (
     "milora",
     "adalora",
     "sora",
+    "sora-official",
     "dora",
     "gora",
     "dylora",
+    "dylora-unfrozen",
     "matryoshka",
 )
 PARENT_LABEL = "LoRA r=16, parent"
@@ -32,15 +34,26 @@ def compared(files: Files) -> dict[str, Measured]:
     """Returns what was measured of the parent and of each method that was trained."""
     found = {PARENT_LABEL: files.measure("trained", *PARENT)}
     for method in METHODS:
-        if files.has("trained", method, TARGET):
+        if policy := _policy(files, method):
             name = "LoRA r=4" if method == "lora" else label(method)
-            found[name] = files.measure("trained", method, TARGET)
+            found[name] = files.measure("trained", method, policy)
     return found
 
 
 def missing(files: Files) -> list[str]:
     """Returns the methods that were not trained at all."""
-    return [label(x) for x in METHODS if not files.has("trained", x, TARGET)]
+    return [label(x) for x in METHODS if not _policy(files, x)]
+
+
+def _policy(files: Files, method: str) -> str | None:
+    """Returns the average rank of 4, or the only one that a method can end with.
+
+    SoRA's sparsity of .7 leaves 4.8.
+    """
+    found = {x.policy for x in files.rows("trained") if x.method == method}
+    if TARGET in found:
+        return TARGET
+    return found.pop() if len(found) == 1 else None
 
 
 def tables(files: Files) -> list[Table]:

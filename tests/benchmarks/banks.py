@@ -1,0 +1,170 @@
+"""Banks: one module's adapters of all tenants in one place, and batches that mix them.
+
+Each way is three functions. `bank` lays the factors out, on the host, once. `plan`
+says, on the host, what a batch needs of it: integers whose shapes do not depend on
+which tenants are in the batch. `update` is traced: what the adapters add.
+
+- `padded`: every tenant has `R` rows, and those of a batch's tenants are gathered, row
+  by row. Punica's BGMV (Chen et al. 2023) in plain JAX. `padded-sum` writes products as
+  sums, into which a compiler can fuse the gather; for one token a row.
+- `paged`, `paged-sum`: the ranks of all tenants end to end, and a table of the rows
+  that a tenant has, filled up with a row of zeros. A page is one rank, as in S-LoRA
+  (Sheng et al. 2023), so a swapped-in adapter takes whichever rows are free.
+- `segments`: on the same bank, the rows of the batch's tenants are gathered once, every
+  row of the batch is multiplied with all of them, and a mask leaves it its own.
+- `ragged_dot`: rows in the order of their tenants, `jax.lax.ragged_dot` with the padded
+  factors of those that occur.
+
+Axis letters: `N` tenants, `R` their largest rank, `S` the sum of their ranks, `B` rows
+of a batch, `T` tokens a row, `C` capacity, `m` inputs, `n` outputs.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+DEVIATIONS = 5  # How far above its mean a batch's sum of ranks may lie.
+
+
+class Factors(NamedTuple):
+    """One module's adapters of all tenants, their ranks end to end."""
+
+    a: np.ndarray  # [S, m]
+    b: np.ndarray  # [S, n]
+    ranks: np.ndarray  # [N]
+
+
+class Way(NamedTuple):
+    bank: Callable[[Factors], Any]
+    plan: Callable[[np.ndarray, np.ndarray], Any]  # Of the ranks [N], the tenants [B].
+    update: Callable[[Any, Any, jax.Array], jax.Array]  # [B, T, m] to [B, T, n].
+
+
+class Pair(NamedTuple):
+    a: Any
+    b: Any
+
+
+def starts(ranks: np.ndarray) -> np.ndarray:
+    """Returns where the rows of each tenant begin, `[N]`."""
+    return np.cumsum(ranks) - ranks
+
+
+def padded(factors: Factors) -> Pair:
+    """Returns `a: [N, R, m]`, `b: [N, R, n]`, zero beyond a tenant's rank."""
+    within = np.arange(factors.ranks.max()) < factors.ranks[:, None]
+
+    def spread(rows: np.ndarray) -> np.ndarray:
+        result = np.zeros((*within.shape, rows.shape[-1]), rows.dtype)
+        result[within] = rows
+        return result
+
+    return Pair(spread(factors.a), spread(factors.b))
+
+
+def paged(factors: Factors) -> Pair:
+    """Returns `a: [1 + S, m]`, `b: [1 + S, n]`, whose row 0 is zero."""
+    return Pair(*(np.pad(x, ((1, 0), (0, 0))) for x in (factors.a, factors.b)))
+
+
+def _upright(factors: Factors) -> Pair:
+    a, b = padded(factors)
+    return Pair(np.ascontiguousarray(np.swapaxes(a, 1, 2)), b)
+
+
+def table(ranks: np.ndarray) -> np.ndarray:
+    """Returns the rows of each tenant in a paged bank, `[N, R]`, 0 beyond its rank."""
+    place = np.arange(ranks.max())
+    rows = 1 + starts(ranks)[:, None] + place
+    return np.where(place < ranks[:, None], rows, 0).astype(np.int32)
+
+
+def capacity(ranks: np.ndarray, present: int) -> int:
+    """Returns how many rows a batch of so many tenants gets, whoever they are.
+
+    Never more than `present * R`, and else the mean and five standard deviations, kept
+    to two binary digits so that many modules share a shape.
+    """
+    most = present * int(ranks.max())
+    likely = present * ranks.mean()
+    likely += DEVIATIONS * ranks.std() * math.sqrt(present)
+    step = 2 ** max(math.floor(math.log2(max(likely, 1))) - 2, 3)
+    return min(most, step * math.ceil(likely / step))
+
+
+def _segments_plan(ranks: np.ndarray, tenants: np.ndarray) -> Any:
+    present = np.unique(tenants)
+    found, size = table(ranks)[present], capacity(ranks, len(present))
+    rows, owners = found[found > 0], np.repeat(present, ranks[present])
+    if len(rows) > size:
+        raise ValueError(
+            f"A batch of {len(present)} tenants has {len(rows)} ranks in a module, "
+            f"expected at most {size}. Divide the batch."
+        )
+    fill = (0, size - len(rows))
+    return (
+        np.pad(rows, fill).astype(np.int32),
+        np.pad(owners, fill, constant_values=-1).astype(np.int32),
+        tenants.astype(np.int32),
+    )
+
+
+def _ragged_plan(_: np.ndarray, tenants: np.ndarray) -> Any:
+    order = np.argsort(tenants, kind="stable")
+    present, sizes = np.unique(tenants, return_counts=True)
+    found = (order, np.argsort(order), present, sizes)
+    return tuple(x.astype(np.int32) for x in found)
+
+
+def _gathered(bank: Pair, plan: jax.Array, x: jax.Array) -> jax.Array:
+    a, b = bank.a[plan], bank.b[plan]
+    return jnp.einsum("btr,brn->btn", jnp.einsum("btm,brm->btr", x, a), b)
+
+
+def _summed(bank: Pair, plan: jax.Array, x: jax.Array) -> jax.Array:
+    z = jnp.sum(x * bank.a[plan], axis=-1, keepdims=True)
+    return jnp.sum(z * bank.b[plan], axis=1, keepdims=True)
+
+
+def _segmented(bank: Pair, plan: Any, x: jax.Array) -> jax.Array:
+    rows, owners, tenants = plan
+    z = jnp.einsum("btm,cm->btc", x, bank.a[rows])
+    own = owners[None, None, :] == tenants[:, None, None]
+    return jnp.einsum("btc,cn->btn", jnp.where(own, z, 0), bank.b[rows])
+
+
+def _ragged(bank: Pair, plan: Any, x: jax.Array) -> jax.Array:
+    order, back, present, sizes = plan
+    tokens, sizes = x[order].reshape(-1, x.shape[-1]), sizes * x.shape[1]
+    z = jax.lax.ragged_dot(tokens, bank.a[present], sizes)
+    y = jax.lax.ragged_dot(z, bank.b[present], sizes)
+    return y.reshape(*x.shape[:2], -1)[back]
+
+
+def _alone(bank: Pair, plan: jax.Array, x: jax.Array) -> jax.Array:
+    return (x @ bank.a[plan].mT) @ bank.b[plan]
+
+
+def _tenants(_: np.ndarray, tenants: np.ndarray) -> np.ndarray:
+    return tenants.astype(np.int32)
+
+
+def _rows(ranks: np.ndarray, tenants: np.ndarray) -> np.ndarray:
+    return table(ranks)[tenants]
+
+
+ALONE = Way(padded, _tenants, _alone)
+"""One tenant for the whole batch; its plan is a number."""
+
+WAYS = {
+    "padded": Way(padded, _tenants, _gathered),
+    "padded-sum": Way(padded, _tenants, _summed),
+    "paged": Way(paged, _rows, _gathered),
+    "paged-sum": Way(paged, _rows, _summed),
+    "segments": Way(paged, _segments_plan, _segmented),
+    "ragged_dot": Way(_upright, _ragged_plan, _ragged),
+}

@@ -1,0 +1,121 @@
+"""What was measured of serving: rows, and the file that holds them."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """One tenant's adapter of the whole model, in one layout.
+
+    Attributes:
+      model: The backbone's name.
+      dtype: What factors are stored in.
+      tenants: How many there are; a padded layout depends on them.
+      layout: `parent`, or the child's: `one rank` for all modules, as servers allocate,
+        `padded` to the largest of a module's, `ragged`.
+      bytes: The mean over tenants.
+      allocated: What the device's allocator took, relative to the arithmetic.
+    """
+
+    model: str
+    dtype: str
+    tenants: int
+    layout: str
+    bytes: float
+    allocated: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Swap:
+    """One tenant's adapter on its way from host memory into a bank on the device.
+
+    Attributes:
+      model: The backbone's name.
+      modules: How many modules were swapped.
+      layout: As in `Memory`.
+      form: What it travels as.
+      bytes: What travels.
+      transfer_ms: The transfer alone, a median.
+      ms: Until it is in its place in the bank, a median.
+    """
+
+    model: str
+    modules: int
+    layout: str
+    form: str
+    bytes: int
+    transfer_ms: float
+    ms: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """One batch.
+
+    Attributes:
+      model: The backbone's name.
+      dtype: That of weights, factors and sums.
+      modules: How many adapted modules the timed part has.
+      tenants: Those in the bank.
+      rows: Those of the batch; a row is of one tenant.
+      tokens: Those of a row.
+      present: The distinct tenants in the batch.
+      adapters: `none`, `parent` or `child`.
+      way: How they were applied.
+      ms: A median; `low_ms` and `high_ms` are the quartiles.
+      throughput: Relative to that without adapters, the median of the ratios within
+        each round.
+    """
+
+    model: str
+    dtype: str
+    modules: int
+    tenants: int
+    rows: int
+    tokens: int
+    present: int
+    adapters: str
+    way: str
+    ms: float
+    low_ms: float
+    high_ms: float
+    throughput: float
+
+    @property
+    def label(self) -> str:
+        return self.way if self.adapters == "none" else f"{self.adapters}, {self.way}"
+
+
+@dataclasses.dataclass
+class Result:
+    """All rows of one run. `place` says where, `errors` how well ways agree."""
+
+    place: dict[str, Any]
+    errors: dict[str, float] = dataclasses.field(default_factory=dict)
+    memory: list[Memory] = dataclasses.field(default_factory=list)
+    swaps: list[Swap] = dataclasses.field(default_factory=list)
+    steps: list[Step] = dataclasses.field(default_factory=list)
+
+
+def save(path: pathlib.Path, result: Result) -> None:
+    path.write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+
+
+def load(path: pathlib.Path) -> Result:
+    found = json.loads(path.read_text())
+    return Result(
+        place=found["place"],
+        errors=found["errors"],
+        memory=[Memory(**x) for x in found["memory"]],
+        swaps=[Swap(**x) for x in found["swaps"]],
+        steps=[Step(**x) for x in found["steps"]],
+    )
+
+
+def line(step: Step) -> str:
+    """Returns one row for those who watch."""
+    batch = f"{step.model:7} {step.rows:4} rows {step.present:4} tenants"
+    return f"{batch}  {step.label:20} {step.ms:9.3f} ms"

@@ -1,0 +1,77 @@
+import pytest
+
+from train import __main__
+from train.experiments import documents
+from train.experiments.figures import FIGURES
+from train.experiments.tables import TABLES
+
+
+@pytest.fixture
+def document(tmp_path, monkeypatch):
+    path = tmp_path / "README.md"
+    path.write_text("<!-- table a -->\n<!-- /table a -->\n")
+    monkeypatch.setattr(documents, "DOCUMENTS", (path,))
+    monkeypatch.setenv("COLUMNS", "100")
+    return path
+
+
+def test_a_table_is_printed_and_nothing_is_written(folder, document, capsys):
+    before = document.read_text()
+
+    __main__.main(["table", "a", "--folder", str(folder)])
+
+    shown = capsys.readouterr().out
+    assert "Table A" in shown
+    assert "PARA γ=.25" in shown
+    assert max(map(len, shown.splitlines())) <= 100
+    assert document.read_text() == before
+
+
+def test_a_narrow_terminal_cuts_no_number_short(folder, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+
+    __main__.main(["table", "cost", "--folder", str(folder)])
+
+    assert "…" not in capsys.readouterr().out
+
+
+def test_a_table_is_written_to_its_place(folder, document, capsys):
+    __main__.main(["table", "a", "--write", "--folder", str(folder)])
+
+    assert "| PARA γ=.25 |" in document.read_text()
+    assert "README.md" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("command", "names"), [("table", TABLES), ("figure", FIGURES)])
+def test_an_unknown_name_is_one_sentence(command, names, folder):
+    with pytest.raises(SystemExit) as error:
+        __main__.main([command, "z", "--folder", str(folder)])
+
+    assert str(error.value) == (
+        f"'z' is unknown, expected one of {', '.join(names)}; or all."
+    )
+
+
+@pytest.mark.parametrize(("command", "names"), [("table", TABLES), ("figure", FIGURES)])
+def test_the_help_names_all(command, names, capsys):
+    with pytest.raises(SystemExit):
+        __main__.main([command, "--help"])
+
+    words = capsys.readouterr().out.replace(",", " ").replace(";", " ")
+    assert set(names) <= set(words.replace(".", " ").split())
+
+
+def test_what_is_missing_does_not_stop_the_rest(folder, tmp_path, capsys):
+    partial = tmp_path / "partial"
+    partial.mkdir()
+    (partial / "spectra.json").write_bytes((folder / "spectra.json").read_bytes())
+    out = tmp_path / "out"
+
+    with pytest.raises(SystemExit) as error:
+        __main__.main(["figure", "all", "--folder", str(partial), "--out", str(out)])
+
+    names = {"rank-maps", "spectra", "stability"}
+    assert {x.stem for x in out.iterdir()} == names
+    reasons = str(error.value).splitlines()
+    assert [x.split(":")[0] for x in reasons] == [x for x in FIGURES if x not in names]
+    assert all("is missing: `python -m train" in x for x in reasons)

@@ -1,0 +1,259 @@
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import rich.console
+from scipy import stats
+
+from tests.train.experiments import synthetic
+from train.experiments import store
+from train.experiments.results import Files
+from train.experiments.statistics import Interval
+from train.experiments.tables import TABLES, table
+
+NAMES = sorted(TABLES)
+
+
+def cells(tables, block, first):
+    """One row of one block, by column."""
+    found = tables[block]
+    (row,) = [x for x in found.rows if x[0] == first]
+    return dict(zip(found.columns, row, strict=True))
+
+
+def accuracies(folder, name, method, policy):
+    """`[tasks, seeds]` in percent, straight from the file."""
+    rows = json.loads((folder / f"{name}.json").read_text())["rows"]
+    return 100 * np.array(
+        [
+            [
+                x["accuracy"]
+                for x in rows
+                if (x["task"], x["method"], x["policy"]) == (task, method, policy)
+                and "accuracy" in x
+            ]
+            for task in synthetic.TASKS
+        ]
+    )
+
+
+def number(text):
+    return float(text.split("±")[0].split(" ")[-1])
+
+
+def spread(text):
+    return float(text.split("±")[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_has_a_cell_for_each_column(files, name):
+    for block in TABLES[name](files):
+        assert block.rows
+        assert {len(row) for row in block.rows} == {len(block.columns)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_fits_into_100_columns(files, name):
+    console = rich.console.Console(file=io.StringIO(), width=100)
+    for block in TABLES[name](files):
+        console.print(table.terminal(block))
+
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    rows = [x for x in table.markdown(TABLES[name](files)).splitlines() if x[:1] == "|"]
+    assert max(map(len, rows)) <= 100
+
+
+def test_table_a_holds_means_and_deviations(files, folder):
+    got = cells(TABLES["a"](files), 0, "GoRA")
+
+    want = accuracies(folder, "trained", "gora", "rank 4")
+    means = [number(got[x]) for x in (*synthetic.TASKS, "mean")]
+    np.testing.assert_allclose(means, [*want.mean(1), want.mean()], atol=0.0051)
+    spreads = [spread(got[x]) for x in (*synthetic.TASKS, "mean")]
+    deviations = [*want.std(1, ddof=1), want.mean(0).std(ddof=1)]
+    np.testing.assert_allclose(spreads, deviations, atol=0.0051)
+    assert got["rank"] == "4"
+
+
+def test_table_a_holds_paired_intervals_of_para_minus_the_method(files, folder):
+    got = cells(TABLES["a"](files), 1, "GoRA")
+
+    para = accuracies(folder, "children", "para", "rank 4")
+    gora = accuracies(folder, "trained", "gora", "rank 4")
+    pairs = dict(zip(synthetic.TASKS, zip(para, gora, strict=True), strict=True))
+    pairs["mean"] = para.mean(0), gora.mean(0)
+    for column, (left, right) in pairs.items():
+        low, high = stats.ttest_rel(left, right).confidence_interval(0.95)
+        assert number(got[column]) == pytest.approx((low + high) / 2, abs=0.0051)
+        assert spread(got[column]) == pytest.approx((high - low) / 2, abs=0.051)
+        assert got[column].startswith("▲ ") == (low > 0)
+
+
+def test_table_a_has_the_parent_and_all_methods(files):
+    accuracy, difference = TABLES["a"](files)
+
+    names = [row[0] for row in accuracy.rows]
+    assert names[:2] == ["LoRA r=16, parent", "LoRA r=4"]
+    assert names[-1] == "PARA γ=.25"
+    assert len(names) == 3 + len(synthetic.AT_FOUR) + 5
+    assert [row[0] for row in difference.rows] == names[:-1]
+    assert accuracy.notes == [
+        "Accuracy in %, mean and standard deviation over 3 seeds."
+    ]
+
+
+def test_a_method_with_another_rank_is_shown_with_it(files):
+    assert cells(TABLES["a"](files), 0, "SoRA")["rank"] == "4.81"  # 173 of 36 modules.
+
+
+def test_a_method_that_was_not_trained_is_named(folder, tmp_path):
+    for name in ("trained", "children"):
+        found = Files(folder).file(name)
+        rows = [x for x in found.rows if x.method != "gora"]
+        # Of DyLoRA two seeds are left.
+        rows = [x for x in rows if x.method != "dylora" or x.seed < 2]
+        store.write(
+            tmp_path / f"{name}.json",
+            synthetic.results(rows, found.configs),
+        )
+
+    accuracy, _ = TABLES["a"](Files(tmp_path))
+
+    assert "Not in the results: GoRA." in accuracy.notes
+    assert accuracy.notes[-1].endswith("over 3 seeds; fewer for DyLoRA: 2.")
+
+
+def test_table_b_is_global_minus_local(files, folder):
+    tables = TABLES["b"](files)
+
+    assert [row[0] for row in tables[1].rows] == [
+        f"rank {x:g}" for x in synthetic.RANKS
+    ]
+    para = accuracies(folder, "children", "para", "rank 0.5")
+    local = accuracies(folder, "children", "local", "rank 0.5")
+    got = number(cells(tables, 1, "rank 0.5")["mean"])
+    assert got == pytest.approx((para - local).mean(), abs=0.0051)
+
+
+def test_scores_are_compared_with_the_singular_value(files, folder):
+    ranks, _ = tables = TABLES["scores"](files)
+
+    assert ranks.columns == ["score", "8", "4", "2", "1", "0.5", "all"]
+    got = cells(tables, 0, "whitened")
+    sigma, whitened = (
+        [accuracies(folder, "children", x, f"rank {r:g}") for r in synthetic.RANKS]
+        for x in ("para", "whitened")
+    )
+    want = np.mean(whitened[2] - sigma[2])
+    assert number(got["2"]) == pytest.approx(want, abs=0.0051)
+    # Over all budgets and tasks, one number a seed.
+    left, right = (np.mean(x, axis=(0, 1)) for x in (whitened, sigma))
+    low, high = stats.ttest_rel(left, right).confidence_interval(0.95)
+    assert number(got["all"]) == pytest.approx((low + high) / 2, abs=0.0051)
+    assert spread(got["all"]) == pytest.approx((high - low) / 2, abs=0.0051)
+
+
+def test_a_score_without_a_budget_has_a_dash(folder, tmp_path):
+    found = Files(folder).file("children")
+    rows = [x for x in found.rows if (x.method, x.policy) != ("fisher", "rank 2")]
+    store.write(tmp_path / "children.json", synthetic.results(rows, found.configs))
+
+    got = cells(TABLES["scores"](Files(tmp_path)), 0, "Fisher")
+
+    assert (got["2"], got["all"]) == ("–", "–")
+    assert got["4"] != "–"
+
+
+def test_children_that_were_trained_on_are_compared_with_native_lora(files, folder):
+    accuracy, native, _ = tables = TABLES["retuned"](files)
+
+    assert accuracy.columns[:5] == ["average", "0%", "1%", "5%", "10%"]
+    assert [row[0] for row in native.rows] == ["rank 2", "rank 1", "rank 0.5"]
+    mine = accuracies(folder, "retuned", "retuned", "rank 1 steps 0.05").mean()
+    cut = accuracies(folder, "children", "para", "rank 1").mean()
+    lora = accuracies(folder, "trained", "lora", "rank 1").mean()
+    whole = accuracies(folder, "trained", "lora", "rank 16").mean()
+    row = cells(tables, 1, "rank 1")
+    assert number(row["5%"]) == pytest.approx(mine - lora, abs=0.0051)
+    assert number(row["0%"]) == pytest.approx(cut - lora, abs=0.0051)
+    row = cells(tables, 2, "rank 1")
+    assert number(row["5%"]) == pytest.approx(mine - whole, abs=0.0051)
+
+
+def test_a_foreign_policy_among_the_retuned_is_refused(folder, tmp_path):
+    found = Files(folder).file("retuned")
+    rows = [found.rows[0].__class__(**vars(found.rows[0]) | {"policy": "rank 2"})]
+    store.write(tmp_path / "retuned.json", synthetic.results(rows, found.configs))
+
+    with pytest.raises(ValueError, match=r"'rank 2' .* such as 'rank 2 steps 0.05'"):
+        TABLES["retuned"](Files(tmp_path))
+
+
+def test_costs_are_relative_to_lora(files, folder):
+    rows = json.loads((folder / "cost.json").read_text())["rows"]
+    by_name = {(x["method"], x["policy"]): x for x in rows}
+    mine, small = by_name["gora", "rank 4"], by_name["lora", "rank 4"]
+
+    (found,) = TABLES["cost"](files)
+    (row,) = [x for x in found.rows if x[0].startswith("GoRA")]
+
+    assert float(row[3]) == pytest.approx(
+        mine["step_seconds"] / small["step_seconds"], abs=0.0051
+    )
+    assert float(row[6]) == pytest.approx(
+        mine["peak_bytes"] / small["peak_bytes"], abs=0.0051
+    )
+
+
+def test_costs_without_their_reference_are_refused(tmp_path, files):
+    rows = [x for x in files.file("cost").rows if x.method != "lora"]
+    store.write(tmp_path / "cost.json", synthetic.results(rows))
+
+    with pytest.raises(ValueError, match=r"no row of lora rank 16.*`python -m train"):
+        TABLES["cost"](Files(tmp_path))
+
+
+def test_a_rate_at_the_end_of_the_grid_is_marked(row, tmp_path):
+    best = {"movie": 0.2, "nyt": 0.4}
+    rows = [
+        row(task=task, learning_rate=rate, validation=0.9 if rate == x else 0.5)
+        for task, x in best.items()
+        for rate in (0.1, 0.2, 0.4)
+    ]
+    store.write(tmp_path / "trained.json", synthetic.results(rows, ["lora"]))
+
+    (found,) = TABLES["rates"](Files(tmp_path))
+
+    assert found.rows == [["LoRA rank 4", "0.2", "0.4*", "0.1 0.2 0.4"]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_without_its_files_names_the_command(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=r"\.json is missing: `(.*)` makes it"):
+        TABLES[name](Files(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("interval", "want"),
+    [
+        (Interval(0.0052, 0.0031, 5), "▲ +0.52±.31"),
+        (Interval(-0.0152, 0.0131, 5), "▼ -1.52±1.3"),
+        (Interval(0.0052, 0.00997, 5), "+0.52±1.0"),
+        (Interval(-0.00001, 0.0031, 5), "+0.00±.31"),
+        (Interval(0.0052, math.inf, 1), "+0.52"),
+    ],
+)
+def test_how_a_difference_looks(interval, want):
+    assert table.points(interval) == want
+
+
+def test_the_source_says_what_made_the_files(files):
+    got = table.source(files, "trained", "children")
+
+    assert got == (
+        "From `trained.json`, `children.json`, by `python -m train grid` at 0123456789"
+        ", a device, jax 0.11.2, flax 0.12.8."
+    )

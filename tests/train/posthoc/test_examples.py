@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from train.models.bert import Tokens
+from train.posthoc import Examples
+from train.posthoc.examples import batches
+
+
+@pytest.fixture
+def eleven():
+    """Eleven sentences, the last without a label; each token is its row's number."""
+    ids = np.repeat(np.arange(11, dtype=np.int32)[:, None], 4, 1)
+    labels = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, -1], np.int32)
+    return Examples(Tokens(ids, np.ones_like(ids, bool)), labels)
+
+
+def test_the_first_batches_of_a_shuffle_are_taken_once(eleven):
+    got = batches(eleven, size=3, count=2, seed=1)
+
+    rows = got.tokens.ids[..., 0]
+    assert got.tokens.mask.shape == (2, 3, 4)
+    assert len(set(rows.flat)) == 6
+    np.testing.assert_array_equal(got.labels, rows % 3)
+
+
+def test_a_seed_is_one_shuffle_and_more_batches_begin_with_the_fewer(eleven):
+    few = batches(eleven, size=3, count=1, seed=5)
+    more = batches(eleven, size=3, count=3, seed=5)
+    other = batches(eleven, size=3, count=3, seed=6)
+
+    np.testing.assert_array_equal(few.tokens.ids[0], more.tokens.ids[0])
+    assert (other.tokens.ids != more.tokens.ids).any()
+
+
+def test_a_small_set_is_taken_whole_and_filled_up_with_what_does_not_count(eleven):
+    got = batches(eleven, size=4, count=50)
+
+    assert sorted(got.tokens.ids[got.labels >= 0][:, 0]) == list(range(10))
+    filled = got.labels == -1
+    np.testing.assert_array_equal(filled.sum(1), [0, 0, 2])
+    assert not got.tokens.mask[filled].any()
+
+
+def test_no_sentences_are_refused(eleven):
+    empty = Examples(eleven.tokens, np.full(11, -1, np.int32))
+
+    with pytest.raises(ValueError, match="No sentences"):
+        batches(empty, size=2)

@@ -1,0 +1,226 @@
+"""AdaLoRA: a budget of triplets, handed out by importance while the model trains.
+
+Q. Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient
+Fine-Tuning", ICLR 2023; where print and the authors' code (QingruZhang/AdaLoRA)
+differ, the code.
+
+    delta = alpha / (rank + 1e-5) * a @ diag(e) @ b,    e = 0 at the start.
+
+A triplet is a column of `a` (a row of the paper's Q), an entry of `e` (its Lambda) and
+a row of `b` (a column of its P). Each entry's importance is a smoothed `|w * gradient|`
+times its smoothed deviation; a triplet's is that of `e_k` plus the means of those of
+its two vectors. Triplets below one threshold for the whole model get `e_k = 0`, and may
+grow again until the last of them is chosen.
+
+Axis letters: `m` inputs, `n` outputs, `r` rank. All but `budget` and `finish` is
+traced.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Scalar, ScalarLike
+
+from train.methods import method, schedule, triplets
+from train.methods.method import Adapters, Kernels, Method, State
+from train.methods.schedule import Schedule
+from train.methods.triplets import Triplets
+
+
+class Memory(NamedTuple):
+    """What AdaLoRA remembers.
+
+    Attributes:
+      importance: The smoothed sensitivity of each entry, the paper's I.
+      uncertainty: Its smoothed deviation, the paper's U.
+      keep: Booleans `[r]` by path: the triplets that the last masking left.
+    """
+
+    importance: Triplets
+    uncertainty: Triplets
+    keep: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaLora:
+    """AdaLoRA in the settings of PARA's comparison.
+
+    Attributes:
+      rank: Of every module at the start.
+      target: The average rank at the end.
+      scale: `alpha / rank`. The update is scaled by `alpha / (rank + 1e-5)`, with the
+        rank of the start for ever.
+      t_init: Steps before the first masking.
+      t_final: Steps at the end through which the ranks stay as they are.
+      delta_t: Steps between two maskings. All three are fitted to the run.
+      orth_weight: The weight of the penalty that keeps `a` and `b` orthonormal.
+      beta1: How much of the importance a step keeps.
+      beta2: How much of the uncertainty a step keeps.
+    """
+
+    rank: int = 16
+    target: float = 4.0
+    scale: float = 2.0
+    t_init: int = 500
+    t_final: int = 500
+    delta_t: int = 500
+    orth_weight: float = 1e-5
+    beta1: float = 0.85
+    beta2: float = 0.85
+
+    def schedule(self, steps: int) -> Schedule:
+        """Returns the three periods of a run of `steps` steps."""
+        return schedule.fit(
+            steps, t_init=self.t_init, t_final=self.t_final, delta_t=self.delta_t
+        )
+
+    def method(self, steps: int) -> Method:
+        """Returns AdaLoRA for a run of `steps` steps.
+
+        Raises:
+          ValueError: if the target is above the rank, or the run is too short.
+        """
+        schedule.check(self.rank, self.target)
+        return Method(
+            init=self._init,
+            adapters=self._adapters,
+            finish=self._finish,
+            penalty=lambda state: self.orth_weight * orthogonality(state.params),
+            optimizer=triplets.adamw,
+            after_step=functools.partial(self._after_step, steps, self.schedule(steps)),
+        )
+
+    def _init(
+        self, key: jax.Array, kernels: Kernels, gradients: Kernels | None
+    ) -> State:
+        params = _draw(key, kernels, self.rank)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        keep = {path: jnp.ones(self.rank, bool) for path in kernels}
+        return State(params, Memory(zeros, zeros, keep))
+
+    def _adapters(self, state: State) -> Adapters:
+        scale = self.scale * self.rank / (self.rank + 1e-5)
+        return triplets.fold(state.params, scale)
+
+    def _finish(self, state: State) -> Adapters:
+        return method.kept(self._adapters(state), state.memory.keep)
+
+    def _after_step(
+        self,
+        steps: int,
+        periods: Schedule,
+        before: State,
+        after: State,
+        grads: Triplets,
+        step: jax.Array,
+    ) -> State:
+        (params, memory), modules = after, len(after.params.e)
+        start, end = self.rank * modules, round(self.target * modules)
+        table = [budget(t, steps, periods, start=start, end=end) for t in range(steps)]
+        budgets, masked = (np.array(column) for column in zip(*table, strict=True))
+        learned = observe(memory, params, grads, beta1=self.beta1, beta2=self.beta2)
+        memory = optax.tree.where(step < steps - periods.t_final, learned, memory)
+        low = triplets.lowest(scores(memory), start - jnp.asarray(budgets)[step])
+        now = jnp.asarray(masked)[step]
+        e = {p: jnp.where(now & low[p], 0, x) for p, x in params.e.items()}
+        keep = {p: jnp.where(now, ~low[p], x) for p, x in memory.keep.items()}
+        return State(params._replace(e=e), memory._replace(keep=keep))
+
+
+def budget(
+    t: int, steps: int, periods: Schedule, *, start: int, end: int
+) -> tuple[int, bool]:
+    """Returns how many triplets are left after step `t`, and whether it masks.
+
+    With `last = steps - t_final`, a cubic leads from `start` at `t_init` to `end` at
+    `last`, cut to an integer; masking happens there at the multiples of `delta_t`, at
+    `last`, and at each step after it. (PEFT's form: the authors' code masks at `last`
+    only if that is a multiple, and otherwise one step later.) Host code: in float32 the
+    cubic is one triplet off here and there.
+
+    Args:
+      t: The step, from 0.
+      steps: Of the whole run.
+      periods: `t_init`, `t_final`, `delta_t`.
+      start: The number of all triplets.
+      end: How many are to remain.
+    """
+    last = steps - periods.t_final
+    if t <= periods.t_init:
+        return start, False
+    if t >= last:
+        return end, True
+    left = 1 - (t - periods.t_init) / (last - periods.t_init)
+    return int(end + (start - end) * left**3), t % periods.delta_t == 0
+
+
+def observe(
+    memory: Memory,
+    params: Triplets,
+    grads: Triplets,
+    *,
+    beta1: ScalarLike,
+    beta2: ScalarLike,
+) -> Memory:
+    """Returns the memory with one more step in its averages.
+
+    With `s = |w * gradient|`, of the parameters after the step and the gradient that it
+    took: `I' = beta1 I + (1 - beta1) s`, `U' = beta2 U + (1 - beta2) |s - I'|`.
+    """
+    seen = jax.tree.map(lambda w, g: jnp.abs(w * g), params, grads)
+    importance = jax.tree.map(
+        lambda i, s: beta1 * i + (1 - beta1) * s, memory.importance, seen
+    )
+    uncertainty = jax.tree.map(
+        lambda u, s, i: beta2 * u + (1 - beta2) * jnp.abs(s - i),
+        memory.uncertainty,
+        seen,
+        importance,
+    )
+    return memory._replace(importance=importance, uncertainty=uncertainty)
+
+
+def scores(memory: Memory) -> dict[str, Float[Array, " r"]]:
+    """Returns the score of each triplet: `I U` of `e_k`, and its means over a and b."""
+    entries = jax.tree.map(jnp.multiply, memory.importance, memory.uncertainty)
+    return {
+        path: e + jnp.mean(entries.a[path], 0) + jnp.mean(entries.b[path], 1)
+        for path, e in entries.e.items()
+    }
+
+
+def orthogonality(params: Triplets) -> Scalar:
+    """Returns the mean of `||a^T a - I||` and `||b b^T - I||` over all modules.
+
+    Frobenius norms, not squared.
+    """
+    gram = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    grams = [gram(a.mT, a) for a in params.a.values()]
+    grams += [gram(b, b.mT) for b in params.b.values()]
+    return jnp.mean(jnp.stack([_norm(x - jnp.eye(len(x))) for x in grams]))
+
+
+def _norm(x: Float[Array, "r r"]) -> Scalar:
+    # The gradient of a root is NaN at 0, and a `where` around it alone leaves it so.
+    square = jnp.sum(x**2)
+    root = jnp.sqrt(jnp.where(square > 0, square, 1))
+    return jnp.where(square > 0, root, 0)
+
+
+def _draw(key: jax.Array, kernels: Kernels, rank: int) -> Triplets:
+    paths = sorted(kernels)
+    keys = dict(zip(paths, jax.random.split(key, (len(paths), 2)), strict=True))
+
+    def draw(key: jax.Array, *shape: int) -> jax.Array:
+        return 0.02 * jax.random.normal(key, shape)
+
+    return Triplets(
+        a={p: draw(keys[p][0], x.shape[0], rank) for p, x in kernels.items()},
+        e={p: jnp.zeros(rank) for p in kernels},
+        b={p: draw(keys[p][1], rank, x.shape[1]) for p, x in kernels.items()},
+    )

@@ -1,0 +1,78 @@
+"""An update in components that a method can take out: `scale * a @ diag(e) @ b`.
+
+What AdaLoRA, SoRA and DoRA train. `e` is AdaLoRA's Lambda, SoRA's gate `g`, DoRA's `c`.
+Where it is 0, its column of `a` and its row of `b` have no effect.
+
+Axis letters: `m` inputs, `n` outputs, `r` rank. Traced.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, ScalarLike
+
+from para_jax.adapters import Adapter
+from train.methods.method import Adapters
+
+
+class Triplets(NamedTuple):
+    """The factors of all modules by path, or one value for each of their entries."""
+
+    a: dict[str, jax.Array]  # [m, r].
+    e: dict[str, jax.Array]  # [r].
+    b: dict[str, jax.Array]  # [r, n].
+
+
+def fold(triplets: Triplets, scale: float) -> Adapters:
+    """Returns the adapters, with `e` in their `b`."""
+    a, e, b = triplets
+    return {
+        path: Adapter(a=a[path], b=e[path][:, None] * b[path], scale=scale)
+        for path in a
+    }
+
+
+def factors_and_values(triplets: Triplets) -> Triplets:
+    """Returns "factor" in the place of each `a` and `b`, and "value" of each `e`."""
+    values = dict.fromkeys(triplets.e, "value")
+    return jax.tree.map(lambda _: "factor", triplets)._replace(e=values)
+
+
+def adamw(
+    learning_rate: optax.Schedule, weight_decay: float
+) -> optax.GradientTransformation:
+    """Returns AdamW that decays `a` and `b` alone."""
+
+    def decayed(triplets: Triplets) -> Triplets:
+        labels = factors_and_values(triplets)
+        return jax.tree.map(lambda label: label == "factor", labels)
+
+    return optax.adamw(learning_rate, weight_decay=weight_decay, mask=decayed)
+
+
+def lowest(
+    scores: Mapping[str, Float[Array, " r"]], count: ScalarLike
+) -> dict[str, Bool[Array, " r"]]:
+    """Returns where the scores are at most the `count`-th smallest of all modules.
+
+    None are for a count of 0. A tie at this threshold is taken whole, so that there may
+    be more than `count`.
+
+    Args:
+      scores: The scores of each module's components, by path.
+      count: An integer from 0 to the number of all scores; it may be traced.
+    """
+    count = jnp.asarray(count)
+    ascending = jnp.sort(jnp.concatenate(list(scores.values())))
+    threshold = jnp.where(count > 0, ascending[jnp.maximum(count, 1) - 1], -jnp.inf)
+    return {path: score <= threshold for path, score in scores.items()}
+
+
+def zeroed(
+    e: Mapping[str, Float[Array, " r"]], where: Mapping[str, Bool[Array, " r"]]
+) -> dict[str, Float[Array, " r"]]:
+    """Returns `e` with zeros at the true values of `where`."""
+    return {path: jnp.where(where[path], 0, x) for path, x in e.items()}

@@ -1,0 +1,53 @@
+"""The few batches that scores with data look at. Host.
+
+Axis letters: `N` sentences, `S` batches, `B` sentences of a batch, `T` tokens.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from train.models.bert import Tokens
+
+NO_LABEL = -1
+"""The label of a row that only fills up a batch; no token of it counts."""
+
+
+class Examples(NamedTuple):
+    """Sentences, all filled up to one width, and their classes."""
+
+    tokens: Tokens
+    labels: Int[np.ndarray, "..."]
+
+
+def batches(
+    examples: Examples, *, size: int, count: int = 50, seed: int = 0
+) -> Examples:
+    """Returns the first `count` batches of a shuffle, `[S, B, T]`; at most each once.
+
+    Where there are fewer sentences than that, all are taken, and rows without a label
+    and without a token fill up the last batch.
+
+    Args:
+      examples: Sentences `[N, T]`. Rows without a label are left out.
+      size: The sentences of a batch.
+      count: The batches.
+      seed: Of the shuffle.
+
+    Raises:
+      ValueError: if there are no sentences.
+    """
+    labels = np.asarray(examples.labels)
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(labels != NO_LABEL))
+    rows = rows[: size * count]
+    if not len(rows):
+        raise ValueError("No sentences to score components with: `examples` is empty.")
+    missing = -len(rows) % size
+
+    def cut(x: np.ndarray, fill: int) -> np.ndarray:
+        more = np.full((missing, *x.shape[1:]), fill, x.dtype)
+        return np.concatenate([x[rows], more]).reshape(-1, size, *x.shape[1:])
+
+    ids, mask = map(np.asarray, examples.tokens)
+    return Examples(Tokens(cut(ids, 0), cut(mask, 0)), cut(labels, NO_LABEL))

@@ -1,0 +1,152 @@
+"""Fisher-PARA: components by the empirical Fisher information of their factors.
+
+PARA's ablation. With `delta = U diag(s) V^T`, all three trained as free tensors,
+
+    I_j = sum_p F(U_pj) + F(s_j) + sum_q F(V_qj),   F(w) = mean (dL/dw)^2,
+
+the mean over examples with their true labels. For `G = dL/d(delta)` of one example,
+
+    I_j = mean [ s_j^2 ||G v_j||^2 + (u_j^T G v_j)^2 + s_j^2 ||G^T u_j||^2 ].
+
+Axis letters: `m` inputs, `n` outputs, `k` components, `S` batches, `B` examples of a
+batch. Traced: no gradient is kept longer than its squares take to be summed.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Float
+
+import para_jax as para
+from para_jax.adapters import Adapter, Array
+from train.models.bert import Tokens
+from train.posthoc.components import Components
+from train.posthoc.examples import NO_LABEL, Examples
+
+Mode = Literal["example", "batch"]
+
+
+class Factors(NamedTuple):
+    """The free tensors of one update `(u * s) @ vt`."""
+
+    u: Float[jax.Array, "m k"]
+    s: Float[jax.Array, " k"]
+    vt: Float[jax.Array, "k n"]
+
+
+class Information(NamedTuple):
+    """The Fisher information of each component's entries, summed, by factor."""
+
+    u: Float[Array, " k"]
+    s: Float[Array, " k"]
+    vt: Float[Array, " k"]
+
+    @property
+    def total(self) -> Float[Array, " k"]:
+        """Fisher-PARA's score `I_j`."""
+        return self.u + self.s + self.vt
+
+
+def information(
+    loss: Callable[[dict[str, Factors], Any], jax.Array],
+    factors: dict[str, Factors],
+    examples: Any,
+    weights: Float[jax.Array, "S B"],
+    *,
+    mode: Mode = "example",
+) -> dict[str, Information]:
+    """Returns the empirical Fisher information of all components. Traced.
+
+    `example` is the definition. `batch` squares the gradient of a batch's mean loss,
+    which is quicker and never more; away from an optimum it may rank differently.
+
+    Memory: one batch of the factors' gradients in `example`, one gradient in `batch`.
+
+    Args:
+      loss: Of one example.
+      factors: Of the whole parent, nothing pruned.
+      examples: Arrays `[S, B, ...]`.
+      weights: 1, or 0 for what only fills up a batch, in no batch for all.
+      mode: What is squared.
+    """
+
+    def example(x: Any) -> dict[str, Information]:
+        return _summed(jax.grad(loss)(factors, x))
+
+    def mean_loss(factors: Any, batch: Any, weight: jax.Array) -> jax.Array:
+        losses = jax.vmap(loss, (None, 0))(factors, batch)
+        return weight @ losses / weight.sum()
+
+    def one(args: tuple[Any, jax.Array]) -> dict[str, Information]:
+        batch, weight = args
+        if mode == "batch":
+            return _summed(jax.grad(mean_loss)(factors, batch, weight))
+        return jax.tree.map(lambda x: weight @ x, jax.vmap(example)(batch))
+
+    squares = jax.lax.map(one, (examples, weights))
+    count = len(weights) if mode == "batch" else weights.sum()
+    return jax.tree.map(lambda x: x.sum(0) / count, squares)
+
+
+def _summed(grads: dict[str, Factors]) -> dict[str, Information]:
+    return {
+        path: Information(
+            u=jnp.square(g.u).sum(0), s=jnp.square(g.s), vt=jnp.square(g.vt).sum(1)
+        )
+        for path, g in grads.items()
+    }
+
+
+def fisher(
+    model: nn.Module,
+    params: Mapping[str, Any],
+    components: Mapping[str, Components],
+    batches: Examples,
+    *,
+    mode: Mode = "example",
+) -> dict[str, Information]:
+    """Returns the information of a parent's components in a classifier.
+
+    In float32, with the true labels, base and classifier frozen. Compiled once for all
+    parents of one shape.
+
+    Args:
+      model: Maps `Tokens` to logits.
+      params: Its parameters.
+      components: The parent's, from `train.posthoc.components.decompose`.
+      batches: Labelled sentences `[S, B, T]`.
+      mode: What is squared.
+    """
+    factors = {
+        path: Factors(*(jnp.asarray(y, jnp.float32) for y in (x.u, x.s, x.vt)))
+        for path, x in components.items()
+    }
+    return _fisher(model, params, factors, batches, mode=mode)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mode"))
+def _fisher(
+    model: nn.Module,
+    params: Mapping[str, Any],
+    factors: dict[str, Factors],
+    batches: Examples,
+    *,
+    mode: Mode,
+) -> dict[str, Information]:
+    def loss(factors: dict[str, Factors], example: Examples) -> jax.Array:
+        lora = para.to_params(
+            {p: Adapter(a=x.u, b=x.s[:, None] * x.vt) for p, x in factors.items()}
+        )
+        tokens = Tokens(*(x[None] for x in example.tokens))
+        logits: Any = model.apply({"params": params, "lora": lora}, tokens)
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits[0], jnp.maximum(example.labels, 0)
+        )
+
+    weights = jnp.asarray(batches.labels != NO_LABEL, jnp.float32)
+    return information(loss, factors, batches, weights, mode=mode)

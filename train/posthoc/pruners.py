@@ -1,0 +1,133 @@
+"""Every way to prune a trained parent, under one interface.
+
+A pruner takes the parent apart and ranks the parts, once; every budget is then a walk
+down that ranking.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Float
+
+from para_jax.adapters import Adapter
+from para_jax.policy import Budget
+from train.posthoc import activations, components, examples, fisher, selection, whiten
+from train.posthoc.base import Statistics
+from train.posthoc.components import Components
+from train.posthoc.examples import Examples
+from train.posthoc.scores import SCORES, Score
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parent:
+    """A trained parent and what pruners may look at.
+
+    Attributes:
+      adapters: One kernel each.
+      model: Maps `Tokens` to logits.
+      params: The model's: base and classifier.
+      statistics: Of the base, see `train.posthoc.base.statistics`.
+      validation: Labelled sentences `[N, T]` that no result is reported on.
+      batch: The sentences of a batch.
+      fisher_batches: How many batches Fisher-PARA takes; 50 in the paper.
+      moment_batches: How many batches, without their labels, whitening takes.
+    """
+
+    adapters: Mapping[str, Adapter]
+    model: nn.Module
+    params: Mapping[str, Any]
+    statistics: Mapping[str, Statistics]
+    validation: Examples
+    batch: int = 32
+    fisher_batches: int = 50
+    moment_batches: int = 8
+
+
+class Ranking(NamedTuple):
+    """A parent's components, and how much each is worth keeping."""
+
+    components: Mapping[str, Components]
+    scores: Mapping[str, Float[np.ndarray, " k"]]
+
+
+Pruner = Callable[[Parent], Ranking]
+
+
+def prune(ranking: Ranking, policy: Budget) -> dict[str, Adapter]:
+    """Returns the child that `policy` buys: ragged, of scale 1, NumPy arrays.
+
+    The policy may be local; then give it `remainder="greedy"` for the same total.
+
+    Raises:
+      ValueError: as `train.posthoc.selection.choose`.
+    """
+    masks = selection.choose(*ranking, policy)
+    return components.child(ranking.components, masks)
+
+
+def scored(parent: Parent, score: Score) -> Ranking:
+    """Returns the singular components, ranked by a score that needs no data."""
+    parts = components.decompose(parent.adapters)
+    scores = {path: score(x, parent.statistics[path]) for path, x in parts.items()}
+    return Ranking(parts, scores)
+
+
+def by_fisher(parent: Parent, mode: fisher.Mode) -> Ranking:
+    """Returns the singular components, ranked by their Fisher information."""
+    parts, found = _information(parent, mode)
+    return Ranking(parts, {p: np.asarray(x.total, float) for p, x in found.items()})
+
+
+def by_sensitivity(parent: Parent) -> Ranking:
+    """Returns the singular components, ranked by `s_j^2 F(s_j) / 2`.
+
+    The loss that setting `s_j` to zero costs, to second order with the Fisher
+    information as a diagonal Hessian. Ours.
+    """
+    parts, found = _information(parent, "example")
+    scores = {
+        path: parts[path].s ** 2 * np.asarray(x.s, np.float64) / 2
+        for path, x in found.items()
+    }
+    return Ranking(parts, scores)
+
+
+def whitened(parent: Parent, *, diagonal: bool) -> Ranking:
+    """Returns components in the metric of the inputs, or of their squares alone."""
+    batches = _batches(parent, parent.moment_batches).tokens
+    adapters = dict(parent.adapters)
+    found = activations.moments(parent.model, parent.params, adapters, batches)
+    found = jax.device_get(found)
+    grams = {path: x.gram for path, x in found.items()}
+    if diagonal:
+        squares = {path: x.square for path, x in found.items()}
+        grams = whiten.diagonal(adapters, squares)
+    parts = whiten.whitened(adapters, grams)
+    return Ranking(parts, {path: x.s for path, x in parts.items()})
+
+
+def _information(parent: Parent, mode: fisher.Mode) -> tuple[Any, Any]:
+    parts = components.decompose(parent.adapters)
+    batches = _batches(parent, parent.fisher_batches)
+    found = fisher.fisher(parent.model, parent.params, parts, batches, mode=mode)
+    return parts, jax.device_get(found)
+
+
+def _batches(parent: Parent, count: int) -> Examples:
+    return examples.batches(parent.validation, size=parent.batch, count=count)
+
+
+PRUNERS: dict[str, Pruner] = {
+    **{name: functools.partial(scored, score=score) for name, score in SCORES.items()},
+    "fisher": functools.partial(by_fisher, mode="example"),
+    "fisher-batch": functools.partial(by_fisher, mode="batch"),
+    "sensitivity": by_sensitivity,
+    "whitened": functools.partial(whitened, diagonal=False),
+    "whitened-diagonal": functools.partial(whitened, diagonal=True),
+}
+"""Each pruner by its name. PARA is `sigma`; local pruning is a policy's scope."""

@@ -1,0 +1,37 @@
+"""Which component counts most, judged without data: one line a score. Host.
+
+The paper's own is `sigma`. All others are ours: what a component does to the output
+depends on the kernel's size, on how much it is worth a parameter, and on how large its
+inputs are, which the singular value does not see.
+
+Axis letters: `m` inputs, `n` outputs, `k` components.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float
+
+from train.posthoc.base import Statistics
+from train.posthoc.components import Components
+
+Score = Callable[[Components, Statistics], Float[np.ndarray, " k"]]
+
+SCORES: dict[str, Score] = {
+    # s: the paper's. The least error in the weights for a number of ranks.
+    "sigma": lambda x, base: x.s,
+    # s^2 / (m + n): the least error in the weights for a number of parameters.
+    "per-parameter": lambda x, base: x.s**2 / sum(x.spectrum.shape),
+    # s / ||W||_F: the change relative to the kernel.
+    "by-frobenius": lambda x, base: x.s / base.frobenius,
+    # s / ||W||_2: the change relative to the kernel's strongest direction.
+    "by-spectral": lambda x, base: x.s / base.spectral,
+    # s / ||delta||_F: the component's share of its own module's update.
+    "by-update": lambda x, base: x.s / np.linalg.norm(x.s),
+    # s ||sqrt(d) * u||: the root mean square of its output, x u s v^T, for uncorrelated
+    # inputs with E[x^2] = d as the base's LayerNorms predict it.
+    "at-inputs": lambda x, base: x.s * np.sqrt(base.square @ x.u**2),
+    # The same, but that layer 0 reads the vocabulary's embeddings.
+    "at-embeddings": lambda x, base: x.s * np.sqrt(base.embedded @ x.u**2),
+}
+"""Each score of components `[k]` by its name. Higher is better."""
