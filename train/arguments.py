@@ -68,7 +68,7 @@ class _CutSettings(_Settings):
       cut: What to cut from the trained parent.
     """
 
-    cut: Cut
+    cut: Any
 
 
 def parse(words: Sequence[str]) -> Words:
@@ -95,8 +95,8 @@ def parse(words: Sequence[str]) -> Words:
         raise ValueError(
             f"--checkpoint-every is {found.checkpoint_every}, expected at least 1."
         )
-    if cut is not None and not cut.policies:
-        raise ValueError("Name a share to keep: --cut.gammas or --cut.epsilons.")
+    if cut is not None and not cut.names():
+        raise ValueError("Nothing is to be cut: give one of the options --cut.")
     return Words(
         preset=preset,
         name=name,

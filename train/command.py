@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import rich.console
 
-from train import arguments, cuts, fit, folder, progress
+from train import arguments, cutting, fit, folder, progress
 from train.arguments import Words
 from train.run import Run
 
@@ -49,8 +49,9 @@ def main(words: Sequence[str]) -> None:
         rows = fit.fit(given.run, place, config, every=every, on_steps=on_steps)
     console.print(progress.table(rows, title=name))
     if given.cut:
-        for policy, rows in cuts.cut(given.name, given.cut, given.run, place).items():
-            console.print(progress.table(rows, title=f"{given.name}, {policy}"))
+        found = cutting.cut(given.name, given.cut, given.run, place)
+        for child, rows in found.items():
+            console.print(progress.table(rows, title=f"{given.name}, {child}"))
     progress.say(console, f"Took {time.monotonic() - start:.0f} s. All is in {place}.")
 
 

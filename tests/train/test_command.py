@@ -70,7 +70,7 @@ def stop(capsys, tmp_path, monkeypatch):
         ("run tiny --method para --cut.gammas 2", "gamma must be in (0, 1], got 2."),
         (
             "run tiny --method para --cut.gammas",
-            "Name a share to keep: --cut.gammas or",
+            "Nothing is to be cut",
         ),
     ],
 )
@@ -180,7 +180,7 @@ def test_a_run_is_trained_once_and_cut_twice(words, tmp_path, capsys):
     assert [x[2] for x in children] == ["12", "6"]
     assert local[2:4] == ("6", f"{4 * 96 + 2 * 104}")
     names = {x.name for x in (place / folder.CHILDREN).iterdir()}
-    assert names == {"para-gamma-0.5", "para-gamma-0.25", "local-gamma-0.25-local"}
+    assert names == {"para-gamma-0.5", "para-gamma-0.25", "local-gamma-0.25"}
     name = "seed-5-rate-0.001"
     kept = para.load(place / folder.CHILDREN / "para-gamma-0.25" / name)
     wanted = para.compress(para.load(place / folder.PARENT / name), para.Gamma(0.25))
