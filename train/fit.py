@@ -34,10 +34,16 @@ def load(run: runs.Run) -> outcome.Subject:
 
     Raises:
       FileNotFoundError: if the pretrained encoder is not there.
-      ValueError: if it is another one, or there is no such task.
+      ValueError: if it is another one or shorter than the run's sentences, or there
+        is no such task.
     """
     source = pretrained.find_folder()
     config = bert.read_config(source)
+    if run.max_length > config.max_position_embeddings:
+        raise ValueError(
+            f"max_length is {run.max_length}, and the encoder has "
+            f"{config.max_position_embeddings} positions."
+        )
     return outcome.Subject(
         model=bert.BertClassifier(config, len(sentiment.CLASSES)),
         base={"bert": pretrained.load(source, config, sha256=run.backbone)},

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import para_jax as para
@@ -68,7 +69,7 @@ def trained(
     learners = jax.device_get(learners)
     result = []
     for i, (pair, step) in enumerate(zip(members, diverged, strict=True)):
-        one = jax.tree.map(lambda x: x[i], learners)  # noqa: B023
+        one = jax.tree.map(lambda x: jnp.asarray(x[i]), learners)  # noqa: B023
         adapter = None
         if step is None:
             adapter = para.Checkpoint(

@@ -6,6 +6,7 @@ values that decide a run's numbers are fields of `Run`. Host code.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +22,16 @@ from train.models import bert, pretrained
 
 CHUNK = 100
 """Steps in one call of the compiled program: between two, a run can stop and report."""
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+_RANGES = {
+    **dict.fromkeys(("steps", "batch", "accumulate", "devices"), (1, math.inf)),
+    "max_length": (2, math.inf),  # Of the first and the last token.
+    "warmup": (0, 1),
+    "weight_decay": (0, _LARGEST),
+    "clip": (1e-6, math.inf),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,14 +82,19 @@ class Run:
         Raises:
           ValueError: with what is wrong and what was expected.
         """
-        for name in ("steps", "batch", "accumulate", "devices"):
-            if (got := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {got}, expected at least 1.")
-        for name in ("seeds", "learning_rates"):
-            got = getattr(self, name)
-            if not got or len(set(got)) < len(got) or min(got) < 0:
+        for name, (least, most) in _RANGES.items():
+            if not least <= (got := getattr(self, name)) <= most:  # Nor is NaN.
+                upper = f" and at most {most:g}" if most < math.inf else ""
                 raise ValueError(
-                    f"{name} is {list(got)}, expected different numbers >= 0."
+                    f"{name} is {got:g}, expected at least {least:g}{upper}."
+                )
+        for name, most in (("seeds", 2**31 - 1), ("learning_rates", _LARGEST)):
+            got = getattr(self, name)
+            if not got or len(set(got)) < len(got):
+                raise ValueError(f"{name} is {list(got)}, expected different numbers.")
+            if not all(0 <= x <= most for x in got):
+                raise ValueError(
+                    f"{name} is {list(got)}, expected numbers from 0 to {most:g}."
                 )
         if self.batch % (self.accumulate * self.devices):
             raise ValueError(

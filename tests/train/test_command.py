@@ -59,13 +59,15 @@ def stop(capsys, tmp_path, monkeypatch):
         ("run tiny --steps", "Missing value for argument '--steps'."),
         ("run tiny --dtype int8", "invalid choice 'int8' for argument '--dtype'."),
         ("run tiny --steps 0", "steps is 0, expected at least 1."),
-        ("run tiny --seeds 1 1", "seeds is [1, 1], expected different numbers >= 0."),
-        ("run tiny --seeds", "seeds is [], expected different numbers >= 0."),
+        ("run tiny --seeds 1 1", "seeds is [1, 1], expected different numbers."),
+        ("run tiny --seeds", "seeds is [], expected different numbers."),
         ("run tiny --batch 9 --accumulate 2", "A batch of 9 cannot be computed in 2 "),
         ("run tiny --devices 64 --batch 64", "devices is 64, and this machine has "),
         ("run tiny --method.rank 0", "rank is 0, expected at least 1."),
         ("run tiny --method.share 2", "share is 2, expected above 0, up to 1."),
         ("run tiny --checkpoint-every 0", "--checkpoint-every is 0, expected at"),
+        ("run tiny --max-length 600", "max_length is 600, and the encoder has 512"),
+        ("run tiny --steps 4 --method adalora", "steps is 4, expected at least 6"),
         ("run tiny --task film", "Unknown task 'film', expected movie, amazon, "),
         ("run tiny --method para --cut.gammas 2", "gamma must be in (0, 1], got 2."),
         (
@@ -189,6 +191,25 @@ def test_a_run_is_trained_once_and_cut_twice(words, tmp_path, capsys):
     }
     for path, x in kept.adapters.items():
         assert (x.a == wanted.adapters[path].a).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs(words, tmp_path, capsys, method):
+    words = [x for x in words if x not in ("--method.rank", "4")]
+
+    __main__.main([*words, "--method", method])
+
+    shown = capsys.readouterr().out
+    assert len(shown_table(shown)) == 1
+    noted = method in ("adalora", "sora", "dora")
+    assert ("shrunk" in " ".join(shown.split())) == noted
+    (place,) = (tmp_path / "runs" / "amazon").iterdir()
+    config = json.loads((place / folder.CONFIG).read_text())
+    assert config["run"]["method"]["name"] == method
+    (row,) = folder.results(place)
+    adapter = para.load(place / folder.PARENT / "seed-5-rate-0.001")
+    assert sum(x.rank for x in adapter.adapters.values()) >= row["rank_total"] > 0
 
 
 def test_a_folder_says_what_it_is(words, tmp_path, capsys):
