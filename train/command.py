@@ -44,6 +44,7 @@ def main(words: Sequence[str]) -> None:
     start = time.monotonic()
     given.run.check()
     _introduce(console, given, place)
+    _look(console, place, config)
     every = given.checkpoint_every
     with progress.shown(console, given.run.steps) as on_steps:
         rows = fit.fit(given.run, place, config, every=every, on_steps=on_steps)
@@ -53,6 +54,24 @@ def main(words: Sequence[str]) -> None:
         for child, rows in found.items():
             console.print(progress.table(rows, title=f"{given.name}, {child}"))
     progress.say(console, f"Took {time.monotonic() - start:.0f} s. All is in {place}.")
+
+
+def _look(
+    console: rich.console.Console, place: pathlib.Path, config: folder.Settings
+) -> None:
+    """Prints what is there already, and what else its numbers came from."""
+    folder.check(place, config["run"])
+    if folder.results(place) is not None:
+        progress.say(console, "It is complete already.")
+    elif (place / folder.CONFIG).exists():
+        made = folder.read(place / folder.CONFIG)
+        for name in ("device", "versions"):
+            if made.get(name) != config[name]:
+                progress.say(
+                    console,
+                    f"It was begun with {name} {made.get(name)}, and goes on with "
+                    f"{config[name]}: the last digits may differ.",
+                )
 
 
 def settings(name: str, run: Run) -> dict[str, Any]:

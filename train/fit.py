@@ -26,7 +26,7 @@ _CHUNK = 10
 
 Line = dict[str, Any]
 OnSteps = Callable[[int, Sequence[Line]], object]
-"""Called with the number of steps that are done, and the lines of the last ones."""
+"""Called with how many steps are done, and the lines of the last; at first of none."""
 
 
 def load(run: runs.Run) -> outcome.Subject:
@@ -100,7 +100,7 @@ def _trained(
         step, learners = _begun(given, saved)
         seen = records.cut_back(lines, step)
         lost = records.diverged(seen, len(members))
-        on_steps(step, seen[-1:])
+        on_steps(step, [])
         chunk = _CHUNK if jax.default_backend() == "cpu" else runs.CHUNK
         start = time.monotonic()
         for progress in runs.advance(given, learners, step, chunk=chunk):

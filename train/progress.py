@@ -34,6 +34,8 @@ def shown(console: rich.console.Console, steps: int) -> Iterator[OnSteps]:
             show = _bar(stack.enter_context(_columns(console)), steps)
 
         def on_steps(step: int, lines: Sequence[Line]) -> None:
+            if step and not lines:
+                say(console, f"Goes on from step {step}.")
             recent.extend(lines)
             del recent[:-_SMOOTHED]
             show(step, recent)
@@ -47,6 +49,7 @@ def _columns(console: rich.console.Console) -> rich.progress.Progress:
         rich.progress.MofNCompleteColumn(),
         rich.progress.TextColumn("{task.description}"),
         rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn("left"),
         console=console,
         transient=True,
     )
@@ -56,7 +59,9 @@ def _bar(bar: rich.progress.Progress, steps: int) -> OnSteps:
     task = bar.add_task("reading", total=steps)
 
     def on_steps(step: int, lines: Sequence[Line]) -> None:
-        bar.update(task, completed=step, description=_state(lines) or "compiling")
+        state = _state(lines) or "compiling"
+        what = "evaluating" if step == steps else state
+        bar.update(task, completed=step, description=what)
 
     return on_steps
 

@@ -229,9 +229,27 @@ def test_a_folder_says_what_it_is(words, tmp_path, capsys):
     assert config["versions"]["jax"]
     assert "cpu" in config["device"]
     assert "here" in capsys.readouterr().out
+    __main__.main([*words, "--out", "here"])
+    assert "It is complete already." in capsys.readouterr().out
     with pytest.raises(SystemExit):
         __main__.main([*words, "--out", "here", "--seed", "6"])
     assert "its seeds is [5], and [6] is asked for" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(words, tmp_path, capsys):
+    __main__.main([*words, "--out", "here"])
+    (tmp_path / "here" / folder.RESULTS).unlink()
+    path = tmp_path / "here" / folder.CONFIG
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "device": "1 x abacus"}))
+    capsys.readouterr()
+
+    __main__.main([*words, "--out", "here"])
+
+    shown = capsys.readouterr().out
+    assert "It was begun with device 1 x abacus, and goes on with " in shown
+    assert "Goes on from step 20." in shown
+    assert "versions" not in shown
 
 
 def test_a_run_that_diverges_says_when(words, capsys):
