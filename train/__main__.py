@@ -16,6 +16,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "table": commands.table,
     "figure": commands.figure,
     "grid": grid.grid,
+    "cost": grid.cost,
     "collect": grid.collect,
 }
 """Commands whose words are a function's arguments."""
@@ -38,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if words is None else words)
     if not words or words[0] in ("-h", "--help"):
-        print(f"usage: python -m train {{{','.join(COMMANDS)}}} ...")
+        print(_help())
         return
     try:
         COMMANDS[arguments.known("command", words[0], COMMANDS)](words[1:])
@@ -47,6 +48,13 @@ def main(words: Sequence[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         # What is wrong is for the user to put right: no traceback needed.
         _stop(error, 2)
+
+
+def _help() -> str:
+    functions = {"run": command.main, **FUNCTIONS}
+    docs = {name: (x.__doc__ or "").splitlines()[0] for name, x in functions.items()}
+    lines = "".join(f"\n  {name:10}{doc}" for name, doc in docs.items())
+    return f"usage: python -m train COMMAND ...\n{lines}"
 
 
 def _stop(error: Exception, status: int) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import os
 import pathlib
 import shlex
 import time
@@ -28,7 +29,7 @@ _VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "par
 
 
 def main(words: Sequence[str]) -> None:
-    """Runs what the words ask for.
+    """Trains a preset by one of the methods, and shows what came of it.
 
     Raises:
       FloatingPointError: if the training diverged.
@@ -36,6 +37,7 @@ def main(words: Sequence[str]) -> None:
       ValueError: if the words make no sense, or the folder is another run's.
     """
     given = arguments.parse(words)
+    _make_reproducible()
     console = rich.console.Console()
     name = "lora" if given.cut else given.name
     run = settings(name, given.run)
@@ -54,6 +56,16 @@ def main(words: Sequence[str]) -> None:
         for child, rows in found.items():
             console.print(progress.table(rows, title=f"{given.name}, {child}"))
     progress.say(console, f"Took {time.monotonic() - start:.0f} s. All is in {place}.")
+
+
+def _make_reproducible() -> None:
+    """Makes a GPU compute alike in every process, before JAX looks for devices.
+
+    XLA otherwise times its algorithms anew in each, and takes the fastest.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if "xla_gpu_deterministic_ops" not in given:
+        os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true".strip()
 
 
 def _look(

@@ -32,19 +32,27 @@ def grid(
       steps: Of every run.
       commit: Of this code, where git cannot say it.
     """
-    known = [x.name for x in plan.ENTRIES]
-    for what, got, all_ in (("task", tasks, plan.TASKS), ("method", methods, known)):
-        if unknown := sorted(set(got) - set(all_)):
-            sys.exit(f"Unknown {what} '{unknown[0]}', expected: {', '.join(all_)}.")
-    console = rich.console.Console(soft_wrap=True, highlight=False)
-    folder = work.Folder(
-        path=out,
-        command="python -m train grid",
-        commit=commit or _commit(),
-        settings=dataclasses.replace(plan.SETTINGS, steps=steps),
-        say=console.print,
-    )
-    work.run(folder, tasks, methods)
+    for task in tasks:
+        if task not in plan.TASKS:
+            sys.exit(f"Unknown task '{task}', expected: {', '.join(plan.TASKS)}.")
+    work.run(_folder(out, methods, steps, commit), tasks, methods)
+
+
+def cost(
+    *,
+    out: pathlib.Path = pathlib.Path("runs/grid"),
+    methods: tuple[str, ...] = tuple(x.name for x in plan.ENTRIES),
+    commit: str = "",
+) -> None:
+    """Measures the time and the memory of a training step of each method.
+
+    Args:
+      out: Where results go. Processes that share it share the work.
+      methods: Entries of `train.grid.plan`.
+      commit: Of this code, where git cannot say it.
+    """
+    folder = _folder(out, methods, plan.SETTINGS.steps, commit, command="cost")
+    work.measure(folder, methods)
 
 
 def collect(
@@ -59,6 +67,27 @@ def collect(
     counts = work.collect(source, results.FOLDER if out is None else out)
     for kind, count in counts.items():
         print(f"{kind}: {count:,} rows")
+
+
+def _folder(
+    out: pathlib.Path,
+    methods: tuple[str, ...],
+    steps: int,
+    commit: str,
+    command: str = "grid",
+) -> work.Folder:
+    known = [x.name for x in plan.ENTRIES]
+    for name in methods:
+        if name not in known:
+            sys.exit(f"Unknown method '{name}', expected: {', '.join(known)}.")
+    console = rich.console.Console(soft_wrap=True, highlight=False)
+    return work.Folder(
+        path=out,
+        command=f"python -m train {command}",
+        commit=commit or _commit(),
+        settings=dataclasses.replace(plan.SETTINGS, steps=steps),
+        say=console.print,
+    )
 
 
 def _commit() -> str:

@@ -21,8 +21,8 @@ from train import posthoc
 from train import run as runs
 from train.data import arrays, sentiment
 from train.experiments import store
-from train.experiments.rows import Row, Spectrum
-from train.grid import offspring, plan, retuning, training
+from train.experiments.rows import Cost, Row, Spectrum
+from train.grid import cost, offspring, plan, retuning, training
 from train.models import bert, pretrained
 
 KINDS: dict[str, Any] = {
@@ -30,8 +30,11 @@ KINDS: dict[str, Any] = {
     "children": Row,
     "retuned": Row,
     "spectra": Spectrum,
+    "cost": Cost,
 }
 """The files of results, and what their rows are."""
+
+_OF_PARENTS = ("trained", "children", "retuned", "spectra")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,21 @@ def run(folder: Folder, tasks: Sequence[str], names: Sequence[str]) -> None:
         with locked(folder.path / f"{entry.name}.lock") as ours:
             for place in places if ours else ():
                 _make(folder, place, entry)
+
+
+def measure(folder: Folder, names: Sequence[str]) -> None:
+    """Measures what no other process measures: the cost of each method's steps."""
+    (place,) = load(sentiment.TASKS[:1], folder.settings)
+    for entry in plan.ENTRIES:
+        with locked(folder.path / f"{entry.name}.cost.lock") as ours:
+            if (
+                entry.name in names
+                and ours
+                and not folder.file("cost", entry.name).is_file()
+            ):
+                found = cost.measure(place, entry)
+                folder.write("cost", entry.name, [found])
+                folder.say(f"{entry.name}: {1e3 * found.step_seconds:.2f} ms a step")
 
 
 def load(tasks: Sequence[str], settings: runs.Run) -> list[training.Place]:
@@ -151,7 +169,7 @@ def device() -> str:
 
 def _make(folder: Folder, place: training.Place, entry: plan.Entry) -> None:
     name = f"{entry.name}-{place.task}"
-    wanted = KINDS if entry == plan.PARENT else ("trained",)
+    wanted = _OF_PARENTS if entry == plan.PARENT else ("trained",)
     if all(folder.file(kind, name).is_file() for kind in wanted):
         return
     start = time.monotonic()

@@ -1,0 +1,54 @@
+"""What a step of each method takes: time, and memory, of one member.
+
+The memory is what the compiled program holds at once by XLA's own account, the frozen
+base and the data included; the time is the best of some calls of the program.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+
+from train import run as runs
+from train import trainer
+from train.experiments.rows import Cost
+from train.grid import plan, training
+
+_CALLS = 4
+
+
+def measure(place: training.Place, entry: plan.Entry, steps: int = 50) -> Cost:
+    """Returns the cost of one step of one method, on a program of `steps` steps."""
+    settings = plan.search(place.task, entry.config, place.settings)
+    settings = dataclasses.replace(settings, seeds=(0,), learning_rates=plan.RATES[:1])
+    given = runs.inputs(settings, place.model, place.base, place.data)
+    learners = runs.begin(given)
+    rows = given.rows[:, :steps]
+    operands = given.trainer, learners, given.rates, given.base, given.data, rows
+    program = trainer.advance.lower(*operands).compile()
+    times = []
+    for _ in range(_CALLS):
+        start = time.perf_counter()
+        learners, metrics = program(learners, *operands[2:])
+        jax.block_until_ready(metrics)
+        times.append(time.perf_counter() - start)
+    return Cost(
+        method=entry.method,
+        policy=f"rank {entry.config.target:g}",
+        step_seconds=min(times) / steps,
+        peak_bytes=_held(program),
+    )
+
+
+def _held(program: Any) -> int | None:
+    """Returns the bytes that a compiled program holds at once, if it says."""
+    found = program.memory_analysis()
+    if found is None:
+        return None
+    return (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        + found.temp_size_in_bytes
+        - found.alias_size_in_bytes
+    )
