@@ -1,4 +1,4 @@
-"""Product reviews: three-way sentiment, by LoRA of rank 16 or the method that is named.
+"""Product reviews: three-way sentiment, by LoRA of rank 16 or --method.
 
     python -m train run amazon
     python -m train run amazon --method para

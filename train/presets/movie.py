@@ -1,4 +1,4 @@
-"""Film reviews: three-way sentiment, by LoRA of rank 16 or the method that is named.
+"""Film reviews: three-way sentiment, by LoRA of rank 16 or --method.
 
     python -m train run movie
     python -m train run movie --method para

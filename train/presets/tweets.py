@@ -1,4 +1,4 @@
-"""Tweets: three-way sentiment, by LoRA of rank 16 or the method that is named.
+"""Tweets: three-way sentiment, by LoRA of rank 16 or --method.
 
     python -m train run tweets
     python -m train run tweets --method para
