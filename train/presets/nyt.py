@@ -1,4 +1,4 @@
-"""Editorials of the New York Times: three-way sentiment, by LoRA of rank 16 or --method.
+"""New York Times editorials: three-way sentiment, by LoRA of rank 16 or --method.
 
     python -m train run nyt
     python -m train run nyt --method para
