@@ -21,11 +21,12 @@ from typing import Any
 import jax
 import rich.console
 
+import para_jax as para
 from train import arguments, cutting, fit, folder, progress
 from train.arguments import Words
 from train.run import Run
 
-_VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "para-jax")
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def main(words: Sequence[str]) -> None:
@@ -101,11 +102,12 @@ def _default_place(name: str, task: str, run: folder.Settings) -> pathlib.Path:
 def _circumstances(preset: str, words: Sequence[str]) -> dict[str, Any]:
     """Returns what a run is recorded with, and not told apart by."""
     device = jax.devices()[0]
+    versions = {x: importlib.metadata.version(x) for x in _LIBRARIES}
     return {
         "preset": preset,
         "command": shlex.join(["python", "-m", "train", "run", *words]),
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-        "versions": {x: importlib.metadata.version(x) for x in _VERSIONS},
+        "versions": {"para_jax": para.__version__, **versions},
     }
 
 

@@ -1,7 +1,8 @@
 """A run from its settings to a complete folder; one that was stopped goes on.
 
 On one device, a run that was killed and goes on gives the same numbers, bit for bit:
-its state, its batches and its compiled program are the same. Host code.
+its state, its batches and its compiled program are the same. On a GPU the program is
+only with XLA's flag xla_gpu_deterministic_ops, which the command sets. Host code.
 """
 
 import pathlib

@@ -226,7 +226,8 @@ def test_a_folder_says_what_it_is(words, tmp_path, capsys):
         "share": 1.0,
     }
     assert config["run"]["seeds"] == [5]
-    assert config["versions"]["jax"]
+    names = {"para_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"}
+    assert config["versions"].keys() == names
     assert "cpu" in config["device"]
     assert "here" in capsys.readouterr().out
     __main__.main([*words, "--out", "here"])
