@@ -35,7 +35,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 def main(words: Sequence[str] | None = None) -> None:
     """Runs the command that `words` name; by default those of the process.
 
-    Exits with 2 after a user's mistake, and with 1 if a training diverged.
+    Exits with 2 after a user's mistake, with 1 if a training diverged, and with 130
+    after Ctrl-C.
     """
     words = list(sys.argv[1:] if words is None else words)
     if not words or words[0] in ("-h", "--help"):
@@ -43,6 +44,8 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     try:
         COMMANDS[arguments.known("command", words[0], COMMANDS)](words[1:])
+    except KeyboardInterrupt:
+        _stop("stopped; the same command goes on from what it has saved.", 130)
     except FloatingPointError as error:
         _stop(error, 1)
     except (OSError, ValueError) as error:
@@ -57,8 +60,8 @@ def _help() -> str:
     return f"usage: python -m train COMMAND ...\n{lines}"
 
 
-def _stop(error: Exception, status: int) -> None:
-    print(f"python -m train: {error}", file=sys.stderr)
+def _stop(reason: object, status: int) -> None:
+    print(f"python -m train: {reason}", file=sys.stderr)
     sys.exit(status)
 
 

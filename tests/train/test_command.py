@@ -8,7 +8,7 @@ import re
 import pytest
 
 import para_jax as para
-from train import __main__, arguments, folder
+from train import __main__, arguments, folder, outcome
 from train.methods import METHODS, lora
 from train.models import pretrained
 from train.presets import PRESETS
@@ -251,6 +251,20 @@ def test_a_run_that_goes_on_elsewhere_says_so(words, tmp_path, capsys):
     assert "It was begun with device 1 x abacus, and goes on with " in shown
     assert "Goes on from step 20." in shown
     assert "versions" not in shown
+
+
+def test_ctrl_c_leaves_a_run_to_go_on_with(words, capsys, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(outcome, "save", interrupted)
+        __main__.main(words)
+    assert stopped.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+    __main__.main(words)
+    assert "Goes on from step 20." in capsys.readouterr().out
 
 
 def test_a_run_that_diverges_says_when(words, capsys):
