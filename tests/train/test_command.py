@@ -253,16 +253,19 @@ def test_a_run_that_goes_on_elsewhere_says_so(words, tmp_path, capsys):
     assert "versions" not in shown
 
 
-def test_ctrl_c_leaves_a_run_to_go_on_with(words, capsys, monkeypatch):
+def test_ctrl_c_leaves_a_run_to_go_on_with(words, capsys):
+    patch = pytest.MonkeyPatch()
+
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(outcome, "save", interrupted)
+    patch.setattr(outcome, "save", interrupted)
+    with pytest.raises(SystemExit) as stopped:
         __main__.main(words)
     assert stopped.value.code == 130
     assert "the same command goes on" in capsys.readouterr().err
 
+    patch.undo()
     __main__.main(words)
     assert "Goes on from step 20." in capsys.readouterr().out
 
