@@ -53,7 +53,7 @@ def _made(
         pairs = zip(members, children, strict=True)
         some = [member._replace(adapter=child) for member, child in pairs]
         outcome.save(some, place)
-        rows = outcome.rows(some, subject)
+        rows = outcome.rows(some, subject, like=members)
         folder.write(place / folder.RESULTS, {"rows": rows})
         found.append(rows)
     return found

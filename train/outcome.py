@@ -104,16 +104,24 @@ def load(rows: Sequence[Mapping[str, Any]], place: pathlib.Path) -> list[Member]
     return result
 
 
-def rows(members: Sequence[Member], subject: Subject) -> list[dict[str, Any]]:
+def rows(
+    members: Sequence[Member], subject: Subject, *, like: Sequence[Member] = ()
+) -> list[dict[str, Any]]:
     """Returns a row of results a member, as plain JSON values.
 
     `validation` and `test` are accuracies; `test` is null but for the members of the
     best learning rate. All values of one that diverged are null.
+
+    Args:
+      members: What is evaluated.
+      subject: On what.
+      like: The parents of children: these run in the compiled program of their parents.
     """
-    validation = _accuracies(members, subject, subject.data.validation)
+    shapes = _largest([*members, *like])
+    validation = _accuracies(members, subject, subject.data.validation, shapes)
     rate = best_rate(members, validation)
     chosen = [x if x.rate == rate else x._replace(adapter=None) for x in members]
-    test = _accuracies(chosen, subject, subject.data.test)
+    test = _accuracies(chosen, subject, subject.data.test, shapes)
     return [
         {
             "seed": member.seed,
@@ -138,18 +146,22 @@ def best_rate(members: Sequence[Member], validation: Sequence[float | None]) -> 
 
 
 def _accuracies(
-    members: Sequence[Member], subject: Subject, batches: Sequence[Batch]
+    members: Sequence[Member],
+    subject: Subject,
+    batches: Sequence[Batch],
+    shapes: Mapping[str, para.Adapter],
 ) -> list[float | None]:
     """Returns the accuracies, with None for a member without an adapter."""
     adapters = [x.adapter for x in members if x.adapter is not None]
     if not adapters:
         return [None] * len(members)
     heads = [pretrained.classifier(x.extra) for x in adapters]
+    lora = [para.to_params(para.pad(x.adapters, like=shapes)) for x in adapters]
     found = evaluate.accuracies(
         subject.model,
         subject.base,
         jax.tree.map(lambda *x: np.stack(x), *heads),
-        jax.tree.map(lambda *x: np.stack(x), *_padded(adapters)),
+        jax.tree.map(lambda *x: np.stack(x), *lora),
         batches,
         at_once=min(evaluate.AT_ONCE, len(members)),
     )
@@ -157,14 +169,14 @@ def _accuracies(
     return [None if x.adapter is None else next(values) for x in members]
 
 
-def _padded(checkpoints: Sequence[para.Checkpoint]) -> list[dict[str, Any]]:
-    """Returns the adapters as params of equal shapes."""
-    like: dict[str, para.Adapter] = {}
-    for checkpoint in checkpoints:
-        for path, x in checkpoint.adapters.items():
-            if path not in like or x.rank > like[path].rank:
-                like[path] = x
-    return [para.to_params(para.pad(x.adapters, like=like)) for x in checkpoints]
+def _largest(members: Sequence[Member]) -> dict[str, para.Adapter]:
+    """Returns adapters that have room for those of all members."""
+    result: dict[str, para.Adapter] = {}
+    for member in members:
+        for path, x in member.adapter.adapters.items() if member.adapter else ():
+            if path not in result or x.rank > result[path].rank:
+                result[path] = x
+    return result
 
 
 def _size(adapter: para.Checkpoint | None) -> dict[str, int | None]:

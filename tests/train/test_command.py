@@ -167,32 +167,6 @@ def words(backbone, tmp_path, monkeypatch):
     return ["run", "tiny", "--method.rank", "4", "--backbone", sha256, "--seed", "5"]
 
 
-def test_a_run_is_trained_once_and_cut_twice(words, tmp_path, capsys):
-    __main__.main(words)
-    (first,) = shown_table(capsys.readouterr().out)
-    __main__.main([*words, "--method", "para", "--cut.gammas", "0.5", "0.25"])
-    parent, *children = shown_table(capsys.readouterr().out)
-    __main__.main([*words, "--method", "local"])
-    again, local = shown_table(capsys.readouterr().out)
-
-    (place,) = (tmp_path / "runs" / "amazon").iterdir()
-    assert place.name.startswith("lora-")
-    assert first[:4] == ("5", "0.001", "24", f"{4 * (4 * 96 + 2 * 104):,}")
-    assert first == parent == again
-    assert [x[2] for x in children] == ["12", "6"]
-    assert local[2:4] == ("6", f"{4 * 96 + 2 * 104}")
-    names = {x.name for x in (place / folder.CHILDREN).iterdir()}
-    assert names == {"para-gamma-0.5", "para-gamma-0.25", "local-gamma-0.25"}
-    name = "seed-5-rate-0.001"
-    kept = para.load(place / folder.CHILDREN / "para-gamma-0.25" / name)
-    wanted = para.compress(para.load(place / folder.PARENT / name), para.Gamma(0.25))
-    assert {p: x.rank for p, x in kept.adapters.items()} == {
-        p: x.rank for p, x in wanted.adapters.items()
-    }
-    for path, x in kept.adapters.items():
-        assert (x.a == wanted.adapters[path].a).all()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs(words, tmp_path, capsys, method):
@@ -235,6 +209,32 @@ def test_a_folder_says_what_it_is(words, tmp_path, capsys):
     with pytest.raises(SystemExit):
         __main__.main([*words, "--out", "here", "--seed", "6"])
     assert "its seeds is [5], and [6] is asked for" in capsys.readouterr().err
+
+
+def test_a_run_is_trained_once_and_cut_twice(words, tmp_path, capsys):
+    __main__.main(words)
+    (first,) = shown_table(capsys.readouterr().out)
+    __main__.main([*words, "--method", "para", "--cut.gammas", "0.5", "0.25"])
+    parent, *children = shown_table(capsys.readouterr().out)
+    __main__.main([*words, "--method", "local"])
+    again, local = shown_table(capsys.readouterr().out)
+
+    (place,) = (tmp_path / "runs" / "amazon").iterdir()
+    assert place.name.startswith("lora-")
+    assert first[:4] == ("5", "0.001", "24", f"{4 * (4 * 96 + 2 * 104):,}")
+    assert first == parent == again
+    assert [x[2] for x in children] == ["12", "6"]
+    assert local[2:4] == ("6", f"{4 * 96 + 2 * 104}")
+    names = {x.name for x in (place / folder.CHILDREN).iterdir()}
+    assert names == {"para-gamma-0.5", "para-gamma-0.25", "local-gamma-0.25"}
+    name = "seed-5-rate-0.001"
+    kept = para.load(place / folder.CHILDREN / "para-gamma-0.25" / name)
+    wanted = para.compress(para.load(place / folder.PARENT / name), para.Gamma(0.25))
+    assert {p: x.rank for p, x in kept.adapters.items()} == {
+        p: x.rank for p, x in wanted.adapters.items()
+    }
+    for path, x in kept.adapters.items():
+        assert (x.a == wanted.adapters[path].a).all()
 
 
 def test_a_run_that_goes_on_elsewhere_says_so(words, tmp_path, capsys):

@@ -125,3 +125,18 @@ def test_a_classifier_is_stored_as_it_is_read():
     assert stored["base_model.model.classifier.weight"].shape == (2, 3)
     for name, value in head.items():
         np.testing.assert_array_equal(got[name], value)
+
+
+def test_children_run_in_the_compiled_program_of_their_parents(subject, members):
+    parents = outcome.rows(members, subject)
+    before = evaluate._count_each_right._cache_size()
+    children = [
+        x._replace(adapter=para.compress(x.adapter, para.Rank(1))) if x.adapter else x
+        for x in members
+    ]
+
+    rows = outcome.rows(children, subject, like=members)
+
+    assert evaluate._count_each_right._cache_size() == before
+    assert [x["rank_total"] for x in rows] == [1, 2, None, 2]
+    assert [x["seed"] for x in rows] == [x["seed"] for x in parents]

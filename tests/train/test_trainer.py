@@ -18,7 +18,7 @@ from train.methods.method import Method, State
 from train.models import bert
 
 STEPS, BATCH, RATE = 4, 6, 0.05
-PATH = "bert/encoder/layer/1/output/dense"
+PATH = "bert/encoder/layer/0/output/dense"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,9 +66,10 @@ def prepared(tiny, params):
         run = runs.Run(
             method=config, learning_rates=(RATE,), steps=STEPS, batch=BATCH, **changes
         )
-        model = bert.BertClassifier(tiny, 3)
-        data = arrays.Data(train, (), (), 13)
-        return runs.inputs(run, model, {"bert": params["bert"]}, data)
+        model = bert.BertClassifier(dataclasses.replace(tiny, num_hidden_layers=1), 3)
+        encoder = {"layer": {"0": params["bert"]["encoder"]["layer"]["0"]}}
+        base = {"bert": {**params["bert"], "encoder": encoder}}
+        return runs.inputs(run, model, base, arrays.Data(train, (), (), 13))
 
     return prepare
 
@@ -134,7 +135,7 @@ def test_a_method_can_start_from_the_gradients_of_the_first_batches(prepared):
 
     def loss(kernel, rows):
         layer = given.base["bert"]["encoder"]["layer"]
-        base = layer["1"]["output"]["dense"]["kernel"]
+        base = layer["0"]["output"]["dense"]["kernel"]
         delta = Adapter(jnp.eye(10), kernel - base)
         head = jax.tree.map(lambda x: x[0], begun.head)
         variables = trainer.variables(given.base, head, {PATH: delta})
