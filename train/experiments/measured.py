@@ -64,6 +64,23 @@ def has(rows: Iterable[Row], method: str, policy: str) -> bool:
     return any(x.method == method and x.policy == policy for x in rows)
 
 
+def partial(rows: Iterable[Row], method: str, policy: str) -> dict[str, float]:
+    """Returns the mean accuracies by task, if the method is not on all tasks of rows.
+
+    Empty if it is, or if there are no rows of it.
+    """
+    rows = list(rows)
+    mine = [x for x in rows if x.method == method and x.policy == policy]
+    if tasks(mine) == tasks(rows):
+        return {}
+    return {
+        task: float(
+            np.mean([x.accuracy for x in mine if x.task == task and x.accuracy])
+        )
+        for task in tasks(mine)
+    }
+
+
 def measure(rows: Sequence[Row], method: str, policy: str) -> Measured:
     """Returns what the rows of one method and policy say.
 

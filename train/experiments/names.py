@@ -8,6 +8,7 @@ LABELS = {
     "milora": "MiLoRA",
     "adalora": "AdaLoRA",
     "sora": "SoRA",
+    "sora-hard": "SoRA, cut to 4",
     "sora-official": "SoRA, official",
     "dora": "DoRA",
     "gora": "GoRA",

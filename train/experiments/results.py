@@ -92,5 +92,9 @@ class Files:
         """Returns whether a file has any rows of this method and policy."""
         return measured.has(self.rows(name), method, policy)
 
+    def partial(self, name: str, method: str, policy: str) -> dict[str, float]:
+        """Returns the accuracies by task, of what was not measured on all tasks."""
+        return measured.partial(self.rows(name), method, policy)
+
     def _path(self, name: str) -> pathlib.Path:
         return self.folder / f"{name}.json"

@@ -147,7 +147,10 @@ def collect(source: pathlib.Path, target: pathlib.Path) -> dict[str, int]:
         parts = [store.read(file, row) for file in files]
         rows = [x for part in parts for x in part.rows]
         configs = {k: v for part in parts for k, v in part.configs.items()}
-        joined = dataclasses.replace(parts[0], rows=rows, configs=configs)
+        commit = ", ".join(sorted({part.commit for part in parts}))
+        joined = dataclasses.replace(
+            parts[0], rows=rows, configs=configs, commit=commit
+        )
         store.write(target / f"{kind}.json", joined)
         counts[kind] = len(rows)
     if not counts:

@@ -81,6 +81,7 @@ class Draw:
 def trained(draw: Draw) -> Iterator[Row]:
     models = [("lora", x, 0.006 / x) for x in (16.0, *RANKS)]
     models += [("sora", 4.8, 0.003), ("sora-official", 4.8, 0.004)]
+    models += [("sora-hard", 4.0, 0.005)]
     models += [(x, 4.0, draw.random.uniform(0, 0.008)) for x in AT_FOUR]
     models += [("dylora", x, 0.012 / x + 0.002) for x in (16.0, 8.0, 4.0, 2.0, 1.0)]
     models += [("dylora-unfrozen", 4.0, 0.006)]

@@ -98,7 +98,7 @@ def test_table_a_has_the_parent_and_all_methods(files):
     names = [row[0] for row in accuracy.rows]
     assert names[:2] == ["LoRA r=16, parent", "LoRA r=4"]
     assert names[-1] == "PARA γ=.25"
-    assert len(names) == 3 + len(synthetic.AT_FOUR) + 5
+    assert len(names) == 3 + len(synthetic.AT_FOUR) + 6
     assert [row[0] for row in difference.rows] == names[:-1]
     assert accuracy.notes == [
         "Accuracy in %, mean and standard deviation over 3 seeds."
@@ -123,6 +123,27 @@ def test_a_method_that_was_not_trained_is_named(folder, tmp_path):
     accuracy, _ = TABLES["a"](Files(tmp_path))
 
     assert "Not in the results: GoRA." in accuracy.notes
+
+
+def test_a_method_that_was_trained_on_some_tasks_is_told_of_and_not_compared(
+    folder, tmp_path
+):
+    for name in ("trained", "children"):
+        found = Files(folder).file(name)
+        rows = [x for x in found.rows if x.method != "gora" or x.task == "movie"]
+        store.write(tmp_path / f"{name}.json", synthetic.results(rows, found.configs))
+    mine = [x.accuracy for x in found_rows(tmp_path, "gora") if x.accuracy is not None]
+
+    accuracy, difference = TABLES["a"](Files(tmp_path))
+
+    told = f"Trained on some tasks only: GoRA (movie {100 * np.mean(mine):.2f})."
+    assert told in accuracy.notes
+    for compared in (accuracy, difference):
+        assert "GoRA" not in [row[0] for row in compared.rows]
+
+
+def found_rows(folder, method):
+    return [x for x in Files(folder).rows("trained") if x.method == method]
     assert accuracy.notes[-1].endswith("over 3 seeds; fewer for DyLoRA: 2.")
 
 
@@ -254,6 +275,6 @@ def test_the_source_says_what_made_the_files(files):
     got = table.source(files, "trained", "children")
 
     assert got == (
-        "From `trained.json`, `children.json`, by `python -m train grid` at 0123456789"
-        ", a device, jax 0.11.2, flax 0.12.8."
+        "From `trained.json`, `children.json`, by `python -m train grid` at "
+        "0123456789abcdef, a device, jax 0.11.2, flax 0.12.8."
     )

@@ -49,6 +49,31 @@ def place():
     return training.Place("movie", model, {"bert": base}, data, settings)
 
 
+@pytest.fixture(scope="module")
+def small():
+    """The plan, with few seeds, rates and budgets."""
+    from train.grid import plan
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "SEARCH", (0, 1))
+        patch.setattr(plan, "REST", (2, 3, 4, 5))
+        patch.setattr(plan, "RATES", (1e-3, 1e-2))
+        patch.setattr(plan, "CUTS", (4, 0.5))
+        patch.setattr(plan, "SHARES", (0.25,))
+        patch.setattr(plan, "ENERGIES", (0.9,))
+        patch.setattr(plan, "DROPPED", (3,))
+        patch.setattr(plan, "RETUNED", (1,))
+        patch.setattr(plan, "MORE", (0.5,))
+        yield plan
+
+
+@pytest.fixture(scope="module")
+def trained(place, small):
+    from train.grid import training
+
+    return training.train(place, small.PARENT.config)
+
+
 @pytest.fixture
 def folder(place, tmp_path):
     from train.grid import work
@@ -62,21 +87,176 @@ def folder(place, tmp_path):
     )
 
 
+def test_the_rate_of_the_best_mean_validation_accuracy_trains_the_other_seeds(
+    small, trained
+):
+    by_rate = {}
+    for (_, rate), value in zip(
+        trained.searched.run.members, trained.searched.validation, strict=True
+    ):
+        by_rate.setdefault(rate, []).append(value)
+
+    assert trained.rate == max(by_rate, key=lambda rate: sum(by_rate[rate]))
+    assert trained.seeds == (0, 1, 2, 3, 4, 5)
+    np.testing.assert_array_equal(trained.validation[:2], by_rate[trained.rate])
+
+
+def member(learners, index):
+    import jax
+    import jax.numpy as jnp
+
+    found = learners.state, learners.head
+    return jax.tree.map(lambda x: jnp.asarray(x[index]), found)
+
+
+def test_accuracies_are_those_of_the_base_with_the_update_merged_in(
+    place, small, trained
+):
+    import jax.numpy as jnp
+
+    from para_jax.params import nest, unnest
+    from train.grid import training
+
+    rows = training.rows(place, trained, small.PARENT)
+
+    tested = [x for x in rows if x.accuracy is not None]
+    assert [x.seed for x in tested] == list(trained.seeds)
+    assert {x.learning_rate for x in tested} == {trained.rate}
+    method = small.PARENT.config.method(STEPS)
+    for i in (0, 3):
+        state, head = member(trained.learners, i)
+        leaves = unnest(place.base)
+        for path, x in method.finish(state).items():
+            kernel = np.asarray(leaves[f"{path}/kernel"], np.float64)
+            leaves[f"{path}/kernel"] = jnp.asarray(kernel + x.scale * x.a @ x.b, "f4")
+        params = {**nest(leaves), "classifier": head}
+        right = 0
+        for batch in place.data.test:
+            logits = place.model.apply({"params": params}, batch.tokens)
+            right += int(np.sum(np.argmax(logits, -1) == batch.labels))
+        assert tested[i].accuracy == pytest.approx(right / 17)
+
+
 @pytest.mark.slow
-def test_the_whole_grid(place, folder, tmp_path, monkeypatch):
+def test_children_have_the_budgets_that_their_rows_say(place, small, trained):
+    from train import posthoc
+    from train.grid import offspring
+
+    parent = offspring.parents(trained)[1]
+    base = posthoc.statistics(place.base)
+
+    rows = offspring.rows(place, trained.rate, parent, base)
+
+    assert {x.seed for x in rows} == {1}
+    by_name = {(x.method, x.policy): x for x in rows}
+    assert len(by_name) == len(rows) == 12 * 3 + 2 + 1 + 1
+    modules = 12
+    for (method, policy), row in by_name.items():
+        kind, value = policy.split()
+        if kind == "rank":
+            assert row.rank_total == int(float(value) * modules), (method, policy)
+        if kind == "params":
+            whole = sum(x.parameters for x in parent.adapters.values())
+            assert row.params <= float(value) * whole
+    spectra = [
+        np.linalg.svd(x.scale * np.float64(x.a) @ x.b, compute_uv=False)[:16]
+        for x in parent.adapters.values()
+    ]
+    # What float32 factors do not tell from zero is no component.
+    there = sum(int(np.sum(s > 16 * 2.0**-23 * s[0])) for s in spectra)
+    assert by_name["drop-top", "drop 3"].rank_total == there - 3
+    s = np.sort(np.concatenate(spectra))[::-1]
+    kept = int(np.searchsorted(np.cumsum(s**2) / np.sum(s**2), 0.9)) + 1
+    assert by_name["para", "epsilon 0.9"].rank_total == kept
+
+
+@pytest.mark.slow
+def test_a_retuned_child_starts_as_the_child_and_keeps_its_ranks(place, small, trained):
+    import dataclasses
+
+    import jax
+
+    import para_jax as para
+    from train import run
+    from train.grid import offspring, plan, retuning, training
+
+    parents = offspring.parents(trained)
+    rows = retuning.rows(place, parents, 1, 0.5)
+
+    tested = [x for x in rows if x.accuracy is not None]
+    assert {x.policy for x in rows} == {"rank 1 steps 0.5"}
+    assert {x.steps for x in rows} == {STEPS // 2}
+    assert {x.rank_total for x in tested} == {12}
+    want = para.compress(parents[0].adapters, para.Rank(1)).adapters
+    factors, _ = retuning._start(parents[0], 1, plan.PARENT.config)
+    for path, x in want.items():
+        got = 2.0 * factors[path]["a"] @ factors[path]["b"]
+        np.testing.assert_allclose(got, x.scale * x.a @ x.b, atol=1e-5)
+    assert sum(bool(x["b"].any()) for x in factors.values()) == len(want)
+    short = dataclasses.replace(place.settings, steps=STEPS // 2)
+    settings = training.plan.search("movie", plan.PARENT.config, short)
+    given = run.inputs(settings, place.model, place.base, place.data)
+    start = retuning._begin(given, {x.seed: (factors, x.head) for x in parents})
+    head = jax.tree.map(lambda x: np.asarray(x[0]), start.head)
+    jax.tree.map(np.testing.assert_array_equal, head, dict(parents[0].head))
+
+
+@pytest.mark.slow
+def test_a_grid_is_shared_resumed_and_collected(
+    place, small, folder, tmp_path, monkeypatch
+):
     from train.experiments import store
     from train.experiments.rows import Row
-    from train.grid import plan, work
+    from train.grid import work
 
     monkeypatch.setattr(work, "load", lambda tasks, settings: [place])
-    monkeypatch.setattr(plan, "REST", (2, 3, 4, 5, 6, 7))
-    monkeypatch.setattr(plan, "RETUNED", (1,))
-    monkeypatch.setattr(plan, "MORE", (0.5,))
-    names = [x.name for x in plan.ENTRIES]
+    names = ("lora-16", "lora-half", "dylora")
 
+    with work.locked(folder.path / "lora-half.lock"):
+        work.run(folder, ["movie"], names)
+    made = {x: x.stat().st_mtime_ns for x in folder.path.rglob("*.json")}
+    assert not folder.file("trained", "lora-half-movie").exists()
     work.run(folder, ["movie"], names)
     counts = work.collect(folder.path, tmp_path / "results")
 
-    rows = store.read(tmp_path / "results" / "trained.json", Row).rows
-    print(counts)
-    assert {x.config for x in rows} == set(names)
+    assert {x: x.stat().st_mtime_ns for x in made} == made
+    assert set(counts) == {"trained", "children", "retuned", "spectra"}
+    found = store.read(tmp_path / "results" / "trained.json", Row)
+    assert {x.config for x in found.rows} == set(names)
+    assert found.configs["dylora"]["method"]["mode"] == "frozen"
+    policies = {x.policy for x in found.rows if x.method == "dylora"}
+    assert policies == {f"rank {x}" for x in (16, 8, 4, 2, 1)}
+    assert counts["spectra"] == 6 * 12
+
+
+def test_nothing_to_collect_is_said(tmp_path):
+    from train.grid import work
+
+    with pytest.raises(FileNotFoundError, match="holds no results"):
+        work.collect(tmp_path, tmp_path)
+
+
+def test_unknown_methods_and_tasks_are_named(tmp_path):
+    from train.grid import command
+
+    with pytest.raises(SystemExit, match="Unknown method 'lroa', expected: lora-16"):
+        command.grid(out=tmp_path, methods=("lroa",))
+    with pytest.raises(SystemExit, match="Unknown task 'film', expected: movie"):
+        command.grid(out=tmp_path, tasks=("film",))
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_step_is_measured(place, small):
+    import dataclasses
+
+    import jax
+
+    from train.grid import cost
+
+    longer = dataclasses.replace(place.settings, steps=60)
+    got = cost.measure(place._replace(settings=longer), small.PARENT, steps=5)
+
+    assert (got.method, got.policy) == ("lora", "rank 16")
+    assert got.step_seconds > 0
+    held = sum(x.size * 4 for x in jax.tree.leaves(place.base))
+    assert got.peak_bytes > held

@@ -15,6 +15,7 @@ METHODS = (
     "milora",
     "adalora",
     "sora",
+    "sora-hard",
     "sora-official",
     "dora",
     "gora",
@@ -34,7 +35,8 @@ def compared(files: Files) -> dict[str, Measured]:
     """Returns what was measured of the parent and of each method that was trained."""
     found = {PARENT_LABEL: files.measure("trained", *PARENT)}
     for method in METHODS:
-        if policy := _policy(files, method):
+        policy = _policy(files, method)
+        if policy and not files.partial("trained", method, policy):
             name = "LoRA r=4" if method == "lora" else label(method)
             found[name] = files.measure("trained", method, policy)
     return found
@@ -43,6 +45,17 @@ def compared(files: Files) -> dict[str, Measured]:
 def missing(files: Files) -> list[str]:
     """Returns the methods that were not trained at all."""
     return [label(x) for x in METHODS if not _policy(files, x)]
+
+
+def incomplete(files: Files) -> list[str]:
+    """Returns what was seen of the methods that were not trained on all tasks."""
+    result = []
+    for method in METHODS:
+        found = files.partial("trained", method, _policy(files, method) or "")
+        if found:
+            seen = ", ".join(f"{task} {100 * x:.2f}" for task, x in found.items())
+            result.append(f"{label(method)} ({seen})")
+    return result
 
 
 def _policy(files: Files, method: str) -> str | None:
@@ -60,12 +73,16 @@ def tables(files: Files) -> list[Table]:
     """Returns the accuracies, and the differences to PARA."""
     para = files.measure("children", "para", TARGET)
     found = compared(files)
-    absent = missing(files)
+    notes = []
+    if absent := missing(files):
+        notes.append(f"Not in the results: {', '.join(absent)}.")
+    if some := incomplete(files):
+        notes.append(f"Trained on some tasks only: {', '.join(some)}.")
     accuracies = blocks.accuracies(
         found | {PARA_LABEL: para},
         title="Table A: accuracy at an average rank of 4, and of the parent",
         first="method",
-        notes=[f"Not in the results: {', '.join(absent)}."] if absent else [],
+        notes=notes,
     )
     differences = blocks.differences(
         {name: (para, x) for name, x in found.items()},

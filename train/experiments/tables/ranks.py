@@ -21,7 +21,7 @@ def by_rank(files: Files) -> dict[str, dict[str, Measured]]:
     result = {"para": {PARENT[1]: files.parent(), **para}}
     for method in METHODS:
         found = measured.policies(files.rows("trained"), method, "rank")
-        if found:
+        if found and not any(files.partial("trained", method, x) for x in found):
             result[method] = {x: files.measure("trained", method, x) for x in found}
     return result
 

@@ -93,7 +93,7 @@ def source(files: Files, *names: str) -> str:
     for name in names:
         head = files.file(name)
         versions = ", ".join(f"{k} {v}" for k, v in head.versions.items())
-        how = f"by `{head.command}` at {head.commit[:10]}, {head.device}, {versions}"
+        how = f"by `{head.command}` at {head.commit}, {head.device}, {versions}"
         made.setdefault(how, []).append(f"`{name}.json`")
     return "; ".join(f"From {', '.join(x)}, {how}" for how, x in made.items()) + "."
 
