@@ -1,28 +1,68 @@
 """The command line of the experiments: `python -m train COMMAND --help`."""
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tyro
 
-from train import demo
+from train import arguments, command, demo
 from train.experiments import commands
 from train.grid import command as grid
 
-COMMANDS = {"demo": demo.main}
-COMMANDS |= {"table": commands.table, "figure": commands.figure}
-COMMANDS |= {"grid": grid.grid, "cost": grid.cost, "collect": grid.collect}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "demo": demo.main,
+    "table": commands.table,
+    "figure": commands.figure,
+    "grid": grid.grid,
+    "cost": grid.cost,
+    "collect": grid.collect,
+}
+"""Commands whose words are a function's arguments."""
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Runs the command that `args` names; by default those of the process."""
+def _call(name: str, words: Sequence[str]) -> None:
+    tyro.cli(FUNCTIONS[name], prog=f"python -m train {name}", args=words)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "run": command.main,
+    **{name: functools.partial(_call, name) for name in FUNCTIONS},
+}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the command that `words` name; by default those of the process.
+
+    Exits with 2 after a user's mistake, with 1 if a training diverged, and with 130
+    after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="python -m train", args=args
-        )
-    except FileNotFoundError as error:
-        # What is missing is for the user to provide: no traceback needed.
-        sys.exit(f"python -m train: {error}")
+        COMMANDS[arguments.known("command", words[0], COMMANDS)](words[1:])
+    except KeyboardInterrupt:
+        _stop("stopped; the same command goes on from what it has saved.", 130)
+    except FloatingPointError as error:
+        _stop(error, 1)
+    except (OSError, ValueError) as error:
+        # What is wrong is for the user to put right: no traceback needed.
+        _stop(error, 2)
+
+
+def _help() -> str:
+    functions = {"run": command.main, **FUNCTIONS}
+    docs = {name: (x.__doc__ or "").splitlines()[0] for name, x in functions.items()}
+    lines = "".join(f"\n  {name:10}{doc}" for name, doc in docs.items())
+    return f"usage: python -m train COMMAND ...\n{lines}"
+
+
+def _stop(reason: object, status: int) -> None:
+    print(f"python -m train: {reason}", file=sys.stderr)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

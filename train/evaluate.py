@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from train.data.tokens import Batch
 
-_AT_ONCE = 32
+AT_ONCE = 32
 """Classifiers in one call: a compiled program has one shape, and memory an end."""
 
 
@@ -60,6 +60,8 @@ def accuracies(
     heads: Mapping[str, Any],
     lora: Mapping[str, Any],
     batches: Sequence[Batch],
+    *,
+    at_once: int = AT_ONCE,
 ) -> Float[np.ndarray, "C"]:
     """Returns the accuracy of each of many classifiers on one base.
 
@@ -69,6 +71,7 @@ def accuracies(
       heads: The classifiers: leaves `[C, ...]`.
       lora: Their adapters, as `para_jax.to_params` gives them, with leaves `[C, ...]`.
       batches: The sentences.
+      at_once: How many of the classifiers are in one call of the compiled program.
 
     Raises:
       ValueError: if there are no batches.
@@ -78,9 +81,9 @@ def accuracies(
     base = jax.tree.map(jnp.asarray, base)
     total = sum(batch.sentences for batch in batches)
     rights = []
-    for start in range(0, count, _AT_ONCE):
+    for start in range(0, count, at_once):
         # The last call is filled up with repetitions of its first classifier.
-        places = np.arange(start, start + _AT_ONCE)
+        places = np.arange(start, start + at_once)
         places = np.where(places < count, places, start)
         some = jax.tree.map(lambda x: jnp.asarray(x[places]), varying)  # noqa: B023
         counts = [_count_each_right(model, base, *some, batch) for batch in batches]

@@ -6,6 +6,7 @@ values that decide a run's numbers are fields of `Run`. Host code.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -17,10 +18,20 @@ from jaxtyping import Float, Int
 from train import trainer
 from train.data import arrays
 from train.methods import METHODS, Config
-from train.models import bert
+from train.models import bert, pretrained
 
 CHUNK = 100
 """Steps in one call of the compiled program: between two, a run can stop and report."""
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+_RANGES = {
+    **dict.fromkeys(("steps", "batch", "accumulate", "devices"), (1, math.inf)),
+    "max_length": (2, math.inf),  # Of the first and the last token.
+    "warmup": (0, 1),
+    "weight_decay": (0, _LARGEST),
+    "clip": (1e-6, math.inf),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +53,7 @@ class Run:
       accumulate: How many parts a batch is computed in, one after the other.
       dtype: What the model computes in; what is trained is float32.
       devices: Over how many devices a batch is divided.
+      backbone: The sha256 of the frozen encoder's weights.
     """
 
     task: str = "movie"
@@ -57,6 +69,7 @@ class Run:
     accumulate: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     devices: int = 1
+    backbone: str = pretrained.SHA256
 
     @property
     def members(self) -> list[tuple[int, float]]:
@@ -69,14 +82,19 @@ class Run:
         Raises:
           ValueError: with what is wrong and what was expected.
         """
-        for name in ("steps", "batch", "accumulate", "devices"):
-            if (got := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {got}, expected at least 1.")
-        for name in ("seeds", "learning_rates"):
-            got = getattr(self, name)
-            if not got or len(set(got)) < len(got) or min(got) < 0:
+        for name, (least, most) in _RANGES.items():
+            if not least <= (got := getattr(self, name)) <= most:  # Nor is NaN.
+                upper = f" and at most {most:g}" if most < math.inf else ""
                 raise ValueError(
-                    f"{name} is {list(got)}, expected different numbers >= 0."
+                    f"{name} is {got:g}, expected at least {least:g}{upper}."
+                )
+        for name, most in (("seeds", 2**31 - 1), ("learning_rates", _LARGEST)):
+            got = getattr(self, name)
+            if not got or len(set(got)) < len(got):
+                raise ValueError(f"{name} is {list(got)}, expected different numbers.")
+            if not all(0 <= x <= most for x in got):
+                raise ValueError(
+                    f"{name} is {list(got)}, expected numbers from 0 to {most:g}."
                 )
         if self.batch % (self.accumulate * self.devices):
             raise ValueError(
@@ -174,20 +192,20 @@ def begin(given: Inputs) -> trainer.Learner:
 
 
 def advance(
-    given: Inputs, learners: trainer.Learner, step: int = 0
+    given: Inputs, learners: trainer.Learner, step: int = 0, *, chunk: int = CHUNK
 ) -> Iterator[Progress]:
-    """Yields the members after every `CHUNK` steps, from `step` to the last.
+    """Yields the members after every `chunk` steps, from `step` to the last.
 
     The members that were given are donated to the program: only what is yielded is
     valid.
     """
     steps, place = given.run.steps, _sharder(given.run.devices)
-    for start in range(step, steps, CHUNK):
-        rows = place(given.rows[:, start : start + CHUNK])
+    for start in range(step, steps, chunk):
+        rows = place(given.rows[:, start : start + chunk])
         learners, metrics = trainer.advance(
             given.trainer, learners, given.rates, given.base, given.data, rows
         )
-        yield Progress(learners, min(start + CHUNK, steps), metrics)
+        yield Progress(learners, min(start + chunk, steps), metrics)
 
 
 def _sharder(devices: int) -> Callable[[np.ndarray], Any]:

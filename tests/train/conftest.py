@@ -82,3 +82,75 @@ def lora(tiny, key) -> Mapping[str, Any]:
         "1": {"output": {"dense": pair(second, 10, 1, 6)}},
     }
     return {"bert": {"encoder": {"layer": blocks}}}
+
+
+@pytest.fixture(scope="session")
+def backbone(folder, tmp_path_factory) -> tuple[pathlib.Path, str]:
+    """A folder with a tiny BERT of random weights as transformers saves it; its hash.
+
+    Only the tokenizer is the real one.
+    """
+    import hashlib
+    import json
+
+    import numpy as np
+    import safetensors.numpy
+
+    place = tmp_path_factory.mktemp("backbone")
+    (place / "tokenizer.json").symlink_to(folder / "tokenizer.json")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "hidden_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 3,
+        "intermediate_size": 56,
+        "max_position_embeddings": 16,
+    }
+    (place / "config.json").write_text(json.dumps(config))
+    generator = np.random.default_rng(0)
+    tensors = {
+        # A kernel keeps the size of its inputs, so that words reach the classifier.
+        name: (generator.normal(size=shape) / np.sqrt(shape[-1])).astype(np.float32)
+        for name, shape in _tensor_shapes(place).items()
+    }
+    for name in tensors:
+        if name.endswith("LayerNorm.weight"):
+            tensors[name] = np.ones_like(tensors[name])
+    safetensors.numpy.save_file(tensors, place / "model.safetensors")
+    data = (place / "model.safetensors").read_bytes()
+    return place, hashlib.sha256(data).hexdigest()
+
+
+def _tensor_shapes(place: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a model's tensors under the names of transformers."""
+    from train.models import bert, pretrained
+
+    result = {}
+    for path, x in pretrained._shapes(bert.read_config(place)).items():
+        *modules, leaf = path
+        shape = x.shape[::-1] if leaf == "kernel" else x.shape
+        name = "bias" if leaf == "bias" else "weight"
+        result[".".join([*modules, name])] = shape
+    return result
+
+
+@pytest.fixture(scope="module")
+def settings(backbone) -> Any:
+    """A run of seconds: four members with the tiny BERT, which its module finds."""
+    from train.methods import lora
+    from train.models import pretrained
+    from train.run import Run
+
+    place, sha256 = backbone
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(pretrained.FOLDER_VARIABLE, str(place))
+        yield Run(
+            task="amazon",
+            method=lora.Lora(rank=3),
+            seeds=(0, 7),
+            learning_rates=(1e-3, 3e-2),
+            steps=70,
+            batch=8,
+            max_length=16,
+            backbone=sha256,
+        )

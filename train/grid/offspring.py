@@ -4,7 +4,7 @@ A child is made by a pruner within a budget. PARA is the score `sigma`; what it 
 is the local ablation, the energy sweep and the opposite of PARA, which drops the top.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +13,9 @@ import numpy as np
 import para_jax as para
 from para_jax.select import exact_masks
 from train import evaluate, posthoc
-from train.data import tokens
 from train.experiments.rows import Row, Spectrum
 from train.grid import plan, training
 from train.methods.method import Adapters
-from train.models.bert import Tokens
 
 PARA = "sigma"
 """The paper's score among those of `train.posthoc`."""
@@ -90,7 +88,7 @@ def children(
         model=place.model,
         params={**place.base, "classifier": parent.head},
         statistics=base,
-        validation=_examples(place.data.validation),
+        validation=posthoc.examples_of(place.data.validation),
     )
     total = sum(x.parameters for x in parent.adapters.values())
     ranks = {f"rank {x:g}": para.Rank(x) for x in plan.CUTS}
@@ -152,16 +150,3 @@ def _of_para(parent: Parent) -> Iterator[Child]:
     for count in plan.DROPPED:
         masks = posthoc.drop_top(parts, count)
         yield Child("drop-top", f"drop {count}", posthoc.child(parts, masks))
-
-
-def _examples(batches: Sequence[tokens.Batch]) -> posthoc.Examples:
-    """Returns all sentences of the batches, of one width."""
-    width = max(batch.tokens.ids.shape[1] for batch in batches)
-
-    def wide(x: Any) -> np.ndarray:
-        return np.pad(x, [(0, 0), (0, width - x.shape[1])])
-
-    ids = np.concatenate([wide(batch.tokens.ids) for batch in batches])
-    mask = np.concatenate([wide(batch.tokens.mask) for batch in batches])
-    labels = np.concatenate([batch.labels for batch in batches])
-    return posthoc.Examples(Tokens(ids, mask), labels)

@@ -86,13 +86,15 @@ class AdaLora:
           ValueError: if the target is above the rank, or the run is too short.
         """
         schedule.check(self.rank, self.target)
+        periods = self.schedule(steps)
         return Method(
             init=self._init,
             adapters=self._adapters,
             finish=self._finish,
             penalty=lambda state: self.orth_weight * orthogonality(state.params),
             optimizer=triplets.adamw,
-            after_step=functools.partial(self._after_step, steps, self.schedule(steps)),
+            after_step=functools.partial(self._after_step, steps, periods),
+            note=periods.note,
         )
 
     def _init(

@@ -93,6 +93,7 @@ class Dora:
             penalty=functools.partial(self._penalty, steps - periods.t_final),
             optimizer=triplets.adamw,
             after_step=functools.partial(self._after_step, steps, periods),
+            note=periods.note,
         )
 
     def _init(

