@@ -16,7 +16,7 @@ import para_jax as para
 from train import evaluate, trainer
 from train.data import arrays
 from train.data.tokens import Batch
-from train.grid.training import size
+from train.methods.method import size
 from train.models import bert, pretrained
 
 _PEFT = {

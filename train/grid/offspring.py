@@ -15,7 +15,7 @@ from para_jax.select import exact_masks
 from train import evaluate, posthoc
 from train.experiments.rows import Row, Spectrum
 from train.grid import plan, training
-from train.methods.method import Adapters
+from train.methods.method import Adapters, size
 
 PARA = "sigma"
 """The paper's score among those of `train.posthoc`."""
@@ -119,7 +119,7 @@ def spectra(place: training.Place, parent: Parent) -> list[Spectrum]:
 def _row(
     place: training.Place, rate: float, parent: Parent, child: Child, accuracy: float
 ) -> Row:
-    ranks, parameters = training.size(child.adapters)
+    ranks, parameters = size(child.adapters)
     return Row(
         task=place.task,
         method=child.method,

@@ -5,7 +5,7 @@ Axis letters: `M` members of a run, `C` of those that are kept, in the order of 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from train import evaluate, run, trainer
 from train.data import arrays
 from train.experiments.rows import Row
 from train.grid import plan
-from train.methods.method import Adapters, Config, State
+from train.methods.method import Adapters, Config, State, size
 from train.models import bert
 
 Begin = Callable[[run.Inputs], trainer.Learner]
@@ -213,22 +213,6 @@ def _row(
         config=entry.name,
         steps=place.settings.steps,
     )
-
-
-def size(adapters: Mapping[str, para.Adapter]) -> tuple[int, int]:
-    """Returns the ranks and the parameters of adapters, as budgets count them.
-
-    Without components that are zero; and an adapter that starts from the kernel's own
-    components counts the rank it was trained at.
-    """
-    ranks = {path: x.nominal or _rank(x) for path, x in adapters.items()}
-    costs = {path: x.inputs + x.outputs for path, x in adapters.items()}
-    return sum(ranks.values()), sum(ranks[path] * costs[path] for path in ranks)
-
-
-def _rank(adapter: para.Adapter) -> int:
-    a, b = np.asarray(adapter.a), np.asarray(adapter.b)
-    return int(((a != 0).any(0) & (b != 0).any(1)).sum())
 
 
 def _policy(config: Config) -> str:

@@ -161,3 +161,19 @@ def kept(adapters: Mapping[str, Adapter], keep: Mapping[str, Array]) -> Adapters
             a, b = adapter.a[:, mask], adapter.b[mask]
             result[path] = dataclasses.replace(adapter, a=a, b=b)
     return result
+
+
+def size(adapters: Mapping[str, Adapter]) -> tuple[int, int]:
+    """Returns the ranks and the parameters of adapters, as budgets count them.
+
+    Without components that are zero; and an adapter that starts from the kernel's own
+    components counts the rank it was trained at.
+    """
+    ranks = {path: x.nominal or _rank(x) for path, x in adapters.items()}
+    costs = {path: x.inputs + x.outputs for path, x in adapters.items()}
+    return sum(ranks.values()), sum(ranks[path] * costs[path] for path in ranks)
+
+
+def _rank(adapter: Adapter) -> int:
+    a, b = np.asarray(adapter.a), np.asarray(adapter.b)
+    return int(((a != 0).any(0) & (b != 0).any(1)).sum())
