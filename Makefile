@@ -57,11 +57,15 @@ help:
 demo: $(READY_DEMO)
 	@$(PY) -m train demo $(DEMO_ARGS)
 
+# One process a core, up to four: each holds JAX and PyTorch. The tests of one file share
+# what it compiles, so they stay together.
+PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(READY_TEST)
-	@$(PY) -m pytest -m 'not slow' $(PYTEST_ARGS)
+	@$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 test-all: $(READY_TEST)
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
 
 # `make --keep-going lint` shows the complaints of all four.
 lint: style format-check types imports

@@ -21,7 +21,7 @@ def grid(
 ) -> None:
     """Makes all results of the comparison; what is there already is kept.
 
-    About 16 minutes on four H200, with one process for each:
+    About 20 minutes on four H200, with one process for each:
 
         for i in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$i python -m train grid & done; wait
 
