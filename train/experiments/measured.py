@@ -73,12 +73,11 @@ def partial(rows: Iterable[Row], method: str, policy: str) -> dict[str, float]:
     mine = [x for x in rows if x.method == method and x.policy == policy]
     if tasks(mine) == tasks(rows):
         return {}
-    return {
-        task: float(
-            np.mean([x.accuracy for x in mine if x.task == task and x.accuracy])
-        )
-        for task in tasks(mine)
-    }
+    found: dict[str, list[float]] = {task: [] for task in tasks(mine)}
+    for row in mine:
+        if row.accuracy is not None:
+            found[row.task].append(row.accuracy)
+    return {task: float(np.mean(x)) for task, x in found.items()}
 
 
 def measure(rows: Sequence[Row], method: str, policy: str) -> Measured:

@@ -12,7 +12,7 @@ import importlib.metadata
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -147,9 +147,16 @@ def collect(source: pathlib.Path, target: pathlib.Path) -> dict[str, int]:
         parts = [store.read(file, row) for file in files]
         rows = [x for part in parts for x in part.rows]
         configs = {k: v for part in parts for k, v in part.configs.items()}
-        commit = ", ".join(sorted({part.commit for part in parts}))
-        joined = dataclasses.replace(
-            parts[0], rows=rows, configs=configs, commit=commit
+        joined = store.Results(
+            command=_each(part.command for part in parts),
+            commit=_each(part.commit for part in parts),
+            versions={
+                name: _each(part.versions[name] for part in parts)
+                for name in parts[0].versions
+            },
+            device=_each(part.device for part in parts),
+            configs=configs,
+            rows=rows,
         )
         store.write(target / f"{kind}.json", joined)
         counts[kind] = len(rows)
@@ -168,6 +175,11 @@ def versions() -> dict[str, str]:
 def device() -> str:
     """Returns the kind of device that JAX computes on."""
     return jax.devices()[0].device_kind
+
+
+def _each(values: Iterable[str]) -> str:
+    """Returns the different ones of some values, for all that was joined."""
+    return ", ".join(sorted(set(values)))
 
 
 def _make(folder: Folder, place: training.Place, entry: plan.Entry) -> None:

@@ -40,6 +40,14 @@ def test_a_model_that_was_not_tested_is_named(rows, row):
         measured.measure(rows, "lora", "rank 4")
 
 
+def test_a_model_that_gets_nothing_right_counts_where_tasks_are_missing(rows, row):
+    rows += [row(method="sora", task="movie", seed=i, accuracy=i / 2) for i in (0, 1)]
+    rows.append(row(method="sora", task="movie", seed=2, accuracy=None))
+
+    assert measured.partial(rows, "sora", "rank 4") == {"movie": 0.25}
+    assert measured.partial(rows, "lora", "rank 4") == {}
+
+
 def test_means_over_different_tasks_are_not_compared(rows):
     both = measured.measure(rows, "lora", "rank 4")
     one = measured.measure(rows[:2], "lora", "rank 4")

@@ -236,6 +236,29 @@ def test_nothing_to_collect_is_said(tmp_path):
         work.collect(tmp_path, tmp_path)
 
 
+def test_what_was_made_in_several_places_names_all_of_them(tmp_path):
+    from train.experiments import store
+    from train.experiments.rows import Cost
+    from train.grid import work
+
+    for name, device in (("lora", "B"), ("sora", "A"), ("dora", "B")):
+        part = store.Results(
+            command="a command",
+            commit="abc",
+            versions={"jax": f"0.1{len(device)}", "numpy": device},
+            device=device,
+            configs={},
+            rows=[Cost(method=name, policy="rank 4", step_seconds=0.5)],
+        )
+        store.write(tmp_path / "cost" / f"{name}.json", part)
+
+    assert work.collect(tmp_path, tmp_path / "results") == {"cost": 3}
+
+    joined = store.read(tmp_path / "results" / "cost.json", Cost)
+    assert (joined.device, joined.commit) == ("A, B", "abc")
+    assert joined.versions == {"jax": "0.11", "numpy": "A, B"}
+
+
 def test_unknown_methods_and_tasks_are_named(tmp_path):
     from train.grid import command
 
