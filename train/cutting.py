@@ -1,6 +1,7 @@
 """Children of a run's members, each in a folder of its own below the run's. Host code.
 
-A child's folder is complete when its results are there, and is skipped then.
+A child's folder is complete when its results are there. When those of all are, nothing
+is done; otherwise all are cut again.
 """
 
 import pathlib
@@ -15,7 +16,7 @@ Rows = list[dict[str, Any]]
 
 
 def cut(name: str, settings: Cut, run: Run, parent: pathlib.Path) -> dict[str, Rows]:
-    """Returns the results of each child by its name: cuts those that are not there.
+    """Returns the results of each child by its name: cuts all unless all are there.
 
     Args:
       name: The method's name.

@@ -4,7 +4,7 @@ A member is a seed with a learning rate. The members of a run are mapped over, a
 the same frozen base, so that five seeds at three learning rates cost little more than
 their arithmetic:
 
-    learners = begin(trainer, keys, rates, base, data, rows)
+    learners = begin(trainer, seeds, rates, base, data, rows)
     learners, metrics = advance(trainer, learners, rates, base, data, rows)
 
 Axis letters: `M` members, `S` steps, `B` sentences, `c` classes. Traced.

@@ -2,7 +2,8 @@
 
 Each method gets the same small grid. For each task, method and policy the rate with
 the largest mean over seeds is taken, and only its models meet the test part. A model
-that serves several ranks (DyLoRA) may so have another rate at each, which favours it.
+that serves several ranks (DyLoRA) would have another rate at each if all were tried at
+each; the grid tries them at the target, and the other ranks have one rate.
 """
 
 from collections import defaultdict

@@ -107,7 +107,8 @@ class Cost:
       method: Its name.
       policy: What the result costs, such as `rank 16`.
       step_seconds: The time of one step.
-      peak_bytes: The most memory that the device held; None if it does not say.
+      peak_bytes: What the compiled program of a step holds at once, by XLA's account;
+        None if it does not say.
     """
 
     method: str

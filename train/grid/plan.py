@@ -2,7 +2,7 @@
 
 Every method of every task trains at each rate of one small grid with the seeds of
 `SEARCH`; the rate of the best mean validation accuracy trains the seeds of `REST`. The
-test part is looked at once, for the chosen rate. All scales are the same at all ranks.
+test part is looked at once, for the chosen rate. LoRA's scale is the same at all ranks.
 """
 
 import dataclasses
