@@ -44,7 +44,7 @@ def tables(result: Result) -> Iterator[Table]:
 
 def note(result: Result) -> str:
     """Returns where this was measured, and how well the ways agree."""
-    worst = max(result.errors.values(), default=0)
+    worst = max((x.error for x in result.misses), default=0)
     return (
         f"{result.place['device']}, {result.place['versions']}. The ways differ from "
         f"plain products in NumPy by {worst:.0e} at most, in the precision timed."
@@ -72,7 +72,7 @@ def _swaps(rows: Sequence[Swap]) -> Table:
 
 
 def _steps(rows: Sequence[Step]) -> Table:
-    batches = list(dict.fromkeys((x.rows, x.present) for x in rows))
+    batches = sorted({(x.rows, x.present) for x in rows})
     found = {(x.label, x.rows, x.present): x for x in rows}
     lines = [["way", *(f"{r} of {p}" for r, p in batches)]]
     for label in dict.fromkeys(x.label for x in rows):
@@ -81,8 +81,9 @@ def _steps(rows: Sequence[Step]) -> Table:
     first = rows[0]
     title = (
         f"{first.model}, {first.dtype}, {first.modules} modules, {first.tenants} "
-        f"tenants in the bank: ms for a batch (its throughput, of that of base); "
-        f"'64 of 16' are 64 rows of 16 tenants, {first.tokens} tokens a row"
+        f"tenants in the bank: ms for a batch (its throughput, of that of base "
+        f"in the same rounds); '{first.rows} of {first.present}' are {first.rows} rows "
+        f"of {first.present} tenants, {first.tokens} tokens a row"
     )
     return Table(title, 1, lines)
 
