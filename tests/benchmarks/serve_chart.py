@@ -16,7 +16,7 @@ def save(path: pathlib.Path, result: Result) -> None:
 
     models = list(dict.fromkeys(x.model for x in result.steps))
     figure = matplotlib.figure.Figure(figsize=(11, 4.4), layout="constrained")
-    *panels, last = figure.subplots(1, len(models) + 1)
+    *panels, last = figure.subplots(1, len(models) + 1, squeeze=False)[0]
     for panel, model in zip(panels, models, strict=True):
         mine = [x for x in result.steps if x.model == model]
         sizes = [x.rows for x in mine]

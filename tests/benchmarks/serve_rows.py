@@ -77,7 +77,7 @@ class Step:
       way: How they were applied.
       ms: A median; `low_ms` and `high_ms` are the quartiles.
       throughput: Relative to that without adapters, the median of the ratios within
-        each round.
+        each round; `low` and `high` are their quartiles.
     """
 
     model: str
@@ -93,6 +93,8 @@ class Step:
     low_ms: float
     high_ms: float
     throughput: float
+    low: float
+    high: float
 
     @property
     def label(self) -> str:

@@ -104,7 +104,10 @@ def step(
     calls = {base: made(fleet, batch, base), contender: run}
     times = clock.interleaved(calls, limit=limit)
     seconds = times[contender]
-    low, middle, high = 1e3 * np.quantile(seconds, [0.25, 0.5, 0.75])
+    ms, ratio = (
+        np.quantile(x, [0.25, 0.5, 0.75])
+        for x in (np.multiply(1e3, seconds), np.divide(times[base], seconds))
+    )
     return Step(
         model=backbone.name,
         dtype=backbone.dtype,
@@ -115,8 +118,10 @@ def step(
         present=batch.present,
         adapters=contender.adapters,
         way=contender.way,
-        ms=middle,
-        low_ms=low,
-        high_ms=high,
-        throughput=float(np.median(np.divide(times[base], seconds))),
+        ms=ms[1],
+        low_ms=ms[0],
+        high_ms=ms[2],
+        throughput=ratio[1],
+        low=ratio[0],
+        high=ratio[2],
     )

@@ -78,18 +78,21 @@ def _steps(rows: Sequence[Step]) -> Table:
     for label in dict.fromkeys(x.label for x in rows):
         mine = [found.get((label, *x)) for x in batches]
         lines.append([label, *("" if x is None else _shared(x) for x in mine)])
-    first = rows[0]
+    first, last = rows[0], batches[-1]
     title = (
         f"{first.model}, {first.dtype}, {first.modules} modules, {first.tenants} "
-        f"tenants in the bank: ms for a batch (its throughput, of that of base "
-        f"in the same rounds); '{first.rows} of {first.present}' are {first.rows} rows "
-        f"of {first.present} tenants, {first.tokens} tokens a row"
+        f"tenants in the bank, {first.tokens} tokens a row: ms for a batch, throughput "
+        f"of that of base in the same rounds (quartiles); '{last[0]} of {last[1]}' "
+        f"are {last[0]} rows of {last[1]} tenants"
     )
     return Table(title, 1, lines)
 
 
 def _shared(step: Step) -> str:
-    return f"{three(step.ms)} ({step.throughput:.0%})"
+    if step.adapters == "none":
+        return three(step.ms)
+    span = f"{100 * step.low:.0f}-{100 * step.high:.0f}"
+    return f"{three(step.ms)}, {step.throughput:.0%} ({span})"
 
 
 def three(x: float) -> str:
