@@ -5,11 +5,10 @@ says, on the host, what a batch needs of it: integers whose shapes do not depend
 which tenants are in the batch. `update` is traced: what the adapters add.
 
 - `padded`: every tenant has `R` rows, and those of a batch's tenants are gathered, row
-  by row. Punica's BGMV (Chen et al. 2023) in plain JAX. `padded-sum` writes products as
-  sums, into which a compiler can fuse the gather; for one token a row.
-- `paged`, `paged-sum`: the ranks of all tenants end to end, and a table of the rows
-  that a tenant has, filled up with a row of zeros. A page is one rank, as in S-LoRA
-  (Sheng et al. 2023), so a swapped-in adapter takes whichever rows are free.
+  by row. Punica's BGMV (Chen et al. 2023) in plain JAX.
+- `paged`: the ranks of all tenants end to end, and a table of the rows that a tenant
+  has, filled up with a row of zeros. A page is one rank, as in S-LoRA (Sheng et al.
+  2023), so a swapped-in adapter takes whichever rows are free.
 - `segments`: on the same bank, the rows of the batch's tenants are gathered once, every
   row of the batch is multiplied with all of them, and a mask leaves it its own.
 - `ragged_dot`: rows in the order of their tenants, `jax.lax.ragged_dot` with the padded
@@ -125,11 +124,6 @@ def _gathered(bank: Pair, plan: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.einsum("btr,brn->btn", jnp.einsum("btm,brm->btr", x, a), b)
 
 
-def _summed(bank: Pair, plan: jax.Array, x: jax.Array) -> jax.Array:
-    z = jnp.sum(x * bank.a[plan], axis=-1, keepdims=True)
-    return jnp.sum(z * bank.b[plan], axis=1, keepdims=True)
-
-
 def _segmented(bank: Pair, plan: Any, x: jax.Array) -> jax.Array:
     rows, owners, tenants = plan
     z = jnp.einsum("btm,cm->btc", x, bank.a[rows])
@@ -162,9 +156,7 @@ ALONE = Way(padded, _tenants, _alone)
 
 WAYS = {
     "padded": Way(padded, _tenants, _gathered),
-    "padded-sum": Way(padded, _tenants, _summed),
     "paged": Way(paged, _rows, _gathered),
-    "paged-sum": Way(paged, _rows, _summed),
     "segments": Way(paged, _segments_plan, _segmented),
     "ragged_dot": Way(_upright, _ragged_plan, _ragged),
 }

@@ -11,16 +11,19 @@ program, `swap` of how an adapter gets into a bank. `one by one` is the child wi
 any of this: a run for each tenant in the batch, on that tenant's rows. `base` has no
 adapters, which is also the time of a model with one adapter merged into it.
 
-Times are medians of warm batches, all ways in turn (see `clock.interleaved`), in the
-dtype shown and JAX's default precision. Before anything is timed, each way is compared
-with plain products in NumPy.
+Times are medians of warm batches, each way in turn with `base` (see
+`serve_steps`), in the dtype shown and JAX's default precision. Before a way is timed,
+it is compared with plain products in NumPy. Programs are compiled one at a time, and
+stderr tells which; the file of `--json` has every row from the moment that it is there.
 """
 
 import argparse
 import os
 import pathlib
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 # Before JAX is imported: what a bank takes should be seen, not what is set aside.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -29,51 +32,93 @@ import jax
 
 from tests.benchmarks import (
     backbones,
+    banks,
     place,
     serve_chart,
     serve_rows,
+    serve_steps,
     serve_tables,
     serving,
     swap,
 )
 from tests.benchmarks.backbones import Backbone
-from tests.benchmarks.serve_rows import Result
+from tests.benchmarks.serve_rows import Result, Row
+from tests.benchmarks.serve_steps import Batch
+from tests.benchmarks.serving import Fleet
 
-Batches = Sequence[tuple[int, int]]
-"""The rows of each batch, and the tenants in it."""
+Say = Callable[[str], None]
 
 
-def _plan(*, small: bool) -> tuple[int, list[tuple[Backbone, Batches]]]:
-    """Returns the tenants in the banks, and what runs in each model."""
+class Plan(NamedTuple):
+    """What runs: the tenants in a bank, and batches, the most telling first."""
+
+    tenants: int
+    models: Mapping[str, Callable[[], Backbone]]
+    batches: Sequence[tuple[str, Batch]]
+
+
+def _plan(*, small: bool) -> Plan:
     on_cpu = jax.default_backend() == "cpu"
+    layers, dtype = (1, "float32") if on_cpu else (2, "bfloat16")
+    models = {
+        "llama": lambda: backbones.llama(layers, dtype),
+        "minilm": backbones.minilm,
+    }
     if small:
-        return 8, [(backbones.minilm(), [(4, 1), (4, 4)])]
+        return Plan(8, models, [("minilm", Batch(4, x)) for x in (4, 1)])
+    rows, present = (16, (16, 4, 1)) if on_cpu else (64, (16, 64, 4, 1))
+    batches = [(name, Batch(rows, x)) for x in present for name in models]
     if on_cpu:
-        batches = [(16, 1), (16, 4), (16, 16)]
-        llama = backbones.llama(1, "float32")
-        return 32, [(llama, [*batches, (4, 4)]), (backbones.minilm(), batches)]
-    batches = [(64, x) for x in (1, 4, 16, 64)]
-    llama = backbones.llama(2, "bfloat16")
-    strangers = [(16, 16), (256, 256)]
-    return 256, [(llama, [*batches, *strangers]), (backbones.minilm(), batches)]
+        return Plan(32, models, batches)
+    return Plan(256, models, [*batches, ("llama", Batch(256, 256))])
+
+
+def _measured(plan: Plan, limit: float, say: Say) -> Iterator[Row]:
+    """Yields every row as soon as it is there."""
+    fleets: dict[str, Fleet] = {}
+    for name, batch in plan.batches:
+        if name not in fleets:
+            say(f"{name}: memory and swaps")
+            fleets[name] = Fleet(plan.models[name](), plan.tenants)
+            yield from serving.memory(fleets[name])
+            yield from swap.swaps(fleets[name])
+            yield from _misses(fleets[name], say)
+        yield from _steps(fleets[name], batch, limit, say)
+
+
+def _misses(fleet: Fleet, say: Say) -> Iterator[Row]:
+    name = fleet.backbone.name
+    for adapters, way in [("parent", "padded"), *(("child", x) for x in banks.WAYS)]:
+        say(f"{name}: {adapters}, {way} against NumPy")
+        yield serving.miss(fleet, adapters, way)
+
+
+def _steps(fleet: Fleet, batch: Batch, limit: float, say: Say) -> Iterator[Row]:
+    at = f"{fleet.backbone.name}, {batch.rows} rows of {batch.present}"
+    for contender in serve_steps.contenders(batch):
+        say(f"{at}: compiling {', '.join(contender)}")
+        run = serve_steps.made(fleet, batch, contender)
+        say(f"{at}: compiled in {serve_steps.compiled(run):.1f} s")
+        yield serve_steps.step(fleet, batch, contender, run, limit=limit)
 
 
 def _run(given: argparse.Namespace) -> Result:
-    begin, result = time.monotonic(), Result(place=place.where())
-    tenants, plan = _plan(small=given.small)
-    for backbone, batches in plan:
-        fleet = serving.Fleet(backbone, tenants)
-        misses = serving.errors(fleet, 5, 3)
-        result.errors |= {f"{backbone.name}, {k}": x for k, x in misses.items()}
-        result.memory += serving.memory(fleet)
-        result.swaps += swap.swaps(fleet)
-        print(f"{backbone.name}: checked, swapped, {time.monotonic() - begin:.0f} s")
-        for step in serving.steps(fleet, batches, limit=given.limit):
-            result.steps.append(step)
-            print(serve_rows.line(step), flush=True)
-            if given.json:  # After every row: a long run may be cut short.
-                serve_rows.save(given.json, result)
-    print(f"{time.monotonic() - begin:.0f} s in all")
+    begin = time.monotonic()
+
+    def say(words: str) -> None:
+        print(
+            f"{time.monotonic() - begin:6.1f} s  {words}", file=sys.stderr, flush=True
+        )
+
+    result = Result(place=place.where())
+    for row in _measured(_plan(small=given.small), given.limit, say):
+        result.add(row)
+        print(serve_rows.line(row), flush=True)
+        if given.json:
+            serve_rows.save(given.json, result)
+        if time.monotonic() - begin > given.limit_total:
+            say("out of time: what is left of the plan is not run")
+            break
     return result
 
 
@@ -82,7 +127,10 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--small", action="store_true", help="a look, on CPU")
-    parser.add_argument("--limit", type=float, default=1, help="seconds a batch")
+    parser.add_argument("--limit", type=float, default=2, help="seconds a row")
+    parser.add_argument(
+        "--limit-total", type=float, default=1e9, help="seconds; then no row is begun"
+    )
     parser.add_argument("--json", type=pathlib.Path, help="where to put the rows")
     parser.add_argument("--plot", type=pathlib.Path, help="where to put the picture")
     parser.add_argument("--from", dest="source", type=pathlib.Path, help="saved rows")

@@ -1,50 +1,46 @@
-"""A picture of serving: throughput against the tenants of a batch, and what fits."""
+"""A picture of serving: throughput against tenants in a batch, and what fits."""
 
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from tests.benchmarks import banks, serving
+from tests.benchmarks import banks, serve_steps
 from tests.benchmarks.serve_rows import Memory, Result, Step
 
 GIGABYTES = 10
 
 
 def save(path: pathlib.Path, result: Result) -> None:
-    """Writes the picture: a panel a model, one for batches of strangers, memory."""
+    """Writes the picture: a panel a model, and one for memory."""
     import matplotlib.figure
 
     models = list(dict.fromkeys(x.model for x in result.steps))
-    figure = matplotlib.figure.Figure(figsize=(11, 7.6), layout="constrained")
-    panels = figure.subplots(2, 2).ravel()
-    for panel, model in zip(panels, models, strict=False):
+    figure = matplotlib.figure.Figure(figsize=(11, 4.4), layout="constrained")
+    *panels, last = figure.subplots(1, len(models) + 1, squeeze=False)[0]
+    for panel, model in zip(panels, models, strict=True):
         mine = [x for x in result.steps if x.model == model]
         sizes = [x.rows for x in mine]
         rows = max(sizes, key=sizes.count)
-        _lines(panel, [x for x in mine if x.rows == rows], "present")
+        _lines(panel, [x for x in mine if x.rows == rows])
         panel.set(title=f"{model}, {rows} rows", xlabel="tenants in the batch")
-    strangers = [x for x in result.steps if x.model == models[0]]
-    strangers = [x for x in strangers if x.rows == x.present]
-    _lines(panels[2], strangers, "rows")
-    panels[2].set(title=f"{models[0]}, each row of another tenant", xlabel="rows")
-    _bars(panels[3], result.memory)
-    lines = {x.get_label(): x for panel in panels[:3] for x in panel.get_lines()}
+    _bars(last, result.memory)
+    lines = {x.get_label(): x for panel in panels for x in panel.get_lines()}
     figure.legend(
-        lines.values(), lines.keys(), loc="outside lower center", ncols=4, frameon=False
+        lines.values(), lines.keys(), loc="outside lower center", ncols=6, frameon=False
     )
     figure.suptitle(result.place["device"], fontsize=10)
     figure.savefig(path, dpi=150)
 
 
-def _lines(panel: Any, steps: Sequence[Step], axis: str) -> None:
+def _lines(panel: Any, steps: Sequence[Step]) -> None:
     """Draws every way's throughput, in percent of that without adapters."""
-    ticks = sorted({getattr(x, axis) for x in steps})
+    ticks = sorted({x.present for x in steps})
     ways = dict.fromkeys((x.adapters, x.way) for x in steps if x.way != "base")
     for adapters, way in ways:
         mine = [x for x in steps if (x.adapters, x.way) == (adapters, way)]
-        mine.sort(key=lambda x: getattr(x, axis))
+        mine.sort(key=lambda x: x.present)
         panel.plot(
-            [getattr(x, axis) for x in mine],
+            [x.present for x in mine],
             [100 * x.throughput for x in mine],
             color=f"C{_ORDER.index(way)}",
             linestyle="--" if adapters == "parent" else "-",
@@ -60,7 +56,7 @@ def _lines(panel: Any, steps: Sequence[Step], axis: str) -> None:
     panel.grid(alpha=0.3)
 
 
-_ORDER = (*banks.WAYS, serving.ALONE)
+_ORDER = (*banks.WAYS, serve_steps.ALONE)
 
 
 def _bars(panel: Any, memory: Sequence[Memory]) -> None:

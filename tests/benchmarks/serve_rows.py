@@ -52,6 +52,16 @@ class Swap:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Miss:
+    """What a way misses plain products in NumPy by, relative to their norm."""
+
+    model: str
+    adapters: str
+    way: str
+    error: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
     """One batch.
 
@@ -67,7 +77,7 @@ class Step:
       way: How they were applied.
       ms: A median; `low_ms` and `high_ms` are the quartiles.
       throughput: Relative to that without adapters, the median of the ratios within
-        each round.
+        each round; `low` and `high` are their quartiles.
     """
 
     model: str
@@ -83,39 +93,67 @@ class Step:
     low_ms: float
     high_ms: float
     throughput: float
+    low: float
+    high: float
 
     @property
     def label(self) -> str:
         return self.way if self.adapters == "none" else f"{self.adapters}, {self.way}"
 
 
+Row = Memory | Swap | Miss | Step
+
+
 @dataclasses.dataclass
 class Result:
-    """All rows of one run. `place` says where, `errors` how well ways agree."""
+    """All rows of one run, which may have been cut short. `place` says where."""
 
     place: dict[str, Any]
-    errors: dict[str, float] = dataclasses.field(default_factory=dict)
     memory: list[Memory] = dataclasses.field(default_factory=list)
     swaps: list[Swap] = dataclasses.field(default_factory=list)
+    misses: list[Miss] = dataclasses.field(default_factory=list)
     steps: list[Step] = dataclasses.field(default_factory=list)
+
+    def add(self, row: Row) -> None:
+        match row:
+            case Memory():
+                self.memory.append(row)
+            case Swap():
+                self.swaps.append(row)
+            case Miss():
+                self.misses.append(row)
+            case Step():
+                self.steps.append(row)
 
 
 def save(path: pathlib.Path, result: Result) -> None:
-    path.write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+    """Writes all rows, whole or not at all: a run may end at any moment."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+    part.replace(path)
 
 
 def load(path: pathlib.Path) -> Result:
     found = json.loads(path.read_text())
     return Result(
         place=found["place"],
-        errors=found["errors"],
         memory=[Memory(**x) for x in found["memory"]],
         swaps=[Swap(**x) for x in found["swaps"]],
+        misses=[Miss(**x) for x in found["misses"]],
         steps=[Step(**x) for x in found["steps"]],
     )
 
 
-def line(step: Step) -> str:
+def line(row: Row) -> str:
     """Returns one row for those who watch."""
-    batch = f"{step.model:7} {step.rows:4} rows {step.present:4} tenants"
-    return f"{batch}  {step.label:20} {step.ms:9.3f} ms"
+    match row:
+        case Memory():
+            words, value = row.layout, f"{row.bytes / 1e6:.4g} MB"
+        case Swap():
+            words, value = f"swap: {row.layout}, {row.form}", f"{row.ms:.4g} ms"
+        case Miss():
+            words, value = f"error: {row.adapters}, {row.way}", f"{row.error:.0e}"
+        case Step():
+            batch = f"{row.rows} rows of {row.present}: {row.label}"
+            words, value = batch, f"{row.ms:.4g} ms, {row.throughput:.0%}"
+    return f"{row.model:8}{words:44}{value}"

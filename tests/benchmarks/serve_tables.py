@@ -44,10 +44,12 @@ def tables(result: Result) -> Iterator[Table]:
 
 def note(result: Result) -> str:
     """Returns where this was measured, and how well the ways agree."""
-    worst = max(result.errors.values(), default=0)
+    worst = max((x.error for x in result.misses), default=0)
     return (
         f"{result.place['device']}, {result.place['versions']}. The ways differ from "
-        f"plain products in NumPy by {worst:.0e} at most, in the precision timed."
+        f"plain products in NumPy by {worst:.0e} at most, in the precision timed. "
+        f"'16 of 4' are 16 rows of 4 tenants: ms for the batch, throughput relative to "
+        f"base in the same rounds, and its quartiles."
     )
 
 
@@ -72,7 +74,7 @@ def _swaps(rows: Sequence[Swap]) -> Table:
 
 
 def _steps(rows: Sequence[Step]) -> Table:
-    batches = list(dict.fromkeys((x.rows, x.present) for x in rows))
+    batches = sorted({(x.rows, x.present) for x in rows})
     found = {(x.label, x.rows, x.present): x for x in rows}
     lines = [["way", *(f"{r} of {p}" for r, p in batches)]]
     for label in dict.fromkeys(x.label for x in rows):
@@ -81,14 +83,16 @@ def _steps(rows: Sequence[Step]) -> Table:
     first = rows[0]
     title = (
         f"{first.model}, {first.dtype}, {first.modules} modules, {first.tenants} "
-        f"tenants in the bank: ms for a batch (its throughput, of that of base); "
-        f"'64 of 16' are 64 rows of 16 tenants, {first.tokens} tokens a row"
+        f"tenants in the bank, tokens a row: {first.tokens}"
     )
     return Table(title, 1, lines)
 
 
 def _shared(step: Step) -> str:
-    return f"{three(step.ms)} ({step.throughput:.0%})"
+    if step.adapters == "none":
+        return three(step.ms)
+    span = f"{100 * step.low:.0f}-{100 * step.high:.0f}"
+    return f"{three(step.ms)}, {step.throughput:.0%} ({span})"
 
 
 def three(x: float) -> str:
