@@ -6,6 +6,7 @@ system or the file system has no such call, the old one is moved aside first, an
 `recover` puts it back should a crash come between.
 """
 
+import atexit
 import contextlib
 import ctypes
 import errno
@@ -114,8 +115,10 @@ def _room(target: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
         _sweep(real)
         room.mkdir()
         yield room / real.name, real
-    except OSError as error:
-        if error.errno is None:
+    except BaseException as error:
+        # A thread of the writer may still make it again, until all have ended.
+        atexit.register(_remove, room)
+        if not isinstance(error, OSError) or error.errno is None:
             raise
         raise type(error)(error.errno, error.strerror, str(target)) from error
     finally:

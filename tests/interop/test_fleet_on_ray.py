@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+import tempfile
 
 import jax
 import numpy as np
@@ -27,13 +28,17 @@ NAMES = [f"t{i:02}" for i in range(13)]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster():
     """Two workers on this machine."""
-    with pytest.MonkeyPatch.context() as patch:
+    # The path of a socket has at most 107 bytes: pytest's own folders are too deep.
+    with (
+        tempfile.TemporaryDirectory(prefix="ray") as room,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         # What the driver's environment says, its workers' does.
         root = pathlib.Path(para.__file__).parents[1]
         patch.setenv("PYTHONPATH", str(root))
-        patch.setenv("RAY_TMPDIR", str(tmp_path_factory.mktemp("ray")))
+        patch.setenv("RAY_TMPDIR", room)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
             num_cpus=2,

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib.metadata
+import json
 import pathlib
 import platform
 import time
@@ -185,8 +186,12 @@ def _each(values: Iterable[str]) -> str:
 def _make(folder: Folder, place: training.Place, entry: plan.Entry) -> None:
     name = f"{entry.name}-{place.task}"
     wanted = _OF_PARENTS if entry == plan.PARENT else ("trained",)
-    if all(folder.file(kind, name).is_file() for kind in wanted):
+    files = [folder.file(kind, name) for kind in wanted]
+    if all(file.is_file() for file in files):
+        _check(folder, files[0], entry)
         return
+    for file in files:  # What belongs together comes from one training.
+        file.unlink(missing_ok=True)
     start = time.monotonic()
     trained = training.train(place, entry.config)
     rows = training.rows(place, trained, entry)
@@ -219,6 +224,19 @@ def _make_children(
             rows += retuning.rows(place, parents, rank, share)
     folder.write("retuned", name, rows)
     folder.say(f"retuned {place.task}: {time.monotonic() - start:.0f} s")
+
+
+def _check(folder: Folder, file: pathlib.Path, entry: plan.Entry) -> None:
+    """Raises ValueError if a result is there of other settings than those asked for."""
+    found = store.read(file, Row).configs[entry.name]
+    # As JSON has them: a tuple comes back as a list.
+    wanted = json.loads(json.dumps(_described(folder.settings, entry.config)))
+    for key in found:
+        if found[key] != wanted.get(key):
+            raise ValueError(
+                f"{file} was made with {key} {found[key]}, and {wanted.get(key)} is "
+                "asked for. Choose another --out, or delete it."
+            )
 
 
 def _described(settings: runs.Run, config: Any) -> dict[str, Any]:

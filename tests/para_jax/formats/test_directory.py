@@ -547,3 +547,25 @@ def test_the_files_can_be_read_by_those_who_may_read_the_folder(target):
 
     assert target.stat().st_mode & 0o777 == 0o755
     assert {x.stat().st_mode & 0o777 for x in target.iterdir()} == {0o644}
+
+
+def test_a_thread_of_a_failed_writer_that_comes_late_leaves_nothing(target):
+    code = f"""
+import pathlib, threading, time
+from para_jax.formats import directory
+
+def late(new):
+    time.sleep(0.4)
+    (new / "part").mkdir(parents=True)
+
+try:
+    with directory.replacing(pathlib.Path({str(target)!r}), overwrite=False) as new:
+        threading.Thread(target=late, args=[new]).start()
+        raise OSError(27, "File too large")
+except OSError:
+    pass
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+    assert not beside(target)
+    assert not target.exists()

@@ -205,6 +205,8 @@ def test_a_retuned_child_starts_as_the_child_and_keeps_its_ranks(place, small, t
 def test_a_grid_is_shared_resumed_and_collected(
     place, small, folder, tmp_path, monkeypatch
 ):
+    import dataclasses
+
     from train.experiments import store
     from train.experiments.rows import Row
     from train.grid import work
@@ -227,6 +229,10 @@ def test_a_grid_is_shared_resumed_and_collected(
     policies = {x.policy for x in found.rows if x.method == "dylora"}
     assert policies == {f"rank {x}" for x in (16, 8, 4, 2, 1)}
     assert counts["spectra"] == 6 * 12
+
+    other = dataclasses.replace(place.settings, steps=STEPS + 1)
+    with pytest.raises(ValueError, match="made with steps 12, and 13 is asked for"):
+        work.run(dataclasses.replace(folder, settings=other), ["movie"], names)
 
 
 def test_nothing_to_collect_is_said(tmp_path):
