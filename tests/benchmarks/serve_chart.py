@@ -68,7 +68,8 @@ def _bars(panel: Any, memory: Sequence[Memory]) -> None:
     fit = [f" {int(GIGABYTES * 1e9 // x.bytes):,}" for x in memory][::-1]
     panel.bar_label(bars, fit, fontsize=8)
     panel.set(
-        title=f"adapters in the place of one parent, and in {GIGABYTES} GB",
+        title=f"adapters in {GIGABYTES} GB",
+        xlabel="adapters in the place of one parent",
         xlim=(0, 1.2 * max(counts)),
     )
     panel.tick_params(axis="y", labelsize=8)
