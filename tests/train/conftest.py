@@ -25,18 +25,9 @@ def task(folder) -> Any:
 @pytest.fixture
 def tiny() -> Any:
     """A BERT of unequal small sizes."""
-    from train.models import bert
+    from tests.train import tiny
 
-    return bert.Config(
-        vocab_size=11,
-        hidden_size=6,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=10,
-        max_position_embeddings=8,
-        type_vocab_size=2,
-        layer_norm_eps=1e-12,
-    )
+    return tiny.config()
 
 
 @pytest.fixture
@@ -51,20 +42,14 @@ def tokens() -> Any:
 
 
 @pytest.fixture
-def params(tiny, tokens) -> Any:
-    """Parameters of `BertClassifier(tiny, 3)`: drawn by NumPy, without a compiler."""
-    import jax
-    import jax.numpy as jnp
+def params(tiny) -> Any:
+    """Parameters of `BertClassifier(tiny, 3)`."""
     import numpy as np
 
+    from tests.train.tiny import params
     from train.models import bert
 
-    model, generator = bert.BertClassifier(tiny, 3), np.random.default_rng(0)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
-    return jax.tree.map(
-        lambda x: jnp.asarray(generator.normal(scale=0.3, size=x.shape), x.dtype),
-        shapes,
-    )
+    return params(bert.BertClassifier(tiny, 3), np.random.default_rng(0))
 
 
 @pytest.fixture

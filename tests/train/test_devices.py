@@ -54,29 +54,18 @@ def program(given):
 def main():
     import dataclasses
 
-    import jax
-
+    from tests.train import tiny
     from train import run as runs
     from train.data import arrays
     from train.methods import lora
     from train.models import bert
 
-    config = bert.Config(
-        vocab_size=11,
-        hidden_size=6,
-        num_hidden_layers=1,
-        num_attention_heads=3,
-        intermediate_size=10,
-        max_position_embeddings=8,
-        type_vocab_size=2,
-        layer_norm_eps=1e-12,
-    )
+    config = tiny.config(num_hidden_layers=1)
     generator = np.random.default_rng(0)
     ids = [generator.integers(1, 11, size=2 + i % 4).tolist() for i in range(29)]
     train = arrays.pack(ids, generator.integers(0, 3, size=29).tolist(), width=5)
     model = bert.BertClassifier(config, 3)
-    tokens = bert.Tokens(train.ids[:2], train.ids[:2] > 0)
-    params = model.init(jax.random.key(0), tokens)["params"]
+    params = tiny.params(model, generator)
     run = runs.Run(
         method=lora.Lora(rank=2), seeds=(0, 5), steps=6, batch=16, learning_rates=(0.1,)
     )

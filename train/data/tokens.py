@@ -20,9 +20,11 @@ MAX_LENGTH = 64
 WIDTHS = (8, 16, 24, 32, 40, 48, MAX_LENGTH)
 """Of batches. Fewer widths compile fewer programs, and pad more."""
 
+NO_LABEL = -1
+"""The label of a row that only fills up a batch."""
+
 # Measured on two CPU cores: 512 and 2048 tokens a batch are slower by 10 to 70 %.
 _TOKENS_PER_BATCH = 1024
-_NO_LABEL = -1
 
 
 class Batch(NamedTuple):
@@ -33,7 +35,7 @@ class Batch(NamedTuple):
 
     @property
     def sentences(self) -> int:
-        return int(np.sum(self.labels != _NO_LABEL))
+        return int(np.sum(self.labels != NO_LABEL))
 
 
 def load_tokenizer(
@@ -81,7 +83,7 @@ def batches(
 
 def _batch(rows: Sequence[tuple[Sequence[int], int]], size: int, width: int) -> Batch:
     ids = np.zeros((size, width), np.int32)
-    labels = np.full(size, _NO_LABEL, np.int32)
+    labels = np.full(size, NO_LABEL, np.int32)
     lengths = np.ones(size, np.int32)  # A filling row attends to its first token.
     for row, (tokens, name) in enumerate(rows):
         ids[row, : len(tokens)] = tokens

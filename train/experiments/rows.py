@@ -4,8 +4,7 @@ import dataclasses
 import math
 from typing import ClassVar
 
-TASKS = ("movie", "amazon", "tweets", "nyt")
-"""The tasks, in the order of every table."""
+from train.data.sentiment import TASKS as TASKS
 
 _SHARE = (0.0, 1.0)
 _COUNT = (0, math.inf)

@@ -9,11 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from train.data.tokens import Batch
+from train.data.tokens import NO_LABEL, Batch
 from train.models.bert import Tokens
-
-NO_LABEL = -1
-"""The label of a row that only fills up a batch; no token of it counts."""
 
 
 class Examples(NamedTuple):

@@ -24,9 +24,10 @@ from jaxtyping import Float
 
 import para_jax as para
 from para_jax.adapters import Adapter, Array
+from train.data.tokens import NO_LABEL
 from train.models.bert import Tokens
 from train.posthoc.components import Components
-from train.posthoc.examples import NO_LABEL, Examples
+from train.posthoc.examples import Examples
 
 Mode = Literal["example", "batch"]
 

@@ -8,31 +8,15 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def place():
-    import jax
-    import jax.numpy as jnp
-
+    from tests.train import tiny
     from train import run
     from train.data import arrays, tokens
     from train.grid import training
     from train.models import bert
 
-    config = bert.Config(
-        vocab_size=11,
-        hidden_size=18,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=21,
-        max_position_embeddings=8,
-        type_vocab_size=2,
-        layer_norm_eps=1e-12,
-    )
+    config = tiny.config(hidden_size=18, intermediate_size=21)
     generator = np.random.default_rng(0)
-    blank = bert.Tokens(np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
-    shapes = jax.eval_shape(bert.Bert(config).init, jax.random.key(0), blank)
-    base = jax.tree.map(
-        lambda x: jnp.asarray(generator.normal(scale=0.3, size=x.shape), x.dtype),
-        shapes["params"],
-    )
+    base = tiny.params(bert.Bert(config), generator)
 
     def part(count):
         ids = [generator.integers(1, 11, 1 + i % 7).tolist() for i in range(count)]

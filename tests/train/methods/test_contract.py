@@ -12,6 +12,7 @@ from jax import lax
 
 import para_jax as para
 from para_jax.params import nest, unnest
+from tests.train import tiny
 from train.methods import METHODS, State
 from train.models import bert
 
@@ -77,24 +78,12 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def task():
-    config = bert.Config(
-        vocab_size=11,
-        hidden_size=6,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=10,
-        max_position_embeddings=8,
-        type_vocab_size=2,
-        layer_norm_eps=1e-12,
-    )
+    config = tiny.config(num_hidden_layers=1, num_attention_heads=2)
     random = np.random.default_rng(0)
     ids = random.integers(1, 11, size=(9, 5), dtype=np.int32)
     tokens = bert.Tokens(ids, np.arange(5)[None] < random.integers(2, 6, size=(9, 1)))
     model = bert.BertClassifier(config, 3)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
-    params = jax.tree.map(
-        lambda x: jnp.asarray(random.normal(scale=0.5, size=x.shape), x.dtype), shapes
-    )
+    params = tiny.params(model, random, scale=0.5)
     return Task(model, params, tokens, ids[:, 0] % 3)
 
 
