@@ -94,7 +94,8 @@ def test_the_command_measures_saves_and_shows_again(
         assert row.bytes == 4 * case.parameters
         assert 2 * row.bytes < row.bandwidth * row.floor_ms / 1e3 < 3 * row.bytes
         assert row.ratio == row.ms / row.floor_ms
-        assert row.first_ms > row.ms
+        # Only what is compiled takes longer at first, and by far.
+        assert row.first_ms > (0 if row.method == "host" else row.ms)
         assert 0 <= row.sigma_error < 1e-5
         assert 0 < row.product_error < 1e-5
     assert "<svg" in picture.read_text()
