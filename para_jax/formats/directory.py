@@ -116,13 +116,27 @@ def _room(target: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
         room.mkdir()
         yield room / real.name, real
     except BaseException as error:
-        # A thread of the writer may still make it again, until all have ended.
-        atexit.register(_remove, room)
+        _failed.add(room)
         if not isinstance(error, OSError) or error.errno is None:
             raise
         raise type(error)(error.errno, error.strerror, str(target)) from error
     finally:
         _remove(room)
+
+
+_failed: set[pathlib.Path] = set()
+
+
+@atexit.register
+def _remove_failed() -> None:
+    """Removes what threads of writers that failed have made again, for one second.
+
+    Orbax's are not Python's: nothing waits for them, and they come late.
+    """
+    for _ in range(20 if _failed else 0):
+        for room in _failed:
+            shutil.rmtree(room, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def _remove(room: pathlib.Path) -> None:
