@@ -131,7 +131,8 @@ _failed: set[pathlib.Path] = set()
 def _remove_failed() -> None:
     """Removes what threads of writers that failed have made again, for one second.
 
-    Orbax's are not Python's: nothing waits for them, and they come late.
+    Seen of Orbax on a full disk: a folder that was there again after the threads of
+    Python had ended. So this looks for longer, and cannot know for how long.
     """
     for _ in range(20 if _failed else 0):
         for room in _failed:
