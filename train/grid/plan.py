@@ -1,8 +1,9 @@
 """Which runs the comparison takes, and the one protocol that all of them follow.
 
 Every method of every task trains at each rate of one small grid with the seeds of
-`SEARCH`; the rate of the best mean validation accuracy trains the seeds of `REST`. The
-test part is looked at once, for the chosen rate. LoRA's scale is the same at all ranks.
+`SEARCH`, and where the best of them is at an end of the grid, at those outside it too.
+The rate of the best mean validation accuracy trains the seeds of `REST`. The test part
+is looked at once, for the chosen rate. LoRA's scale is the same at all ranks.
 """
 
 import dataclasses
@@ -12,7 +13,11 @@ from train.methods import METHODS, Config, dylora, lora, matryoshka, sora
 from train.run import Run
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-"""The learning rates that each method may have."""
+"""The learning rates that each method tries."""
+
+OUTER = (1e-5, 3e-5, 1e-2, 3e-2)
+"""Those that it tries besides, where the best of `RATES` is the first or the last. As
+many: one compiled program for both."""
 
 SEARCH = (0, 1)
 """The seeds that choose the rate."""
@@ -108,10 +113,15 @@ TASKS = sentiment.TASKS
 
 
 def search(task: str, config: Config, settings: Run = SETTINGS) -> Run:
-    """Returns the run that chooses the learning rate of one method on one task."""
+    """Returns the run that tries the learning rates of one method on one task."""
     return dataclasses.replace(
         settings, task=task, method=config, seeds=SEARCH, learning_rates=RATES
     )
+
+
+def outside(search: Run) -> Run:
+    """Returns the run of the learning rates outside of those that were tried."""
+    return dataclasses.replace(search, learning_rates=OUTER)
 
 
 def rest(search: Run, rate: float) -> Run:

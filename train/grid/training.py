@@ -5,7 +5,7 @@ Axis letters: `M` members of a run, `C` of those that are kept, in the order of 
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,14 +53,14 @@ class Trained(NamedTuple):
     """One method on one task.
 
     Attributes:
-      searched: All that was tried, to choose the rate.
+      searched: The runs that tried rates, to choose one.
       rate: The learning rate that was chosen.
       learners: The members with this rate, leaves `[C, ...]`, on the host.
       seeds: Theirs.
       validation: Their accuracies.
     """
 
-    searched: Tried
+    searched: tuple[Tried, ...]
     rate: float
     learners: trainer.Learner
     seeds: tuple[int, ...]
@@ -76,17 +76,28 @@ def train(place: Place, config: Config, begin: Begin = run.begin) -> Trained:
       begin: Returns the members at their start.
     """
     search = plan.search(place.task, config, place.settings)
-    searched = _tried(place, search, begin)
-    by_rate = searched.validation.reshape(len(search.seeds), -1)  # Seeds come first.
-    best = int(by_rate.mean(0).argmax())
-    rate = search.learning_rates[best]
+    searched = (_tried(place, search, begin),)
+    if _best(searched)[0] in (search.learning_rates[0], search.learning_rates[-1]):
+        searched += (_tried(place, plan.outside(search), begin),)
+    rate, first = _best(searched)
     others = _tried(place, plan.rest(search, rate), begin)
-    first = jax.tree.map(lambda x: x[best :: len(search.learning_rates)], searched[1:])
     learners, validation = jax.tree.map(
         lambda *x: np.concatenate(x), first, tuple(others[1:])
     )
     seeds = (*search.seeds, *others.run.seeds)
     return Trained(searched, rate, learners, seeds, validation)
+
+
+def _best(searched: Sequence[Tried]) -> tuple[float, tuple[trainer.Learner, Any]]:
+    """Returns the rate of the best mean validation accuracy, and its members."""
+    found = [
+        (tried.validation[at :: len(tried.run.learning_rates)].mean(), at, tried)
+        for tried in searched
+        for at in range(len(tried.run.learning_rates))  # Members: seeds come first.
+    ]
+    _, at, tried = max(found, key=lambda x: x[0])
+    rates = tried.run.learning_rates
+    return rates[at], jax.tree.map(lambda x: x[at :: len(rates)], tuple(tried[1:]))
 
 
 def rows(place: Place, trained: Trained, entry: plan.Entry) -> list[Row]:
@@ -146,15 +157,15 @@ def _searched(
     place: Place, trained: Trained, entry: plan.Entry, policy: str
 ) -> list[Row]:
     """Returns the rows of the learning rates that were not chosen."""
-    searched = trained.searched
     method = entry.config.method(place.settings.steps)
     result = []
-    for i, (seed, rate) in enumerate(searched.run.members):
-        if rate == trained.rate:
-            continue
-        final = method.finish(_member(searched.learners.state, i))
-        value = searched.validation[i]
-        result.append(_row(place, entry, policy, seed, rate, final, value))
+    for tried in trained.searched:
+        for i, (seed, rate) in enumerate(tried.run.members):
+            if rate == trained.rate:
+                continue
+            final = method.finish(_member(tried.learners.state, i))
+            value = tried.validation[i]
+            result.append(_row(place, entry, policy, seed, rate, final, value))
     return result
 
 

@@ -42,6 +42,7 @@ def small():
         patch.setattr(plan, "SEARCH", (0, 1))
         patch.setattr(plan, "REST", (2, 3, 4, 5))
         patch.setattr(plan, "RATES", (1e-3, 1e-2))
+        patch.setattr(plan, "OUTER", (1e-4, 3e-2))
         patch.setattr(plan, "CUTS", (4, 0.5))
         patch.setattr(plan, "SHARES", (0.25,))
         patch.setattr(plan, "ENERGIES", (0.9,))
@@ -75,14 +76,38 @@ def test_the_rate_of_the_best_mean_validation_accuracy_trains_the_other_seeds(
     small, trained
 ):
     by_rate = {}
-    for (_, rate), value in zip(
-        trained.searched.run.members, trained.searched.validation, strict=True
-    ):
-        by_rate.setdefault(rate, []).append(value)
+    for tried in trained.searched:
+        for (_, rate), value in zip(tried.run.members, tried.validation, strict=True):
+            by_rate.setdefault(rate, []).append(value)
 
+    assert set(by_rate) == {1e-3, 1e-2, 1e-4, 3e-2}  # Of two, the best is at an end.
     assert trained.rate == max(by_rate, key=lambda rate: sum(by_rate[rate]))
     assert trained.seeds == (0, 1, 2, 3, 4, 5)
     np.testing.assert_array_equal(trained.validation[:2], by_rate[trained.rate])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("accuracies", "runs"),
+    [((0.5, 0.8, 0.7), 1), ((0.8, 0.5, 0.7), 2), ((0.5, 0.7, 0.8), 2)],
+)
+def test_rates_outside_are_tried_where_the_best_is_at_an_end(
+    place, small, monkeypatch, accuracies, runs
+):
+    from train.grid import training
+
+    monkeypatch.setattr(small, "RATES", (1e-3, 1e-2, 1e-4))
+    monkeypatch.setattr(small, "OUTER", (1e-5, 1e-6, 1e-7))
+    monkeypatch.setattr(small, "REST", (2,))
+    # What so small a model reaches is chance: the rule is what is tested.
+    monkeypatch.setattr(training, "_accuracies", lambda *_: np.tile(accuracies, 2))
+
+    found = training.train(place, small.PARENT.config)
+
+    tried = [x.run.learning_rates for x in found.searched]
+    assert tried == [small.RATES, small.OUTER][:runs]
+    best = accuracies.index(max(accuracies))
+    assert found.rate == small.RATES[best]
 
 
 def member(learners, index):
