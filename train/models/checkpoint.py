@@ -11,15 +11,20 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.typing
 import numpy as np
 import safetensors
+from flax import linen as nn
 
 from para_jax.formats import tensors
-from para_jax.params import nest
+from para_jax.params import nest, unnest
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+# What PyTorch calls the params of Flax's layers.
+_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
 
 
 def _same(x: np.ndarray) -> np.ndarray:
@@ -27,8 +32,8 @@ def _same(x: np.ndarray) -> np.ndarray:
 
 
 def transposed(x: np.ndarray) -> np.ndarray:
-    """Returns a linear layer's kernel `[m, n]` from PyTorch's weight `[n, m]`."""
-    return x.T
+    """Returns a kernel `[*window, m, n]` from PyTorch's weight `[n, m, *window]`."""
+    return np.transpose(x, (*range(2, x.ndim), 1, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,37 @@ class Leaf:
     def part(self) -> tuple[int, ...]:
         """The shape that one tensor has to give."""
         return self.shape[1:] if self.stacked else self.shape
+
+
+def mirrored(
+    model: nn.Module, batch: Any, *, stacks: Mapping[str, int]
+) -> dict[str, Leaf]:
+    """Returns the leaves of a model whose modules are named as those of transformers.
+
+    In the stack `encoder/layer`, `encoder/layer/output/dense/kernel` is what was saved
+    as `encoder.layer.0.output.dense.weight`, `encoder.layer.1. ...`
+
+    Args:
+      model: The Linen model.
+      batch: Anything that it can be called with; only shapes are computed.
+      stacks: The number of layers of each stack, by its path.
+    """
+    variables = jax.eval_shape(model.init, jax.random.key(0), batch)
+    shapes = {path: x.shape for path, x in unnest(variables["params"]).items()}
+    return {path: _mirrored(path, shape, stacks) for path, shape in shapes.items()}
+
+
+def _mirrored(path: str, shape: tuple[int, ...], stacks: Mapping[str, int]) -> Leaf:
+    *modules, last = path.split("/")
+    name = ".".join([*modules, _NAMES.get(last, last)])
+    convert = transposed if last == "kernel" else _same
+    for stack, count in stacks.items():
+        if path.startswith(f"{stack}/"):
+            root = stack.replace("/", ".")
+            below = name.removeprefix(root)
+            names = tuple(f"{root}.{i}{below}" for i in range(count))
+            return Leaf(names, shape, convert, stacked=True)
+    return Leaf((name,), shape, convert)
 
 
 class _Tensor(NamedTuple):
