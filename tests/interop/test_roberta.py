@@ -130,7 +130,7 @@ def test_the_logits_with_an_adapter_are_those_of_peft(
     adapters = dict(para.load(peft_folder).adapters)
     if form == "stacked":
         adapters = layers.stacked(adapters, LAYERS, path=roberta.STACK)
-        assert adapters.keys() == set(roberta.ADAPTED)
+        assert adapters.keys() == {f"{roberta.STACK}/{x}" for x in roberta.ADAPTED}
 
     got = flax_logits(config, params, batch, adapters)
 

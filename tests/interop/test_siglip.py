@@ -145,7 +145,7 @@ def test_the_logits_with_an_adapter_are_those_of_peft(
     adapters = dict(para.load(peft_folder).adapters)
     if form == "stacked":
         adapters = layers.stacked(adapters, LAYERS, path=siglip.STACK)
-        assert adapters.keys() == set(siglip.ADAPTED)
+        assert adapters.keys() == {f"{siglip.STACK}/{x}" for x in siglip.ADAPTED}
 
     got = flax_logits(config, params, images(), adapters)
 

@@ -11,23 +11,19 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.typing
 import numpy as np
 import safetensors
-from flax import linen as nn
 
 from para_jax.formats import tensors
-from para_jax.params import nest, unnest
+from para_jax.params import nest
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# What PyTorch calls the params of Flax's layers.
-_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
 
-
-def _same(x: np.ndarray) -> np.ndarray:
+def unchanged(x: np.ndarray) -> np.ndarray:
+    """Returns the tensor itself."""
     return x
 
 
@@ -50,44 +46,13 @@ class Leaf:
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
-    convert: Callable[[np.ndarray], np.ndarray] = _same
+    convert: Callable[[np.ndarray], np.ndarray] = unchanged
     stacked: bool = False
 
     @property
     def part(self) -> tuple[int, ...]:
         """The shape that one tensor has to give."""
         return self.shape[1:] if self.stacked else self.shape
-
-
-def mirrored(
-    model: nn.Module, batch: Any, *, stacks: Mapping[str, int]
-) -> dict[str, Leaf]:
-    """Returns the leaves of a model whose modules are named as those of transformers.
-
-    In the stack `encoder/layer`, `encoder/layer/output/dense/kernel` is what was saved
-    as `encoder.layer.0.output.dense.weight`, `encoder.layer.1. ...`
-
-    Args:
-      model: The Linen model.
-      batch: Anything that it can be called with; only shapes are computed.
-      stacks: The number of layers of each stack, by its path.
-    """
-    variables = jax.eval_shape(model.init, jax.random.key(0), batch)
-    shapes = {path: x.shape for path, x in unnest(variables["params"]).items()}
-    return {path: _mirrored(path, shape, stacks) for path, shape in shapes.items()}
-
-
-def _mirrored(path: str, shape: tuple[int, ...], stacks: Mapping[str, int]) -> Leaf:
-    *modules, last = path.split("/")
-    name = ".".join([*modules, _NAMES.get(last, last)])
-    convert = transposed if last == "kernel" else _same
-    for stack, count in stacks.items():
-        if path.startswith(f"{stack}/"):
-            root = stack.replace("/", ".")
-            below = name.removeprefix(root)
-            names = tuple(f"{root}.{i}{below}" for i in range(count))
-            return Leaf(names, shape, convert, stacked=True)
-    return Leaf((name,), shape, convert)
 
 
 class _Tensor(NamedTuple):
@@ -131,10 +96,6 @@ def load(
     return nest({x: _array(leaf, found, type_) for x, leaf in leaves.items()})
 
 
-def _below(base: str, leaf: Leaf) -> Leaf:
-    return dataclasses.replace(leaf, names=tuple(base + name for name in leaf.names))
-
-
 def names(folder: pathlib.Path) -> list[str]:
     """Returns the names of all tensors in a model's folder.
 
@@ -143,6 +104,10 @@ def names(folder: pathlib.Path) -> list[str]:
       ValueError: if a file is damaged, or contradicts the index.
     """
     return list(_find(folder))
+
+
+def _below(base: str, leaf: Leaf) -> Leaf:
+    return dataclasses.replace(leaf, names=tuple(base + name for name in leaf.names))
 
 
 def _array(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from train.models import bert, checkpoint
+from train.models import bert, checkpoint, mirrored
 from train.models.checkpoint import Leaf
 
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -88,7 +88,7 @@ def load(
 def leaves(config: bert.Config) -> dict[str, Leaf]:
     """Returns what the params of `bert.Bert(config)` are made of."""
     tokens = bert.Tokens(np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
-    return checkpoint.mirrored(bert.Bert(config), tokens, stacks={})
+    return mirrored.leaves(bert.Bert(config), tokens, stacks={})
 
 
 def stored(head: Mapping[str, Any]) -> dict[str, np.ndarray]:

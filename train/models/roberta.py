@@ -23,7 +23,7 @@ from flax import linen as nn
 from jaxtyping import Bool, Float, Int
 
 from para_jax.flax.linen import Dense
-from train.models import bert, checkpoint, configuration
+from train.models import bert, checkpoint, configuration, mirrored
 from train.models.bert import Tokens
 from train.models.checkpoint import Leaf
 from train.models.layers import Layers, Remat
@@ -31,18 +31,15 @@ from train.models.layers import Layers, Remat
 STACK = "roberta/encoder/layer"
 """The path of the stacked blocks in a `RobertaClassifier`."""
 
-ADAPTED = tuple(
-    f"{STACK}/{name}"
-    for name in (
-        "attention/self/query",
-        "attention/self/key",
-        "attention/self/value",
-        "attention/output/dense",
-        "intermediate/dense",
-        "output/dense",
-    )
+ADAPTED = (
+    "attention/self/query",
+    "attention/self/key",
+    "attention/self/value",
+    "attention/output/dense",
+    "intermediate/dense",
+    "output/dense",
 )
-"""The modules of a `RobertaClassifier` that take adapters: all linear layers."""
+"""The modules of a block that take adapters: all its linear layers."""
 
 _FORM = {
     "model_type": "roberta",
@@ -186,7 +183,7 @@ def leaves(config: Config) -> dict[str, Leaf]:
     """Returns what the params of `Roberta(config)` are made of."""
     tokens = Tokens(np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
     stacks = {"encoder/layer": config.num_hidden_layers}
-    return checkpoint.mirrored(Roberta(config), tokens, stacks=stacks)
+    return mirrored.leaves(Roberta(config), tokens, stacks=stacks)
 
 
 def load(
@@ -224,7 +221,7 @@ def load_classifier(
     x = np.zeros((1, 1, config.hidden_size), np.float32)
     return checkpoint.load(
         folder,
-        checkpoint.mirrored(Head(config, classes), x, stacks={}),
+        mirrored.leaves(Head(config, classes), x, stacks={}),
         dtype=dtype,
         ignored=("roberta.*",),
         bases=("classifier.",),

@@ -26,26 +26,22 @@ from jaxtyping import Float
 
 from para_jax.adapters import Array
 from para_jax.flax.linen import Dense
-from train.models import bicubic, checkpoint, configuration
+from train.models import bicubic, checkpoint, configuration, mirrored
 from train.models.checkpoint import Leaf
 from train.models.layers import Layers, Remat
 
 STACK = "vision_model/encoder/layers"
 """The path of the stacked blocks in a `SiglipClassifier`."""
 
-ADAPTED = tuple(
-    f"{STACK}/{name}"
-    for name in (
-        "self_attn/q_proj",
-        "self_attn/k_proj",
-        "self_attn/v_proj",
-        "self_attn/out_proj",
-        "mlp/fc1",
-        "mlp/fc2",
-    )
+ADAPTED = (
+    "self_attn/q_proj",
+    "self_attn/k_proj",
+    "self_attn/v_proj",
+    "self_attn/out_proj",
+    "mlp/fc1",
+    "mlp/fc2",
 )
-"""The modules of a `SiglipClassifier` that take adapters: all linear layers of the
-blocks. The pooling head takes none."""
+"""The modules of a block that take adapters: all its linear layers."""
 
 _FORM = {
     "model_type": "siglip_vision_model",
@@ -243,7 +239,7 @@ def leaves(config: Config) -> dict[str, Leaf]:
     size, d = config.image_size, config.hidden_size
     images = np.zeros((1, size, size, config.num_channels), np.float32)
     stacks = {"encoder/layers": config.num_hidden_layers}
-    result = checkpoint.mirrored(Siglip(config), images, stacks=stacks)
+    result = mirrored.leaves(Siglip(config), images, stacks=stacks)
     # The head's attention is PyTorch's own, which has one projection for all three.
     for place, name in enumerate(("q_proj", "k_proj", "v_proj")):
         third = functools.partial(_third, place, d)

@@ -46,15 +46,14 @@ def ragged():
     """Adapters of ranks 1 to 3; layer 1 has none, and each kernel lacks one."""
     generator = np.random.default_rng(1)
     result = {}
-    for place, path in enumerate(roberta.ADAPTED):
-        name = path.removeprefix(roberta.STACK)
-        m = 10 if name == "/output/dense" else 6
-        n = 10 if name == "/intermediate/dense" else 6
+    for place, name in enumerate(roberta.ADAPTED):
+        m = 10 if name == "output/dense" else 6
+        n = 10 if name == "intermediate/dense" else 6
         for layer in (0, 2):
             r = 1 + (place + layer) % 3
             a, b = generator.normal(size=(m, r)), generator.normal(size=(r, n))
             adapter = para.Adapter(a.astype(np.float32), b.astype(np.float32))
-            result[f"{roberta.STACK}/{layer}{name}"] = adapter
+            result[f"{roberta.STACK}/{layer}/{name}"] = adapter
     del result[f"{roberta.STACK}/0/output/dense"]
     return result
 
@@ -95,7 +94,7 @@ def test_the_paths_are_those_of_transformers_with_one_stack(params):
         "classifier/out_proj/bias": (4,),
     }
     assert shapes == want
-    assert {f"{path}/kernel" for path in roberta.ADAPTED} <= want.keys()
+    assert {f"{roberta.STACK}/{x}/kernel" for x in roberta.ADAPTED} <= want.keys()
 
 
 def test_ragged_adapters_layer_by_layer_equal_padded_ones_in_a_scan(
