@@ -103,7 +103,7 @@ def _positions(
             "the model has no embeddings of later positions. Truncate the sentences."
         )
     real = mask & (ids != config.pad_token_id)
-    return jnp.cumsum(real, axis=1, dtype=ids.dtype) * real + config.pad_token_id
+    return jnp.cumsum(real, axis=1, dtype=ids.dtype) + config.pad_token_id
 
 
 class Block(bert.Block):
