@@ -35,6 +35,7 @@ JOBS = {
     "jax": Job("para_jax", (4, 8), "cudnn", "named", "scan"),
     "peft": Job("peft", (1, 2, 4, 8, 16), "sdpa", "none", "bfloat16"),
     "peft-checkpoint": Job("peft", (4, 8, 16), "sdpa", "full", "bfloat16"),
+    "jax-unrolled": Job("para_jax", (8,), "cudnn", "named", "unrolled"),
     "jax-none": Job("para_jax", (4, 8), "cudnn", "none", "scan"),
     "peft-float32": Job("peft", (4, 8), "sdpa", "none", "float32"),
     "jax-xla": Job("para_jax", (8,), "xla", "named", "scan"),
@@ -44,7 +45,6 @@ JOBS = {
     "jax-large": Job("para_jax", (16,), "cudnn", "named", "scan"),
     "jax-small": Job("para_jax", (1, 2), "cudnn", "named", "scan"),
     "jax-dots": Job("para_jax", (8,), "cudnn", "dots", "scan"),
-    "jax-unrolled": Job("para_jax", (8,), "cudnn", "named", "unrolled"),
     "peft-compile": Job("peft", (8,), "sdpa", "none", "compile"),
 }
 """All that can be run, the most telling first."""
