@@ -16,7 +16,6 @@ import select
 import subprocess
 import sys
 from types import TracebackType
-from typing import IO, Self
 
 MARKERS = ("The answer is:", "####")
 """What comes before an answer, the first of them that is there."""
@@ -31,6 +30,9 @@ _NUMBER = re.compile(
 )
 # A thousands separator in LaTeX, currencies and the other minus sign.
 _CLEAN = str.maketrans({"$": "", "\\": "", "{": "", "}": "", "!": "", "−": "-"})
+
+# A dollar sign, and LaTeX's space, which must not be taken for a new row of a matrix.
+_NEITHER = re.compile(r"\\?\$|(?<!\\)\\\s")
 
 _WORKER = pathlib.Path(__file__).with_name("symbolic.py")
 _START_SECONDS = (
@@ -105,7 +107,7 @@ class Grader:
         self._seconds = seconds
         self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Grader":
         return self
 
     def __exit__(
@@ -119,8 +121,8 @@ class Grader:
     def same(self, want: str, got: str | None) -> bool:
         """Returns whether `got` says the same as the right answer `want`.
 
-        The order matters in a few cases: "5" is right where "x = 5" is wanted, and
-        the other way round.
+        In doubt it is not: the sine of an angle in degrees, and the period of a
+        decimal, are not understood. Units are not compared: "5 cm" says what "5" does.
         """
         if got is None:
             return False
@@ -134,8 +136,9 @@ class Grader:
     def _ask(self, line: str) -> str:
         """Returns the worker's reply, or nothing if it gave none."""
         process = self._process or self._start()
+        assert process.stdin is not None  # As `Popen` was asked for it.
         with contextlib.suppress(BrokenPipeError):  # There will be no reply then.
-            _pipe(process.stdin).write(f"{line}\n")
+            process.stdin.write(f"{line}\n")
         reply = _line(process, self._seconds)
         if not reply:
             self._stop()
@@ -168,22 +171,15 @@ class Grader:
 
 def plain(text: str) -> str:
     """Returns an answer on one line, without dollar signs and a last full stop."""
-    for symbol in ("\\$", "$", "\\ "):
-        text = text.replace(symbol, " ")
-    return _without_stop(" ".join(text.split()))
+    return _without_stop(" ".join(_NEITHER.sub(" ", text).split()))
 
 
 def _without_stop(text: str) -> str:
     return text.strip().removesuffix(".").strip()
 
 
-def _pipe(pipe: IO[str] | None) -> IO[str]:
-    assert pipe is not None  # As `Popen` was asked for it.
-    return pipe
-
-
 def _line(process: subprocess.Popen[str], seconds: float) -> str:
     """Returns the next line of a process, or nothing if it ends or takes too long."""
-    pipe = _pipe(process.stdout)
-    ready, _, _ = select.select([pipe], [], [], seconds)
-    return pipe.readline().strip() if ready else ""
+    assert process.stdout is not None  # As `Popen` was asked for it.
+    ready, _, _ = select.select([process.stdout], [], [], seconds)
+    return process.stdout.readline().strip() if ready else ""
