@@ -174,8 +174,11 @@ def summary(found: Sequence[Finding]) -> list[str]:
             f"A run would download {_size(known)}{more} to {cache}, where "
             f"{_size(_free(cache))} are free."
         )
-    if commands := [x.command for x in missing if x.command]:
+    # Two sets may be of one repository.
+    if commands := dict.fromkeys(x.command for x in missing if x.command):
         lines += ["To bring it here beforehand:", *(f"    {x}" for x in commands)]
+    if any(x.kind == "data" and x.download != 0 for x in missing):
+        lines.append(f"and set {hub.FOLDER_VARIABLE} to the folder DATA.")
     return lines
 
 
@@ -238,18 +241,18 @@ def _packages() -> Finding:
 
 def _data(source: sources.Source, data: pathlib.Path | None) -> Finding:
     place = hub.root(data)
-    where = pathlib.Path("DATA") if place is None else place
+    folder = (place or pathlib.Path("DATA")) / source.hub
+    where = "prepared" if place is None else f"in {folder}"
     if importlib.util.find_spec("datasets") and hub.present(source, data):
-        note = f"in {where}" if place else "prepared before"
-        return Finding(kind="data", name=source.name, there=True, note=note)
+        return Finding(kind="data", name=source.name, there=True, note=where)
     return Finding(
         kind="data",
         name=source.name,
         there=False,
-        note=source.remark if place is None else f"not in {place / source.hub}",
+        note="; ".join(x for x in (f"not {where}", source.remark) if x),
         # A run looks into the folder that it is given, and nowhere else.
         download=source.size if place is None else 0,
-        command=hub.command(source, where / source.hub),
+        command=hub.command(source, folder),
     )
 
 

@@ -106,6 +106,12 @@ def test_data_sets_are_there_or_would_be_downloaded():
     assert piqa.command.endswith("--local-dir DATA/ybisk/piqa")
 
 
+def test_sets_of_one_repository_are_brought_by_one_command():
+    found = needs.survey(needs.Needs(data=("cola", "mnli", "arc-e", "arc-c")))
+    lines = needs.summary(found)
+    assert len([x for x in lines if x.startswith("    hf download")]) == 2
+
+
 def test_a_folder_of_data_sets_is_the_only_place_that_is_looked_at(tmp_path):
     (tmp_path / "data" / "nyu-mll" / "glue").mkdir(parents=True)
 
@@ -116,6 +122,8 @@ def test_a_folder_of_data_sets_is_the_only_place_that_is_looked_at(tmp_path):
     assert cola.there
     assert (piqa.there, piqa.download) == (False, 0)
     assert piqa.note == f"not in {tmp_path / 'data' / 'ybisk' / 'piqa'}"
+    command = " --revision refs/convert/parquet --local-dir "
+    assert piqa.command.endswith(f"{command}{tmp_path / 'data' / 'ybisk' / 'piqa'}")
 
 
 def test_missing_packages_are_named(monkeypatch):
@@ -175,7 +183,7 @@ def test_the_summary_says_what_would_be_downloaded():
         finding("cpu", kind="memory", there=False, note="too small"),
     ]
 
-    *first, download = needs.summary(found)[:-3]
+    *first, download = needs.summary(found)[:-4]
 
     assert first == [
         "3 of 4 missing:",
@@ -185,10 +193,11 @@ def test_the_summary_says_what_would_be_downloaded():
     ]
     assert download.startswith("A run would download 1.5 GB, and 1 of unknown size to ")
     assert download.endswith(" are free.")
-    assert needs.summary(found)[-3:] == [
+    assert needs.summary(found)[-4:] == [
         "To bring it here beforehand:",
         "    hf download b",
         "    hf download c",
+        "and set PARA_DATA to the folder DATA.",
     ]
     assert needs.summary(found[:1]) == ["All is there."]
     assert needs.summary(found[-1:]) == ["1 of 1 missing:", "    cpu: too small"]

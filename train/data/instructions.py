@@ -31,3 +31,8 @@ class Example(NamedTuple):
 def prompt(instruction: str) -> str:
     """Returns an instruction in the template."""
     return TEMPLATE.format(instruction=instruction)
+
+
+def response(text: str) -> str:
+    """Returns what a model wrote up to where it begins an instruction of its own."""
+    return text.split("\n### Instruction:")[0]

@@ -90,7 +90,10 @@ def correct(
       seconds: How long one comparison may take.
     """
     _known(task)
-    pairs = [(x, answers.final(y)) for x, y in zip(wanted, responses, strict=True)]
+    pairs = [
+        (x, answers.final(instructions.response(y)))
+        for x, y in zip(wanted, responses, strict=True)
+    ]
     if task == "gsm8k":
         return [answers.same_number(*pair) for pair in pairs]
     with answers.Grader(seconds) as grader:

@@ -55,6 +55,17 @@ def test_json_is_read(data, counts):
     assert got.to_list() == [{"question": "2?", "solution": "2"}]
 
 
+def test_what_the_hub_has_converted_is_read_without_a_readme(data, counts):
+    row = {"goal": "g", "sol1": "a", "sol2": "b", "label": 1}
+    for split, count in (("train", 3), ("validation", 2), ("test", 1)):
+        folder = data / "ybisk" / "piqa" / "plain_text" / split
+        folder.mkdir(parents=True)
+        datasets.Dataset.from_list([row] * count).to_parquet(folder / "0000.parquet")
+    counts("piqa", test=2)
+
+    assert hub.load("piqa", "test", data=data).to_list() == [row] * 2
+
+
 def test_the_environment_names_the_folder(write, counts, data, monkeypatch):
     gsm8k(write, counts)
     monkeypatch.setenv("PARA_DATA", str(data))

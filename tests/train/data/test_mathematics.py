@@ -91,6 +91,14 @@ def test_responses_are_graded_by_their_last_answer():
     got = mathematics.correct("gsm8k", responses, wanted)
     assert got == [True, True, True, False, False]
 
+
+def test_what_a_model_asks_itself_is_not_graded():
+    own = "\n\n### Instruction:\nHow many?\n\n### Response: The answer is: 6"
+    got = mathematics.correct("gsm8k", [f"\n#### 5{own}", own], ["5", "6"])
+    assert got == [True, False]
+
+
+def test_responses_are_graded_as_mathematics():
     got = mathematics.correct(
         "math",
         [

@@ -56,6 +56,25 @@ def test_pixels_go_from_minus_one_to_one():
     np.testing.assert_allclose(traced, want, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_a_square_becomes_what_transformers_makes_of_it_for_siglip2():
+    transformers = pytest.importorskip("transformers")
+    pixels = np.random.default_rng(0).integers(256, size=(37, 37, 3), dtype=np.uint8)
+    picture = PIL.Image.fromarray(pixels)
+    # The settings of google/siglip2-base-patch16-224, but for the size.
+    processor = transformers.SiglipImageProcessorPil(
+        size={"height": 24, "width": 24},
+        resample=PIL.Image.Resampling.BILINEAR,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+
+    got = preprocess.normalise(preprocess.evaluation(picture, 24))
+
+    want = processor(picture, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(got, want[0].transpose(1, 2, 0), atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
 def test_pictures_of_all_kinds_become_colours(mode):
     picture = sample().pictures[0].convert(mode)
