@@ -115,6 +115,26 @@ def test_a_subset_is_taken_where_it_is_meant_but_no_more_than_all(write, counts,
         hub.load("gsm8k", "test", data=data, subset=True)
 
 
+def test_a_subset_is_taken_though_the_readme_states_more(write, counts, data):
+    gsm8k(write, counts, 1319)
+    info = [
+        "dataset_info:",
+        "- config_name: main",
+        "  features:",
+        *(f"  - name: {x}\n    dtype: string" for x in TEXTS),
+        "  splits:",
+        "  - name: test\n    num_bytes: 7\n    num_examples: 1319",
+        "---",
+    ]
+    readme = data / "openai" / "gsm8k" / "README.md"
+    lines = readme.read_text().splitlines()[:-1]
+    readme.write_text("\n".join([*lines, *info, ""]))
+    with pytest.raises(datasets.exceptions.NonMatchingSplitsSizesError):
+        datasets.load_dataset(str(data / "openai" / "gsm8k"), "main", split="test")
+
+    assert len(hub.load("gsm8k", "test", data=data, subset=True)) == 3
+
+
 def test_a_set_without_the_columns_is_refused(write, counts, data):
     write("openai/gsm8k", {"main": {"test": problems().remove_columns("answer")}})
     counts("gsm8k", test=3)

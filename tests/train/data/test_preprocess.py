@@ -242,6 +242,20 @@ def test_threads_end_with_the_iterator(end):
     assert not threads()
 
 
+def test_what_has_not_begun_when_the_iterator_is_closed_is_never_made():
+    made = []
+
+    def make(item):
+        made.append(item)
+        return sum(range(100_000))  # So that a thousand of them take a while.
+
+    got = preprocess.prefetched(make, itertools.count(), threads=1, ahead=1000)
+    next(got)
+    got.close()
+
+    assert len(made) < 1000
+
+
 def test_no_more_is_made_beforehand_than_asked_for():
     taken = []
 
