@@ -35,9 +35,8 @@ _CLEAN = str.maketrans({"$": "", "\\": "", "{": "", "}": "", "!": "", "−": "-"
 _NEITHER = re.compile(r"\\?\$|(?<!\\)\\\s")
 
 _WORKER = pathlib.Path(__file__).with_name("symbolic.py")
-_START_SECONDS = (
-    60  # To import SymPy takes half of one, if the machine does nothing else.
-)
+# Half of one is enough to import SymPy, if the machine does nothing else.
+_START_SECONDS = 60
 
 
 def final(text: str) -> str | None:
@@ -79,10 +78,11 @@ def number(text: str) -> fractions.Fraction | None:
     """Returns the first number in a text, exactly; None if there is none.
 
     Thousands may be separated by commas, and a currency may come first: "-$1,234.50" is
-    -1234.5. "3/4" is a fraction.
+    -1234.5. "3/4" is a fraction. What is longer than `LONGEST` is no number: Python
+    reads no more than some thousands of digits.
     """
     found = _NUMBER.search(text.translate(_CLEAN))
-    if not found or not int(found["below"] or 1):
+    if not found or len(found.group()) > LONGEST or not int(found["below"] or 1):
         return None
     value = fractions.Fraction(found["value"].replace(",", ""))
     return (-value if found["sign"] else value) / int(found["below"] or 1)

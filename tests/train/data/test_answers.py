@@ -283,6 +283,7 @@ def test_the_final_answer_is_behind_the_marker_or_in_the_box(text, want):
         (".5", fractions.Fraction(1, 2)),
         ("10%", 10),
         ("18 dollars and 5 cents", 18),
+        ("1" * 9999, None),
         ("no number", None),
         ("", None),
     ],
