@@ -1,0 +1,126 @@
+"""Causal attention over a window or over all that came before, and its cache.
+
+The key at index `s` is that of position `s`: sequences begin at index 0, and what
+pads them comes after their end, where no query of theirs looks.
+
+Axis letters: `L` layers, `B` sequences, `T` queries, `S` keys, `h` heads, `g` heads of
+keys and values, each for `h / g` queries, `e` their width. Traced.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Int
+
+Implementation = Literal["xla", "cudnn"]
+
+
+class Cache(NamedTuple):
+    """The keys and values of all layers, by position."""
+
+    k: jax.Array  # [L, B, S, g, e]
+    v: jax.Array  # [L, B, S, g, e]
+
+
+def empty(shape: tuple[int, int, int, int, int], dtype: DTypeLike) -> Cache:
+    """Returns a cache of the shape `[L, B, S, g, e]` with nothing in it."""
+    return Cache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype))
+
+
+def write(
+    cache: Cache,
+    layer: Int[jax.Array, ""],
+    positions: Int[jax.Array, "#B T"],
+    k: Float[jax.Array, "B T g e"],
+    v: Float[jax.Array, "B T g e"],
+) -> Cache:
+    """Returns the cache with keys and values of one layer at these positions."""
+    rows = jnp.arange(k.shape[0])[:, None]
+    places = (layer, rows, jnp.broadcast_to(positions, k.shape[:2]))
+    return Cache(
+        k=cache.k.at[places].set(k.astype(cache.k.dtype)),
+        v=cache.v.at[places].set(v.astype(cache.v.dtype)),
+    )
+
+
+def visible(
+    positions: Int[jax.Array, "#B T"],
+    keys: int,
+    *,
+    sliding: Bool[jax.Array, ""],
+    window: int,
+) -> Bool[jax.Array, "#B T S"]:
+    """Returns what each query looks at.
+
+    Args:
+      positions: Those of the queries.
+      keys: The number of keys `S`.
+      sliding: Whether to look at no more than the last keys.
+      window: How many these are, that of the query itself among them.
+    """
+    back = positions[:, :, None] - jnp.arange(keys)[None, None, :]
+    return (back >= 0) & (~sliding | (back < window))
+
+
+def masked(
+    q: Float[jax.Array, "B T h e"],
+    k: Float[jax.Array, "B S g e"],
+    v: Float[jax.Array, "B S g e"],
+    mask: Bool[jax.Array, "#B T S"],
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Float[jax.Array, "B T h e"]:
+    """Returns the values' averages under `softmax(scale * q k^T)` of what is visible.
+
+    Args:
+      q: The queries.
+      k: The keys.
+      v: The values.
+      mask: From `visible`.
+      scale: That of the products.
+      softcap: If given, what the scaled products `x` are bound by: `c tanh(x / c)`.
+    """
+    if softcap is None:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale)
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+    scores = jnp.einsum(
+        "btgje,bsge->bgjts", grouped, k, preferred_element_type=jnp.float32
+    )
+    scores = softcap * jnp.tanh(scores * (scale / softcap))
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bgjts,bsge->btgje", weights, v).reshape(q.shape)
+
+
+def flash(
+    q: Float[jax.Array, "B T h e"],
+    k: Float[jax.Array, "B T g e"],
+    v: Float[jax.Array, "B T g e"],
+    *,
+    sliding: Bool[jax.Array, ""],
+    window: int,
+    scale: float,
+) -> Float[jax.Array, "B T h e"]:
+    """Returns `masked(...)` of whole sequences by cuDNN, which stores no scores.
+
+    On an Nvidia GPU, in bfloat16 or float16.
+    """
+
+    def attend(size: tuple[int, int] | None) -> jax.Array:
+        return jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            scale=scale,
+            is_causal=True,
+            local_window_size=size,
+            implementation="cudnn",
+        )
+
+    if q.shape[1] <= window:
+        return attend(None)
+    # A window is a constant of the kernel, and the layer's kind is none of the scan.
+    return jax.lax.cond(sliding, lambda: attend((window - 1, 0)), lambda: attend(None))

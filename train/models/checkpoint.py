@@ -1,0 +1,233 @@
+"""Weights of Hugging Face models, read tensor by tensor into nested params.
+
+The files are safetensors: one `model.safetensors`, or shards that
+`model.safetensors.index.json` lists. A model says what it wants of them by `Leaf`, and
+every tensor on either side must find its counterpart. Host code.
+"""
+
+import fnmatch
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.typing
+import numpy as np
+import safetensors
+
+from para_jax.formats import tensors
+from para_jax.params import nest
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def _same(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def transposed(x: np.ndarray) -> np.ndarray:
+    """Returns a linear layer's kernel `[m, n]` from PyTorch's weight `[n, m]`."""
+    return x.T
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of the params, and the tensors of the file that it is made of.
+
+    Attributes:
+      names: The tensors. Several are stacked on a leading layer axis in this order.
+      shape: The array's shape, with that axis.
+      convert: What makes a slice of the array out of one tensor, such as `transposed`.
+      stacked: Whether there is a layer axis, which may be of size 1.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    convert: Callable[[np.ndarray], np.ndarray] = _same
+    stacked: bool = False
+
+    @property
+    def part(self) -> tuple[int, ...]:
+        """The shape that one tensor has to give."""
+        return self.shape[1:] if self.stacked else self.shape
+
+
+class _Tensor(NamedTuple):
+    file: pathlib.Path
+    shape: tuple[int, ...]
+
+
+def load(
+    folder: pathlib.Path,
+    leaves: Mapping[str, Leaf],
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    ignored: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Returns the params of a model from its folder, in NumPy's arrays.
+
+    Never takes more memory than the params and one tensor. What does not fit is found
+    out from the files' headers, before any tensor is read.
+
+    Args:
+      folder: The folder with the files of the model.
+      leaves: What the params consist of, by slash-joined path.
+      dtype: The dtype of all params. By default that of the tensors.
+      ignored: Patterns, as in `text_model.*`, of tensors that are not wanted.
+
+    Raises:
+      FileNotFoundError: if there are no weights, or the index names a file that is not
+        there.
+      ValueError: if a file is damaged, contradicts the index, or has other tensors than
+        the model; it lists all that are missing, unexpected or misshapen.
+    """
+    found = _find(folder)
+    wanted = {name: leaf for leaf in leaves.values() for name in leaf.names}
+    _check(folder, found, wanted, ignored)
+    type_ = None if dtype is None else np.dtype(dtype)
+    return nest({x: _array(leaf, found, type_) for x, leaf in leaves.items()})
+
+
+def names(folder: pathlib.Path) -> list[str]:
+    """Returns the names of all tensors in a model's folder.
+
+    Raises:
+      FileNotFoundError: if there are no weights.
+      ValueError: if a file is damaged, or contradicts the index.
+    """
+    return list(_find(folder))
+
+
+def _array(
+    leaf: Leaf, found: Mapping[str, _Tensor], dtype: np.dtype | None
+) -> np.ndarray:
+    if leaf.stacked:
+        return _stack(leaf, found, dtype)
+    name = leaf.names[0]
+    # In the order of its own axes: a transposed view would keep the file's.
+    return np.ascontiguousarray(leaf.convert(_read(found[name].file, name)), dtype)
+
+
+def _stack(
+    leaf: Leaf, found: Mapping[str, _Tensor], dtype: np.dtype | None
+) -> np.ndarray:
+    result = np.empty(0)
+    for index, name in enumerate(leaf.names):
+        part = leaf.convert(_read(found[name].file, name))
+        if not index:
+            result = np.empty(leaf.shape, part.dtype if dtype is None else dtype)
+        if dtype is None and part.dtype != result.dtype:
+            raise ValueError(
+                f"'{name}' is of {part.dtype}, and '{leaf.names[0]}', in the same "
+                f"stack, of {result.dtype}. Give the dtype to load them in."
+            )
+        result[index] = part
+        del part  # Before the next one is read.
+    return result
+
+
+def _find(folder: pathlib.Path) -> dict[str, _Tensor]:
+    if (folder / WEIGHTS).is_file():
+        return _header(folder / WEIGHTS)
+    if (folder / INDEX).is_file():
+        return _shards(folder)
+    if pickles := sorted(x.name for x in folder.glob("*.bin")):
+        raise FileNotFoundError(
+            f"'{folder / pickles[0]}' is a pickle, which could run any code and is "
+            f"never opened, and there is no {WEIGHTS}. Convert it: load the model with "
+            "transformers where you trust it, and save_pretrained(folder)."
+        )
+    raise FileNotFoundError(
+        f"'{folder}' holds no weights: expected {WEIGHTS}, or shards and {INDEX}."
+    )
+
+
+def _shards(folder: pathlib.Path) -> dict[str, _Tensor]:
+    index = folder / INDEX
+    places = tensors.read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(x, str) and pathlib.PurePath(x).name == x for x in places.values()
+    ):
+        raise ValueError(
+            f"'{index}' has no weight_map from tensors to files beside it. Download or "
+            "save it again."
+        )
+    names = sorted(set(places.values()))
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise FileNotFoundError(
+            f"'{index}' names {absent}, not in '{folder}'. Download the missing shards."
+        )
+    headers = {name: _header(folder / name) for name in names}
+    lost = [f"{x} in {name}" for x, name in places.items() if x not in headers[name]]
+    if lost:
+        raise ValueError(
+            f"'{index}' names tensors that their shards do not have: {lost}. Its files "
+            "are of different versions: download or save all again."
+        )
+    return {x: tensor for name in names for x, tensor in headers[name].items()}
+
+
+def _check(
+    folder: pathlib.Path,
+    found: Mapping[str, _Tensor],
+    wanted: Mapping[str, Leaf],
+    ignored: Sequence[str],
+) -> None:
+    missing = [name for name in wanted if name not in found]
+    unexpected = [
+        name
+        for name in found
+        if name not in wanted
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored)
+    ]
+    misshapen = [
+        f"{name} is {found[name].shape}, {got}, expected {leaf.part}"
+        for name, leaf in wanted.items()
+        if name in found and (got := _misfit(leaf, found[name].shape))
+    ]
+    if missing or unexpected or misshapen:
+        raise ValueError(
+            f"The tensors in '{folder}' are not those of the model. Missing: "
+            f"{missing}. Unexpected: {unexpected}. Misshapen: {misshapen}. Does "
+            "config.json belong to them?"
+        )
+
+
+def _misfit(leaf: Leaf, shape: tuple[int, ...]) -> str:
+    """Returns what a tensor of this shape becomes, if that is not what is expected."""
+    # One number seen as a whole tensor: conversions are tried on what takes no memory.
+    tensor = np.broadcast_to(np.zeros((), np.float32), shape)
+    try:
+        got = leaf.convert(tensor).shape
+    except ValueError:
+        return "which cannot be converted"
+    return "" if got == leaf.part else f"which becomes {got}"
+
+
+def _header(file: pathlib.Path) -> dict[str, _Tensor]:
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            return {
+                name: _Tensor(file, tuple(opened.get_slice(name).get_shape()))
+                for name in opened.keys()  # noqa: SIM118  # No mapping.
+            }
+    except safetensors.SafetensorError as error:
+        raise _damaged(file, error) from error
+
+
+def _read(file: pathlib.Path, name: str) -> np.ndarray:
+    # The file is mapped, and what was touched of a map stays in memory until it is
+    # closed. So it is opened for every tensor.
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            return opened.get_tensor(name)
+    except (safetensors.SafetensorError, TypeError, ValueError) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: pathlib.Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"'{file}' is not a whole safetensors file ({error}). Download or save it "
+        "again."
+    )

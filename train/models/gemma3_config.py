@@ -1,0 +1,130 @@
+"""The shape of a Gemma 3 text model, as `config.json` of transformers states it. Host.
+
+Google's own files leave out what has its default, and older ones have older names; so
+the defaults are those of transformers' `Gemma3TextConfig`.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+_EXPECTED = {
+    "attention_bias": False,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "use_bidirectional_attention": False,
+}
+# What `Config` has no default for, since no two sizes of Gemma 3 share it.
+_PLAIN: dict[str, Any] = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "sliding_window": 4096,
+}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The shape of a Gemma 3 text model, under the names of `Gemma3TextConfig`.
+
+    Attributes:
+      vocab_size: The number of tokens `V`.
+      hidden_size: The model's width `d`.
+      intermediate_size: The width of the feed-forward network.
+      num_hidden_layers: The number of layers `L`.
+      num_attention_heads: The heads `h` of queries.
+      num_key_value_heads: The heads `g` of keys and values.
+      head_dim: Their width `e`.
+      sliding_window: How many positions a sliding layer sees, the own one among them.
+      global_layers: The numbers of the layers that see all positions.
+      rope_theta: The base of the rotations in global layers.
+      rope_factor: What global layers divide positions by.
+      rope_local_base_freq: The base of the rotations in sliding layers.
+      query_pre_attn_scalar: Attention's products are divided by its square root.
+      rms_norm_eps: What norms add to a mean square.
+      attn_logit_softcapping: The bound of attention's products, or None.
+      final_logit_softcapping: The bound of the logits, or None.
+    """
+
+    vocab_size: int = 262_208
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    head_dim: int = 256
+    sliding_window: int
+    global_layers: tuple[int, ...]
+    rope_theta: float = 1_000_000.0
+    rope_factor: float = 1.0
+    rope_local_base_freq: float = 10_000.0
+    query_pre_attn_scalar: float = 256
+    rms_norm_eps: float = 1e-6
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> "Config":
+        """Returns the configuration in a model folder of transformers.
+
+        Of a model with a vision tower (`model_type` gemma3) it is that of its text.
+
+        Raises:
+          ValueError: if the model is another than the one written here.
+        """
+        file = folder / "config.json"
+        values = json.loads(file.read_text())
+        if values.get("model_type") == "gemma3":
+            values = {"model_type": "gemma3_text"} | values["text_config"]
+        for key, want in {"model_type": "gemma3_text", **_EXPECTED}.items():
+            if (got := values.get(key, want)) != want and (got or want):
+                raise ValueError(
+                    f"{file}: {key} is '{got}', expected '{want}'. Only this form of "
+                    "Gemma 3 is implemented."
+                )
+        names = {field.name for field in dataclasses.fields(cls)}
+        plain = _PLAIN | {x: values[x] for x in names & values.keys()}
+        plain |= _rope(file, values)
+        layers = _global_layers(values, plain["num_hidden_layers"])
+        return cls(**plain | {"global_layers": layers})
+
+
+def _global_layers(values: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    if kinds := values.get("layer_types"):
+        return tuple(i for i, kind in enumerate(kinds) if kind == _FULL)
+    pattern = values.get("sliding_window_pattern", 6)
+    return tuple(range(pattern - 1, layers, pattern))
+
+
+def _rope(file: pathlib.Path, values: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the values about rotations that are not under the names of `Config`."""
+    kinds = values.get("rope_parameters") or {}
+    local, whole = kinds.get(_SLIDING) or {}, kinds.get(_FULL) or {}
+    whole = {**whole, **(values.get("rope_scaling") or {})}
+    types = {x.get("rope_type", x.get("type", "default")) for x in (local, whole)}
+    if not types <= {"default", "linear"} or "factor" in local:
+        raise ValueError(
+            f"{file}: the rotations are {local} and {whole}, expected rope_type "
+            "'default', or 'linear' for full_attention. No other scaling is "
+            "implemented."
+        )
+    found = {
+        "rope_theta": whole.get("rope_theta"),
+        "rope_factor": whole.get("factor"),
+        "rope_local_base_freq": local.get("rope_theta"),
+    }
+    return {name: float(x) for name, x in found.items() if x is not None}
+
+
+GEMMA3_4B = Config(
+    hidden_size=2560,
+    intermediate_size=10240,
+    num_hidden_layers=34,
+    sliding_window=1024,
+    global_layers=(5, 11, 17, 23, 29),
+    rope_factor=8.0,
+)
+"""The text part of google/gemma-3-4b-it: 3.88 billion params."""

@@ -1,0 +1,98 @@
+"""Weights of Gemma 3 from the files of transformers. Host code."""
+
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+from jax.typing import DTypeLike
+
+from train.models import checkpoint
+from train.models.checkpoint import Leaf
+from train.models.gemma3_config import Config
+
+PREFIXES = ("model.", "language_model.model.", "model.language_model.")
+"""What precedes the tensors' names: in a text model, and in one that sees too, whose
+files are written in two ways."""
+
+_IGNORED = (
+    "*vision_tower.*",
+    "*multi_modal_projector.*",
+    "*lm_head.weight",  # Of tied embeddings: the same again.
+)
+
+
+def leaves(config: Config, *, prefix: str = "model.") -> dict[str, Leaf]:
+    """Returns where each of the params of `gemma3.Gemma3(config)` is stored.
+
+    Args:
+      config: The shape of the model.
+      prefix: One of `PREFIXES`.
+    """
+    d, whole = config.hidden_size, functools.partial(_whole, prefix)
+    params = {
+        "model/embed_tokens/embedding": whole("embed_tokens", config.vocab_size, d),
+        "model/norm/scale": whole("norm", d),
+    }
+    for path, shape in _block(config).items():
+        # A norm's weight is a vector, a layer's a matrix to be transposed.
+        leaf = "kernel" if len(shape) == 2 else "scale"
+        module = path.replace("/", ".")
+        params[f"model/layers/{path}/{leaf}"] = Leaf(
+            names=tuple(
+                f"{prefix}layers.{i}.{module}.weight"
+                for i in range(config.num_hidden_layers)
+            ),
+            shape=(config.num_hidden_layers, *shape),
+            convert=checkpoint.transposed if leaf == "kernel" else np.asarray,
+            stacked=True,
+        )
+    return params
+
+
+def load(
+    folder: pathlib.Path, config: Config, dtype: DTypeLike | None = None
+) -> dict[str, Any]:
+    """Returns the params of `gemma3.Gemma3(config)` from a model folder.
+
+    Tensors of a vision tower are left out.
+
+    Args:
+      folder: The folder with model.safetensors, or its shards.
+      config: The shape of the model, as from `Config.read(folder)`.
+      dtype: That of the params; by default that of the files.
+
+    Raises:
+      FileNotFoundError: if there are no weights.
+      ValueError: if the tensors are not those of the model; it lists all.
+    """
+    names = checkpoint.names(folder)
+    embeddings = {f"{prefix}embed_tokens.weight": prefix for prefix in PREFIXES}
+    prefix = next((embeddings[x] for x in names if x in embeddings), PREFIXES[0])
+    params = leaves(config, prefix=prefix)
+    return checkpoint.load(folder, params, dtype=dtype, ignored=_IGNORED)
+
+
+def _whole(prefix: str, module: str, *shape: int) -> Leaf:
+    return Leaf(names=(f"{prefix}{module}.weight",), shape=shape)
+
+
+def _block(config: Config) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the params of one layer, by module."""
+    d, wide, e = config.hidden_size, config.intermediate_size, config.head_dim
+    queries, keys = config.num_attention_heads * e, config.num_key_value_heads * e
+    return {
+        "self_attn/q_proj": (d, queries),
+        "self_attn/k_proj": (d, keys),
+        "self_attn/v_proj": (d, keys),
+        "self_attn/o_proj": (queries, d),
+        "self_attn/q_norm": (e,),
+        "self_attn/k_norm": (e,),
+        "mlp/gate_proj": (d, wide),
+        "mlp/up_proj": (d, wide),
+        "mlp/down_proj": (wide, d),
+        "input_layernorm": (d,),
+        "post_attention_layernorm": (d,),
+        "pre_feedforward_layernorm": (d,),
+        "post_feedforward_layernorm": (d,),
+    }

@@ -1,0 +1,193 @@
+"""Equal blocks, one after the other, with one array for all of them: `[L, ...]`.
+
+The params are stacked: `layers/mlp/up/kernel: [L, m, n]`. The adapters decide how the
+blocks are run, on the same params:
+
+- stacked like them, `layers/mlp/up/a: [L, m, r]`, or none: the blocks are scanned, and
+  compiled once;
+- under the layer's number, `layers/3/mlp/up/a: [m, r]`, as PEFT names them: each layer
+  has its own rank, or no adapter, and the blocks are compiled one by one.
+
+`stacked` and `unstacked` go from one to the other. Traced but for these and `check`.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+from flax import linen as nn
+
+import para_jax as para
+from para_jax.adapters import Adapter, ordered
+from para_jax.flax import linen
+from para_jax.params import nest, unnest
+
+Remat = Literal["none", "full", "dots", "named"]
+
+SAVED = "saved"
+"""The `jax.ad_checkpoint.checkpoint_name` of what `remat="named"` keeps."""
+
+_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "named": jax.checkpoint_policies.save_only_these_names(SAVED),
+}
+
+
+class Layers(nn.Module):
+    """`count` blocks in the scope of one: `x = block(x, scanned[i], *shared)`.
+
+    A block takes what the one before it returned, of the same shapes. Caches that the
+    blocks write are part of that.
+
+    Attributes:
+      block: Makes a block, such as `functools.partial(Block, config)`.
+      count: The number of blocks `L`.
+      remat: What a backward pass recomputes. `none`: nothing, all intermediate values
+        are kept. `full`: all of a block but its input. `dots`: all but the products
+        of activations and weights. `named`: all but what a block calls `SAVED`.
+    """
+
+    block: Callable[[], nn.Module]
+    count: int
+    remat: Remat = "none"
+
+    @nn.compact
+    def __call__(self, x: Any, scanned: Any, *shared: Any) -> Any:
+        """Returns what the last block returned.
+
+        Args:
+          x: What the first block takes: any tree of arrays.
+          scanned: Constants of the layers, any tree of `[L, ...]`, or None. A block
+            gets the slices of its layer.
+          *shared: What all blocks get.
+
+        Raises:
+          ValueError: if some adapters are stacked and others under a layer's number,
+            or there is no such layer.
+        """
+        block = self.block()
+        nn.share_scope(self, block)
+        unrolled = not self.is_initializing() and self._has_own_adapters()
+        body = self._body(unrolled)
+        if unrolled:
+            for index in range(self.count):
+                x, _ = _of_layer(body, index)(
+                    block, x, jax.tree.map(lambda c, i=index: c[i], scanned), *shared
+                )
+            return x
+        scan = nn.scan(
+            body,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True},
+            in_axes=(0, *[nn.broadcast] * len(shared)),
+            length=self.count,
+        )
+        return scan(block, x, scanned, *shared)[0]
+
+    def _body(self, unrolled: bool) -> Callable[..., Any]:
+        def body(block: Any, x: Any, *args: Any) -> tuple[Any, None]:
+            return block(x, *args), None
+
+        if self.remat == "none":
+            return body
+        # A scan keeps XLA from undoing it without help.
+        return nn.remat(body, policy=_POLICIES[self.remat], prevent_cse=unrolled)
+
+    def _has_own_adapters(self) -> bool:
+        names = list(self.variables.get("lora", {}))
+        numbers = [name for name in names if name.isdigit()]
+        allowed = {str(i) for i in range(self.count)}
+        if numbers and not set(names) <= allowed:
+            raise ValueError(
+                f"The adapters of '{'/'.join(self.path)}' lie under {ordered(names)}, "
+                f"expected numbers of layers, 0 to {self.count - 1}, or modules alone. "
+                "Bring them into one form with `train.models.layers.stacked`."
+            )
+        return bool(numbers)
+
+
+def _of_layer(body: Callable[..., Any], index: int) -> Callable[..., Any]:
+    def pick(variables: Mapping[str, Any]) -> dict[str, Any]:
+        params = jax.tree.map(lambda x: x[index], variables["params"])
+        return {"params": params, "lora": variables["lora"].get(str(index), {})}
+
+    return nn.map_variables(body, ["params", "lora"], trans_in_fn=pick)
+
+
+def stacked(
+    adapters: Mapping[str, Adapter], count: int, *, path: str = "model/layers"
+) -> dict[str, Adapter]:
+    """Returns the adapters of all layers as stacks, for one scan. Inverse: `unstacked`.
+
+    `layers/0/mlp/up`, `layers/2/mlp/up` become `layers/mlp/up` with `a: [L, m, r]`,
+    padded with zeros to the largest rank; a layer without an adapter has zeros alone.
+
+    Args:
+      adapters: By path. Those that are stacked already, or of no layer, stay.
+      count: The number of layers `L`.
+      path: Where the layers are.
+
+    Raises:
+      ValueError: if there is no such layer, or kernels of one stack differ in shape.
+    """
+    groups: dict[str, dict[int, Adapter]] = {}
+    rest: dict[str, Adapter] = {}
+    for name, adapter in adapters.items():
+        if found := re.fullmatch(rf"{re.escape(path)}/(\d+)/(.+)", name):
+            layers = groups.setdefault(f"{path}/{found[2]}", {})
+            layers[int(found[1])] = para.adapters.folded(adapter)
+        else:
+            rest[name] = adapter
+    return rest | {name: _stack(name, x, count) for name, x in groups.items()}
+
+
+def _stack(name: str, layers: Mapping[int, Adapter], count: int) -> Adapter:
+    if max(layers) >= count:
+        raise ValueError(
+            f"'{name}' has an adapter of layer {max(layers)}, expected 0 to "
+            f"{count - 1}. Was it trained on this model?"
+        )
+    widest = max(layers.values(), key=lambda x: x.rank)
+    members = {f"{name}/{i}": x for i, x in layers.items()}
+    padded = para.pad(members, like={f"{name}/{i}": widest for i in range(count)})
+    return para.stack(padded, {name: (count,)})[name]
+
+
+def unstacked(
+    adapters: Mapping[str, Adapter], *, path: str = "model/layers"
+) -> dict[str, Adapter]:
+    """Returns every layer's own adapters, under its number. Inverse: `stacked`.
+
+    Args:
+      adapters: Stacks of the layers, as `layers/mlp/up` with `a: [L, m, r]`; or their
+        members, as `layers/mlp/up/3`, which is what a ragged child consists of.
+      path: Where the layers are.
+    """
+    pattern = re.compile(rf"{re.escape(path)}/(.*\D.*)/(\d+)")
+    return {
+        pattern.sub(rf"{path}/\2/\1", name): adapter
+        for name, adapter in para.unstack(adapters).items()
+    }
+
+
+def check(lora: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    """Checks that every adapter has a kernel that it fits, as `linen.check` does.
+
+    It knows of layers' own adapters: `layers/3/mlp/up` fits into a slice of
+    `layers/mlp/up/kernel`.
+
+    Raises:
+      ValueError: if a path has no kernel, or the factors do not fit the kernel.
+    """
+    kernels = unnest(nn.unbox(params))
+    view = dict(kernels)
+    for path in {name.rpartition("/")[0] for name in unnest(lora)}:
+        for number in re.finditer(r"/(\d+)(?=/)", path):
+            stack = path[: number.start()] + path[number.end() :]
+            whole = kernels.get(f"{stack}/kernel")
+            if whole is not None and int(number[1]) < whole.shape[0]:
+                slice_ = jax.ShapeDtypeStruct(whole.shape[1:], whole.dtype)
+                view[f"{path}/kernel"] = slice_
+    linen.check(lora, nest(view))
