@@ -13,7 +13,7 @@ from train import outcome, trainer
 from train import run as runs
 from train.data import arrays
 from train.methods import lora
-from train.models import bert, pretrained
+from train.models import bert, checkpoint, pretrained
 
 RANK, SCALE = 3, 2.0
 LENGTHS = (3, 7, 5, 8, 4, 6, 8, 3, 5, 7, 4)
@@ -62,12 +62,13 @@ def sentences():
 
 
 @pytest.fixture(scope="module")
-def given(base, sentences):
+def given(base, sentences, tmp_path_factory):
     """What our run reads."""
     config = bert.Config(**SIZES)
-    tensors = {name: x.numpy() for name, x in base.bert.state_dict().items()}
+    folder = tmp_path_factory.mktemp("base")
+    base.bert.save_pretrained(folder)
     model = bert.BertClassifier(config, 3)
-    params = {"bert": pretrained.from_tensors(tensors, config)}
+    params = {"bert": checkpoint.load(folder, pretrained.leaves(config))}
     data = arrays.Data(
         train=arrays.pack(*sentences, width=max(LENGTHS)),
         validation=(),

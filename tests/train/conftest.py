@@ -110,13 +110,10 @@ def _tensor_shapes(place: pathlib.Path) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of a model's tensors under the names of transformers."""
     from train.models import bert, pretrained
 
-    result = {}
-    for path, x in pretrained._shapes(bert.read_config(place)).items():
-        *modules, leaf = path
-        shape = x.shape[::-1] if leaf == "kernel" else x.shape
-        name = "bias" if leaf == "bias" else "weight"
-        result[".".join([*modules, name])] = shape
-    return result
+    return {
+        x.names[0]: x.shape[::-1] if path.endswith("kernel") else x.shape
+        for path, x in pretrained.leaves(bert.read_config(place)).items()
+    }
 
 
 @pytest.fixture(scope="module")

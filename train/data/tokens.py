@@ -48,8 +48,14 @@ def load_tokenizer(
     return tokenizer
 
 
-def encode(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Returns the token ids of each text, [CLS] and [SEP] included."""
+def encode(
+    tokenizer: tokenizers.Tokenizer, texts: Sequence[str | tuple[str, str]]
+) -> list[list[int]]:
+    """Returns the token ids of each text, or pair of texts, with those around them.
+
+    Those are [CLS] and [SEP] of BERT, <s> and </s> of RoBERTa, as the tokenizer's file
+    says. Of a pair that is too long, the longer text loses tokens.
+    """
     return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
 
 

@@ -5,10 +5,10 @@ The files are safetensors: one `model.safetensors`, or shards that
 every tensor on either side must find its counterpart. Host code.
 """
 
+import dataclasses
 import fnmatch
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.typing
@@ -22,21 +22,23 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-def _same(x: np.ndarray) -> np.ndarray:
+def unchanged(x: np.ndarray) -> np.ndarray:
+    """Returns the tensor itself."""
     return x
 
 
 def transposed(x: np.ndarray) -> np.ndarray:
-    """Returns a linear layer's kernel `[m, n]` from PyTorch's weight `[n, m]`."""
-    return x.T
+    """Returns a kernel `[*window, m, n]` from PyTorch's weight `[n, m, *window]`."""
+    return np.transpose(x, (*range(2, x.ndim), 1, 0))
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Leaf:
     """One array of the params, and the tensors of the file that it is made of.
 
     Attributes:
-      names: The tensors. Several are stacked on a leading layer axis in this order.
+      names: The tensors. Several are stacked on a leading layer axis in this order. One
+        tensor may be in several leaves, each with its part of it.
       shape: The array's shape, with that axis.
       convert: What makes a slice of the array out of one tensor, such as `transposed`.
       stacked: Whether there is a layer axis, which may be of size 1.
@@ -44,7 +46,7 @@ class Leaf:
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
-    convert: Callable[[np.ndarray], np.ndarray] = _same
+    convert: Callable[[np.ndarray], np.ndarray] = unchanged
     stacked: bool = False
 
     @property
@@ -64,6 +66,7 @@ def load(
     *,
     dtype: jax.typing.DTypeLike | None = None,
     ignored: Sequence[str] = (),
+    bases: Sequence[str] = ("",),
 ) -> dict[str, Any]:
     """Returns the params of a model from its folder, in NumPy's arrays.
 
@@ -75,6 +78,8 @@ def load(
       leaves: What the params consist of, by slash-joined path.
       dtype: The dtype of all params. By default that of the tensors.
       ignored: Patterns, as in `text_model.*`, of tensors that are not wanted.
+      bases: What may stand before all names of `leaves`: a model is saved alone, or as
+        the part `vision_model.` of another. The first that a tensor has is taken.
 
     Raises:
       FileNotFoundError: if there are no weights, or the index names a file that is not
@@ -83,7 +88,9 @@ def load(
         the model; it lists all that are missing, unexpected or misshapen.
     """
     found = _find(folder)
-    wanted = {name: leaf for leaf in leaves.values() for name in leaf.names}
+    base = next((x for x in bases if any(y.startswith(x) for y in found)), bases[0])
+    leaves = {path: _below(base, leaf) for path, leaf in leaves.items()}
+    wanted = [(name, leaf) for leaf in leaves.values() for name in leaf.names]
     _check(folder, found, wanted, ignored)
     type_ = None if dtype is None else np.dtype(dtype)
     return nest({x: _array(leaf, found, type_) for x, leaf in leaves.items()})
@@ -97,6 +104,10 @@ def names(folder: pathlib.Path) -> list[str]:
       ValueError: if a file is damaged, or contradicts the index.
     """
     return list(_find(folder))
+
+
+def _below(base: str, leaf: Leaf) -> Leaf:
+    return dataclasses.replace(leaf, names=tuple(base + name for name in leaf.names))
 
 
 def _array(
@@ -171,19 +182,20 @@ def _shards(folder: pathlib.Path) -> dict[str, _Tensor]:
 def _check(
     folder: pathlib.Path,
     found: Mapping[str, _Tensor],
-    wanted: Mapping[str, Leaf],
+    wanted: Sequence[tuple[str, Leaf]],
     ignored: Sequence[str],
 ) -> None:
-    missing = [name for name in wanted if name not in found]
+    names = dict(wanted)
+    missing = [name for name in names if name not in found]
     unexpected = [
         name
         for name in found
-        if name not in wanted
+        if name not in names
         and not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignored)
     ]
     misshapen = [
         f"{name} is {found[name].shape}, {got}, expected {leaf.part}"
-        for name, leaf in wanted.items()
+        for name, leaf in wanted
         if name in found and (got := _misfit(leaf, found[name].shape))
     ]
     if missing or unexpected or misshapen:

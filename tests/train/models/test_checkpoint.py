@@ -224,3 +224,29 @@ def test_memory_is_that_of_the_params_and_one_tensor(tmp_path, dtype):
 
     size = sum(x.nbytes for x in params.values())
     assert size <= peak < size + 3 * wide * 4 + 2**17
+
+
+@pytest.mark.parametrize("base", ["model.language.", "model.", ""])
+def test_the_base_of_the_names_is_found(tensors, tmp_path, base):
+    named = {base + name: x for name, x in tensors.items()}
+    safetensors.numpy.save_file(named, tmp_path / checkpoint.WEIGHTS)
+
+    got = checkpoint.load(tmp_path, LEAVES, bases=["model.language.", "model.", ""])
+
+    assert_are_the_tensors(got, tensors)
+
+
+def test_without_any_base_the_first_is_what_is_missing(save):
+    with pytest.raises(ValueError, match=r"Missing: \['a.embed.weight', 'a.head"):
+        checkpoint.load(save(), LEAVES, bases=["a.", "b."])
+
+
+def test_one_tensor_may_be_divided_among_leaves(save, tensors):
+    def rows(start, stop):
+        return Leaf(("head.weight",), (5, stop - start), lambda x: x[start:stop].T)
+
+    leaves = {"first": rows(0, 2), "second": rows(2, 3)}
+    got = checkpoint.load(save(), leaves, ignored=["*.up.weight", "embed.*"])
+
+    joined = np.concatenate([got["first"], got["second"]], axis=1)
+    np.testing.assert_array_equal(joined, tensors["head.weight"].T)

@@ -1,0 +1,228 @@
+"""RoBERTa in Linen, with the module names of Hugging Face transformers.
+
+BERT's blocks on other embeddings, stacked: `roberta/encoder/layer/output/dense/kernel`
+is `[L, m, n]`. Adapters in the collection `lora` lie under the same paths, or under
+each layer's number as in PEFT: see `train.models.layers`.
+
+Y. Liu et al., "RoBERTa: A Robustly Optimized BERT Pretraining Approach", 2019.
+
+Axis letters: `B` sentences, `T` tokens, `d` model width, `c` classes. Traced but for
+what reads files.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.typing
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Bool, Float, Int
+
+from para_jax.flax.linen import Dense
+from train.models import bert, checkpoint, configuration, mirrored
+from train.models.bert import Tokens
+from train.models.checkpoint import Leaf
+from train.models.layers import Layers, Remat
+
+STACK = "roberta/encoder/layer"
+"""The path of the stacked blocks in a `RobertaClassifier`."""
+
+ADAPTED = (
+    "attention/self/query",
+    "attention/self/key",
+    "attention/self/value",
+    "attention/output/dense",
+    "intermediate/dense",
+    "output/dense",
+)
+"""The modules of a block that take adapters: all its linear layers."""
+
+_FORM = {
+    "model_type": "roberta",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+# A checkpoint may be of a language model, of a classifier or of the encoder alone.
+_OTHERS = ("lm_head.*", "classifier.*", "*pooler.dense.*", "*.position_ids")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(bert.Config):
+    """The shape of a RoBERTa encoder, under the names of its `config.json`.
+
+    Positions are counted from `pad_token_id + 1`, so a sentence has at most
+    `max_position_embeddings - pad_token_id - 1` tokens.
+    """
+
+    pad_token_id: int
+
+
+def read_config(folder: pathlib.Path) -> Config:
+    """Returns the configuration in a model folder of transformers.
+
+    Raises:
+      FileNotFoundError: if it has no `config.json`.
+      ValueError: if the model is of another architecture than the one written here.
+    """
+    values = configuration.read(folder)
+    return configuration.build(Config, values, folder=folder, form=_FORM)
+
+
+class Embeddings(nn.Module):
+    """The sum of word, position and token type embeddings, normalised."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(
+        self, ids: Int[jax.Array, "B T"], mask: Bool[jax.Array, "B T"]
+    ) -> Float[jax.Array, "B T d"]:
+        c, d = self.config, self.config.hidden_size
+        words = nn.Embed(c.vocab_size, d, name="word_embeddings")(ids)
+        positions = nn.Embed(c.max_position_embeddings, d, name="position_embeddings")
+        types = nn.Embed(c.type_vocab_size, d, name="token_type_embeddings")
+        # There is one type of token: pairs of sentences are told apart by </s></s>.
+        x = words + positions(_positions(c, ids, mask)) + types(jnp.zeros_like(ids))
+        return nn.LayerNorm(c.layer_norm_eps, name="LayerNorm")(x)
+
+
+def _positions(
+    config: Config, ids: Int[jax.Array, "B T"], mask: Bool[jax.Array, "B T"]
+) -> Int[jax.Array, "B T"]:
+    """Returns each token's number, counted without the padding before it."""
+    longest = config.max_position_embeddings - config.pad_token_id - 1
+    if ids.shape[1] > longest:
+        raise ValueError(
+            f"The batch is {ids.shape[1]} tokens wide, expected at most {longest}: "
+            "the model has no embeddings of later positions. Truncate the sentences."
+        )
+    real = mask & (ids != config.pad_token_id)
+    return jnp.cumsum(real, axis=1, dtype=ids.dtype) * real + config.pad_token_id
+
+
+class Block(bert.Block):
+    """BERT's block, as `Layers` calls it."""
+
+    def __call__(
+        self, x: Float[jax.Array, "B T d"], _: None, mask: Bool[jax.Array, "B T"]
+    ) -> Float[jax.Array, "B T d"]:
+        return super().__call__(x, mask)
+
+
+class Encoder(nn.Module):
+    """The container that transformers puts around the blocks."""
+
+    config: Config
+    remat: Remat
+
+    @nn.compact
+    def __call__(
+        self, x: Float[jax.Array, "B T d"], mask: Bool[jax.Array, "B T"]
+    ) -> Float[jax.Array, "B T d"]:
+        block = functools.partial(Block, self.config)
+        count = self.config.num_hidden_layers
+        return Layers(block, count, self.remat, name="layer")(x, None, mask)
+
+
+class Roberta(nn.Module):
+    """The encoder, without a pooler.
+
+    Attributes:
+      config: Its shape.
+      remat: What a backward pass computes again, see `Layers`.
+    """
+
+    config: Config
+    remat: Remat = "none"
+
+    @nn.compact
+    def __call__(self, tokens: Tokens) -> Float[jax.Array, "B T d"]:
+        ids, mask = map(jnp.asarray, tokens)
+        x = Embeddings(self.config, name="embeddings")(ids, mask)
+        return Encoder(self.config, self.remat, name="encoder")(x, mask)
+
+
+class Head(nn.Module):
+    """A dense layer with tanh on the first token, <s>, and a linear classifier."""
+
+    config: Config
+    classes: int
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "B T d"]) -> Float[jax.Array, "B c"]:
+        x = jnp.tanh(Dense(self.config.hidden_size, name="dense")(x[:, 0]))
+        return Dense(self.classes, name="out_proj")(x)
+
+
+class RobertaClassifier(nn.Module):
+    """RoBERTa with its head, as `RobertaForSequenceClassification`.
+
+    Attributes:
+      config: The encoder's shape.
+      classes: The number of classes `c`.
+      remat: As for `Roberta`.
+    """
+
+    config: Config
+    classes: int
+    remat: Remat = "none"
+
+    @nn.compact
+    def __call__(self, tokens: Tokens) -> Float[jax.Array, "B c"]:
+        x = Roberta(self.config, self.remat, name="roberta")(tokens)
+        return Head(self.config, self.classes, name="classifier")(x)
+
+
+def leaves(config: Config) -> dict[str, Leaf]:
+    """Returns what the params of `Roberta(config)` are made of."""
+    tokens = Tokens(np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
+    stacks = {"encoder/layer": config.num_hidden_layers}
+    return mirrored.leaves(Roberta(config), tokens, stacks=stacks)
+
+
+def load(
+    folder: pathlib.Path,
+    config: Config,
+    dtype: jax.typing.DTypeLike | None = None,
+) -> dict[str, Any]:
+    """Returns the params of `Roberta(config)`, whatever head it was saved with.
+
+    Raises:
+      FileNotFoundError: as for `checkpoint.load`.
+      ValueError: likewise.
+    """
+    return checkpoint.load(
+        folder,
+        leaves(config),
+        dtype=dtype,
+        ignored=_OTHERS,
+        bases=("roberta.", ""),
+    )
+
+
+def load_classifier(
+    folder: pathlib.Path,
+    config: Config,
+    classes: int,
+    dtype: jax.typing.DTypeLike | None = None,
+) -> dict[str, Any]:
+    """Returns the params of the head that a `RobertaForSequenceClassification` has.
+
+    Raises:
+      FileNotFoundError: as for `checkpoint.load`.
+      ValueError: likewise.
+    """
+    x = np.zeros((1, 1, config.hidden_size), np.float32)
+    return checkpoint.load(
+        folder,
+        mirrored.leaves(Head(config, classes), x, stacks={}),
+        dtype=dtype,
+        ignored=("roberta.*",),
+        bases=("classifier.",),
+    )
