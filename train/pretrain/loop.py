@@ -1,0 +1,189 @@
+"""Training that ends in time: AdamW, with a learning rate that follows the clock.
+
+The rate rises over the first twentieth of the budget and falls to zero along a cosine
+at its end, whatever the machine's speed. Weights are updated in float32; the loss
+decides what it computes in. Host code around one compiled program.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float
+
+Loss = Callable[[Any, jax.Array, Any], Float[jax.Array, ""]]
+"""From params, a key and the data, which stays on the device, to a number."""
+
+_SECONDS = 10  # Between two lines.
+_WARM_UP = 0.05
+_DECAYED = ("kernel", "embedding")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """When to stop: whichever comes first.
+
+    Attributes:
+      minutes: The time, compilation included.
+      steps: The number of updates. It is rounded up to whole chunks.
+      chunk: The updates of one call to the device.
+    """
+
+    minutes: float = math.inf
+    steps: float = math.inf
+    chunk: int = 25
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rate:
+    """How fast to learn.
+
+    Attributes:
+      peak: The learning rate after the warm-up.
+      decay: The weight decay of kernels and embeddings.
+      clip: The largest norm of the gradient.
+    """
+
+    peak: float
+    decay: float = 0.05
+    clip: float = 1.0
+
+    def at(self, progress: float) -> float:
+        """Returns the learning rate when so much, 0 to 1, of the budget is spent."""
+        rise = min(1.0, progress / _WARM_UP)
+        return self.peak * rise * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+class State(NamedTuple):
+    """What an update changes."""
+
+    params: Any
+    moments: Any
+    key: jax.Array
+
+
+class Line(NamedTuple):
+    """What is known after a chunk."""
+
+    steps: int
+    loss: float  # The mean of the chunk.
+    seconds: float  # Since the beginning.
+
+
+class Printer:
+    """Prints a line every ten seconds, and remembers how many steps were done.
+
+    Attributes:
+      unit: What is trained on, as in `pictures`.
+      each: How many of them are in a step.
+      steps: The steps so far.
+    """
+
+    def __init__(self, *, unit: str, each: int) -> None:
+        self.unit = unit
+        self.each = each
+        self.steps = 0
+        self._printed = -math.inf
+
+    def __call__(self, line: Line) -> None:
+        self.steps = line.steps
+        if line.seconds - self._printed >= _SECONDS:
+            self._printed = line.seconds
+            speed = line.steps * self.each / line.seconds
+            print(
+                f"{line.seconds / 60:5.1f} min  step {line.steps:6d}  "
+                f"loss {line.loss:7.4f}  {speed:,.0f} {self.unit}/s",
+                flush=True,
+            )
+
+
+def train(
+    loss: Loss,
+    params: Any,
+    data: Any,
+    *,
+    budget: Budget,
+    rate: Rate,
+    key: jax.Array,
+    report: Callable[[Line], object] = lambda line: None,
+) -> Any:
+    """Returns the params after training.
+
+    Args:
+      loss: What to minimise, on a batch that the key draws from the data.
+      params: Where to start, in float32. They are used up.
+      data: Arrays on the device.
+      budget: When to stop. The last chunk begins within it.
+      rate: How fast to learn.
+      key: What the batches are drawn with.
+      report: Called after each chunk.
+
+    Raises:
+      ValueError: if the budget has no end, or the loss is not finite.
+    """
+    if math.isinf(budget.minutes) and math.isinf(budget.steps):
+        raise ValueError("The budget has neither minutes nor steps: it would not end.")
+    begin = time.monotonic()
+    end = begin + 60 * budget.minutes
+    optimizer = _optimizer(rate)
+    state = State(params, optimizer.init(params), key)
+    update = jax.jit(_chunk(loss, optimizer), donate_argnums=0)
+    update = update.lower(state, data, _rates(0.0, budget, rate)).compile()
+    start, done, progress = time.monotonic(), 0, 0.0
+    while progress < 1:
+        state, losses = update(state, data, _rates(progress, budget, rate))
+        done += budget.chunk
+        line = Line(done, float(losses.mean()), time.monotonic() - begin)
+        if not math.isfinite(line.loss):
+            raise ValueError(
+                f"After {done} steps the loss is {line.loss}: lower the learning rate, "
+                f"{rate.peak:g}."
+            )
+        report(line)
+        spent = (time.monotonic() - start) / max(end - start, 1e-9)
+        progress = max(done / budget.steps, spent)
+    return state.params
+
+
+def _optimizer(rate: Rate) -> optax.GradientTransformation:
+    """Returns AdamW without its learning rate, which each step brings along."""
+    return optax.chain(
+        optax.clip_by_global_norm(rate.clip),
+        optax.scale_by_adam(b2=0.98),
+        optax.add_decayed_weights(rate.decay, mask=_is_decayed),
+    )
+
+
+def _is_decayed(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) in _DECAYED, params
+    )
+
+
+def _rates(progress: float, budget: Budget, rate: Rate) -> Float[np.ndarray, "S"]:
+    """Returns the learning rates of a chunk: one in all, but for a budget of steps."""
+    one = min(1.0, 1 / budget.steps)
+    rates = [rate.at(progress + (i + 0.5) * one) for i in range(budget.chunk)]
+    return np.array(rates, np.float32)
+
+
+def _chunk(loss: Loss, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+    def step(data: Any, state: State, rate: jax.Array) -> tuple[State, jax.Array]:
+        key, now = jax.random.split(state.key)
+        value, slopes = jax.value_and_grad(loss)(state.params, now, data)
+        moves, moments = optimizer.update(slopes, state.moments, state.params)
+        moves = jax.tree.map(lambda x: -rate * x, moves)
+        return State(optax.apply_updates(state.params, moves), moments, key), value
+
+    def chunk(
+        state: State, data: Any, rates: Float[jax.Array, "S"]
+    ) -> tuple[State, Float[jax.Array, "S"]]:
+        return jax.lax.scan(lambda s, r: step(data, s, r), state, jnp.asarray(rates))
+
+    return chunk

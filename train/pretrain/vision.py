@@ -1,0 +1,204 @@
+"""Pretrains a small encoder of SigLIP's form to tell thousands of characters apart.
+
+    python -m train.data.glyphs --out out/glyphs.npz
+    python -m train.pretrain.vision --data out/glyphs.npz --minutes 6 --out out/glyphs
+
+The first command needs fonts and no GPU, the second one GPU and the file of the first.
+The encoder has 6 layers of width 192 on 8 x 8 patches of 32 x 32 pixels, 3.2 million
+parameters, 6.4 MB in bfloat16. Its folder is one of transformers' SiglipVisionModel,
+and `train.models.siglip` loads it. The classifier is thrown away.
+
+Axis letters: `N` pictures, `S` pixels, `B` pictures a batch, `d` width.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float, UInt8
+
+from train.data import digits, glyphs
+from train.models import siglip
+from train.pretrain import augment, export, loop, probe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """An encoder, and how it is trained.
+
+    Attributes:
+      encoder: Its shape.
+      batch: The pictures of an update.
+      rate: The learning rate and what belongs to it.
+      budget: When to stop.
+    """
+
+    encoder: siglip.Config
+    batch: int
+    rate: loop.Rate
+    budget: loop.Budget
+
+
+SMALL = Settings(
+    encoder=siglip.Config(
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        image_size=augment.SIZE,
+        patch_size=4,
+    ),
+    batch=1024,
+    rate=loop.Rate(peak=1e-3),
+    budget=loop.Budget(minutes=6),
+)
+
+TINY = Settings(
+    encoder=siglip.Config(
+        hidden_size=24,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=augment.SIZE,
+        patch_size=8,
+    ),
+    batch=8,
+    rate=loop.Rate(peak=1e-3),
+    budget=loop.Budget(steps=6, chunk=3),
+)
+"""For a test: seconds on a CPU."""
+
+_HELD_OUT = 50  # One picture of so many is not trained on.
+_SMOOTHING = 0.1
+
+
+class Pictures(NamedTuple):
+    """What is trained or evaluated on."""
+
+    images: Any  # UInt8[Array, "N S S"], of NumPy or on the device.
+    labels: Any  # Int[Array, "N"], likewise.
+
+
+def split(data: glyphs.Glyphs) -> tuple[Pictures, Pictures]:
+    """Returns what to train on and, of the same classes, what to evaluate on."""
+    held_out = np.arange(len(data.images)) % _HELD_OUT == 0
+    return (
+        Pictures(data.images[~held_out], data.labels[~held_out]),
+        Pictures(data.images[held_out], data.labels[held_out]),
+    )
+
+
+def pretrain(
+    settings: Settings,
+    data: Pictures,
+    classes: int,
+    *,
+    report: Callable[[loop.Line], object],
+) -> dict[str, Any]:
+    """Returns the params of a `siglip.SiglipClassifier`, in float32.
+
+    Computed in bfloat16, but for the loss, sums and the weights that are updated.
+    """
+    model = siglip.SiglipClassifier(settings.encoder, classes)
+
+    def loss(params: Any, key: jax.Array, data: Pictures) -> Float[jax.Array, ""]:
+        choose, change = jax.random.split(key)
+        rows = jax.random.randint(choose, (settings.batch,), 0, len(data.labels))
+        images = augment.augment(change, data.images[rows])
+        logits = _apply(model, params, images)
+        wanted = jax.nn.one_hot(data.labels[rows], classes)
+        wanted = optax.smooth_labels(wanted, _SMOOTHING)
+        return optax.softmax_cross_entropy(logits, wanted).mean()
+
+    start, key = jax.random.split(jax.random.key(0))
+    blank = jnp.zeros((1, augment.SIZE, augment.SIZE, 3))
+    return loop.train(
+        loss,
+        jax.jit(model.init)(start, blank)["params"],
+        jax.device_put(data),
+        budget=settings.budget,
+        rate=settings.rate,
+        key=key,
+        report=report,
+    )
+
+
+def save(folder: pathlib.Path, params: Any, config: siglip.Config) -> None:
+    """Writes the encoder, without its classifier, as transformers would."""
+    values = dataclasses.asdict(config) | {
+        "architectures": ["SiglipVisionModel"],
+        "model_type": "siglip_vision_model",
+        "hidden_act": "gelu_pytorch_tanh",
+        "attention_dropout": 0.0,
+        "vision_use_head": True,
+    }
+    encoder, leaves = params["vision_model"], siglip.leaves(config)
+    export.save(folder, encoder, leaves, values, base="vision_model.")
+
+
+def evaluate(
+    settings: Settings, params: Any, data: Pictures, classes: int
+) -> dict[str, float]:
+    """Returns accuracies: on glyphs, and a linear classifier's on what is held out."""
+    model = siglip.SiglipClassifier(settings.encoder, classes)
+    logits = _in_batches(model, params)(data.images)
+    result = {"glyphs": float(np.mean(logits.argmax(axis=1) == data.labels))}
+    encode = _in_batches(siglip.Siglip(settings.encoder), params["vision_model"])
+    for task in digits.TASKS:
+        try:
+            result[task] = probe.accuracy(encode, task)
+        except ModuleNotFoundError as error:
+            print(f"{task} is left out: {error}")
+    return result
+
+
+def _apply(model: Any, params: Any, images: Float[jax.Array, "B S S"]) -> jax.Array:
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    pixels = augment.pixels(images).astype(jnp.bfloat16)
+    return model.apply({"params": half}, pixels).astype(jnp.float32)
+
+
+def _in_batches(model: Any, params: Any, size: int = 512) -> probe.Encode:
+    run = jax.jit(lambda params, x: _apply(model, params, augment.plain(x)))
+
+    def encode(images: UInt8[np.ndarray, "N S S"]) -> Float[np.ndarray, "N d"]:
+        filled = np.pad(images, ((0, -len(images) % size), (0, 0), (0, 0)))
+        parts = np.array_split(filled, range(size, len(filled), size))
+        return np.concatenate([run(params, x) for x in parts])[: len(images)]
+
+    return encode
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Pretrains the encoder, says what it can do, and writes it to a folder."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--data", type=pathlib.Path, default="out/glyphs.npz")
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--minutes", type=float, default=SMALL.budget.minutes)
+    parser.add_argument("--tiny", action="store_true", help="the form for a test")
+    chosen = parser.parse_args(arguments)
+    budget = loop.Budget(minutes=chosen.minutes)
+    settings = TINY if chosen.tiny else dataclasses.replace(SMALL, budget=budget)
+    data = glyphs.load(chosen.data)
+    train, held_out = split(data)
+    begin, classes = time.monotonic(), len(data.classes)
+    print(f"{len(train.labels)} pictures of {classes} classes on {jax.devices()[0]}")
+    report = loop.Printer(unit="pictures", each=settings.batch)
+    params = pretrain(settings, train, classes, report=report)
+    metrics = evaluate(settings, params, held_out, classes)
+    save(chosen.out, params, settings.encoder)
+    metrics |= {"minutes": (time.monotonic() - begin) / 60, "steps": report.steps}
+    (chosen.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(json.dumps(metrics, indent=2))
+
+
+if __name__ == "__main__":
+    main()
