@@ -28,8 +28,12 @@ from train.models.adapted import Adapted
 from train.models.attention import Cache
 from train.models.gemma3_config import GEMMA3_4B as GEMMA3_4B
 from train.models.gemma3_config import Config as Config
+from train.models.gemma3_config import read_config as read_config
 from train.models.gemma3_weights import leaves as leaves
 from train.models.gemma3_weights import load as load
+
+STACK = "model/layers"
+"""The path of the stacked blocks."""
 
 ADAPTED = (
     "self_attn/q_proj",
@@ -40,7 +44,7 @@ ADAPTED = (
     "mlp/up_proj",
     "mlp/down_proj",
 )
-"""The modules of every layer that take adapters."""
+"""The modules of a block that take adapters: all its linear layers."""
 
 
 class Kind(NamedTuple):
