@@ -43,11 +43,6 @@ def plain(
     return jax.image.resize(images.astype(jnp.float32) / 255, shape, "linear")
 
 
-def pixels(images: Float[jax.Array, "B P P"]) -> Float[jax.Array, "B P P 3"]:
-    """Returns grey pictures as SigLIP takes them: three channels, from -1 to 1."""
-    return jnp.repeat(2 * images[..., None] - 1, 3, axis=-1)
-
-
 def _augment(
     key: jax.Array, image: UInt8[jax.Array, "S S"]
 ) -> Float[jax.Array, "{SIZE} {SIZE}"]:
