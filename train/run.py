@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from train import trainer
-from train.data import arrays
-from train.data.batch import Examples
+from train.data import arrays, stream
+from train.data.batch import Examples, Stream
 from train.methods import METHODS, Config
 from train.models import pretrained
 from train.models.adapted import Model
@@ -130,16 +130,16 @@ class Inputs(NamedTuple):
       run: Its settings.
       trainer: Those of its program.
       base: The frozen params, without the classifier.
-      data: What is trained on.
+      data: What is trained on: on the device, or streamed to it.
       rates: The members' learning rates.
       seeds: The members' seeds.
-      rows: The members' batches, on the host.
+      rows: Which examples the members' batches are of, on the host.
     """
 
     run: Run
     trainer: trainer.Trainer
     base: trainer.Params
-    data: Examples
+    data: Examples | Stream
     rates: Float[jax.Array, "M"]
     seeds: Int[jax.Array, "M"]
     rows: Int[np.ndarray, "M S B"]
@@ -171,11 +171,12 @@ def inputs(run: Run, model: Model, base: trainer.Params, data: arrays.Data) -> I
         seed: arrays.order(seed, data.examples, run.steps, run.batch)
         for seed in run.seeds
     }
+    train = data.train
     return Inputs(
         run=run,
         trainer=run.trainer(model),
         base=jax.tree.map(jnp.asarray, base),
-        data=jax.tree.map(jnp.asarray, data.train),
+        data=train if isinstance(train, Stream) else jax.tree.map(jnp.asarray, train),
         rates=jnp.array(rates, jnp.float32),
         seeds=jnp.array(seeds, jnp.int32),
         rows=np.stack([orders[seed] for seed in seeds]),
@@ -184,10 +185,10 @@ def inputs(run: Run, model: Model, base: trainer.Params, data: arrays.Data) -> I
 
 def begin(given: Inputs) -> trainer.Learner:
     """Returns the members at their start."""
-    count = given.trainer.method.gradient_batches
-    first = given.rows[:, : max(count, 1)]
+    count = max(given.trainer.method.gradient_batches, 1)
+    data, rows = next(chunks(given, 0, count, count))
     return trainer.begin(
-        given.trainer, given.seeds, given.rates, given.base, given.data, first
+        given.trainer, given.seeds, given.rates, given.base, data, rows
     )
 
 
@@ -199,13 +200,39 @@ def advance(
     The members that were given are donated to the program: only what is yielded is
     valid.
     """
-    steps, place = given.run.steps, _sharder(given.run.devices)
-    for start in range(step, steps, chunk):
-        rows = place(given.rows[:, start : start + chunk])
+    place = _sharder(given.run.devices)
+    for data, rows in chunks(given, step, given.run.steps, chunk):
         learners, metrics = trainer.advance(
-            given.trainer, learners, given.rates, given.base, given.data, rows
+            given.trainer, learners, given.rates, given.base, data, place(rows)
         )
-        yield Progress(learners, min(start + chunk, steps), metrics)
+        step += rows.shape[1]
+        yield Progress(learners, step, metrics)
+
+
+def chunks(
+    given: Inputs, start: int, stop: int, size: int
+) -> Iterator[tuple[Examples, Int[np.ndarray, "M S B"]]]:
+    """Yields what the steps from `start` until `stop` read, `size` steps at a time.
+
+    The rows are those of the examples beside them. A stream's next examples are made
+    while these are in use; each seed has its own, which its members share.
+    """
+    run = given.run
+    if isinstance(given.data, Stream):
+        streamed = stream.joined(
+            given.data,
+            run.seeds,
+            steps=run.steps,
+            batch=run.batch,
+            start=start,
+            stop=min(stop, run.steps),
+            size=size,
+        )
+        for data, rows in streamed:
+            yield data, np.repeat(rows, len(run.learning_rates), axis=0)
+    else:
+        for first in range(start, stop, size):
+            yield given.data, given.rows[:, first : min(first + size, stop)]
 
 
 def _sharder(devices: int) -> Callable[[np.ndarray], Any]:

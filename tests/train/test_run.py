@@ -165,3 +165,43 @@ def test_all_calls_run_in_one_compiled_program(prepared):
 def test_impossible_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(RUN, **changes).check()
+
+
+class Streamed:
+    """The same sentences, step by step: only the order is known before."""
+
+    def __init__(self, sentences, count):
+        self.sentences, self.count = sentences, count
+
+    def chunks(self, seed, *, steps, batch, start, stop, size):
+        order = arrays.order(seed, self.count, steps, batch)
+        for first in range(start, stop, size):
+            rows = order[first : min(first + size, stop)].reshape(-1)
+            yield jax.tree.map(lambda x: x[rows], self.sentences)  # noqa: B023
+
+
+@pytest.mark.parametrize("method", ["lora", "gora"])
+def test_a_streamed_run_is_that_on_the_device_bit_for_bit(prepared, method):
+    from train.methods import gora
+
+    config = {"lora": RUN.method, "gora": gora.Gora(gradient_batches=3)}[method]
+    given = prepared(method=config)
+    streamed = given._replace(data=Streamed(given.data, 13))
+
+    want, wanted = trained(given, chunk=3)
+    got, metrics = trained(streamed, chunk=3)
+
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    jax.tree.map(np.testing.assert_array_equal, metrics, wanted)
+
+
+def test_a_streamed_run_goes_on_at_any_step(prepared):
+    given = prepared()
+    streamed = given._replace(data=Streamed(given.data, 13))
+    want, _ = trained(given, chunk=4)
+    first = next(runs.advance(streamed, runs.begin(streamed), chunk=4))
+
+    (last,) = runs.advance(streamed, first.learners, 4, chunk=4)
+
+    assert last.step == 8
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(last.learners), want)

@@ -24,8 +24,8 @@ def measure(place: training.Place, entry: plan.Entry, steps: int = 50) -> Cost:
     settings = dataclasses.replace(settings, seeds=(0,), learning_rates=plan.RATES[:1])
     given = runs.inputs(settings, place.model, place.base, place.data)
     learners = runs.begin(given)
-    rows = given.rows[:, :steps]
-    operands = given.trainer, learners, given.rates, given.base, given.data, rows
+    data, rows = next(runs.chunks(given, 0, steps, steps))
+    operands = given.trainer, learners, given.rates, given.base, data, rows
     program = trainer.advance.lower(*operands).compile()
     times = []
     for _ in range(_CALLS):

@@ -1,0 +1,93 @@
+"""Images that come to the device in chunks of batches, made while it computes.
+
+A large set does not fit there: Food-101 takes 11 GB at 224 pixels, and every epoch
+crops it anew. A chunk of 100 batches of 32 takes 480 MB, and there are three at a time:
+one in use, one that waits, one in the making.
+
+Axis letters: `K` seeds, `S` steps of a chunk, `B` examples a batch, `N` images of a
+chunk, `H` and `W` pixels. Host code, but for `Pixels.batch`.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from train.data import images, preprocess
+from train.data.batch import Batch, Examples, Stream
+
+
+class Pixels(NamedTuple):
+    """Images as bytes, and their classes. A pytree: a program takes rows out of it."""
+
+    images: UInt8[jax.Array | np.ndarray, "N H W 3"]
+    labels: Int[jax.Array | np.ndarray, "N"]
+
+    def batch(self, rows: Int[jax.Array | np.ndarray, "B"]) -> Batch:
+        """Returns some of the images, as bytes. Traced."""
+        return Batch(self.images[rows], self.labels[rows])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """A set of images as a stream: random crops, half of them mirrored.
+
+    Attributes:
+      images: To learn from.
+      size: Of the model's images, in pixels.
+    """
+
+    images: images.Images
+    size: int = preprocess.SIZE
+
+    def chunks(
+        self, seed: int, *, steps: int, batch: int, start: int, stop: int, size: int
+    ) -> Iterator[Examples]:
+        """Yields the batches of `preprocess.training_batches`; see `Stream`."""
+        batches = preprocess.training_batches(
+            self.images,
+            seed=seed,
+            steps=steps,
+            batch=batch,
+            start=start,
+            size=self.size,
+        )
+        wanted = itertools.islice(batches, stop - start)
+        while some := list(itertools.islice(wanted, size)):
+            yield Pixels(*map(np.concatenate, zip(*some, strict=True)))
+
+
+def joined(
+    stream: Stream,
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    batch: int,
+    start: int,
+    stop: int,
+    size: int,
+) -> Iterator[tuple[Examples, Int[np.ndarray, "K S B"]]]:
+    """Yields chunks on the device for several seeds, and where each one's batches are.
+
+    The next chunk is made and sent by a thread meanwhile. The arguments are those of
+    `Stream.chunks`.
+    """
+    parts = [
+        stream.chunks(seed, steps=steps, batch=batch, start=start, stop=stop, size=size)
+        for seed in seeds
+    ]
+
+    def make(first: int) -> tuple[Examples, np.ndarray]:
+        some = [next(part) for part in parts]
+        data = jax.tree.map(lambda *x: jax.device_put(np.concatenate(x)), *some)
+        count = min(size, stop - first)
+        rows = np.arange(len(seeds) * count * batch, dtype=np.int32)
+        return data, rows.reshape(len(seeds), count, batch)
+
+    # One thread, so that chunks are taken in their order.
+    firsts = range(start, stop, size)
+    yield from preprocess.prefetched(make, firsts, threads=1, ahead=2)
