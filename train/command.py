@@ -22,7 +22,7 @@ import jax
 import rich.console
 
 import para_jax as para
-from train import arguments, cutting, fit, folder, progress
+from train import arguments, cutting, fit, folder, progress, subjects
 from train.arguments import Words
 from train.run import Run
 
@@ -38,6 +38,7 @@ def main(words: Sequence[str]) -> None:
       ValueError: if the words make no sense, or the folder is another run's.
     """
     given = arguments.parse(words)
+    given = dataclasses.replace(given, run=subjects.identified(given.run))
     _make_reproducible()
     console = rich.console.Console()
     name = "lora" if given.cut else given.name

@@ -41,12 +41,12 @@ class Run:
     """The settings of one run.
 
     Attributes:
-      task: One of `train.data.sentiment.TASKS`.
+      task: One of `train.subjects`.
       method: The method that trains the adapters, with its own settings.
       seeds: Of the members: they draw the classifier, the factors and the batches.
       learning_rates: Of the members: each seed trains with each of them.
       steps: How many, whatever the size of the data.
-      batch: Sentences a step.
+      batch: Examples a step.
       max_length: Tokens of a sentence beyond so many are dropped.
       warmup: The share of the steps in which the learning rate rises; then it falls
         to zero.
@@ -55,7 +55,7 @@ class Run:
       accumulate: How many parts a batch is computed in, one after the other.
       dtype: What the model computes in; what is trained is float32.
       devices: Over how many devices a batch is divided.
-      backbone: The sha256 of the frozen encoder's weights.
+      backbone: The sha256 of the frozen model's weights. Empty, it is not checked.
     """
 
     task: str = "movie"

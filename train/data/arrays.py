@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from train.data import sentiment, tokens
-from train.data.batch import Batch, Examples
+from train.data.batch import Batch, Examples, Stream
 from train.models.bert import Tokens
 
 ROWS = 8192
@@ -44,7 +44,7 @@ class Data(NamedTuple):
       examples: How many there are to train on.
     """
 
-    train: Examples
+    train: Examples | Stream
     validation: Sequence[Batch]
     test: Sequence[Batch]
     examples: int
@@ -73,22 +73,32 @@ def load(task: str, folder: pathlib.Path, max_length: int) -> Data:
 
 
 def pack(
-    ids: Sequence[Sequence[int]], labels: Sequence[int], *, width: int
+    ids: Sequence[Sequence[int]],
+    labels: Sequence[int],
+    *,
+    width: int,
+    classes: Sequence[str] = sentiment.CLASSES,
 ) -> Sentences:
     """Returns sentences as arrays, filled up with zeros to `width` tokens.
 
     The number of rows is a power of two, `ROWS` at least, so that tasks share compiled
     programs. No batch reads the rows of zeros behind the last sentence.
 
+    Args:
+      ids: The token ids of each sentence.
+      labels: The class of each.
+      width: Tokens of a row.
+      classes: The names of the classes.
+
     Raises:
       ValueError: if there are none, one is too long, or a label is no class.
     """
     if not ids:
         raise ValueError("No sentences to train on: the split is empty.")
-    if bad := sorted(set(labels) - set(range(len(sentiment.CLASSES)))):
+    if bad := sorted(set(labels) - set(range(len(classes)))):
         raise ValueError(
             f"The label {bad[0]} is out of range, expected 0 to "
-            f"{len(sentiment.CLASSES) - 1}: {', '.join(sentiment.CLASSES)}."
+            f"{len(classes) - 1}: {', '.join(classes)}."
         )
     if (longest := max(map(len, ids))) > width:
         raise ValueError(f"A sentence has {longest} tokens, expected <= {width}.")

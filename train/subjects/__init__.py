@@ -1,25 +1,63 @@
 """The tasks that runs train on, by their names."""
 
+import dataclasses
 from collections.abc import Callable
 
+from train.models import repository
 from train.run import Run
-from train.subjects import pictures, sentences
+from train.subjects import glue, images, pictures, sentences
+from train.subjects.folders import Folders as Folders
 from train.subjects.subject import Subject as Subject
 
 LOADERS: dict[str, Callable[[Run], Subject]] = {
     **dict.fromkeys(sentences.TASKS, sentences.load),
     **dict.fromkeys(pictures.TASKS, pictures.load),
 }
-"""What returns the subject of a run, by its task."""
+"""What returns the subject of a run, by its task, if it ships or has a package."""
+
+HUB: dict[str, Callable[[Run, Folders], Subject]] = {
+    **dict.fromkeys(images.TASKS, images.load),
+    **dict.fromkeys(glue.TASKS, glue.load),
+}
+"""The same of the tasks whose model and data are on the Hugging Face hub."""
+
+REPOS: dict[str, str] = {
+    **dict.fromkeys(images.TASKS, images.REPO),
+    **dict.fromkeys(glue.TASKS, glue.REPO),
+}
+"""The repositories of their models."""
+
+_ANYWHERE = Folders()
 
 
-def load(run: Run) -> Subject:
+def load(run: Run, folders: Folders = _ANYWHERE) -> Subject:
     """Returns what the run trains on.
 
+    Args:
+      run: Its settings.
+      folders: Where models and data sets of the hub are.
+
     Raises:
-      FileNotFoundError: if a pretrained model is not there.
+      OSError: if a pretrained model or a data set is not there.
       ValueError: if it is another one, or there is no such task.
     """
+    if run.task in HUB:
+        return HUB[run.task](run, folders)
     if run.task not in LOADERS:
-        raise ValueError(f"Unknown task '{run.task}', expected {', '.join(LOADERS)}.")
+        known = ", ".join([*LOADERS, *HUB])
+        raise ValueError(f"Unknown task '{run.task}', expected {known}.")
     return LOADERS[run.task](run)
+
+
+def identified(run: Run, folders: Folders = _ANYWHERE) -> Run:
+    """Returns a run that names no backbone with the hash of the one that is there.
+
+    So it goes on with the same one alone.
+
+    Raises:
+      OSError: if the model is not there.
+    """
+    if run.backbone or run.task not in REPOS:
+        return run
+    folder = repository.find(REPOS[run.task], weights=folders.weights)
+    return dataclasses.replace(run, backbone=repository.sha256(folder))

@@ -1,0 +1,201 @@
+"""The paper's image sets and GLUE, with tiny models and a few rows of each."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    from train.presets.paper import tiny
+
+    return tiny.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name in ("PARA_DATA", "PARA_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def settings(task, **changes):
+    from train.run import Run
+
+    return Run(task=task, backbone="", max_length=16, batch=5, steps=4, **changes)
+
+
+def rows(folders, name, part):
+    from train.data import hub
+
+    return hub.load(name, part, data=folders.data, subset=True)
+
+
+def test_images_are_trained_on_as_a_stream_and_evaluated_in_order(folders):
+    from train import subjects
+    from train.data.batch import Stream
+
+    subject = subjects.load(settings("cars"), folders)
+
+    assert isinstance(subject.data.train, Stream)
+    test = list(subject.data.test)
+    assert len(test) == len(subject.data.test) == 1
+    assert subject.data.examples == 36  # A tenth of 40 is held out.
+    assert sum(x.examples for x in subject.data.validation) == 4
+    want = rows(folders, "cars", "test")
+    (batch,) = test
+    np.testing.assert_array_equal(batch.labels[:12], want["label"][:])
+    assert set(batch.labels[12:]) == {-1}
+    # 21 x 18 pixels: the middle 18 x 18.
+    square = want[3]["image"].crop((1, 0, 19, 18))
+    picture = square.resize((16, 16), PIL.Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(batch.inputs[3], np.asarray(picture))
+    again = subject.data.test[0]
+    np.testing.assert_array_equal(again.inputs, batch.inputs)
+
+
+def test_a_model_on_bytes_is_the_one_on_pixels_from_minus_one_to_one(folders):
+    import jax.numpy as jnp
+
+    from train import subjects
+
+    subject = subjects.load(settings("pets"), folders)
+    (batch,) = subject.data.test
+    head = {"kernel": jnp.ones((24, 37)), "bias": jnp.arange(37.0)}
+    params = {**subject.base, "classifier": head}
+
+    got = subject.model.apply({"params": params}, batch.inputs)
+
+    pixels = jnp.asarray(batch.inputs / 127.5 - 1, jnp.float32)
+    want = subject.model.model.apply({"params": params}, pixels)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    assert subject.model.apply({"params": half}, batch.inputs).dtype == jnp.bfloat16
+
+
+def test_flowers_have_a_validation_part_of_their_own(folders):
+    from train import subjects
+
+    data = subjects.load(settings("flowers"), folders).data
+
+    assert data.examples == 40
+    labels = np.concatenate([x.labels for x in data.validation])
+    want = rows(folders, "flowers", "validation")["label"][:]
+    np.testing.assert_array_equal(labels[labels >= 0], want)
+
+
+def test_what_is_held_out_is_neither_trained_on_nor_tested_on(folders):
+    from train.data import parts
+
+    train, validation = parts.held_out(12_345)
+
+    assert len(validation) == 1_235
+    assert sorted([*train, *validation]) == list(range(12_345))
+    assert len(parts.held_out(392_702)[1]) == parts.LARGEST
+    assert [*parts.held_out(30)[1]] != [*parts.held_out(30, seed=1)[1]]
+
+
+@pytest.mark.parametrize(("task", "classes"), [("mnli", 3), ("sst2", 2)])
+def test_sentences_are_those_of_the_set_in_roberta_s_form(folders, task, classes):
+    from train import subjects
+
+    subject = subjects.load(settings(task), folders)
+
+    assert subject.model.classes == classes
+    found = rows(folders, task, "test")
+    want = []
+    for row in found:
+        ids = [[int(x[1:]) + 4 for x in row["first"].split()]]
+        if "second" in row:
+            ids.append([int(x[1:]) + 4 for x in row["second"].split()])
+        # <s> a </s>, or <s> a </s></s> b </s>.
+        want.append((*[0, *ids[0], 2], *([2, *ids[1], 2] if ids[1:] else [])))
+    got = {}
+    for batch in subject.data.test:
+        for ids, mask, label in zip(*batch.inputs, batch.labels, strict=True):
+            if label >= 0:
+                got[tuple(ids[mask].tolist())] = int(label)
+    assert got == dict(zip(want, found["label"][:], strict=True))
+    assert subject.data.examples == 36
+    train = set(map(tuple, np.asarray(subject.data.train.ids[:36]).tolist()))
+    assert len(train) == 36
+
+
+def test_a_run_names_the_weights_that_it_found_and_refuses_others(folders, tmp_path):
+    import hashlib
+    import shutil
+
+    from train import subjects
+    from train.subjects import Folders, images
+
+    run = subjects.identified(settings("cifar10"), folders)
+
+    file = folders.weights / images.REPO / "model.safetensors"
+    assert run.backbone == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert subjects.identified(run, Folders(weights=tmp_path)) == run
+    other = tmp_path / "weights"
+    shutil.copytree(folders.weights, other)
+    changed = bytearray(file.read_bytes())
+    changed[-1] ^= 1
+    (other / images.REPO / "model.safetensors").write_bytes(changed)
+    with pytest.raises(ValueError, match=r"have the sha256 .*, expected"):
+        subjects.load(run, dataclasses.replace(folders, weights=other))
+
+
+def test_several_files_of_tensors_have_one_hash(tmp_path):
+    import subprocess
+
+    from train.models import repository
+
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.safetensors").write_text(name)
+    lines = subprocess.run(
+        "sha256sum *.safetensors | sha256sum",
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert repository.sha256(tmp_path) == lines.stdout.split()[0]
+
+
+def test_a_model_that_is_not_there_comes_with_the_command(folders, tmp_path):
+    from train import subjects
+    from train.subjects import Folders
+
+    with pytest.raises(FileNotFoundError, match="hf download FacebookAI/roberta-base"):
+        subjects.load(settings("cola"), Folders(weights=tmp_path))
+    with pytest.raises(FileNotFoundError, match="set PARA_WEIGHTS to it"):
+        subjects.load(settings("cola"), Folders(data=folders.data))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "method"), [("eurosat", "lora"), ("eurosat", "gora"), ("mrpc", "dora")]
+)
+def test_every_family_trains(folders, task, method):
+    from train import run as runs
+    from train import subjects
+    from train.methods import METHODS, gora
+
+    config = METHODS[method] if method != "gora" else gora.Gora(gradient_batches=2)
+    run = settings(task, method=config, seeds=(0, 1), learning_rates=(0.03,))
+    run = dataclasses.replace(run, steps=6, dtype="bfloat16")
+    subject = subjects.load(run, folders)
+    given = runs.inputs(run, subject.model, subject.base, subject.data)
+
+    found = [
+        jax.device_get(progress.metrics.loss)
+        for progress in runs.advance(given, runs.begin(given), chunk=4)
+    ]
+
+    losses = np.concatenate(found, axis=1)
+    assert losses.shape == (2, 6)
+    assert np.isfinite(losses).all()
+    assert not np.array_equal(losses[0], losses[1])

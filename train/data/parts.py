@@ -1,0 +1,58 @@
+"""Examples held out of a training part, to choose the learning rate by.
+
+The paper's sets have a part to train on and one to test on, and GLUE's development
+parts are tested on, as in the paper. So what chooses is cut from the training part.
+Axis letter: `N` examples. Host code.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, TypeVar, overload
+
+import numpy as np
+from jaxtyping import Int
+
+LARGEST = 2000
+"""Examples that are held out, at most; otherwise a tenth."""
+
+T = TypeVar("T")
+
+
+def held_out(
+    count: int, seed: int = 0
+) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "validation"]]:
+    """Returns which examples to train on, and which to choose by.
+
+    They are sorted by the SHA-256 of "validation SEED INDEX", and the last tenth is
+    held out, `LARGEST` at most. No generator of random numbers takes part, whose
+    numbers another version could change.
+
+    Args:
+      count: Of the examples.
+      seed: Another seed holds out others.
+    """
+    digests = [
+        hashlib.sha256(f"validation {seed} {x}".encode()).digest() for x in range(count)
+    ]
+    order = np.array(sorted(range(count), key=digests.__getitem__), int)
+    train, validation = np.split(order, [count - min(-(-count // 10), LARGEST)])
+    return np.sort(train), np.sort(validation)
+
+
+class Some(Sequence[T]):
+    """Some items of a sequence, each taken when it is asked for."""
+
+    def __init__(self, items: Sequence[T], rows: Int[np.ndarray, " N"]) -> None:
+        self._items, self._rows = items, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Some[T]": ...
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Some(self._items, self._rows[index])
+        return self._items[int(self._rows[index])]

@@ -1,0 +1,165 @@
+"""The paper's models and data sets in their own formats, random and tiny.
+
+With them a preset runs from end to end on a CPU in a minute: it shows that everything
+is wired up, and its numbers say nothing. Host code.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tokenizers
+from tokenizers import models, pre_tokenizers, processors
+
+from para_jax.params import nest
+from train.data import sources
+from train.data.sources import Source
+from train.models import roberta, siglip
+from train.models.checkpoint import Leaf
+from train.pretrain import export
+from train.subjects import glue, images
+from train.subjects.folders import Folders
+
+if TYPE_CHECKING:
+    import datasets
+
+ROWS = {"train": 40, "validation": 12, "test": 12}
+"""Of each split, by what its name begins with."""
+
+SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 16,
+    "patch_size": 8,
+}
+
+ROBERTA = {
+    "model_type": "roberta",
+    "vocab_size": 40,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "max_position_embeddings": 24,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+}
+
+_WORDS = [f"w{x}" for x in range(36)]
+
+
+def make(folder: pathlib.Path) -> Folders:
+    """Writes the models and the sets of the image and GLUE tasks, or finds them there.
+
+    Args:
+      folder: Where to; `weights` and `data` are made in it.
+    """
+    folders = Folders(weights=folder / "weights", data=folder / "data", subset=True)
+    if not (done := folder / "complete").exists():
+        _siglip(folder / "weights" / images.REPO)
+        _roberta(folder / "weights" / glue.REPO)
+        for source in sources.IMAGES:
+            _set(folder / "data" / source.hub, source, _pictures)
+        for source in sources.GLUE:
+            place = folder / "data" / source.hub / source.configs[0]
+            _set(place, source, _sentences)
+        done.write_text("Random models and data, for a trial.\n")
+    return folders
+
+
+def _siglip(folder: pathlib.Path) -> None:
+    names = siglip.Config.__dataclass_fields__
+    config = siglip.Config(**{k: v for k, v in SIGLIP.items() if k in names})
+    leaves = siglip.leaves(config)
+    export.save(folder, _random(leaves), leaves, SIGLIP, base="vision_model.")
+
+
+def _roberta(folder: pathlib.Path) -> None:
+    names = roberta.Config.__dataclass_fields__
+    config = roberta.Config(**{k: v for k, v in ROBERTA.items() if k in names})
+    leaves = roberta.leaves(config)
+    export.save(folder, _random(leaves), leaves, ROBERTA, base="roberta.")
+    vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *_WORDS]
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = ("</s>", ids["</s>"]), ("<s>", ids["<s>"])
+    tokenizer.post_processor = processors.RobertaProcessing(*ends)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _random(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+
+    def draw(path: str, leaf: Leaf) -> np.ndarray:
+        if path.endswith("scale"):
+            return np.ones(leaf.shape, np.float32)
+        # A kernel keeps the size of its inputs, so that they reach the classifier.
+        spread = leaf.shape[-2] ** -0.5 if path.endswith("kernel") else 0.3
+        return generator.normal(scale=spread, size=leaf.shape).astype(np.float32)
+
+    return nest({path: draw(path, leaf) for path, leaf in leaves.items()})
+
+
+def _set(
+    folder: pathlib.Path,
+    source: Source,
+    rows: Callable[[Source, int, np.random.Generator], "datasets.Dataset"],
+) -> None:
+    """Writes a set as `DatasetDict.save_to_disk` does."""
+    import datasets
+
+    generator = np.random.default_rng(0)
+    splits = [x for part in source.parts.values() for x in part.split.split("+")]
+    found = {
+        split: rows(source, ROWS[split.split("_")[0]], generator) for split in splits
+    }
+    datasets.disable_progress_bars()
+    datasets.DatasetDict(found).save_to_disk(str(folder))
+    datasets.enable_progress_bars()
+
+
+def _labels(source: Source, count: int) -> tuple[list[int], Any]:
+    import datasets
+
+    classes = source.classes or 1
+    names = [f"class {x}" for x in range(classes)]
+    return [x % classes for x in range(count)], datasets.ClassLabel(names=names)
+
+
+def _pictures(
+    source: Source, count: int, generator: np.random.Generator
+) -> "datasets.Dataset":
+    import datasets
+    import PIL.Image
+
+    labels, kind = _labels(source, count)
+    pixels = generator.integers(256, size=(count, 18, 21, 3), dtype=np.uint8)
+    image, label = source.columns["image"], source.columns["label"]
+    return datasets.Dataset.from_dict(
+        {image: [*map(PIL.Image.fromarray, pixels)], label: labels},
+        features=datasets.Features({image: datasets.Image(), label: kind}),
+    )
+
+
+def _sentences(
+    source: Source, count: int, generator: np.random.Generator
+) -> "datasets.Dataset":
+    import datasets
+
+    labels, kind = _labels(source, count)
+    columns: dict[str, list[Any]] = {source.columns["label"]: labels}
+    features: dict[str, Any] = {source.columns["label"]: kind}
+    for name, column in source.columns.items():
+        if name != "label":
+            columns[column] = [
+                " ".join(generator.choice(_WORDS, size=generator.integers(2, 7)))
+                for _ in range(count)
+            ]
+            features[column] = datasets.Value("string")
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))

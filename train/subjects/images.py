@@ -1,0 +1,139 @@
+"""The paper's image sets, by the vision encoder of SigLIP2-Base at 224 pixels.
+
+A linear classifier on the pooled embedding is trained with the adapters; the pooling
+head has none. Flowers has a validation part; that of every other set is cut from what
+it has to train on, see `train.data.parts`.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train.data import arrays, images, parts, preprocess, sources, stream
+from train.data.batch import Batch
+from train.data.images import Images
+from train.models import siglip
+from train.models.adapted import Adapted
+from train.run import Run
+from train.subjects.folders import Folders
+from train.subjects.subject import Subject
+
+TASKS = images.NAMES
+
+REPO = "google/siglip2-base-patch16-224"
+
+PEFT = {
+    "base_model_name_or_path": REPO,
+    "modules_to_save": ["classifier"],
+    "task_type": "FEATURE_EXTRACTION",
+}
+"""What an adapter's file says of the model."""
+
+_BATCH = 32  # Many adapters are evaluated at once: a batch of each is in memory.
+
+
+@dataclasses.dataclass(frozen=True)
+class OnBytes:
+    """A vision model on pixels as bytes, which become its inputs on the device."""
+
+    model: siglip.SiglipClassifier
+
+    @property
+    def adapted(self) -> Adapted:
+        return self.model.adapted
+
+    def apply(self, variables: Mapping[str, Any], inputs: Any) -> Any:
+        """Returns the logits `[B, classes]` of images `[B, H, W, 3]`."""
+        dtype = jax.tree.leaves(variables["params"])[0].dtype
+        return self.model.apply(variables, preprocess.normalise(inputs).astype(dtype))
+
+    def init(self, rngs: Any, inputs: Any) -> Any:
+        """Returns variables of the shapes that `apply` reads."""
+        return self.model.init(rngs, preprocess.normalise(inputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated(Sequence[Batch]):
+    """Images in batches, decoded anew whenever they are gone through.
+
+    Attributes:
+      images: In their order.
+      size: Of the model's images, in pixels.
+    """
+
+    images: Images
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.images.labels) // _BATCH)
+
+    def __iter__(self) -> Iterator[Batch]:
+        given = {"batch": _BATCH, "size": self.size}
+        for pixels, labels in preprocess.evaluation_batches(self.images, **given):
+            yield Batch(pixels, labels)
+
+    def __getitem__(self, index: Any) -> Any:
+        rows = np.arange(len(self))[index]
+        if isinstance(index, slice):
+            return [self[int(x)] for x in rows]
+        some = np.arange(len(self.images.labels))[rows * _BATCH :][:_BATCH]
+        return next(iter(Evaluated(_some(self.images, some), self.size)))
+
+
+def load(run: Run, folders: Folders) -> Subject:
+    """Returns what the run trains on.
+
+    Args:
+      run: Its settings; `max_length` says nothing here.
+      folders: Where the encoder and the images are.
+
+    Raises:
+      OSError: if the encoder or the images are not there.
+      ValueError: if they are not what they should be.
+    """
+    folder = folders.model(REPO, run.backbone)
+    config = siglip.read_config(folder)
+    found = _parts(run.task, folders)
+    classes = sources.find(run.task).classes or 0
+    return Subject(
+        model=OnBytes(siglip.SiglipClassifier(config, classes)),
+        base=_base(folder),
+        data=arrays.Data(
+            train=stream.Pictures(images=found["train"], size=config.image_size),
+            validation=Evaluated(found["validation"], config.image_size),
+            test=Evaluated(found["test"], config.image_size),
+            examples=len(found["train"].labels),
+        ),
+        peft=PEFT,
+    )
+
+
+def _parts(task: str, folders: Folders) -> dict[str, Images]:
+    read = functools.partial(
+        images.load, task, data=folders.data, subset=folders.subset
+    )
+    found = {part: read(part) for part in ("train", "test")}
+    if "validation" in sources.find(task).parts:
+        return found | {"validation": read("validation")}
+    train, validation = parts.held_out(len(found["train"].labels))
+    return found | {
+        "train": _some(found["train"], train),
+        "validation": _some(found["train"], validation),
+    }
+
+
+def _some(whole: Images, rows: np.ndarray) -> Images:
+    pictures = parts.Some(whole.pictures, rows)
+    return whole._replace(pictures=pictures, labels=whole.labels[rows])
+
+
+@functools.lru_cache(maxsize=1)  # The sets share it, on the device too.
+def _base(folder: pathlib.Path) -> Mapping[str, Any]:
+    params = siglip.load(folder, siglip.read_config(folder), dtype=np.float32)
+    return cast("dict[str, Any]", jax.tree.map(jnp.asarray, {"vision_model": params}))
