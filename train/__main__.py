@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from train import arguments, command, demo
+from train import arguments, command, demo, needs, presets
 from train.experiments import commands
 from train.grid import command as grid
 
@@ -18,6 +18,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "grid": grid.grid,
     "cost": grid.cost,
     "collect": grid.collect,
+    "check": needs.command(presets.NEEDS),
 }
 """Commands whose words are a function's arguments."""
 

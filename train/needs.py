@@ -2,6 +2,9 @@
 
     python -m train check PRESET [--data DIR] [--weights DIR]
 
+Folders of models and data sets are those of `train.models.repository` and of
+`train.data.hub`, and the same environment variables name them.
+
 Nothing is downloaded, trained or allocated to find out. Host code.
 """
 
@@ -20,6 +23,7 @@ import rich.console
 import rich.table
 
 from train.data import hub, sources
+from train.models import repository
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -96,18 +100,14 @@ def command(presets: Mapping[str, Needs]) -> Callable[..., None]:
         Args:
           preset: The preset's name.
           data: A folder of data sets, instead of the hub.
-          weights: A folder with the model's files, instead of the hub.
+          weights: A folder of models, instead of the hub.
         """
         if preset not in presets:
             raise ValueError(
                 f"Nothing is known of the needs of '{preset}', expected "
                 f"{', '.join(presets)}."
             )
-        needs = presets[preset]
-        if weights is not None and needs.weights is not None:
-            model = dataclasses.replace(needs.weights, repo=str(weights.resolve()))
-            needs = dataclasses.replace(needs, weights=model)
-        found = survey(needs, data=data)
+        found = survey(presets[preset], data=data, weights=weights)
         console = rich.console.Console()
         console.print(table(found, title=preset))
         for line in summary(found):
@@ -118,7 +118,12 @@ def command(presets: Mapping[str, Needs]) -> Callable[..., None]:
     return check
 
 
-def survey(needs: Needs, *, data: pathlib.Path | None = None) -> list[Finding]:
+def survey(
+    needs: Needs,
+    *,
+    data: pathlib.Path | None = None,
+    weights: pathlib.Path | None = None,
+) -> list[Finding]:
     """Returns what of `needs` is there.
 
     A data set counts as there when its folder is, or when the library has prepared it
@@ -127,8 +132,9 @@ def survey(needs: Needs, *, data: pathlib.Path | None = None) -> list[Finding]:
     Args:
       needs: Of a preset.
       data: A folder of data sets, see `hub`.
+      weights: A folder of models, see `repository`.
     """
-    result = [] if needs.weights is None else [_weights(needs.weights)]
+    result = [] if needs.weights is None else [_weights(needs.weights, weights)]
     if needs.data:
         result.append(_packages())
     result += [_data(sources.find(name), data) for name in needs.data]
@@ -191,23 +197,32 @@ def device_bytes() -> int | None:
     return limit
 
 
-def _weights(weights: Weights) -> Finding:
-    place = pathlib.Path(weights.repo)
-    # No repository's name is that of a folder from the root on.
-    folder = place if place.is_absolute() or place.is_dir() else None
-    missing = _missing(weights, folder)
+def _weights(wanted: Weights, weights: pathlib.Path | None) -> Finding:
+    folder, command = _folder(wanted.repo, repository.root(weights))
+    missing = _missing(wanted, folder)
     where = "in the hub's cache" if folder is None else f"in {folder}"
+    name = pathlib.Path(wanted.repo).name
     if not missing:
-        return Finding(kind="weights", name=place.name, there=True, note=where)
+        return Finding(kind="weights", name=name, there=True, note=where)
     note = f"{', '.join(missing)} not {where}"
     return Finding(
         kind="weights",
-        name=place.name,
+        name=name,
         there=False,
-        note="; ".join(x for x in (weights.remark, note) if x),
-        download=weights.size if folder is None else 0,
-        command=f"hf download {weights.repo}" if folder is None else "",
+        note="; ".join(x for x in (wanted.remark, note) if x),
+        download=wanted.size if folder is None else 0,
+        command=command,
     )
+
+
+def _folder(repo: str, place: pathlib.Path | None) -> tuple[pathlib.Path | None, str]:
+    """Returns where a model should be, and what brings it there, if a command does."""
+    own = pathlib.Path(repo)
+    if own.is_absolute() or own.is_dir():  # No repository's name is that of a folder.
+        return own, ""
+    if place is None:
+        return None, f"hf download {repo}"
+    return place / repo, repository.command(repo, place / repo)
 
 
 def _missing(weights: Weights, folder: pathlib.Path | None) -> list[str]:

@@ -22,6 +22,7 @@ def nothing_here(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path))
     monkeypatch.delenv("PARA_DATA", raising=False)
+    monkeypatch.delenv("PARA_WEIGHTS", raising=False)
 
 
 def model(folder, *names):
@@ -233,12 +234,14 @@ def test_the_command_ends_well_only_if_all_is_there(tmp_path, capsys):
     assert "2 of 3 missing:\n    b: config.json" in capsys.readouterr().out
 
     (tmp_path / "data" / "nyu-mll" / "glue").mkdir(parents=True)
-    place = model(tmp_path / "m", "config.json", "model.safetensors")
-    check("paper/glue", data=tmp_path / "data", weights=place)
+    model(tmp_path / "m" / "a" / "b", "config.json", "model.safetensors")
+    check("paper/glue", data=tmp_path / "data", weights=tmp_path / "m")
     assert "All is there." in capsys.readouterr().out
     with pytest.raises(SystemExit):
         check("paper/glue", data=tmp_path / "data", weights=tmp_path / "none")
-    assert f"model.safetensors not in {tmp_path / 'none'}" in capsys.readouterr().out
+    said, place = capsys.readouterr().out, tmp_path / "none" / "a" / "b"
+    assert f"model.safetensors not in {place}" in said
+    assert f"    hf download a/b --local-dir {place}" in said
 
 
 def test_an_unknown_preset_is_refused():
@@ -254,3 +257,23 @@ def test_the_command_line_takes_its_arguments(capsys):
     tyro.cli(check, args=["tiny", "--data", "folder"])
 
     assert "All is there." in capsys.readouterr().out
+
+
+def test_a_folder_of_models_may_be_named_by_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("PARA_WEIGHTS", str(tmp_path))
+    model(tmp_path / "a" / "b", "config.json", "model.safetensors")
+
+    got = survey("a/b")
+
+    assert (got.there, got.note) == (True, f"in {tmp_path / 'a' / 'b'}")
+
+
+def test_every_comparison_of_the_paper_says_what_it_needs():
+    from train import presets
+
+    paper = {name for name in presets.PLANS if name.startswith("paper/")}
+
+    assert presets.NEEDS.keys() == paper
+    for name in paper:
+        assert presets.NEEDS[name].data == presets.PLANS[name].tasks
+        assert presets.NEEDS[name].weights is not None

@@ -4,7 +4,14 @@ import dataclasses
 import math
 from typing import ClassVar
 
-from train.data.sentiment import TASKS as TASKS
+from train.data import digits, sentiment, sources
+
+TASKS = (
+    *sentiment.TASKS,
+    *digits.TASKS,
+    *(x.name for x in (*sources.IMAGES, *sources.GLUE)),
+)
+"""Those of all comparisons, in the order of every table."""
 
 _SHARE = (0.0, 1.0)
 _COUNT = (0, math.inf)

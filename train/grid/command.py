@@ -4,44 +4,79 @@ import dataclasses
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import rich.console
 
+from train import arguments, presets
 from train.experiments import results
-from train.grid import plan, work
+from train.grid import plan as plans
+from train.grid import work
+from train.presets.paper import tiny as tinies
+
+_SENTIMENT = "sentiment"
 
 
 def grid(
     *,
-    out: pathlib.Path = pathlib.Path("runs/grid"),
-    tasks: tuple[str, ...] = plan.TASKS,
-    methods: tuple[str, ...] = tuple(x.name for x in plan.ENTRIES),
-    steps: int = plan.SETTINGS.steps,
+    preset: str = _SENTIMENT,
+    out: pathlib.Path | None = None,
+    tasks: tuple[str, ...] = (),
+    methods: tuple[str, ...] = (),
+    steps: int | None = None,
+    rates: tuple[float, ...] = (),
+    devices: int = 1,
+    weights: pathlib.Path | None = None,
+    data: pathlib.Path | None = None,
+    tiny: bool = False,
     commit: str = "",
 ) -> None:
-    """Makes all results of the comparison; what is there already is kept.
+    """Makes all results of a comparison; what is there already is kept.
 
-    About 20 minutes on four H200, with one process for each:
+    The one of sentiment takes about 20 minutes on four H200, with one process for each:
 
         for i in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$i python -m train grid & done; wait
 
     Args:
-      out: Where results go. Processes that share it share the work.
-      tasks: Of the four.
-      methods: Entries of `train.grid.plan`.
+      preset: Which comparison: sentiment, vision, paper/vision, paper/glue.
+      out: Where results go, by default into runs/. Processes that share it share the
+        work.
+      tasks: Some of the comparison's, instead of all.
+      methods: Some of its entries, instead of all; see `train.grid.plan`.
       steps: Of every run.
+      rates: The only learning rates to try; 5e-5 is the paper's.
+      devices: Over how many devices a batch is divided.
+      weights: A folder of models, instead of the hub.
+      data: A folder of data sets, instead of the hub.
+      tiny: Use random tiny models and data, and a few steps, to see that all works.
       commit: Of this code, where git cannot say it.
     """
+    out = out or _place(preset)
+    plan = _plan(preset)
+    folders = dataclasses.replace(plan.folders, weights=weights, data=data)
+    plan = dataclasses.replace(plan, folders=folders)
+    if tiny:
+        plan = tinies.shrunk(plan, out)
+    if steps is not None:
+        settings = dataclasses.replace(plan.settings, steps=steps)
+        plan = dataclasses.replace(plan, settings=settings, steps={})
+    if rates:
+        plan = dataclasses.replace(plan, rates=rates, outer=())
+    settings = dataclasses.replace(plan.settings, devices=devices)
+    plan = dataclasses.replace(plan, settings=settings)
     for task in tasks:
-        if task not in plan.TASKS:
-            sys.exit(f"Unknown task '{task}', expected: {', '.join(plan.TASKS)}.")
-    work.run(_folder(out, methods, steps, commit), tasks, methods)
+        if task not in plan.tasks:
+            sys.exit(f"Unknown task '{task}', expected: {', '.join(plan.tasks)}.")
+    names = _names(plan, methods)
+    words = "" if preset == _SENTIMENT else f" --preset {preset}"
+    folder = _folder(plan, out, commit, f"grid{words}{' --tiny' * tiny}")
+    work.run(folder, tasks or plan.tasks, names)
 
 
 def cost(
     *,
     out: pathlib.Path = pathlib.Path("runs/grid"),
-    methods: tuple[str, ...] = tuple(x.name for x in plan.ENTRIES),
+    methods: tuple[str, ...] = (),
     commit: str = "",
 ) -> None:
     """Measures the time and the memory of a training step of each method.
@@ -51,8 +86,8 @@ def cost(
       methods: Entries of `train.grid.plan`.
       commit: Of this code, where git cannot say it.
     """
-    folder = _folder(out, methods, plan.SETTINGS.steps, commit, command="cost")
-    work.measure(folder, methods)
+    plan = plans.SENTIMENT
+    work.measure(_folder(plan, out, commit, "cost"), _names(plan, methods))
 
 
 def collect(
@@ -69,23 +104,31 @@ def collect(
         print(f"{kind}: {count:,} rows")
 
 
-def _folder(
-    out: pathlib.Path,
-    methods: tuple[str, ...],
-    steps: int,
-    commit: str,
-    command: str = "grid",
-) -> work.Folder:
-    known = [x.name for x in plan.ENTRIES]
+def _plan(preset: str) -> plans.Plan:
+    return presets.PLANS[arguments.known("preset", preset, presets.PLANS)]
+
+
+def _place(preset: str) -> pathlib.Path:
+    return pathlib.Path("runs", "grid" if preset == _SENTIMENT else preset)
+
+
+def _names(plan: plans.Plan, methods: Sequence[str]) -> Sequence[str]:
+    known = [x.name for x in plan.entries]
     for name in methods:
         if name not in known:
             sys.exit(f"Unknown method '{name}', expected: {', '.join(known)}.")
+    return methods or known
+
+
+def _folder(
+    plan: plans.Plan, out: pathlib.Path, commit: str, command: str
+) -> work.Folder:
     console = rich.console.Console(soft_wrap=True, highlight=False)
     return work.Folder(
         path=out,
         command=f"python -m train {command}",
         commit=commit or _commit(),
-        settings=dataclasses.replace(plan.SETTINGS, steps=steps),
+        plan=plan,
         say=console.print,
     )
 

@@ -20,8 +20,10 @@ _CALLS = 4
 
 def measure(place: training.Place, entry: plan.Entry, steps: int = 50) -> Cost:
     """Returns the cost of one step of one method, on a program of `steps` steps."""
-    settings = plan.search(place.task, entry.config, place.settings)
-    settings = dataclasses.replace(settings, seeds=(0,), learning_rates=plan.RATES[:1])
+    settings = place.plan.search(place.task, entry.config, place.settings)
+    settings = dataclasses.replace(
+        settings, seeds=(0,), learning_rates=place.plan.rates[:1]
+    )
     given = runs.inputs(settings, place.model, place.base, place.data)
     learners = runs.begin(given)
     data, rows = next(runs.chunks(given, 0, steps, steps))

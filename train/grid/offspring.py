@@ -92,14 +92,14 @@ def children(
         validation=posthoc.examples_of(place.data.validation),
     )
     total = sum(x.parameters for x in parent.adapters.values())
-    ranks = {f"rank {x:g}": para.Rank(x) for x in plan.CUTS}
-    shares = {f"params {x:g}": para.Params(int(x * total)) for x in plan.SHARES}
-    for name, pruner in posthoc.PRUNERS.items():
-        ranking = pruner(given)
+    ranks = {f"rank {x:g}": para.Rank(x) for x in place.plan.cuts}
+    shares = {f"params {x:g}": para.Params(int(x * total)) for x in place.plan.shares}
+    for name in place.plan.pruners:
+        ranking = posthoc.PRUNERS[name](given)
         for policy, budget in (ranks | shares).items():
             method = "para" if name == PARA else name
             yield Child(method, policy, posthoc.prune(ranking, budget))
-    yield from _of_para(parent)
+    yield from _of_para(parent, place.plan)
 
 
 def spectra(place: training.Place, parent: Parent) -> list[Spectrum]:
@@ -136,18 +136,18 @@ def _row(
     )
 
 
-def _of_para(parent: Parent) -> Iterator[Child]:
+def _of_para(parent: Parent, budgets: plan.Plan) -> Iterator[Child]:
     """Yields what only the singular values have: local, by energy, and the opposite."""
     parts = posthoc.decompose(parent.adapters)
     scores = {path: x.s for path, x in parts.items()}
     found = {path: x.spectrum for path, x in parts.items()}
-    for cut in plan.CUTS:
+    for cut in budgets.cuts:
         local = para.Rank(cut, scope="local", remainder="greedy")
         masks = posthoc.choose(parts, scores, local)
         yield Child("local", f"rank {cut:g}", posthoc.child(parts, masks))
-    for energy in plan.ENERGIES:
+    for energy in budgets.energies:
         masks = exact_masks(found, para.Epsilon(energy))
         yield Child("para", f"epsilon {energy:g}", posthoc.child(parts, masks))
-    for count in plan.DROPPED:
+    for count in budgets.dropped:
         masks = posthoc.drop_top(parts, count)
         yield Child("drop-top", f"drop {count}", posthoc.child(parts, masks))

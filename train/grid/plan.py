@@ -1,50 +1,22 @@
-"""Which runs the comparison takes, and the one protocol that all of them follow.
+"""Which runs a comparison takes, and the one protocol that all of them follow.
 
-Every method of every task trains at each rate of one small grid with the seeds of
-`SEARCH`, and where the best of them is at an end of the grid, at those outside it too.
-The rate of the best mean validation accuracy trains the seeds of `REST`. The test part
-is looked at once, for the chosen rate. LoRA's scale is the same at all ranks.
+Every method of every task trains at each rate of one small grid with the first seeds,
+and where the best of them is at an end of the grid, at those outside it too. The rate
+of the best mean validation accuracy trains the other seeds. The test part is looked at
+once, for the chosen rate. LoRA's scale is the same at all ranks.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
-from train.data import sentiment
+from train import posthoc
+from train.data import digits, sentiment
 from train.methods import METHODS, Config, dylora, lora, matryoshka, sora
 from train.run import Run
-
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-"""The learning rates that each method tries."""
-
-OUTER = (1e-5, 3e-5, 1e-2, 3e-2)
-"""Those that it tries besides, where the best of `RATES` is the first or the last. As
-many: one compiled program for both."""
-
-SEARCH = (0, 1)
-"""The seeds that choose the rate."""
-
-REST = (2, 3, 4, 5, 6, 7, 8, 9)
-"""The other seeds. As many members as in the search: one compiled program for both."""
-
-SETTINGS = Run()
-"""The rest of every run."""
+from train.subjects import Folders
 
 RANKS = (16, 8, 4, 2, 1)
 """Native ranks, and those at which a model of many ranks is evaluated."""
-
-CUTS = (8, 4, 2, 1, 0.5)
-"""Average ranks of children."""
-
-SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
-"""Parameters of children, as shares of the parent's: those of `CUTS` on average."""
-
-ENERGIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999)
-DROPPED = (1, 2, 4, 8, 16, 32, 64, 128)
-
-RETUNED = (2, 1, 0.5)
-"""Average ranks of the children that are trained on."""
-
-MORE = (0.01, 0.05, 0.1)
-"""For how long, as shares of the parent's steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,21 +81,87 @@ ENTRIES = (
 )
 """The methods of the grid, those of the paper's tables first."""
 
-TASKS = sentiment.TASKS
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One comparison.
 
-def search(task: str, config: Config, settings: Run = SETTINGS) -> Run:
-    """Returns the run that tries the learning rates of one method on one task."""
-    return dataclasses.replace(
-        settings, task=task, method=config, seeds=SEARCH, learning_rates=RATES
+    Attributes:
+      tasks: What is trained on.
+      settings: The rest of every run.
+      entries: The methods.
+      steps: Of tasks that take other numbers of steps than `settings`.
+      rates: The learning rates that each method tries.
+      outer: Those that it tries besides, where the best of `rates` is the first or the
+        last. As many: one compiled program for both.
+      search_seeds: Those that choose the rate.
+      other_seeds: As many members as in the search: one compiled program for both.
+      cuts: Average ranks of children.
+      shares: Parameters of children, as shares of the parent's: those of `cuts` on
+        average.
+      pruners: What makes these children, of `train.posthoc`.
+      energies: Kept shares of the energy.
+      dropped: How many of the strongest components are dropped.
+      retuned: Average ranks of the children that are trained on.
+      more: For how long, as shares of the parent's steps.
+      folders: Where models and data of the hub are.
+    """
+
+    tasks: tuple[str, ...]
+    settings: Run = dataclasses.field(default_factory=Run)
+    entries: tuple[Entry, ...] = ENTRIES
+    steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
+    outer: tuple[float, ...] = (1e-5, 3e-5, 1e-2, 3e-2)
+    search_seeds: tuple[int, ...] = (0, 1)
+    other_seeds: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 9)
+    cuts: tuple[float, ...] = (8, 4, 2, 1, 0.5)
+    shares: tuple[float, ...] = (0.5, 0.25, 0.125, 0.0625, 0.03125)
+    pruners: tuple[str, ...] = tuple(posthoc.PRUNERS)
+    energies: tuple[float, ...] = (
+        *(0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97),
+        *(0.99, 0.995, 0.999),
     )
+    dropped: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    retuned: tuple[float, ...] = (2, 1, 0.5)
+    more: tuple[float, ...] = (0.01, 0.05, 0.1)
+    folders: Folders = dataclasses.field(default_factory=Folders)
+
+    def settings_of(self, task: str) -> Run:
+        """Returns the settings of every run on a task."""
+        steps = self.steps.get(task, self.settings.steps)
+        return dataclasses.replace(self.settings, task=task, steps=steps)
+
+    def search(self, task: str, config: Config, settings: Run) -> Run:
+        """Returns the run that tries the learning rates of one method on one task."""
+        return dataclasses.replace(
+            settings,
+            task=task,
+            method=config,
+            seeds=self.search_seeds,
+            learning_rates=self.rates,
+        )
+
+    def outside(self, search: Run) -> Run:
+        """Returns the run of the learning rates outside of those that were tried."""
+        return dataclasses.replace(search, learning_rates=self.outer)
+
+    def rest(self, search: Run, rate: float) -> Run:
+        """Returns the run of the other seeds, at the rate that was chosen."""
+        return dataclasses.replace(
+            search, seeds=self.other_seeds, learning_rates=(rate,)
+        )
 
 
-def outside(search: Run) -> Run:
-    """Returns the run of the learning rates outside of those that were tried."""
-    return dataclasses.replace(search, learning_rates=OUTER)
+_OF_BERT = ("at-inputs", "at-embeddings", "whitened", "whitened-diagonal")
+"""Pruners that read the form of BERT's blocks."""
 
+PRUNERS = tuple(x for x in posthoc.PRUNERS if x not in _OF_BERT)
+"""Those for models of any form."""
 
-def rest(search: Run, rate: float) -> Run:
-    """Returns the run of the other seeds, at the rate that was chosen."""
-    return dataclasses.replace(search, seeds=REST, learning_rates=(rate,))
+SENTIMENT = Plan(tasks=sentiment.TASKS)
+VISION = Plan(
+    tasks=digits.TASKS,
+    settings=Run(task=digits.TASKS[0], backbone=""),
+    pruners=PRUNERS,
+)

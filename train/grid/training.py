@@ -25,13 +25,14 @@ Served = Callable[[State], Adapters]
 
 
 class Place(NamedTuple):
-    """Where runs happen: one task, one model."""
+    """Where runs happen: one task, one model, by one plan."""
 
     task: str
     model: Model
     base: trainer.Params
     data: arrays.Data
     settings: run.Run
+    plan: plan.Plan
 
 
 class Tried(NamedTuple):
@@ -74,12 +75,13 @@ def train(place: Place, config: Config, begin: Begin = run.begin) -> Trained:
       config: The method.
       begin: Returns the members at their start.
     """
-    search = plan.search(place.task, config, place.settings)
+    search = place.plan.search(place.task, config, place.settings)
     searched = (_tried(place, search, begin),)
-    if _best(searched)[0] in (search.learning_rates[0], search.learning_rates[-1]):
-        searched += (_tried(place, plan.outside(search), begin),)
+    ends = search.learning_rates[0], search.learning_rates[-1]
+    if place.plan.outer and _best(searched)[0] in ends:
+        searched += (_tried(place, place.plan.outside(search), begin),)
     rate, first = _best(searched)
-    others = _tried(place, plan.rest(search, rate), begin)
+    others = _tried(place, place.plan.rest(search, rate), begin)
     learners, validation = jax.tree.map(
         lambda *x: np.concatenate(x), first, tuple(others[1:])
     )

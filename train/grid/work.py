@@ -18,13 +18,12 @@ from typing import Any
 
 import jax
 
-from train import posthoc
+from train import posthoc, subjects
 from train import run as runs
-from train.data import arrays, sentiment
 from train.experiments import store
 from train.experiments.rows import Cost, Row, Spectrum
-from train.grid import cost, offspring, plan, retuning, training
-from train.models import bert, pretrained
+from train.grid import cost, offspring, retuning, training
+from train.grid import plan as plans
 
 KINDS: dict[str, Any] = {
     "trained": Row,
@@ -35,7 +34,7 @@ KINDS: dict[str, Any] = {
 }
 """The files of results, and what their rows are."""
 
-_OF_PARENTS = ("trained", "children", "retuned", "spectra")
+_OF_PARENTS = ("trained", "children", "spectra")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,25 +45,27 @@ class Folder:
       path: The folder.
       command: What makes them.
       commit: Of the code.
-      settings: Of every run.
+      plan: Which runs.
       say: Called with a line on each result.
     """
 
     path: pathlib.Path
     command: str
     commit: str
-    settings: runs.Run
+    plan: plans.Plan
     say: Callable[[str], object]
 
     def file(self, kind: str, name: str) -> pathlib.Path:
         """Returns where one result lies."""
         return self.path / kind / f"{name}.json"
 
-    def write(self, kind: str, name: str, rows: Sequence[Any]) -> None:
-        """Writes one result."""
-        entries = {x.name: x for x in plan.ENTRIES}
+    def write(
+        self, kind: str, name: str, rows: Sequence[Any], settings: runs.Run
+    ) -> None:
+        """Writes one result of runs with these settings."""
+        entries = {x.name: x for x in self.plan.entries}
         used = sorted({row.config for row in rows if isinstance(row, Row)})
-        configs = {x: _described(self.settings, entries[x].config) for x in used}
+        configs = {x: _described(settings, entries[x].config) for x in used}
         results = store.Results(
             command=self.command,
             commit=self.commit,
@@ -81,11 +82,11 @@ def run(folder: Folder, tasks: Sequence[str], names: Sequence[str]) -> None:
 
     Args:
       folder: Where to.
-      tasks: Of `sentiment.TASKS`.
-      names: Of entries of `plan.ENTRIES`.
+      tasks: Of the plan.
+      names: Of its entries.
     """
-    places = load(tasks, folder.settings)
-    for entry in plan.ENTRIES:
+    places = load(tasks, folder.plan)
+    for entry in folder.plan.entries:
         if entry.name not in names:
             continue
         with locked(folder.path / f"{entry.name}.lock") as ours:
@@ -95,8 +96,8 @@ def run(folder: Folder, tasks: Sequence[str], names: Sequence[str]) -> None:
 
 def measure(folder: Folder, names: Sequence[str]) -> None:
     """Measures what no other process measures: the cost of each method's steps."""
-    (place,) = load(sentiment.TASKS[:1], folder.settings)
-    for entry in plan.ENTRIES:
+    (place,) = load(folder.plan.tasks[:1], folder.plan)
+    for entry in folder.plan.entries:
         with locked(folder.path / f"{entry.name}.cost.lock") as ours:
             if (
                 entry.name in names
@@ -104,21 +105,19 @@ def measure(folder: Folder, names: Sequence[str]) -> None:
                 and not folder.file("cost", entry.name).is_file()
             ):
                 found = cost.measure(place, entry)
-                folder.write("cost", entry.name, [found])
+                folder.write("cost", entry.name, [found], place.settings)
                 folder.say(f"{entry.name}: {1e3 * found.step_seconds:.2f} ms a step")
 
 
-def load(tasks: Sequence[str], settings: runs.Run) -> list[training.Place]:
-    """Returns the places of the tasks, all with one model and one base."""
-    files = pretrained.find_folder()
-    config = bert.read_config(files)
-    base = {"bert": pretrained.load(files, config)}
-    model = bert.BertClassifier(config, len(sentiment.CLASSES))
-    length = settings.max_length
-    return [
-        training.Place(x, model, base, arrays.load(x, files, length), settings)
-        for x in tasks
-    ]
+def load(tasks: Sequence[str], plan: plans.Plan) -> list[training.Place]:
+    """Returns the places of the tasks."""
+    return [_place(task, plan) for task in tasks]
+
+
+def _place(task: str, plan: plans.Plan) -> training.Place:
+    settings = subjects.identified(plan.settings_of(task), plan.folders)
+    found = subjects.load(settings, plan.folders)
+    return training.Place(task, found.model, found.base, found.data, settings, plan)
 
 
 @contextlib.contextmanager
@@ -147,7 +146,11 @@ def collect(source: pathlib.Path, target: pathlib.Path) -> dict[str, int]:
             continue
         parts = [store.read(file, row) for file in files]
         rows = [x for part in parts for x in part.rows]
-        configs = {k: v for part in parts for k, v in part.configs.items()}
+        configs: dict[str, Any] = {}
+        for key, config in ((k, v) for part in parts for k, v in part.configs.items()):
+            # Tasks may differ, in steps: then each row has its own.
+            before = configs.get(key, config)
+            configs[key] = {k: v for k, v in config.items() if before.get(k) == v}
         joined = store.Results(
             command=_each(part.command for part in parts),
             commit=_each(part.commit for part in parts),
@@ -183,25 +186,27 @@ def _each(values: Iterable[str]) -> str:
     return ", ".join(sorted(set(values)))
 
 
-def _make(folder: Folder, place: training.Place, entry: plan.Entry) -> None:
+def _make(folder: Folder, place: training.Place, entry: plans.Entry) -> None:
     name = f"{entry.name}-{place.task}"
-    wanted = _OF_PARENTS if entry == plan.PARENT else ("trained",)
+    wanted = ("trained",)
+    if entry == plans.PARENT:
+        wanted = (*_OF_PARENTS, "retuned") if place.plan.retuned else _OF_PARENTS
     files = [folder.file(kind, name) for kind in wanted]
     if all(file.is_file() for file in files):
-        _check(folder, files[0], entry)
+        _check(files[0], place.settings, entry)
         return
     for file in files:  # What belongs together comes from one training.
         file.unlink(missing_ok=True)
     start = time.monotonic()
     trained = training.train(place, entry.config)
     rows = training.rows(place, trained, entry)
-    folder.write("trained", name, rows)
+    folder.write("trained", name, rows, place.settings)
     last = [x.accuracy for x in rows if x.accuracy is not None][-len(trained.seeds) :]
     folder.say(
         f"{entry.name} {place.task}: rate {trained.rate:g}, test "
         f"{sum(last) / len(last):.4f}, {time.monotonic() - start:.0f} s"
     )
-    if entry == plan.PARENT:
+    if entry == plans.PARENT:
         _make_children(folder, place, trained, name)
 
 
@@ -210,27 +215,44 @@ def _make_children(
 ) -> None:
     parents = offspring.parents(trained)
     spectra = [x for parent in parents for x in offspring.spectra(place, parent)]
-    folder.write("spectra", name, spectra)
+    folder.write("spectra", name, spectra, place.settings)
     start, rows = time.monotonic(), []
-    base = posthoc.statistics(place.base)
+    base = _statistics(place)
     for parent in parents:
         rows += offspring.rows(place, trained.rate, parent, base)
-    folder.write("children", name, rows)
+    folder.write("children", name, rows, place.settings)
     took = f"{time.monotonic() - start:.0f} s"
     folder.say(f"{len(rows)} children {place.task}: {took}")
+    if place.plan.retuned:
+        _retune(folder, place, parents, name)
+
+
+def _retune(
+    folder: Folder,
+    place: training.Place,
+    parents: Sequence[offspring.Parent],
+    name: str,
+) -> None:
     start, rows = time.monotonic(), []
-    for share in plan.MORE:  # Equal numbers of steps share a program.
-        for rank in plan.RETUNED:
+    for share in place.plan.more:  # Equal numbers of steps share a program.
+        for rank in place.plan.retuned:
             rows += retuning.rows(place, parents, rank, share)
-    folder.write("retuned", name, rows)
+    folder.write("retuned", name, rows, place.settings)
     folder.say(f"retuned {place.task}: {time.monotonic() - start:.0f} s")
 
 
-def _check(folder: Folder, file: pathlib.Path, entry: plan.Entry) -> None:
+def _statistics(place: training.Place) -> dict[str, posthoc.Statistics]:
+    """Returns what the base says of its kernels; of BERT's inputs, too."""
+    if "bert" in place.base:
+        return posthoc.statistics(place.base)
+    return posthoc.of_kernels(place.model.adapted.kernels(place.base))
+
+
+def _check(file: pathlib.Path, settings: runs.Run, entry: plans.Entry) -> None:
     """Raises ValueError if a result is there of other settings than those asked for."""
     found = store.read(file, Row).configs[entry.name]
     # As JSON has them: a tuple comes back as a list.
-    wanted = json.loads(json.dumps(_described(folder.settings, entry.config)))
+    wanted = json.loads(json.dumps(_described(settings, entry.config)))
     for key in found:
         if found[key] != wanted.get(key):
             raise ValueError(

@@ -21,6 +21,7 @@ strongest components, the paper's Figure 3.
 """
 
 from train.posthoc.base import Statistics as Statistics
+from train.posthoc.base import of_kernels as of_kernels
 from train.posthoc.base import statistics as statistics
 from train.posthoc.components import Components as Components
 from train.posthoc.components import child as child

@@ -49,14 +49,15 @@ class Statistics(NamedTuple):
     Attributes:
       frobenius: The Frobenius norm of the kernel.
       spectral: Its largest singular value.
-      square: The second moment of its inputs, `[m]`, after the LayerNorm alone.
+      square: The second moment of its inputs, `[m]`, after the LayerNorm alone. Of
+        models of another form than BERT's it is not known.
       embedded: The same, but that layer 0 reads the embeddings of the vocabulary.
     """
 
     frobenius: float
     spectral: float
-    square: Float[np.ndarray, " m"]
-    embedded: Float[np.ndarray, " m"]
+    square: Float[np.ndarray, " m"] | None = None
+    embedded: Float[np.ndarray, " m"] | None = None
 
 
 def statistics(params: Mapping[str, Any]) -> dict[str, Statistics]:
@@ -74,16 +75,26 @@ def statistics(params: Mapping[str, Any]) -> dict[str, Statistics]:
     embedded = _squares(values, embeddings(values))
 
     def one(path: str) -> Statistics:
-        kernel = np.asarray(values[f"{path}/kernel"], np.float64)
-        return Statistics(
-            frobenius=float(np.linalg.norm(kernel)),
-            spectral=_spectral(kernel),
-            square=squares[path],
-            embedded=embedded[path],
-        )
+        known = _of_kernel(values[f"{path}/kernel"])
+        return known._replace(square=squares[path], embedded=embedded[path])
 
     # One thread a product: on a busy machine BLAS's own wait for one another.
     return dict(zip(squares, threads.in_threads(one, squares), strict=True))
+
+
+def of_kernels(kernels: Mapping[str, Any]) -> dict[str, Statistics]:
+    """Returns what kernels alone say, of any model, by path.
+
+    Args:
+      kernels: `[m, n]` each, as `train.models.adapted.Adapted.kernels` gives them.
+    """
+    found = threads.in_threads(_of_kernel, kernels.values())
+    return dict(zip(kernels, found, strict=True))
+
+
+def _of_kernel(kernel: Any) -> Statistics:
+    kernel = np.asarray(kernel, np.float64)
+    return Statistics(float(np.linalg.norm(kernel)), _spectral(kernel))
 
 
 def layer_norm(values: Mapping[str, np.ndarray], path: str) -> Features:

@@ -17,6 +17,16 @@ from train.posthoc.components import Components
 
 Score = Callable[[Components, Statistics], Float[np.ndarray, " k"]]
 
+
+def _known(square: Float[np.ndarray, " m"] | None) -> Float[np.ndarray, " m"]:
+    if square is None:
+        raise ValueError(
+            "What LayerNorms say of a kernel's inputs is known of BERT alone: leave "
+            "the scores at-inputs and at-embeddings out."
+        )
+    return square
+
+
 SCORES: dict[str, Score] = {
     # s: the paper's. The least error in the weights for a number of ranks.
     "sigma": lambda x, base: x.s,
@@ -30,8 +40,8 @@ SCORES: dict[str, Score] = {
     "by-update": lambda x, base: x.s / np.linalg.norm(x.s),
     # s ||sqrt(d) * u||: the root mean square of its output, x u s v^T, for uncorrelated
     # inputs with E[x^2] = d as the base's LayerNorms predict it.
-    "at-inputs": lambda x, base: x.s * np.sqrt(base.square @ x.u**2),
+    "at-inputs": lambda x, base: x.s * np.sqrt(_known(base.square) @ x.u**2),
     # The same, but that layer 0 reads the vocabulary's embeddings.
-    "at-embeddings": lambda x, base: x.s * np.sqrt(base.embedded @ x.u**2),
+    "at-embeddings": lambda x, base: x.s * np.sqrt(_known(base.embedded) @ x.u**2),
 }
 """Each score of components `[k]` by its name. Higher is better."""

@@ -1,6 +1,12 @@
-"""Runs to start from, one a file; each says its command, its time and its score."""
+"""Runs and comparisons to start from, one a file.
 
+Each says its command, its time and its score.
+"""
+
+from train.grid import plan
+from train.needs import Needs
 from train.presets import amazon, movie, nyt, tiny, tweets
+from train.presets.paper import glue, vision
 from train.run import Run
 
 PRESETS: dict[str, Run] = {
@@ -10,4 +16,18 @@ PRESETS: dict[str, Run] = {
     "nyt": nyt.RUN,
     "tiny": tiny.RUN,
 }
-"""Each preset by its name."""
+"""Each preset of a run by its name."""
+
+PLANS: dict[str, plan.Plan] = {
+    "sentiment": plan.SENTIMENT,
+    "vision": plan.VISION,
+    "paper/vision": vision.PLAN,
+    "paper/glue": glue.PLAN,
+}
+"""Each comparison by its name."""
+
+NEEDS: dict[str, Needs] = {
+    "paper/vision": vision.NEEDS,
+    "paper/glue": glue.NEEDS,
+}
+"""What has to be there for those that need more than ships or a package holds."""

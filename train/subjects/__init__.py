@@ -57,7 +57,9 @@ def identified(run: Run, folders: Folders = _ANYWHERE) -> Run:
     Raises:
       OSError: if the model is not there.
     """
-    if run.backbone or run.task not in REPOS:
+    if run.backbone or run.task not in (*REPOS, *pictures.TASKS):
         return run
-    folder = repository.find(REPOS[run.task], weights=folders.weights)
+    folder = pictures.ENCODER
+    if run.task in REPOS:
+        folder = repository.find(REPOS[run.task], weights=folders.weights)
     return dataclasses.replace(run, backbone=repository.sha256(folder))

@@ -7,7 +7,7 @@ STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def place():
+def place(small):
     from tests.train import tiny
     from train import run
     from train.data import arrays, tokens
@@ -30,33 +30,36 @@ def place():
     )
     settings = run.Run(steps=STEPS, batch=4, max_length=8)
     model = bert.BertClassifier(config, 3)
-    return training.Place("movie", model, {"bert": base}, data, settings)
+    return training.Place("movie", model, {"bert": base}, data, settings, small)
 
 
 @pytest.fixture(scope="module")
 def small():
     """The plan, with few seeds, rates and budgets."""
+    import dataclasses
+
     from train.grid import plan
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "SEARCH", (0, 1))
-        patch.setattr(plan, "REST", (2, 3, 4, 5))
-        patch.setattr(plan, "RATES", (1e-3, 1e-2))
-        patch.setattr(plan, "OUTER", (1e-4, 3e-2))
-        patch.setattr(plan, "CUTS", (4, 0.5))
-        patch.setattr(plan, "SHARES", (0.25,))
-        patch.setattr(plan, "ENERGIES", (0.9,))
-        patch.setattr(plan, "DROPPED", (3,))
-        patch.setattr(plan, "RETUNED", (1,))
-        patch.setattr(plan, "MORE", (0.5,))
-        yield plan
+    return dataclasses.replace(
+        plan.SENTIMENT,
+        search_seeds=(0, 1),
+        other_seeds=(2, 3, 4, 5),
+        rates=(1e-3, 1e-2),
+        outer=(1e-4, 3e-2),
+        cuts=(4, 0.5),
+        shares=(0.25,),
+        energies=(0.9,),
+        dropped=(3,),
+        retuned=(1,),
+        more=(0.5,),
+    )
 
 
 @pytest.fixture(scope="module")
-def trained(place, small):
-    from train.grid import training
+def trained(place):
+    from train.grid import plan, training
 
-    return training.train(place, small.PARENT.config)
+    return training.train(place, plan.PARENT.config)
 
 
 @pytest.fixture
@@ -67,14 +70,12 @@ def folder(place, tmp_path):
         path=tmp_path / "grid",
         command="a command",
         commit="abc",
-        settings=place.settings,
+        plan=place.plan,
         say=lambda line: None,
     )
 
 
-def test_the_rate_of_the_best_mean_validation_accuracy_trains_the_other_seeds(
-    small, trained
-):
+def test_the_rate_of_the_best_mean_validation_accuracy_trains_the_other_seeds(trained):
     by_rate = {}
     for tried in trained.searched:
         for (_, rate), value in zip(tried.run.members, tried.validation, strict=True):
@@ -92,22 +93,30 @@ def test_the_rate_of_the_best_mean_validation_accuracy_trains_the_other_seeds(
     [((0.5, 0.8, 0.7), 1), ((0.8, 0.5, 0.7), 2), ((0.5, 0.7, 0.8), 2)],
 )
 def test_rates_outside_are_tried_where_the_best_is_at_an_end(
-    place, small, monkeypatch, accuracies, runs
+    place, monkeypatch, accuracies, runs
 ):
-    from train.grid import training
+    import dataclasses
 
-    monkeypatch.setattr(small, "RATES", (1e-3, 1e-2, 1e-4))
-    monkeypatch.setattr(small, "OUTER", (1e-5, 1e-6, 1e-7))
-    monkeypatch.setattr(small, "REST", (2,))
+    from train.grid import plan, training
+
+    wide = dataclasses.replace(
+        place.plan,
+        rates=(1e-3, 1e-2, 1e-4),
+        outer=(1e-5, 1e-6, 1e-7),
+        other_seeds=(2,),
+    )
     # What so small a model reaches is chance: the rule is what is tested.
     monkeypatch.setattr(training, "_accuracies", lambda *_: np.tile(accuracies, 2))
 
-    found = training.train(place, small.PARENT.config)
+    found = training.train(place._replace(plan=wide), plan.PARENT.config)
 
     tried = [x.run.learning_rates for x in found.searched]
-    assert tried == [small.RATES, small.OUTER][:runs]
+    assert tried == [wide.rates, wide.outer][:runs]
     best = accuracies.index(max(accuracies))
-    assert found.rate == small.RATES[best]
+    assert found.rate == wide.rates[best]
+    alone = dataclasses.replace(wide, outer=())
+    found = training.train(place._replace(plan=alone), plan.PARENT.config)
+    assert len(found.searched) == 1
 
 
 def member(learners, index):
@@ -118,20 +127,18 @@ def member(learners, index):
     return jax.tree.map(lambda x: jnp.asarray(x[index]), found)
 
 
-def test_accuracies_are_those_of_the_base_with_the_update_merged_in(
-    place, small, trained
-):
+def test_accuracies_are_those_of_the_base_with_the_update_merged_in(place, trained):
     import jax.numpy as jnp
 
     from para_jax.params import nest, unnest
-    from train.grid import training
+    from train.grid import plan, training
 
-    rows = training.rows(place, trained, small.PARENT)
+    rows = training.rows(place, trained, plan.PARENT)
 
     tested = [x for x in rows if x.accuracy is not None]
     assert [x.seed for x in tested] == list(trained.seeds)
     assert {x.learning_rate for x in tested} == {trained.rate}
-    method = small.PARENT.config.method(STEPS)
+    method = plan.PARENT.config.method(STEPS)
     for i in (0, 3):
         state, head = member(trained.learners, i)
         leaves = unnest(place.base)
@@ -147,7 +154,7 @@ def test_accuracies_are_those_of_the_base_with_the_update_merged_in(
 
 
 @pytest.mark.slow
-def test_children_have_the_budgets_that_their_rows_say(place, small, trained):
+def test_children_have_the_budgets_that_their_rows_say(place, trained):
     from train import posthoc
     from train.grid import offspring
 
@@ -180,14 +187,14 @@ def test_children_have_the_budgets_that_their_rows_say(place, small, trained):
 
 
 @pytest.mark.slow
-def test_a_retuned_child_starts_as_the_child_and_keeps_its_ranks(place, small, trained):
+def test_a_retuned_child_starts_as_the_child_and_keeps_its_ranks(place, trained):
     import dataclasses
 
     import jax
 
     import para_jax as para
     from train import run
-    from train.grid import offspring, plan, retuning, training
+    from train.grid import offspring, plan, retuning
 
     parents = offspring.parents(trained)
     rows = retuning.rows(place, parents, 1, 0.5)
@@ -203,7 +210,7 @@ def test_a_retuned_child_starts_as_the_child_and_keeps_its_ranks(place, small, t
         np.testing.assert_allclose(got, x.scale * x.a @ x.b, atol=1e-5)
     assert sum(bool(x["b"].any()) for x in factors.values()) == len(want)
     short = dataclasses.replace(place.settings, steps=STEPS // 2)
-    settings = training.plan.search("movie", plan.PARENT.config, short)
+    settings = place.plan.search("movie", plan.PARENT.config, short)
     given = run.inputs(settings, place.model, place.base, place.data)
     start = retuning._begin(given, {x.seed: (factors, x.head) for x in parents})
     head = jax.tree.map(lambda x: np.asarray(x[0]), start.head)
@@ -211,16 +218,14 @@ def test_a_retuned_child_starts_as_the_child_and_keeps_its_ranks(place, small, t
 
 
 @pytest.mark.slow
-def test_a_grid_is_shared_resumed_and_collected(
-    place, small, folder, tmp_path, monkeypatch
-):
+def test_a_grid_is_shared_resumed_and_collected(place, folder, tmp_path, monkeypatch):
     import dataclasses
 
     from train.experiments import store
     from train.experiments.rows import Row
     from train.grid import work
 
-    monkeypatch.setattr(work, "load", lambda tasks, settings: [place])
+    monkeypatch.setattr(work, "load", lambda tasks, plan: [place])
     names = ("lora-16", "lora-half", "dylora")
 
     with work.locked(folder.path / "lora-half.lock"):
@@ -240,8 +245,10 @@ def test_a_grid_is_shared_resumed_and_collected(
     assert counts["spectra"] == 6 * 12
 
     other = dataclasses.replace(place.settings, steps=STEPS + 1)
+    longer = [place._replace(settings=other)]
+    monkeypatch.setattr(work, "load", lambda tasks, plan: longer)
     with pytest.raises(ValueError, match="made with steps 12, and 13 is asked for"):
-        work.run(dataclasses.replace(folder, settings=other), ["movie"], names)
+        work.run(folder, ["movie"], names)
 
 
 def test_nothing_to_collect_is_said(tmp_path):
@@ -281,18 +288,20 @@ def test_unknown_methods_and_tasks_are_named(tmp_path):
         command.grid(out=tmp_path, methods=("lroa",))
     with pytest.raises(SystemExit, match="Unknown task 'film', expected: movie"):
         command.grid(out=tmp_path, tasks=("film",))
+    with pytest.raises(ValueError, match="Did you mean 'paper/glue'"):
+        command.grid(preset="paper/gleu")
 
 
 @pytest.mark.slow
-def test_the_cost_of_a_step_is_measured(place, small):
+def test_the_cost_of_a_step_is_measured(place):
     import dataclasses
 
     import jax
 
-    from train.grid import cost
+    from train.grid import cost, plan
 
     longer = dataclasses.replace(place.settings, steps=60)
-    got = cost.measure(place._replace(settings=longer), small.PARENT, steps=5)
+    got = cost.measure(place._replace(settings=longer), plan.PARENT, steps=5)
 
     assert (got.method, got.policy) == ("lora", "rank 16")
     assert got.step_seconds > 0

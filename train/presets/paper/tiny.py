@@ -4,6 +4,7 @@ With them a preset runs from end to end on a CPU in a minute: it shows that ever
 is wired up, and its numbers say nothing. Host code.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from tokenizers import models, pre_tokenizers, processors
 from para_jax.params import nest
 from train.data import sources
 from train.data.sources import Source
+from train.grid.plan import Plan
 from train.models import roberta, siglip
 from train.models.checkpoint import Leaf
 from train.pretrain import export
@@ -27,30 +29,55 @@ if TYPE_CHECKING:
 ROWS = {"train": 40, "validation": 12, "test": 12}
 """Of each split, by what its name begins with."""
 
-SIGLIP = {
-    "model_type": "siglip_vision_model",
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "image_size": 16,
-    "patch_size": 8,
-}
+SIGLIP = siglip.Config(
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    image_size=16,
+    patch_size=8,
+)
 
-ROBERTA = {
-    "model_type": "roberta",
-    "vocab_size": 40,
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 40,
-    "max_position_embeddings": 24,
-    "type_vocab_size": 1,
-    "layer_norm_eps": 1e-5,
-    "pad_token_id": 1,
-}
+ROBERTA = roberta.Config(
+    vocab_size=40,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=40,
+    max_position_embeddings=24,
+    type_vocab_size=1,
+    layer_norm_eps=1e-5,
+    pad_token_id=1,
+)
 
 _WORDS = [f"w{x}" for x in range(36)]
+
+
+def shrunk(plan: Plan, folder: pathlib.Path) -> Plan:
+    """Returns a plan of few steps, seeds and children, on models and data made here.
+
+    Args:
+      plan: A preset's.
+      folder: Where models and data go, below `tiny`.
+    """
+    settings = dataclasses.replace(
+        plan.settings, steps=12, batch=4, max_length=16, dtype="float32"
+    )
+    return dataclasses.replace(
+        plan,
+        settings=settings,
+        steps={},
+        rates=plan.rates[:1],
+        outer=(),
+        search_seeds=(0,),
+        other_seeds=(1,),
+        cuts=(4, 1),
+        shares=(),
+        energies=(0.9,),
+        dropped=(3,),
+        retuned=(),
+        folders=make(folder / "tiny"),
+    )
 
 
 def make(folder: pathlib.Path) -> Folders:
@@ -73,17 +100,15 @@ def make(folder: pathlib.Path) -> Folders:
 
 
 def _siglip(folder: pathlib.Path) -> None:
-    names = siglip.Config.__dataclass_fields__
-    config = siglip.Config(**{k: v for k, v in SIGLIP.items() if k in names})
-    leaves = siglip.leaves(config)
-    export.save(folder, _random(leaves), leaves, SIGLIP, base="vision_model.")
+    values = {"model_type": "siglip_vision_model", **dataclasses.asdict(SIGLIP)}
+    leaves = siglip.leaves(SIGLIP)
+    export.save(folder, _random(leaves), leaves, values, base="vision_model.")
 
 
 def _roberta(folder: pathlib.Path) -> None:
-    names = roberta.Config.__dataclass_fields__
-    config = roberta.Config(**{k: v for k, v in ROBERTA.items() if k in names})
-    leaves = roberta.leaves(config)
-    export.save(folder, _random(leaves), leaves, ROBERTA, base="roberta.")
+    values = {"model_type": "roberta", **dataclasses.asdict(ROBERTA)}
+    leaves = roberta.leaves(ROBERTA)
+    export.save(folder, _random(leaves), leaves, values, base="roberta.")
     vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *_WORDS]
     ids = {word: number for number, word in enumerate(vocabulary)}
     tokenizer = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
@@ -116,11 +141,11 @@ def _set(
 
     generator = np.random.default_rng(0)
     splits = [x for part in source.parts.values() for x in part.split.split("+")]
-    found = {
-        split: rows(source, ROWS[split.split("_")[0]], generator) for split in splits
-    }
+    found = datasets.DatasetDict()
+    for split in splits:
+        found[split] = rows(source, ROWS[split.split("_")[0]], generator)
     datasets.disable_progress_bars()
-    datasets.DatasetDict(found).save_to_disk(str(folder))
+    found.save_to_disk(str(folder))
     datasets.enable_progress_bars()
 
 

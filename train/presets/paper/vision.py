@@ -1,0 +1,39 @@
+"""Seven image sets by SigLIP2-Base: the paper's tables 1 and 5, figures 1 to 9.
+
+    python -m train check paper/vision
+    python -m train grid --preset paper/vision --out DIR
+    python -m train collect --source DIR --out DIR/results
+    python -m train table all --folder DIR/results
+    python -m train figure all --folder DIR/results --out DIR/figures
+
+What was stopped goes on with the same command. Several processes with the same DIR
+share the work, one for each GPU: CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides
+every batch. With --tiny it runs on a CPU, with random models and pictures.
+
+Cost, estimated and not measured: 70 trainings of SigLIP2-Base, with five members each,
+and 30 children of 21 parents; about half a day on one H100. 12 GB to download.
+
+Not run at this scale yet. What the paper is said to have, at rank 4 on average:
+
+    averages of table 1 (from a summary): AdaLoRA, SoRA, DoRA, GoRA and LoRA 76.96,
+        79.25, 82.39, 82.45 and 84.30, PARA 88.83
+    PARA (from a summary): CIFAR-100 79.08, Food 86.40, Flowers 86.03, Cars 84.58
+    PARA (a third party's listing, unverified): CIFAR-10 97.89, Pets 89.97
+    local (from a summary): CIFAR-100 78.23, Food 84.49, Flowers 85.15, Cars 83.82
+
+These levels are low for this model, so expect higher ones here; what to compare are the
+order of the methods and the differences between them.
+"""
+
+from train.data import images
+from train.needs import Needs, Weights
+from train.presets.paper import protocol
+from train.subjects.images import REPO
+
+PLAN = protocol.planned(images.NAMES, steps={"flowers": 1500, "pets": 1500})
+
+NEEDS = Needs(
+    weights=Weights(repo=REPO, size=1_500_000_000, remark="Apache-2.0"),
+    data=images.NAMES,
+    memory_bytes=40_000_000_000,
+)
