@@ -209,7 +209,7 @@ def test_children_of_one_parent_are_as_accurate_as_in_pytorch(run, tmp_path):
         3,
         "whole",
         "one",
-        "[sum(x.sentences for x in part) for part in (searched, reported)]",
+        "[sum(x.examples for x in part) for part in (searched, reported)]",
         "scores",
         "{path: x.rank for path, x in best.adapters.items()}",
     )
