@@ -52,7 +52,7 @@ def pixels(images: Float[jax.Array, "B P P"]) -> Float[jax.Array, "B P P 3"]:
 
 def _augment(key: jax.Array, image: UInt8[Array, "S S"]) -> Float[jax.Array, "32 32"]:
     stroke, place, light, noise = jax.random.split(key, 4)
-    image = _stroked(stroke, image.astype(jnp.float32) / 255)
+    image = _stroked(stroke, jnp.asarray(image, jnp.float32) / 255)
     sample = functools.partial(jax.scipy.ndimage.map_coordinates, order=1)
     image = sample(image, list(_places(place, image.shape[0])))
     strength, inverted = jax.random.uniform(light, (2,))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from para_jax.params import unnest
+from para_jax.params import nest, unnest
 from train.models import gemma3, siglip
 from train.pretrain import export, generation, vision
 
@@ -33,8 +33,6 @@ def drawn(leaves):
     ids=["siglip", "gemma3"],
 )
 def test_load_returns_what_was_saved(tmp_path, leaves, load):
-    from para_jax.params import nest
-
     params = drawn(leaves)
 
     export.save(tmp_path / "new", nest(params), leaves, {"model_type": "x"})
@@ -47,8 +45,6 @@ def test_load_returns_what_was_saved(tmp_path, leaves, load):
 
 
 def test_the_configuration_is_written_with_the_dtype(tmp_path):
-    from para_jax.params import nest
-
     leaves = siglip.leaves(ENCODER)
     export.save(tmp_path, nest(drawn(leaves)), leaves, {"hidden_size": 24})
 
@@ -57,8 +53,6 @@ def test_the_configuration_is_written_with_the_dtype(tmp_path):
 
 
 def test_what_stands_before_the_names_is_written(tmp_path):
-    from para_jax.params import nest
-
     leaves = siglip.leaves(ENCODER)
     params = nest(drawn(leaves))
     export.save(tmp_path, params, leaves, {}, base="vision_model.")
@@ -70,8 +64,6 @@ def test_what_stands_before_the_names_is_written(tmp_path):
 
 
 def test_params_of_another_model_are_refused(tmp_path):
-    from para_jax.params import nest
-
     params = drawn(gemma3.leaves(MODEL))
     params["model/extra"] = params.pop("model/norm/scale")
     with pytest.raises(

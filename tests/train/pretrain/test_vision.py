@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ def folder(file, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_program_writes_an_encoder_that_loads(folder):
     config = siglip.read_config(folder)
     params = siglip.load(folder, config, np.float32)
@@ -40,6 +43,7 @@ def test_the_program_writes_an_encoder_that_loads(folder):
     assert np.abs(got[0] - got[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_program_says_what_the_encoder_can_do(folder):
     metrics = json.loads((folder / "metrics.json").read_text())
 
@@ -49,6 +53,20 @@ def test_the_program_says_what_the_encoder_can_do(folder):
     # Hardly trained; but random features tell digits apart better than chance.
     assert 0.2 < metrics["digits"] < 1
     assert all(0 <= metrics[x] <= 1 for x in ("glyphs", *tasks))
+
+
+def test_the_machine_that_trains_needs_neither_fonts_nor_their_libraries():
+    missing = "PIL fontTools matplotlib mlxtend pandas sklearn tyro datasets grain"
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing.split()}))\n"
+        "import train.pretrain.vision, train.pretrain.generation\n"
+        "from train.data import digits\n"
+        "print(len(digits.load('georgian', 'test').images))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "594"
 
 
 def test_one_picture_of_fifty_is_held_out(file):
