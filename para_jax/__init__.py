@@ -12,6 +12,15 @@ or inside a program that is traced:
     spectra = para.decompose(adapters)
     masks = para.masks(spectra, para.Epsilon(0.99))
     masked = para.repack(spectra, masks, adapters, form="masked")
+
+All examples in the documentation of this package start from here:
+
+    >>> import jax, jax.numpy as jnp, numpy as np, para_jax
+    >>> def adapter(m, n, *sigma):
+    ...     s = np.diag(np.float32(sigma))  # The singular values of its update.
+    ...     a, b = np.eye(m, len(s)), np.eye(len(s), n)
+    ...     return para_jax.Adapter(np.float32(a), np.float32(s @ b))
+    >>> adapters = {"down": adapter(7, 5, 6, 0.5), "up": adapter(5, 7, 8, 4, 2, 1)}
 """
 
 from para_jax.adapters import Adapter as Adapter

@@ -43,6 +43,11 @@ class Adapter:
       nominal: The rank that budgets count, where it is not that of `a`: a PiSSA
         adapter made plain stores `2 r` columns and counts `r` (see
         `para_jax.extract.plain`).
+
+    Example:
+      >>> x = para_jax.Adapter(np.ones((2, 5, 3)), np.ones((2, 3, 7)), scale=0.5)
+      >>> x.rank, x.stack, x.inputs, x.outputs, x.modules, x.parameters
+      (3, (2,), 5, 7, 2, 72)
     """
 
     a: Array
@@ -90,6 +95,11 @@ class Layer:
         parameter of a mixture, whose stack is its experts.
       window: For `conv`, the kernel's spatial shape and its input channels,
         `(*window, channels)`: the axes that `m` flattens, in Flax's order.
+
+    Example:
+      >>> layers = {"stem": para_jax.Layer(kind="conv", window=(3, 3, 2))}
+      >>> stem = {"stem": adapter(3 * 3 * 2, 5, 4, 1)}
+      >>> parent = para_jax.Checkpoint(adapters=stem, layers=layers)
     """
 
     kind: str = "linear"
@@ -118,6 +128,13 @@ class Checkpoint:
       source: The name of the file or folder that it was read from.
       tree: The tree of arrays that the adapters were found in, for
         `para_jax.to_tree` to put a child back.
+
+    Example:
+      >>> head = {"classifier.weight": np.ones((3, 5))}
+      >>> parent = para_jax.Checkpoint(adapters=adapters, extra=head)
+      >>> child = para_jax.compress(parent, para_jax.Gamma(0.5))
+      >>> child.extra["classifier.weight"].shape
+      (3, 5)
     """
 
     adapters: Adapters
@@ -174,6 +191,11 @@ def unstack(adapters: Adapters) -> dict[str, Adapter]:
     `{"mlp": Adapter(a=[2, m, r], ...)}` becomes `{"mlp/0": ..., "mlp/1": ...}`.
     Adapters without a stack stay as they are. The inverse is `stack`.
 
+    Example:
+      >>> scanned = {"mlp": para_jax.Adapter(np.ones((2, 5, 3)), np.ones((2, 3, 7)))}
+      >>> {path: x.a.shape for path, x in para_jax.unstack(scanned).items()}
+      {'mlp/0': (5, 3), 'mlp/1': (5, 3)}
+
     Raises:
       ValueError: if an unstacked path is already taken.
     """
@@ -210,6 +232,11 @@ def stack(
     """Returns `adapters` with the members of each stack joined again.
 
     The members must have equal shapes and scales: pad them first if they do not.
+
+    Example:
+      >>> kernels = {"mlp/0": adapter(5, 7, 8, 4), "mlp/1": adapter(5, 7, 2, 1)}
+      >>> para_jax.stack(kernels, {"mlp": (2,)})["mlp"].b.shape
+      (2, 2, 7)
 
     Args:
       adapters: One adapter a kernel, as `unstack` gives them.

@@ -43,6 +43,13 @@ def pack(
     The part of `padded` that `jit` can do: `width` is static, a rank is not. Zeros
     fill what a kernel does not need; components beyond `width` are lost. A module
     with fewer than `width` components gets as many columns as it has.
+
+    Example:
+      >>> spectra = para_jax.decompose(adapters)
+      >>> masks = para_jax.masks(spectra, para_jax.Gamma(0.5))
+      >>> narrow = jax.jit(para_jax.pack, static_argnames="width")
+      >>> {p: x.rank for p, x in narrow(spectra, masks, adapters, width=3).items()}
+      {'down': 2, 'up': 3}
     """
     check(spectra, masks, adapters)
     return _apply(spectra, masks, adapters, functools.partial(_in_front, width=width))

@@ -42,9 +42,14 @@ def compress(
     """Returns the child of `parent` that `policy` asks for (PARA, Algorithm 1).
 
     Example:
-      >>> parent = para_jax.load("adapter/")
-      >>> child = para_jax.compress(parent, para_jax.Gamma(0.25))
+      >>> child = para_jax.compress(adapters, para_jax.Gamma(0.5))
+      >>> {path: x.rank for path, x in child.adapters.items()}
+      {'down': 1, 'up': 2}
       >>> print(child.report)
+      gamma 0.5: 3 of 6 ranks kept, threshold 4
+        rank        average 1.50, largest 2, 0 of 2 modules removed
+        parameters  36 of 72 (50.0%), 144 B
+        energy      95.670%, relative error 0.2081
 
     Args:
       parent: A loaded checkpoint, or just its adapters by path.
@@ -77,6 +82,11 @@ def family(
     """Returns one child a policy, from a single decomposition of `parent`.
 
     The paper's "one-to-many" deployment. Arguments and errors are those of `compress`.
+
+    Example:
+      >>> budgets = [para_jax.Gamma(0.5), para_jax.Epsilon(0.8), para_jax.Rank(1)]
+      >>> [x.report.kept_rank for x in para_jax.family(adapters, budgets)]
+      [3, 2, 2]
     """
     checkpoint = as_checkpoint(parent)
     spectra = spectra_of(checkpoint, method=method, dtype=dtype)

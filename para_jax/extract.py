@@ -41,6 +41,15 @@ def extract(base: Weights, tuned: Weights, *, rank: int) -> Extraction:
     `m n min(m, n)` operations a matrix, one matrix at a time. Give it a generous rank
     and cut with `compress`, which then finds what it would find in the full updates.
 
+    Example:
+      >>> base = {"up/kernel": np.ones((5, 7)), "up/bias": np.zeros(7)}
+      >>> tuned = {"up/kernel": base["up/kernel"] + np.eye(5, 7), "up/bias": np.ones(7)}
+      >>> found = para_jax.extract(base, tuned, rank=4)
+      >>> found.adapters["up/kernel"].rank, round(found.energy["up/kernel"], 6)
+      (4, 0.8)
+      >>> list(found.unadapted)
+      ['up/bias']
+
     Args:
       base: The original weights by path: kernels `[*stack, m, n]` in Flax's
         orientation, and anything else. What has fewer than two axes, or Flax's names
@@ -75,6 +84,15 @@ def plain(trained: Checkpoint | Adapters, initial: Checkpoint | Adapters) -> Che
     learned is `scale * (a b - a0 b0) = scale * [a, a0] @ [b; -b0]`, of rank `2 r` at
     most. Budgets still count the nominal `r`. Do this before any pruning: cutting
     `a b` itself would delete components of the pretrained weights.
+
+    Example:
+      >>> initial = {"up": adapter(5, 7, 8, 4)}
+      >>> trained = {"up": adapter(5, 7, 8, 5)}
+      >>> learned = para_jax.plain(trained, initial).adapters["up"]
+      >>> learned.rank, learned.nominal
+      (4, 2)
+      >>> round(float(np.linalg.norm(learned.a @ learned.b)), 6)
+      1.0
 
     Args:
       trained: The adapters after training.

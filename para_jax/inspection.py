@@ -91,6 +91,13 @@ def inspect(
 ) -> Inspection:
     """Returns what is in an adapter, its singular values included.
 
+    Example:
+      >>> found = para_jax.inspect(adapters, shares=(0.9, 0.99))
+      >>> found.needed  # Ranks that hold 90 % and 99 % of all energy.
+      (3, 5)
+      >>> [(x.path, x.rank, round(x.largest, 3), x.needed) for x in found.rows]
+      [('down', 2, 6.0, (1, 1)), ('up', 4, 8.0, (2, 4))]
+
     Args:
       checkpoint: A loaded checkpoint, or just its adapters by path.
       shares: The shares of energy to find the needed ranks for, in (0, 1].

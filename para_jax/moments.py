@@ -76,9 +76,14 @@ def project_moments(
     something else, such as the largest gradient in adamax, should be reset.
 
     Example:
-      >>> small, transforms = para_jax.shrink(adapters, para_jax.Gamma(0.25))
+      >>> import optax
+      >>> optimizer = optax.adam(1e-3)
+      >>> state = optimizer.init(adapters)
+      >>> small, transforms = para_jax.shrink(adapters, para_jax.Gamma(0.5))
       >>> fresh = optimizer.init(small)
       >>> state = para_jax.project_moments(state, transforms, like=fresh)
+      >>> adapters["up"].a.shape, state[0].mu["up"].a.shape
+      ((5, 4), (5, 2))
 
     Args:
       state: The state of an optimizer of the adapters: of the mapping from path to
@@ -121,8 +126,14 @@ def reset_moments(state: Any, fresh: Any) -> Any:
     schedule, and injected hyperparameters are kept.
 
     Example:
-      >>> adapters, _ = para_jax.squeeze(adapters, para_jax.Gamma(0.25))
-      >>> state = para_jax.reset_moments(state, optimizer.init(adapters))
+      >>> import optax
+      >>> optimizer = optax.sgd(optax.linear_schedule(0.1, 0, 100), momentum=0.9)
+      >>> state = optimizer.init(adapters)
+      >>> _, state = optimizer.update(adapters, state)  # One step of the schedule.
+      >>> small, _ = para_jax.shrink(adapters, para_jax.Gamma(0.5))
+      >>> state = para_jax.reset_moments(state, optimizer.init(small))
+      >>> int(state[1].count), float(abs(state[0].trace["up"].a).max())
+      (1, 0.0)
 
     Args:
       state: The optimizer's state so far.

@@ -16,6 +16,13 @@ def pad(
 
     So a program that was compiled for the parent runs all its children.
 
+    Example:
+      >>> child = para_jax.compress(adapters, para_jax.Threshold(7)).adapters
+      >>> {path: x.rank for path, x in child.items()}
+      {'up': 1}
+      >>> {p: x.rank for p, x in para_jax.pad(child, like=adapters).items()}
+      {'down': 2, 'up': 4}
+
     Args:
       adapters: A child, its stacks as in `like`.
       like: The parent, or anything with the shapes to fill up to. A path that only it

@@ -16,9 +16,9 @@ def to_params(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
     The scale is folded into `b`, so `delta = a @ b`: nothing but arrays is left.
 
     Example:
-      >>> child = para_jax.compress(parent, para_jax.Gamma(0.25))
-      >>> lora = para_jax.to_params(child.adapters)
-      >>> logits = model.apply({"params": base, "lora": lora}, batch)
+      >>> lora = para_jax.to_params({"mlp/up": adapters["up"]})
+      >>> jax.tree.map(np.shape, lora)  # What goes to model.apply({"lora": lora, ...}).
+      {'mlp': {'up': {'a': (5, 4), 'b': (4, 7)}}}
 
     Raises:
       ValueError: if one path lies inside another's module (`mlp` and `mlp/a`).
@@ -34,6 +34,12 @@ def to_params(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
 
 def from_params(params: Mapping[str, Any], *, scale: float = 1.0) -> dict[str, Adapter]:
     """Returns the adapters of a nested dict that `to_params` made: its inverse.
+
+    Example:
+      >>> lora = {"mlp": {"up": {"a": np.ones((5, 4)), "b": np.ones((4, 7))}}}
+      >>> found = para_jax.from_params(lora, scale=16 / 4)
+      >>> found["mlp/up"].rank, found["mlp/up"].scale
+      (4, 4.0)
 
     Args:
       params: Nested dicts, where each module with an adapter holds `a` and `b`.

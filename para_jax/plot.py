@@ -34,6 +34,11 @@ def rank_map(report: Report) -> "Figure":
     both `query` in column 3. Modules without one share a column of their own. A cell is
     empty where the model has no adapter, and 0 where it lost the one it had.
 
+    Example:
+      >>> from para_jax import plot
+      >>> child = para_jax.compress(adapters, para_jax.Gamma(0.5))
+      >>> plot.rank_map(child.report).savefig("ranks.png")
+
     Args:
       report: The account of one child.
 
@@ -67,6 +72,11 @@ def rank_map(report: Report) -> "Figure":
 
 def spectrum(report: Report, thresholds: Mapping[str, float] | None = None) -> "Figure":
     """Returns the histogram of all singular values of the model, on a log axis.
+
+    Example:
+      >>> from para_jax import plot
+      >>> child = para_jax.compress(adapters, para_jax.Gamma(0.5))
+      >>> plot.spectrum(child.report, {"tau": 3.0}).savefig("spectrum.png")
 
     Args:
       report: The account of any child: all hold the whole spectrum of the parent.

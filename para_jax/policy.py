@@ -60,6 +60,13 @@ class Policy:
       max_rank: No module keeps more.
       multiple_of: Ranks are multiples of this, or the module's whole rank: a budget
         buys blocks of components, a threshold rounds up.
+
+    Example:
+      >>> from para_jax import Bytes, Epsilon, Gamma, Params, Rank, Threshold
+      >>> budgets = Gamma(0.5), Rank(2, max_rank=2), Params(40), Bytes(160)
+      >>> cuts = Epsilon(0.99), Threshold(2), Threshold(2, min_rank=2)
+      >>> [x.report.kept_rank for x in para_jax.family(adapters, budgets + cuts)]
+      [3, 4, 3, 3, 5, 4, 5]
     """
 
     value: float | np.number | np.ndarray | jax.Array

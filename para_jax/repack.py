@@ -47,8 +47,13 @@ def repack(
     devices, children are divided as their parents are, but for the rank axis.
 
     Example:
-      >>> child = para_jax.repack(spectra, masks, adapters, form="ragged")
-      >>> params = para_jax.to_params(child)  # Nested: for Flax, and for Orbax.
+      >>> spectra = para_jax.decompose(adapters)
+      >>> masks = para_jax.masks(spectra, para_jax.Gamma(0.5))
+      >>> for form in "masked", "ragged":
+      ...     child = para_jax.repack(spectra, masks, adapters, form=form)
+      ...     print(form, {path: x.rank for path, x in child.items()})
+      masked {'down': 2, 'up': 4}
+      ragged {'down': 1, 'up': 2}
 
     Args:
       spectra: From `decompose`.

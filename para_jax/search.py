@@ -85,6 +85,13 @@ def search(
     the rank; where it does not, the answer is a good child but may not be the smallest,
     and `points` shows it. Use data that no reported number comes from.
 
+    Example:
+      >>> def accuracy(adapters):  # In earnest, of a model that runs with them.
+      ...     return 0.9 if np.linalg.matrix_rank(adapters["up"].a) > 1 else 0.5
+      >>> found = para_jax.search(adapters, accuracy, tolerance=0.01)
+      >>> found.child.report.kept_rank
+      3
+
     Args:
       parent: As for `compress`.
       metric: Larger is better, such as validation accuracy. It gets the parent first,

@@ -33,9 +33,11 @@ def masks(spectra: Spectra, policy: Policy) -> dict[str, jax.Array]:
     Example:
       >>> spectra = para_jax.decompose(adapters)
       >>> kept = jax.jit(para_jax.masks)(spectra, para_jax.Gamma(0.25))
-      >>> {path: mask.sum(-1) for path, mask in kept.items()}  # The ranks.
+      >>> {path: int(mask.sum(-1)) for path, mask in kept.items()}  # The ranks.
+      {'down': 0, 'up': 1}
       >>> many = para_jax.Gamma(jnp.linspace(0.1, 1.0, 10))
-      >>> jax.vmap(para_jax.masks, in_axes=(None, 0))(spectra, many)  # [10, *stack, k]
+      >>> jax.vmap(para_jax.masks, in_axes=(None, 0))(spectra, many)["up"].shape
+      (10, 4)
 
     Args:
       spectra: The spectra of all modules. They are pooled.
@@ -79,6 +81,11 @@ def exact_masks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:
 
 def ranks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:
     """Returns the rank of each module, exactly: integers `[*stack]` by path.
+
+    Example:
+      >>> found = para_jax.ranks(para_jax.decompose(adapters), para_jax.Gamma(0.5))
+      >>> {path: int(x) for path, x in found.items()}
+      {'down': 1, 'up': 2}
 
     Args:
       spectra: Concrete arrays: a rank becomes a shape.

@@ -44,6 +44,14 @@ class Spectrum:
       shape: `(m, n)`: a rank costs `m + n` parameters.
       dtype: The name of the dtype to store factors in; the parent's.
       nominal: The rank that budgets count.
+
+    Example:
+      >>> up = para_jax.decompose(adapters)["up"]
+      >>> np.asarray(up.s).round(3).tolist(), up.left.shape, up.right.shape, up.shape
+      ([8.0, 4.0, 2.0, 1.0], (4, 4), (4, 4), (5, 7))
+      >>> a = adapters["up"].a @ up.left  # Balanced: a^T a is diagonal, and holds s.
+      >>> np.asarray(a.T @ a).diagonal().round(3).tolist()
+      [8.0, 4.0, 2.0, 1.0]
     """
 
     s: jax.Array
@@ -102,7 +110,8 @@ def decompose(
 
     Example:
       >>> spectra = jax.jit(para_jax.decompose)(adapters)
-      >>> masks = para_jax.masks(spectra, para_jax.Gamma(0.25))
+      >>> {path: np.asarray(x.s).round(3).tolist() for path, x in spectra.items()}
+      {'down': [6.0, 0.5], 'up': [8.0, 4.0, 2.0, 1.0]}
 
     Args:
       adapters: The updates by path. Each scale is folded in, so the singular values

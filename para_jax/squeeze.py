@@ -61,18 +61,22 @@ def squeeze(
     factors train differently, as any other factors of the same update would.
 
     Example:
+      >>> import optax
+      >>> optimizer = optax.sgd(0.1, momentum=0.9)
       >>> def smaller(lora, state, policy):
-      ...     adapters = para_jax.from_params(lora)
-      ...     adapters, transforms = para_jax.squeeze(adapters, policy)
-      ...     state = para_jax.project_moments(state, transforms)
-      ...     return para_jax.to_params(adapters), state
-      >>> @functools.partial(jax.jit, donate_argnames=("lora", "state"))
-      ... def step(lora, state, policy, i, batch):
-      ...     grads = jax.grad(loss)(lora, batch)  # Of model.apply({"lora": lora, ...
+      ...     lora, transforms = para_jax.squeeze(lora, policy)
+      ...     return lora, para_jax.project_moments(state, transforms)
+      >>> @jax.jit
+      ... def step(lora, state, policy, i):
+      ...     grads = jax.tree.map(jnp.zeros_like, lora)  # In earnest, those of a loss.
       ...     updates, state = optimizer.update(grads, state, lora)
       ...     lora = optax.apply_updates(lora, updates)
       ...     now = (i + 1) % 100 == 0
       ...     return jax.lax.cond(now, smaller, lambda *x: x[:2], lora, state, policy)
+      >>> state = optimizer.init(adapters)
+      >>> small, state = step(adapters, state, para_jax.Gamma(0.5), 99)
+      >>> {path: int((x.b != 0).any(-1).sum()) for path, x in small.items()}
+      {'down': 1, 'up': 2}
 
     Args:
       adapters: The adapters by path. What `from_params` gives; or a trained tree itself
@@ -117,9 +121,11 @@ def shrink(
     quarter, where squeezing twice leaves a half.
 
     Example:
-      >>> small, transforms = para_jax.shrink(adapters, para_jax.Gamma(0.25))
-      >>> fresh = optimizer.init(small)
-      >>> state = para_jax.project_moments(state, transforms, like=fresh)
+      >>> small, transforms = para_jax.shrink(adapters, para_jax.Gamma(0.5))
+      >>> {path: x.a.shape for path, x in small.items()}
+      {'down': (7, 1), 'up': (5, 2)}
+      >>> transforms["up"].a.shape  # What project_moments multiplies moments with.
+      (4, 2)
 
     Args:
       adapters: The adapters by path, concrete.

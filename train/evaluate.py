@@ -1,10 +1,10 @@
-"""How many sentences classifiers get right, each with its own adapters.
+"""How many examples classifiers get right, each with its own adapters.
 
 Many adapters are evaluated in one call: they are stacked, and mapped over, beside one
 frozen base. Adapters of equal shapes run in the same compiled program: `para_jax.pad`
 brings a child to the shapes of its parent, exactly, with zeros.
 
-Axis letters: `C` classifiers with their adapters, `B` sentences.
+Axis letters: `C` classifiers with their adapters, `B` examples.
 """
 
 import functools
@@ -14,31 +14,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Float, Int
 
-from train.data.tokens import Batch
+from train.data.batch import Batch
+from train.models.adapted import Model
 
 AT_ONCE = 32
 """Classifiers in one call: a compiled program has one shape, and memory an end."""
 
 
 def accuracy(
-    model: nn.Module,
+    model: Model,
     params: Mapping[str, Any],
     lora: Mapping[str, Any],
     batches: Sequence[Batch],
     *,
-    on_batch: Callable[[int], object] = lambda sentences: None,
+    on_batch: Callable[[int], object] = lambda examples: None,
 ) -> float:
-    """Returns the share of the sentences that the model classifies rightly.
+    """Returns the share of the examples that the model classifies rightly.
 
     Args:
-      model: Maps `Tokens` to logits.
+      model: Maps the inputs of a batch to logits.
       params: Its parameters.
       lora: Its adapters, as `para_jax.to_params` gives them.
-      batches: The sentences.
-      on_batch: Called after each batch with its number of sentences.
+      batches: The examples.
+      on_batch: Called after each batch with its number of examples.
 
     Raises:
       ValueError: if there are no batches.
@@ -49,13 +49,13 @@ def accuracy(
     right = total = 0
     for batch in batches:
         right += int(_count_right(model, variables, batch))
-        total += batch.sentences
-        on_batch(batch.sentences)
+        total += batch.examples
+        on_batch(batch.examples)
     return right / total
 
 
 def accuracies(
-    model: nn.Module,
+    model: Model,
     base: Mapping[str, Any],
     heads: Mapping[str, Any],
     lora: Mapping[str, Any],
@@ -66,11 +66,11 @@ def accuracies(
     """Returns the accuracy of each of many classifiers on one base.
 
     Args:
-      model: Maps `Tokens` to logits.
+      model: Maps the inputs of a batch to logits.
       base: The frozen params, without the classifier.
       heads: The classifiers: leaves `[C, ...]`.
       lora: Their adapters, as `para_jax.to_params` gives them, with leaves `[C, ...]`.
-      batches: The sentences.
+      batches: The examples.
       at_once: How many of the classifiers are in one call of the compiled program.
 
     Raises:
@@ -79,7 +79,7 @@ def accuracies(
     _check(batches)
     varying, count = (heads, lora), len(jax.tree.leaves(heads)[0])
     base = jax.tree.map(jnp.asarray, base)
-    total = sum(batch.sentences for batch in batches)
+    total = sum(batch.examples for batch in batches)
     rights = []
     for start in range(0, count, at_once):
         # The last call is filled up with repetitions of its first classifier.
@@ -93,20 +93,20 @@ def accuracies(
 
 def _check(batches: Sequence[Batch]) -> None:
     if not batches:
-        raise ValueError("No sentences to evaluate: `batches` is empty.")
+        raise ValueError("Nothing to evaluate: `batches` is empty.")
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _count_right(
-    model: nn.Module, variables: Mapping[str, Any], batch: Batch
+    model: Model, variables: Mapping[str, Any], batch: Batch
 ) -> Int[jax.Array, ""]:
-    logits: Any = model.apply(variables, batch.tokens)
+    logits: Any = model.apply(variables, batch.inputs)
     return jnp.sum(jnp.argmax(logits, axis=-1) == batch.labels)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _count_each_right(
-    model: nn.Module,
+    model: Model,
     base: Mapping[str, Any],
     heads: Mapping[str, Any],
     lora: Mapping[str, Any],

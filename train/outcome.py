@@ -15,9 +15,10 @@ import numpy as np
 import para_jax as para
 from train import evaluate, trainer
 from train.data import arrays
-from train.data.tokens import Batch
+from train.data.batch import Batch
 from train.methods.method import size
-from train.models import bert, pretrained
+from train.models import pretrained
+from train.models.adapted import Model
 
 _PEFT = {
     "base_model_name_or_path": "sentence-transformers/all-MiniLM-L6-v2",
@@ -30,12 +31,12 @@ class Subject(NamedTuple):
     """What a run trains and is evaluated on.
 
     Attributes:
-      model: Maps `Tokens` to logits.
+      model: Maps the inputs of a batch to logits.
       base: Its frozen params, without the classifier.
-      data: The sentences.
+      data: The examples.
     """
 
-    model: bert.BertClassifier
+    model: Model
     base: trainer.Params
     data: arrays.Data
 
@@ -156,7 +157,8 @@ def _accuracies(
     if not adapters:
         return [None] * len(members)
     heads = [pretrained.classifier(x.extra) for x in adapters]
-    lora = [para.to_params(para.pad(x.adapters, like=shapes)) for x in adapters]
+    collection = subject.model.adapted.collection
+    lora = [collection(para.pad(x.adapters, like=shapes)) for x in adapters]
     found = evaluate.accuracies(
         subject.model,
         subject.base,

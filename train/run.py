@@ -17,8 +17,10 @@ from jaxtyping import Float, Int
 
 from train import trainer
 from train.data import arrays
+from train.data.batch import Examples
 from train.methods import METHODS, Config
-from train.models import bert, pretrained
+from train.models import pretrained
+from train.models.adapted import Model
 
 CHUNK = 100
 """Steps in one call of the compiled program: between two, a run can stop and report."""
@@ -107,7 +109,7 @@ class Run:
                 f"{jax.device_count()} for JAX."
             )
 
-    def trainer(self, model: bert.BertClassifier) -> trainer.Trainer:
+    def trainer(self, model: Model) -> trainer.Trainer:
         """Returns the compiled program's settings: all but task, seeds and rates."""
         return trainer.Trainer(
             model=model,
@@ -128,7 +130,7 @@ class Inputs(NamedTuple):
       run: Its settings.
       trainer: Those of its program.
       base: The frozen params, without the classifier.
-      data: The sentences to train on.
+      data: What is trained on.
       rates: The members' learning rates.
       seeds: The members' seeds.
       rows: The members' batches, on the host.
@@ -137,7 +139,7 @@ class Inputs(NamedTuple):
     run: Run
     trainer: trainer.Trainer
     base: trainer.Params
-    data: arrays.Arrays
+    data: Examples
     rates: Float[jax.Array, "M"]
     seeds: Int[jax.Array, "M"]
     rows: Int[np.ndarray, "M S B"]
@@ -157,9 +159,7 @@ class Progress(NamedTuple):
     metrics: trainer.Metrics
 
 
-def inputs(
-    run: Run, model: bert.BertClassifier, base: trainer.Params, data: arrays.Data
-) -> Inputs:
+def inputs(run: Run, model: Model, base: trainer.Params, data: arrays.Data) -> Inputs:
     """Returns what the run reads.
 
     Raises:
@@ -168,7 +168,7 @@ def inputs(
     run.check()
     seeds, rates = zip(*run.members, strict=True)
     orders = {
-        seed: arrays.order(seed, data.sentences, run.steps, run.batch)
+        seed: arrays.order(seed, data.examples, run.steps, run.batch)
         for seed in run.seeds
     }
     return Inputs(

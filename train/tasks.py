@@ -9,6 +9,7 @@ import para_jax as para
 from para_jax.flax import linen
 from train import evaluate
 from train.data import sentiment, tokens
+from train.data.batch import Batch
 from train.models import bert, pretrained
 
 
@@ -24,11 +25,11 @@ class Task:
 
     model: bert.BertClassifier
     encoder: Mapping[str, Any]
-    batches: Sequence[tokens.Batch]
+    batches: Sequence[Batch]
 
     @property
     def sentences(self) -> int:
-        return sum(batch.sentences for batch in self.batches)
+        return sum(batch.examples for batch in self.batches)
 
 
 def load(folder: pathlib.Path, limit: int | None = None) -> Task:

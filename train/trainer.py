@@ -7,7 +7,7 @@ their arithmetic:
     learners = begin(trainer, seeds, rates, base, data, rows)
     learners, metrics = advance(trainer, learners, rates, base, data, rows)
 
-Axis letters: `M` members, `S` steps, `B` sentences, `c` classes. Traced.
+Axis letters: `M` members, `S` steps, `B` examples. Traced.
 """
 
 import dataclasses
@@ -22,15 +22,12 @@ from jaxtyping import Float, Int
 
 import para_jax as para
 from para_jax.params import nest, unnest
-from train.data.arrays import Arrays
+from train.data.batch import NO_LABEL, Batch, Examples
 from train.methods import method
 from train.methods.method import Config, Kernels, Method, State
-from train.models.bert import BertClassifier, Tokens
+from train.models.adapted import Model
 
 Params = Mapping[str, Any]
-
-ADAPTED = "encoder/layer/"
-"""What the paths of the adapted kernels contain: the linear layers of the blocks."""
 
 
 class Learner(NamedTuple):
@@ -38,7 +35,7 @@ class Learner(NamedTuple):
 
     Attributes:
       state: That of the method.
-      head: The classifier, trained with the adapters.
+      head: The classifier, trained with the adapters; empty if the model has none.
       optimizer: The moments of both.
       step: How many steps are done.
     """
@@ -68,7 +65,7 @@ class Trainer:
     """What stays the same for a run. Static: a compiled program is made for it.
 
     Attributes:
-      model: Maps `Tokens` to logits.
+      model: Maps the inputs of a batch to logits.
       config: The method that trains the adapters, by its settings: equal ones share a
         compiled program.
       steps: In all. The learning rate rises, then falls to zero at this step.
@@ -79,7 +76,7 @@ class Trainer:
       dtype: What the model computes in. What is trained is float32.
     """
 
-    model: BertClassifier
+    model: Model
     config: Config
     steps: int
     warmup: float = 0.06
@@ -112,22 +109,13 @@ def _built(config: Config, steps: int) -> Method:
     return config.method(steps)
 
 
-def kernels(base: Params) -> dict[str, jax.Array]:
-    """Returns the kernels `[m, n]` to adapt, by the path of their module."""
-    return {
-        path.removesuffix("/kernel"): x
-        for path, x in unnest(base).items()
-        if ADAPTED in path and path.endswith("/kernel")
-    }
-
-
 @functools.partial(jax.jit, static_argnames="trainer")
 def begin(
     trainer: Trainer,
     seeds: Int[jax.Array, "M"],
     rates: Float[jax.Array, "M"],
     base: Params,
-    data: Arrays,
+    data: Examples,
     rows: Int[jax.Array, "M S B"],
 ) -> Learner:
     """Returns the members at their start, all leaves with a leading axis `M`.
@@ -138,17 +126,18 @@ def begin(
         the method draws them alike.
       rates: The learning rates.
       base: The frozen params: those of the model, but for the classifier.
-      data: The sentences.
+      data: What it trains on.
       rows: The batches, for a method that starts from gradients.
     """
 
     def one(seed: jax.Array, rate: jax.Array, rows: jax.Array) -> Learner:
         first, second = jax.random.split(jax.random.key(seed))
-        head = _head(trainer.model, first)
+        head = _head(trainer.model, first, data.batch(rows[0]))
         gradients = None
         if count := trainer.method.gradient_batches:
             gradients = _gradients(trainer, base, head, data, rows[:count])
-        state = trainer.method.init(second, kernels(base), gradients)
+        kernels = trainer.model.adapted.kernels(base)
+        state = trainer.method.init(second, kernels, gradients)
         ours, heads = trainer.optimizers(rate)
         optimizer = ours.init(state.params), heads.init(head)
         return Learner(state, head, optimizer, jnp.zeros((), jnp.int32))
@@ -162,7 +151,7 @@ def advance(
     learners: Learner,
     rates: Float[jax.Array, "M"],
     base: Params,
-    data: Arrays,
+    data: Examples,
     rows: Int[jax.Array, "M S B"],
 ) -> tuple[Learner, Metrics]:
     """Returns the members after the steps of `rows`, and metrics `[M, S]`."""
@@ -176,17 +165,18 @@ def advance(
 
 
 def variables(
-    base: Params, head: Params, adapters: Mapping[str, para.Adapter]
+    model: Model, base: Params, head: Params, adapters: Mapping[str, para.Adapter]
 ) -> dict[str, Any]:
     """Returns what the model is applied with."""
-    return {"params": {**base, "classifier": head}, "lora": para.to_params(adapters)}
+    lora = model.adapted.collection(adapters)
+    return {"params": {**base, "classifier": head}, "lora": lora}
 
 
 def _step(
     trainer: Trainer,
     rate: jax.Array,
     base: Params,
-    data: Arrays,
+    data: Examples,
     learner: Learner,
     rows: Int[jax.Array, "B"],
 ) -> tuple[Learner, Metrics]:
@@ -220,7 +210,7 @@ def _mean_grads(
     trained: Any,
     learner: Learner,
     base: Params,
-    data: Arrays,
+    data: Examples,
     rows: Int[jax.Array, "B"],
 ) -> tuple[Any, tuple[jax.Array, jax.Array]]:
     """Returns the gradients of a batch, the mean over the parts it is computed in."""
@@ -246,47 +236,66 @@ def _loss(
     base: Params,
     head: Params,
     adapters: Mapping[str, para.Adapter],
-    data: Arrays,
+    data: Examples,
     rows: Int[jax.Array, "B"],
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the mean cross entropy and the accuracy of a batch, in float32."""
-    ids, lengths, labels = (x[rows] for x in data)
-    mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
-    given = _cast(variables(base, head, adapters), trainer.dtype)
-    logits: Any = trainer.model.apply(given, Tokens(ids, mask))
+    inputs, labels = data.batch(rows)
+    given = variables(trainer.model, base, head, adapters)
+    logits = trainer.model.apply(*_cast((given, inputs), trainer.dtype))
     logits = logits.astype(jnp.float32)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses.mean(), jnp.mean(jnp.argmax(logits, -1) == labels)
+    counts = labels != NO_LABEL
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits, jnp.where(counts, labels, 0)
+    )
+    right = jnp.argmax(logits, -1) == labels
+    return losses.mean(where=counts), jnp.mean(right, where=counts)
 
 
 def _gradients(
     trainer: Trainer,
     base: Params,
     head: Params,
-    data: Arrays,
+    data: Examples,
     rows: Int[jax.Array, "S B"],
 ) -> Kernels:
     """Returns the mean gradient of the kernels to adapt, over the batches `rows`."""
-    leaves = unnest(base)
+    adapted = trainer.model.adapted
+    kernels = adapted.kernels(base)
 
-    def loss(adapted: Kernels, rows: jax.Array) -> jax.Array:
-        changed = {f"{path}/kernel": x for path, x in adapted.items()}
-        return _loss(trainer, nest(leaves | changed), head, {}, data, rows)[0]
+    def loss(kernels: Kernels, rows: jax.Array) -> jax.Array:
+        changed = adapted.replaced(base, kernels)
+        return _loss(trainer, changed, head, {}, data, rows)[0]
 
     def add(total: Kernels, rows: jax.Array) -> tuple[Kernels, None]:
-        grads = jax.grad(loss)(kernels(base), rows)
+        grads = jax.grad(loss)(kernels, rows)
         return jax.tree.map(jnp.add, total, grads), None
 
-    zero = jax.tree.map(jnp.zeros_like, kernels(base))
+    zero = jax.tree.map(jnp.zeros_like, kernels)
     total, _ = jax.lax.scan(add, zero, rows)
     return jax.tree.map(lambda x: x / len(rows), total)
 
 
-def _head(model: BertClassifier, key: jax.Array) -> dict[str, jax.Array]:
+def _head(model: Model, key: jax.Array, batch: Batch) -> dict[str, Any]:
     """Returns a classifier as transformers draws it: a deviation of 0.02, no bias."""
-    kernel = jax.random.normal(key, (model.config.hidden_size, model.classes))
-    return {"kernel": 0.02 * kernel, "bias": jnp.zeros(model.classes)}
+    params = jax.eval_shape(model.init, key, batch.inputs)["params"]
+    shapes = unnest(params.get("classifier", {}))
+
+    def draw(number: int, path: str) -> jax.Array:
+        if path.endswith("bias"):
+            return jnp.zeros(shapes[path].shape)
+        # The first has the key itself, so that a single kernel is drawn by no number.
+        own = jax.random.fold_in(key, number) if number else key
+        return 0.02 * jax.random.normal(own, shapes[path].shape)
+
+    paths = sorted(shapes, key=lambda path: path.endswith("bias"))
+    return nest({path: draw(number, path) for number, path in enumerate(paths)})
 
 
 def _cast(tree: Any, dtype: str) -> Any:
-    return jax.tree.map(lambda x: x.astype(dtype), tree)
+    """Returns the tree in `dtype`, but for what counts or numbers something."""
+
+    def cast(x: jax.Array) -> jax.Array:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, tree)

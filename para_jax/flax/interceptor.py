@@ -22,10 +22,18 @@ def applied(adapters: Adapters) -> Iterator[None]:
     that is compiled, with the adapters as its argument. Gradients flow to them.
 
     Example:
+      >>> from flax import linen as nn
+      >>> from para_jax.flax import linen
+      >>> model = nn.Sequential([nn.Dense(7), nn.relu, nn.Dense(5)])
+      >>> x = jnp.ones((1, 5))
+      >>> base = model.init(jax.random.key(0), x)
       >>> @jax.jit
-      ... def logits(params, adapters, batch):
-      ...     with para_jax.flax.linen.applied(adapters):
-      ...         return model.apply({"params": params}, batch)
+      ... def outputs(base, adapters, x):
+      ...     with linen.applied(adapters):
+      ...         return model.apply(base, x)
+      >>> lora = {"layers_0": adapters["up"], "layers_2": adapters["down"]}
+      >>> outputs(base, lora, x).shape
+      (1, 5)
 
     Args:
       adapters: The updates by the path of the module in the model, such as

@@ -34,6 +34,15 @@ class Dense(nn.Dense):
 
     The last term is there if the collection `lora` has `a` and `b` for this layer. The
     attributes and `params` are those of `flax.linen.Dense`.
+
+    Example:
+      >>> from para_jax.flax import linen
+      >>> layer, x = linen.Dense(7), jnp.ones((1, 5))
+      >>> base = layer.init(jax.random.key(0), x)
+      >>> lora = {"a": jnp.ones((5, 2)), "b": jnp.ones((2, 7))}
+      >>> y = layer.apply(base | {"lora": lora}, x)
+      >>> np.round(y - layer.apply(base, x)).tolist()
+      [[10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0]]
     """
 
     def __call__(self, inputs: Num[Array, "*B m"]) -> Num[jax.Array, "*B n"]:
@@ -53,6 +62,15 @@ class Einsum(nn.Einsum):
     `m` are those that the equation contracts, `n` those that remain. `BTD,NDH->BTNH`
     takes `a: [D, r]`, `b: [r, N*H]`; `BTNH,NHD->BTD` takes `a: [N*H, r]`, `b: [r, D]`.
     The attributes and `params` are those of `flax.linen.Einsum`.
+
+    Example:
+      >>> from para_jax.flax import linen
+      >>> layer, x = linen.Einsum((6, 2, 3), "TD,DNH->TNH", False), jnp.ones((1, 6))
+      >>> base = layer.init(jax.random.key(0), x)
+      >>> lora = {"a": jnp.ones((6, 2)), "b": jnp.ones((2, 2 * 3))}
+      >>> y = layer.apply(base | {"lora": lora}, x)
+      >>> np.round(y - layer.apply(base, x)).tolist()
+      [[[12.0, 12.0, 12.0], [12.0, 12.0, 12.0]]]
     """
 
     def __call__(
@@ -86,6 +104,11 @@ def check(lora: Mapping[str, Any], params: Mapping[str, Any]) -> None:
 
     Flax ignores variables that no module asks for: an adapter under a wrong path would
     have no effect, and no error would say so. Host code.
+
+    Example:
+      >>> from para_jax.flax import linen
+      >>> lora = {"up": {"a": np.ones((5, 2)), "b": np.ones((2, 7))}}
+      >>> linen.check(lora, {"up": {"kernel": np.ones((5, 7))}})
 
     Args:
       lora: Nested dicts, where each adapted module holds `a` and `b`.

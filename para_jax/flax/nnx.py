@@ -36,6 +36,14 @@ def attach(model: nnx.Module, adapters: Adapters) -> None:
     `nnx.state(model, nnx.LoRAParam)` is their state afterwards, and an optimizer with
     `wrt=nnx.LoRAParam` trains them alone. Scales are folded into `lora_b`.
 
+    Example:
+      >>> from flax import nnx
+      >>> from para_jax.flax import nnx as lora
+      >>> model = nnx.List([nnx.Linear(5, 7, rngs=nnx.Rngs(0))])
+      >>> lora.attach(model, {"0": adapters["up"]})
+      >>> model[0].lora_a.shape, model[0](jnp.ones((1, 5))).shape
+      ((5, 4), (1, 7))
+
     Args:
       model: Holds `nnx.Linear`, `nnx.LinearGeneral` or `nnx.Einsum`, also inside of
         others, such as `nnx.MultiHeadAttention`.
@@ -61,6 +69,14 @@ def detach(model: nnx.Module) -> dict[str, Adapter]:
     """Returns the adapters of `model`, which is what it was before. In place.
 
     Their scale is 1. The inverse is `attach`.
+
+    Example:
+      >>> from flax import nnx
+      >>> from para_jax.flax import nnx as lora
+      >>> model = nnx.List([nnx.Linear(5, 7, rngs=nnx.Rngs(0))])
+      >>> lora.attach(model, {"0": adapters["up"]})
+      >>> lora.detach(model)["0"].rank, hasattr(model[0], "lora_a")
+      (4, False)
     """
     return {
         path: _detach(module)
@@ -73,6 +89,16 @@ def merge(model: nnx.Module) -> None:
     """Adds each update to its kernel, and takes the adapters off. In place.
 
     The sum is computed in float32 or wider and rounded once, to the kernel's dtype.
+
+    Example:
+      >>> from flax import nnx
+      >>> from para_jax.flax import nnx as lora
+      >>> model = nnx.List([nnx.Linear(5, 7, rngs=nnx.Rngs(0))])
+      >>> before = model[0].kernel[...]
+      >>> lora.attach(model, {"0": adapters["up"]})
+      >>> lora.merge(model)
+      >>> np.round(model[0].kernel[...] - before).diagonal().tolist()
+      [8.0, 4.0, 2.0, 1.0, 0.0]
     """
     modules = _modules(model)
     for path, adapter in detach(model).items():

@@ -40,6 +40,12 @@ def load(
 
     The format is recognised by the files. Nothing is ever unpickled.
 
+    Example:
+      >>> para_jax.save(adapters, "adapter", format="peft")
+      >>> parent = para_jax.load("adapter")
+      >>> sorted(parent.adapters), parent.config["rank_pattern"]
+      (['down', 'up'], {'down': 2})
+
     Args:
       path: A PEFT folder, or `adapter_model.safetensors` in it; an Orbax checkpoint;
         or a file in kohya's format, `*.safetensors`.
@@ -107,6 +113,12 @@ def save(
     The target appears by one rename after everything was written, flushed to disk and
     read back; a crash at any moment leaves what was there before. Where JAX runs in
     several processes, all of them have to save an Orbax checkpoint together.
+
+    Example:
+      >>> child = para_jax.compress(adapters, para_jax.Gamma(0.5))
+      >>> para_jax.save(child, "small")  # A PEFT folder.
+      >>> para_jax.save(child, "small.safetensors", format="kohya")
+      >>> para_jax.save(child, "small-padded", engine="sglang")
 
     Args:
       checkpoint: What `load` or `compress` gave, or just adapters by path.
@@ -188,6 +200,11 @@ def _replacing(format: Format) -> Any:  # noqa: A002
 
 def recognise(path: Path) -> Format:
     """Returns the format of a folder.
+
+    Example:
+      >>> para_jax.save(adapters, "run", format="orbax")
+      >>> para_jax.formats.recognise("run")
+      'orbax'
 
     Raises:
       FileNotFoundError: if there is no such folder.

@@ -124,6 +124,11 @@ ENGINES: dict[str, Engine] = {
 def known(name: str) -> Engine:
     """Returns what an engine takes.
 
+    Example:
+      >>> from para_jax.formats import engines
+      >>> engines.known("sglang").profile, engines.known("comfyui").form
+      ('padded', 'kohya')
+
     Raises:
       ValueError: if it is none of `ENGINES`.
     """

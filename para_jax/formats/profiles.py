@@ -46,6 +46,13 @@ def shaped(checkpoint: Checkpoint, profile: Profile) -> Checkpoint:
 
     Fused experts (a kind of layer) are one stack, at one rank.
 
+    Example:
+      >>> from para_jax.formats import profiles
+      >>> parent = para_jax.Checkpoint(adapters=adapters)
+      >>> padded = profiles.shaped(parent, "padded").adapters
+      >>> {path: x.rank for path, x in padded.items()}
+      {'down': 4, 'up': 4}
+
     Args:
       checkpoint: What to write. Other stacks are unstacked.
       profile: One of `PROFILES`.

@@ -56,6 +56,13 @@ def prepare(checkpoint: Checkpoint, engine: str) -> Prepared:
     Ranks are padded up to those it needs, and modules that it wants beside others are
     filled in as zeros.
 
+    Example:
+      >>> from para_jax.formats import serving
+      >>> parent = para_jax.Checkpoint(adapters=adapters)
+      >>> ready = serving.prepare(parent, "lorax")  # Its ranks are 8, 16, 32 ...
+      >>> ready.profile, ready.checkpoint.adapters["up"].rank
+      ('padded', 8)
+
     Args:
       checkpoint: What is to be served.
       engine: A name in `engines.ENGINES`.
@@ -74,7 +81,14 @@ def prepare(checkpoint: Checkpoint, engine: str) -> Prepared:
 
 
 def costs(checkpoint: Checkpoint) -> list[Cost]:
-    """Returns what each engine would pay for an adapter, or why it cannot serve it."""
+    """Returns what each engine would pay for an adapter, or why it cannot serve it.
+
+    Example:
+      >>> from para_jax.formats import serving
+      >>> parent = para_jax.Checkpoint(adapters=adapters)
+      >>> {x.engine: x.bytes for x in serving.costs(parent)[:3]}
+      {'peft': 288, 'vllm': 288, 'sglang': 384}
+    """
     bare = {
         path: dataclasses.replace(x, scale=1.0)  # So nothing is copied.
         for path, x in checkpoint.adapters.items()

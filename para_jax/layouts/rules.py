@@ -17,6 +17,13 @@ def module_ranks(child: Checkpoint, *, rank: int | None = None) -> dict[str, int
     For libraries that make a module with its rank (`nnx.LoRA(rank=...)`, a gemma
     interceptor by path). Where the library has an alpha, it has to equal the rank.
 
+    Example:
+      >>> x = adapters["up"]
+      >>> parent = para_jax.from_tree({"mlp": {"lora_a": x.a, "lora_b": x.b}})
+      >>> child = para_jax.compress(parent, para_jax.Gamma(0.5))
+      >>> para_jax.layouts.module_ranks(child)
+      {'mlp': 2}
+
     Args:
       child: What is put back.
       rank: As for `para_jax.to_tree`.
@@ -37,11 +44,15 @@ def qwix_rules(
     take the wrong scale.
 
     Example:
+      >>> import qwix
+      >>> x = adapters["up"]
+      >>> params = {"mlp": {"kernel_lora_a": x.a, "kernel_lora_b": x.b}}
       >>> parent = para_jax.from_tree(params, layout="qwix", alpha=16)
-      >>> child = para_jax.compress(parent, para_jax.Gamma(0.25))
+      >>> child = para_jax.compress(parent, para_jax.Gamma(0.5))
       >>> rules = para_jax.layouts.qwix_rules(child)
-      >>> model = qwix.apply_lora_to_model(base, qwix.LoraProvider(rules))
-      >>> logits = model.apply(para_jax.to_tree(child), batch)
+      >>> [(x.module_path, x.rank, x.alpha) for x in rules]
+      [('mlp', 2, 2)]
+      >>> provider = qwix.LoraProvider(rules)  # For qwix.apply_lora_to_model.
 
     Args:
       child: What `para_jax.compress` made of a tree of this layout, or of tunix or

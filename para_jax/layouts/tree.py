@@ -29,6 +29,11 @@ class Tree:
       structure: The tree without its leaves.
       one_rank: Whether all modules are to have one rank, although the layout can do
         with less.
+
+    Example:
+      >>> x = adapters["up"]  # Named as by flax.nnx, which has no alpha.
+      >>> para_jax.from_tree({"mlp": {"lora_a": x.a, "lora_b": x.b}}).tree.layout
+      'nnx'
     """
 
     layout: str
@@ -47,6 +52,13 @@ def from_tree(
     stack_axis: StackAxis | None = None,
 ) -> Checkpoint:
     """Returns the adapters of a tree, and the tree to put a child back into.
+
+    Example:
+      >>> x = adapters["up"]
+      >>> params = {"mlp": {"lora_a": x.a, "lora_b": x.b, "kernel": np.ones((5, 7))}}
+      >>> parent = para_jax.from_tree(params)
+      >>> parent.tree.layout, list(parent.adapters)
+      ('nnx', ['mlp'])
 
     Args:
       tree: Parameters or a state with LoRA factors, with or without the base weights.
@@ -81,6 +93,13 @@ def to_tree(checkpoint: Checkpoint, *, rank: int | None = None) -> Any:
     What is no factor stays as it was; an optimizer's moments do not fit any more: see
     `project_moments`, or `reset_moments`. Factors are NumPy arrays where the parent's
     are, which not every library runs: qwix wants `jax.tree.map(jnp.asarray, tree)`.
+
+    Example:
+      >>> x = adapters["up"]
+      >>> parent = para_jax.from_tree({"mlp": {"lora_a": x.a, "lora_b": x.b}})
+      >>> child = para_jax.compress(parent, para_jax.Gamma(0.5))
+      >>> jax.tree.map(np.shape, para_jax.to_tree(child))
+      {'mlp': {'lora_a': (5, 2), 'lora_b': (2, 7)}}
 
     Args:
       checkpoint: What `from_tree` gave, or `compress` made of it in any form.

@@ -30,6 +30,13 @@ def to_hf(
     parameter that holds them; gate and up, one parameter there, are joined, of the
     sum of their ranks.
 
+    Example:
+      >>> from para_jax import names
+      >>> parent = {"layers/3/q": adapters["up"]}
+      >>> mine = {"layers/{i}/q": "model.layers.{i}.self_attn.q_proj"}
+      >>> list(names.to_hf(parent, mine).adapters)
+      ['model/layers/3/self_attn/q_proj']
+
     Args:
       checkpoint: The adapters by JAX path, with or without `params/` or `base/` before.
       names: A name in `MODELS`, or a table of one's own: see `tables`.
@@ -69,6 +76,12 @@ def from_hf(
     Layers that the ecosystem stacks come out as the members of a stack, `.../query/3`,
     for `para_jax.stack` to join. A fused `gate_up_proj` is split: each half has the
     components that it uses.
+
+    Example:
+      >>> from para_jax import names
+      >>> parent = {"model/layers/3/self_attn/q_proj": adapters["up"]}
+      >>> list(names.from_hf(parent, "gemma3", ecosystem="tunix").adapters)
+      ['layers/3/attn/q_einsum']
 
     Args:
       checkpoint: The adapters by Hugging Face name.

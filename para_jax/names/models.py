@@ -21,6 +21,12 @@ _OWN = "your own"
 def tables(names: Names) -> Tables:
     """Returns the tables of a model by ecosystem.
 
+    Example:
+      >>> from para_jax import names
+      >>> table = names.tables("gemma3")["tunix"]
+      >>> table["layers/{i}/attn/q_einsum"].name
+      'model.layers.{i}.self_attn.q_proj'
+
     Args:
       names: A name in `MODELS`, or Hugging Face's name of each JAX path, such as
         `{"layers/{i}/q": "model.layers.{i}.self_attn.q_proj"}`: `{i}` is the layer's
@@ -48,7 +54,12 @@ def read(path: str | pathlib.Path) -> dict[str, str]:
     """Returns the table in a TOML file, one line a pattern.
 
     Example:
-      "layers/{i}/q" = "model.layers.{i}.self_attn.q_proj"
+      >>> import pathlib
+      >>> from para_jax import names
+      >>> line = '"layers/{i}/q" = "model.layers.{i}.self_attn.q_proj"'
+      >>> _ = pathlib.Path("names.toml").write_text(line)
+      >>> names.read("names.toml")
+      {'layers/{i}/q': 'model.layers.{i}.self_attn.q_proj'}
 
     Raises:
       FileNotFoundError: if there is no such file.

@@ -31,6 +31,15 @@ class Module:
       interleaved: The two outputs that a rotary embedding turns lie side by side in
         JAX (0, 1), (2, 3) ..., and half a head apart in Hugging Face.
       half: Which half of the outputs of a fused parameter the JAX kernel is.
+
+    Example:
+      >>> from para_jax import names
+      >>> query = names.Module("model.layers.{i}.self_attn.q_proj", scaled=True)
+      >>> parent = {"layers/3/q": adapter(6, 4, 8, 2)}
+      >>> named = names.to_hf(parent, {"layers/{i}/q": query}, head_dim=4)
+      >>> (x,) = named.adapters.values()
+      >>> float((x.scale * x.a @ x.b).max())
+      16.0
     """
 
     name: str

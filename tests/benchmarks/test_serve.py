@@ -178,11 +178,13 @@ def test_a_way_that_is_wrong_is_not_timed(modules, tiny, monkeypatch):
         modules.serving.miss(fleet, "child", "padded")
 
 
-def test_the_table_in_the_readme_is_that_of_the_saved_rows(modules, capsys):
+@pytest.mark.parametrize("place", ["h200", "cpu"])
+def test_the_tables_in_the_readme_are_those_of_the_saved_rows(modules, capsys, place):
     text = (ROOT / "README.md").read_text()
-    saved = ROOT / "tests/benchmarks/results/serve-cpu.json"
+    saved = ROOT / f"tests/benchmarks/results/serve-{place}.json"
 
     modules.serve.main(["--from", str(saved), "--markdown"])
 
-    shown = text.partition("<!-- serve -->")[2].partition("<!-- /serve -->")[0]
+    shown = text.partition(f"<!-- serve:{place} -->")[2]
+    shown = shown.partition(f"<!-- /serve:{place} -->")[0]
     assert shown.strip() == capsys.readouterr().out.strip()

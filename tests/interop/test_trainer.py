@@ -73,7 +73,7 @@ def given(base, sentences, tmp_path_factory):
         train=arrays.pack(*sentences, width=max(LENGTHS)),
         validation=(),
         test=(),
-        sentences=len(LENGTHS),
+        examples=len(LENGTHS),
     )
     return runs.inputs(RUN, model, params, data)
 
@@ -175,7 +175,9 @@ def test_peft_loads_what_a_run_saves(base, given, sentences, tmp_path):
     with torch.no_grad():
         want = model(torch.tensor(ids), attention_mask=torch.ones(ids.shape)).logits
     head = pretrained.classifier(member.adapter.extra)
-    variables = trainer.variables(given.base, head, member.adapter.adapters)
+    variables = trainer.variables(
+        given.trainer.model, given.base, head, member.adapter.adapters
+    )
     got = given.trainer.model.apply(variables, bert.Tokens(ids, ids > 0))
     np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
     assert np.ptp(got) > 0.1

@@ -21,7 +21,7 @@ def subject(tiny, params):
     labels = generator.integers(0, 3, size=7, dtype=np.int32)
     batch = data.Batch(bert.Tokens(ids, ids > 0), labels)
     zeros = np.zeros((1, 1), np.int32)
-    train = arrays.Arrays(zeros, zeros[0], zeros[0])
+    train = arrays.Sentences(zeros, zeros[0], zeros[0])
     return outcome.Subject(
         model=bert.BertClassifier(tiny, 3),
         base={"bert": params["bert"]},

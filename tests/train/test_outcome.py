@@ -25,7 +25,7 @@ def subject(tiny, params, tokens):
         return batches
 
     zeros = np.zeros((1, 1), np.int32)
-    train = arrays.Arrays(zeros, zeros[0], zeros[0])
+    train = arrays.Sentences(zeros, zeros[0], zeros[0])
     return outcome.Subject(
         model=bert.BertClassifier(tiny, 3),
         base={"bert": jax.tree.map(lambda x: 5 * x, params["bert"])},

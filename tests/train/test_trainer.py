@@ -94,8 +94,8 @@ def test_the_learning_rate_rises_and_falls(tiny, steps, warmup):
     assert 0 < min(got) <= max(got) <= 2
 
 
-def test_the_adapted_kernels_are_the_linear_layers_of_the_blocks(params):
-    got = trainer.kernels({"bert": params["bert"]})
+def test_the_adapted_kernels_are_the_linear_layers_of_the_blocks(tiny, params):
+    got = bert.BertClassifier(tiny, 3).adapted.kernels({"bert": params["bert"]})
 
     names = [f"attention/self/{x}" for x in ("query", "key", "value")]
     names += ["attention/output/dense", "intermediate/dense", "output/dense"]
@@ -138,17 +138,19 @@ def test_a_method_can_start_from_the_gradients_of_the_first_batches(prepared):
         base = layer["0"]["output"]["dense"]["kernel"]
         delta = Adapter(jnp.eye(10), kernel - base)
         head = jax.tree.map(lambda x: x[0], begun.head)
-        variables = trainer.variables(given.base, head, {PATH: delta})
+        variables = trainer.variables(
+            given.trainer.model, given.base, head, {PATH: delta}
+        )
         ids, lengths, labels = (x[rows] for x in given.data)
         mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
         logits = given.trainer.model.apply(variables, bert.Tokens(ids, mask))
         right = jax.nn.log_softmax(logits)[jnp.arange(len(rows)), labels]
         return -right.mean()
 
-    kernel = trainer.kernels(given.base)[PATH]
+    kernel = given.trainer.model.adapted.kernels(given.base)[PATH]
     gradient = jax.jit(jax.grad(loss))
     want = sum(gradient(kernel, rows) for rows in given.rows[0][:3]) / 3
-    assert got.keys() == trainer.kernels(given.base).keys()
+    assert got.keys() == given.trainer.model.adapted.kernels(given.base).keys()
     largest = float(jnp.abs(want).max())
     np.testing.assert_allclose(got[PATH], want, rtol=0, atol=1e-3 * largest)
     assert largest > 1e-4

@@ -1,6 +1,7 @@
 """A part of a task as arrays that stay on the device, and the order to read them in.
 
-Axis letters: `N` sentences, `T` tokens, `S` steps, `B` sentences a batch. Host code.
+Axis letters: `N` examples, `T` tokens, `S` steps, `B` examples a batch. Host code, but
+for `batch`.
 """
 
 import pathlib
@@ -8,36 +9,45 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from train.data import sentiment, tokens
+from train.data.batch import Batch, Examples
+from train.models.bert import Tokens
 
 ROWS = 8192
 
 
-class Arrays(NamedTuple):
+class Sentences(NamedTuple):
     """Sentences of one width. A pytree: a compiled program takes rows out of it."""
 
     ids: Int[jax.Array | np.ndarray, "N T"]
     lengths: Int[jax.Array | np.ndarray, "N"]
     labels: Int[jax.Array | np.ndarray, "N"]
 
+    def batch(self, rows: Int[jax.Array, "B"]) -> Batch:
+        """Returns some of the sentences. Traced."""
+        ids, lengths, labels = (x[rows] for x in self)
+        mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
+        return Batch(Tokens(ids, mask), labels)
+
 
 class Data(NamedTuple):
     """The three parts of a task: one to learn from, two to evaluate on.
 
     Attributes:
-      train: All of one width, for batches of any rows.
+      train: For batches of any rows.
       validation: To choose by.
       test: To report.
-      sentences: How many there are to train on.
+      examples: How many there are to train on.
     """
 
-    train: Arrays
-    validation: Sequence[tokens.Batch]
-    test: Sequence[tokens.Batch]
-    sentences: int
+    train: Examples
+    validation: Sequence[Batch]
+    test: Sequence[Batch]
+    examples: int
 
 
 def load(task: str, folder: pathlib.Path, max_length: int) -> Data:
@@ -58,11 +68,13 @@ def load(task: str, folder: pathlib.Path, max_length: int) -> Data:
         train=pack(*parts["train"], width=max_length),
         validation=tokens.batches(*parts["validation"], widths=widths),
         test=tokens.batches(*parts["test"], widths=widths),
-        sentences=len(parts["train"][0]),
+        examples=len(parts["train"][0]),
     )
 
 
-def pack(ids: Sequence[Sequence[int]], labels: Sequence[int], *, width: int) -> Arrays:
+def pack(
+    ids: Sequence[Sequence[int]], labels: Sequence[int], *, width: int
+) -> Sentences:
     """Returns sentences as arrays, filled up with zeros to `width` tokens.
 
     The number of rows is a power of two, `ROWS` at least, so that tasks share compiled
@@ -86,16 +98,16 @@ def pack(ids: Sequence[Sequence[int]], labels: Sequence[int], *, width: int) -> 
         row[: len(sentence)] = sentence
     more = size - len(ids)
     lengths = np.array([*map(len, ids), *[1] * more], np.int32)
-    return Arrays(rows, lengths, np.array([*labels, *[0] * more], np.int32))
+    return Sentences(rows, lengths, np.array([*labels, *[0] * more], np.int32))
 
 
-def order(seed: int, sentences: int, steps: int, batch: int) -> Int[np.ndarray, "S B"]:
+def order(seed: int, examples: int, steps: int, batch: int) -> Int[np.ndarray, "S B"]:
     """Returns which rows each step reads: one shuffled epoch after another.
 
     It depends on the seed alone, so that methods of equal seeds see the same batches,
     and a resumed run goes on where it stopped. A batch may span two epochs.
     """
-    epochs = -(-steps * batch // sentences)
+    epochs = -(-steps * batch // examples)
     generator = np.random.default_rng([seed, 0xDA7A])
-    rows = [generator.permutation(sentences) for _ in range(epochs)]
+    rows = [generator.permutation(examples) for _ in range(epochs)]
     return np.concatenate(rows)[: steps * batch].reshape(steps, batch).astype(np.int32)

@@ -7,12 +7,11 @@ of tokens. Axis letters: `B` sentences, `T` tokens. Host code.
 
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import tokenizers
-from jaxtyping import Int
 
+from train.data.batch import NO_LABEL, Batch
 from train.models.bert import Tokens
 
 MAX_LENGTH = 64
@@ -20,22 +19,8 @@ MAX_LENGTH = 64
 WIDTHS = (8, 16, 24, 32, 40, 48, MAX_LENGTH)
 """Of batches. Fewer widths compile fewer programs, and pad more."""
 
-NO_LABEL = -1
-"""The label of a row that only fills up a batch."""
-
 # Measured on two CPU cores: 512 and 2048 tokens a batch are slower by 10 to 70 %.
 _TOKENS_PER_BATCH = 1024
-
-
-class Batch(NamedTuple):
-    """Tokens and labels; rows that only fill up the batch have the label -1."""
-
-    tokens: Tokens
-    labels: Int[np.ndarray, "B"]
-
-    @property
-    def sentences(self) -> int:
-        return int(np.sum(self.labels != NO_LABEL))
 
 
 def load_tokenizer(

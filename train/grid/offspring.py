@@ -70,8 +70,9 @@ def rows(
     family = list(children(place, parent, base))
     lora = posthoc.stack([x.adapters for x in family], like=parent.adapters)
     heads = jax.tree.map(lambda x: np.stack([x] * len(family)), dict(parent.head))
+    collection = place.model.adapted.collection(lora)
     accuracies = evaluate.accuracies(
-        place.model, place.base, heads, para.to_params(lora), place.data.test
+        place.model, place.base, heads, collection, place.data.test
     )
     return [
         _row(place, rate, parent, child, float(accuracy))

@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-import para_jax as para
 from train import evaluate, run, trainer
 from train.data import arrays
 from train.experiments.rows import Row
 from train.grid import plan
 from train.methods.method import Adapters, Config, State, size
-from train.models import bert
+from train.models.adapted import Model
 
 Begin = Callable[[run.Inputs], trainer.Learner]
 Served = Callable[[State], Adapters]
@@ -29,7 +28,7 @@ class Place(NamedTuple):
     """Where runs happen: one task, one model."""
 
     task: str
-    model: bert.BertClassifier
+    model: Model
     base: trainer.Params
     data: arrays.Data
     settings: run.Run
@@ -189,7 +188,7 @@ def _accuracies(
     place: Place, state: State, head: Any, served: Served, batches: Any
 ) -> Float[np.ndarray, " C"]:
     adapters = jax.jit(jax.vmap(served))(state)
-    lora = jax.device_get(para.to_params(adapters))
+    lora = jax.device_get(place.model.adapted.collection(adapters))
     return evaluate.accuracies(place.model, place.base, head, lora, batches)
 
 
@@ -217,7 +216,7 @@ def _row(
         policy=policy,
         seed=seed,
         rank_total=ranks,
-        modules=len(trainer.kernels(place.base)),
+        modules=len(place.model.adapted.kernels(place.base)),
         params=parameters,
         validation=float(validation),
         learning_rate=rate,

@@ -23,6 +23,17 @@ from flax import linen as nn
 from jaxtyping import Bool, Float, Int
 
 from para_jax.flax.linen import Dense
+from train.models.adapted import Adapted
+
+ADAPTED = (
+    "attention/self/query",
+    "attention/self/key",
+    "attention/self/value",
+    "attention/output/dense",
+    "intermediate/dense",
+    "output/dense",
+)
+"""The modules of a block that take adapters: all its linear layers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,6 +231,11 @@ class BertClassifier(nn.Module):
 
     config: Config
     classes: int
+
+    @property
+    def adapted(self) -> Adapted:
+        """All linear layers of the blocks."""
+        return Adapted(blocks="bert/encoder/layer", modules=ADAPTED)
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> Float[jax.Array, "B c"]:

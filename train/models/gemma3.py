@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from para_jax.adapters import Array
 from para_jax.flax.linen import Dense
 from train.models import attention, layers, rope
+from train.models.adapted import Adapted
 from train.models.attention import Cache
 from train.models.gemma3_config import GEMMA3_4B as GEMMA3_4B
 from train.models.gemma3_config import Config as Config
@@ -215,6 +216,12 @@ class Gemma3(nn.Module):
     dtype: DTypeLike = jnp.float32
     implementation: attention.Implementation = "xla"
     remat: layers.Remat = "none"
+
+    @property
+    def adapted(self) -> Adapted:
+        """All projections of the layers, stacked."""
+        count = self.config.num_hidden_layers
+        return Adapted(blocks="model/layers", modules=ADAPTED, stack=count)
 
     def setup(self) -> None:
         capped = self.config.attn_logit_softcapping is not None

@@ -37,10 +37,10 @@ class Generated(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """What is known before token `count` is generated."""
+    """What is known when `count` tokens have been generated."""
 
     count: Int[jax.Array, ""]
-    token: Int[jax.Array, " B"]  # The next one.
+    token: Int[jax.Array, " B"]  # The last one.
     done: Bool[jax.Array, " B"]
     ids: Int[jax.Array, "B N"]
     cache: Cache
@@ -90,45 +90,46 @@ def greedy(
       stop: The tokens that end a sequence. They are part of what is returned.
     """
     ids, lengths = map(jnp.asarray, prompts)
+    ends = jnp.array(stop, ids.dtype)
     run: Any = functools.partial(model.apply, variables)
-    ends = jnp.array(stop, ids.dtype)[None]
 
-    def extended(step: _Step, state: Any, last: Int[jax.Array, " B"]) -> _Step:
+    def following(state: Any, last: Int[jax.Array, " B"]) -> Int[jax.Array, " B"]:
         x = jnp.take_along_axis(state.x, last[:, None, None], axis=1)[:, 0]
-        token = run(x, method="logits").argmax(axis=-1).astype(ids.dtype)
-        return step._replace(token=jnp.where(step.done, PAD, token), cache=state.cache)
+        return run(x, method="logits").argmax(axis=-1).astype(ids.dtype)
 
     def more(step: _Step) -> Bool[jax.Array, ""]:
         return (step.count < tokens) & ~step.done.all()
 
-    def write(step: _Step) -> _Step:
-        return step._replace(
-            count=step.count + 1,
-            done=step.done | (step.token[:, None] == ends).any(axis=1),
-            ids=step.ids.at[:, step.count].set(step.token),
-        )
-
     def body(step: _Step) -> _Step:
-        positions = (lengths + step.count)[:, None]
-        token = step.token[:, None]
-        step = write(step)
-        state = run(token, positions, step.cache, method="hidden")
-        return extended(step, state, jnp.zeros_like(lengths))
+        positions = (lengths + step.count - 1)[:, None]
+        state = run(step.token[:, None], positions, step.cache, method="hidden")
+        token = following(state, jnp.zeros_like(lengths))
+        return _written(step._replace(cache=state.cache), token, ends)
 
     batch, width = ids.shape
     cache = run(batch, width + tokens, method="empty_cache")
+    state = run(ids, jnp.arange(width)[None], cache, method="hidden")
     start = _Step(
         count=jnp.int32(0),
-        token=jnp.full((batch,), PAD, ids.dtype),
+        token=ids[:, 0],
         done=jnp.zeros((batch,), bool),
         ids=jnp.full((batch, tokens), PAD, ids.dtype),
-        cache=cache,
+        cache=state.cache,
     )
-    prefilled = run(ids, jnp.arange(width)[None], cache, method="hidden")
-    end = jax.lax.while_loop(more, body, extended(start, prefilled, lengths - 1))
-    stopped = (end.ids[:, :, None] == ends[:, None]).any(axis=-1)
-    return Generated(end.ids, _before(stopped, end))
+    first = _written(start, following(state, lengths - 1), ends)
+    end = jax.lax.while_loop(more, body, first)
+    stopped = jnp.isin(end.ids, ends)
+    ends_at = jnp.where(stopped.any(axis=1), stopped.argmax(axis=1), tokens)
+    return Generated(end.ids, ends_at)
 
 
-def _before(stopped: Bool[jax.Array, "B N"], end: _Step) -> Int[jax.Array, " B"]:
-    return jnp.where(stopped.any(axis=1), stopped.argmax(axis=1), end.count)
+def _written(
+    step: _Step, token: Int[jax.Array, " B"], ends: Int[jax.Array, " stops"]
+) -> _Step:
+    token = jnp.where(step.done, PAD, token)
+    return step._replace(
+        count=step.count + 1,
+        token=token,
+        done=step.done | jnp.isin(token, ends),
+        ids=step.ids.at[:, step.count].set(token),
+    )

@@ -125,7 +125,7 @@ def _chunks(x: jax.Array, targets: Targets, chunk: int) -> Any:
     """Returns `(x, targets)` as `[chunks, chunk, ...]`; what fills them up weighs 0."""
     more = -len(x) % chunk
 
-    def split(a: jax.Array) -> jax.Array:
+    def split(a: Array) -> jax.Array:
         a = jnp.pad(a, [(0, more)] + [(0, 0)] * (a.ndim - 1))
         return a.reshape(-1, chunk, *a.shape[1:])
 

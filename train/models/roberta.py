@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 
 from para_jax.flax.linen import Dense
 from train.models import bert, checkpoint, configuration, mirrored
+from train.models.adapted import Adapted
 from train.models.bert import Tokens
 from train.models.checkpoint import Leaf
 from train.models.layers import Layers, Remat
@@ -31,14 +32,7 @@ from train.models.layers import Layers, Remat
 STACK = "roberta/encoder/layer"
 """The path of the stacked blocks in a `RobertaClassifier`."""
 
-ADAPTED = (
-    "attention/self/query",
-    "attention/self/key",
-    "attention/self/value",
-    "attention/output/dense",
-    "intermediate/dense",
-    "output/dense",
-)
+ADAPTED = bert.ADAPTED
 """The modules of a block that take adapters: all its linear layers."""
 
 _FORM = {
@@ -103,7 +97,7 @@ def _positions(
             "the model has no embeddings of later positions. Truncate the sentences."
         )
     real = mask & (ids != config.pad_token_id)
-    return jnp.cumsum(real, axis=1, dtype=ids.dtype) * real + config.pad_token_id
+    return jnp.cumsum(real, axis=1, dtype=ids.dtype) + config.pad_token_id
 
 
 class Block(bert.Block):
@@ -172,6 +166,12 @@ class RobertaClassifier(nn.Module):
     config: Config
     classes: int
     remat: Remat = "none"
+
+    @property
+    def adapted(self) -> Adapted:
+        """All linear layers of the blocks, stacked."""
+        count = self.config.num_hidden_layers
+        return Adapted(blocks=STACK, modules=ADAPTED, stack=count)
 
     @nn.compact
     def __call__(self, tokens: Tokens) -> Float[jax.Array, "B c"]:

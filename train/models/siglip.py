@@ -27,6 +27,7 @@ from jaxtyping import Float
 from para_jax.adapters import Array
 from para_jax.flax.linen import Dense
 from train.models import bicubic, checkpoint, configuration, mirrored
+from train.models.adapted import Adapted
 from train.models.checkpoint import Leaf
 from train.models.layers import Layers, Remat
 
@@ -227,6 +228,12 @@ class SiglipClassifier(nn.Module):
     config: Config
     classes: int
     remat: Remat = "none"
+
+    @property
+    def adapted(self) -> Adapted:
+        """All linear layers of the blocks, stacked; the pooling head has none."""
+        count = self.config.num_hidden_layers
+        return Adapted(blocks=STACK, modules=ADAPTED, stack=count)
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"]) -> Float[jax.Array, "B c"]:

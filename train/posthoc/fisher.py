@@ -19,13 +19,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jaxtyping import Float
 
-import para_jax as para
 from para_jax.adapters import Adapter, Array
-from train.data.tokens import NO_LABEL
-from train.models.bert import Tokens
+from train.data.batch import NO_LABEL
+from train.models.adapted import Model
 from train.posthoc.components import Components
 from train.posthoc.examples import Examples
 
@@ -104,7 +102,7 @@ def _summed(grads: dict[str, Factors]) -> dict[str, Information]:
 
 
 def fisher(
-    model: nn.Module,
+    model: Model,
     params: Mapping[str, Any],
     components: Mapping[str, Components],
     batches: Examples,
@@ -117,10 +115,10 @@ def fisher(
     as the device's default, TF32 on a GPU. Compiled once for all parents of one shape.
 
     Args:
-      model: Maps `Tokens` to logits.
+      model: Maps the inputs of a batch to logits.
       params: Its parameters.
       components: The parent's, from `train.posthoc.components.decompose`.
-      batches: Labelled sentences `[S, B, T]`.
+      batches: Labelled examples `[S, B, ...]`.
       mode: What is squared.
     """
     factors = {
@@ -132,7 +130,7 @@ def fisher(
 
 @functools.partial(jax.jit, static_argnames=("model", "mode"))
 def _fisher(
-    model: nn.Module,
+    model: Model,
     params: Mapping[str, Any],
     factors: dict[str, Factors],
     batches: Examples,
@@ -140,11 +138,11 @@ def _fisher(
     mode: Mode,
 ) -> dict[str, Information]:
     def loss(factors: dict[str, Factors], example: Examples) -> jax.Array:
-        lora = para.to_params(
+        lora = model.adapted.collection(
             {p: Adapter(a=x.u, b=x.s[:, None] * x.vt) for p, x in factors.items()}
         )
-        tokens = Tokens(*(x[None] for x in example.tokens))
-        logits: Any = model.apply({"params": params, "lora": lora}, tokens)
+        inputs = jax.tree.map(lambda x: x[None], example.inputs)
+        logits = model.apply({"params": params, "lora": lora}, inputs)
         return optax.softmax_cross_entropy_with_integer_labels(
             logits[0], jnp.maximum(example.labels, 0)
         )

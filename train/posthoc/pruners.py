@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Float
 
 from para_jax.adapters import Adapter
 from para_jax.policy import Budget
+from train.models.adapted import Model
 from train.posthoc import activations, components, examples, fisher, selection, whiten
 from train.posthoc.base import Statistics
 from train.posthoc.components import Components
@@ -29,17 +29,17 @@ class Parent:
 
     Attributes:
       adapters: One kernel each.
-      model: Maps `Tokens` to logits.
+      model: Maps inputs to logits.
       params: The model's: base and classifier.
       statistics: Of the base, see `train.posthoc.base.statistics`.
-      validation: Labelled sentences `[N, T]` that no result is reported on.
-      batch: The sentences of a batch.
+      validation: Labelled examples `[N, ...]` that no result is reported on.
+      batch: The examples of a batch.
       fisher_batches: How many batches Fisher-PARA takes; 50 in the paper.
       moment_batches: How many batches, without their labels, whitening takes.
     """
 
     adapters: Mapping[str, Adapter]
-    model: nn.Module
+    model: Model
     params: Mapping[str, Any]
     statistics: Mapping[str, Statistics]
     validation: Examples
@@ -99,7 +99,7 @@ def by_sensitivity(parent: Parent) -> Ranking:
 
 def whitened(parent: Parent, *, diagonal: bool) -> Ranking:
     """Returns components in the metric of the inputs, or of their squares alone."""
-    batches = _batches(parent, parent.moment_batches).tokens
+    batches = _batches(parent, parent.moment_batches).inputs
     adapters = dict(parent.adapters)
     found = activations.moments(parent.model, parent.params, adapters, batches)
     found = jax.device_get(found)

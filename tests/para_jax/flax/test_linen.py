@@ -305,8 +305,13 @@ def test_adapters_of_every_layer_pass_the_check(draw):
     }
     params = flax.core.freeze(params)
 
-    linen.check({"query": {"a": draw(8, 2), "b": draw(2, 6)}}, params)
-    linen.check({"heads": {"a": draw(8, 2), "b": draw(2, 6)}}, params)
+    lora = {path: {"a": draw(8, 2), "b": draw(2, 6)} for path in params}
+
+    linen.check(lora, params)
+
+    for path in params:  # It did look at them.
+        with error(f"'{path}s' belongs to no layer"):
+            linen.check({f"{path}s": lora[path]}, params)
 
 
 def test_factors_of_another_dtype_are_promoted_as_the_layer_says(draw):

@@ -4,6 +4,7 @@ The rules are those of the engines' sources (see `para_jax/formats/consumers.py`
 written here once more from the raw files; `tests/interop` asks PEFT itself.
 """
 
+import dataclasses
 import json
 import math
 
@@ -194,8 +195,16 @@ def written(tmp_path, profile="ragged"):
 @every_profile
 def test_right_files_pass(profile, tmp_path):
     checkpoint, wrote = written(tmp_path, profile)
+    twice = {
+        path: dataclasses.replace(x, scale=2 * x.scale)
+        for path, x in checkpoint.adapters.items()
+    }
 
     consumers.check(tmp_path, wrote, checkpoint, profile)
+
+    other = dataclasses.replace(checkpoint, adapters=twice)
+    with pytest.raises(ValueError, match="do not hold the update"):
+        consumers.check(tmp_path, wrote, other, profile)
 
 
 def change_config(folder, **fields):

@@ -7,7 +7,7 @@ from train.data import arrays
 
 
 def test_every_sentence_is_read_once_an_epoch():
-    rows = arrays.order(3, sentences=11, steps=10, batch=4)
+    rows = arrays.order(3, examples=11, steps=10, batch=4)
 
     assert rows.shape == (10, 4)
     flat = rows.ravel()
@@ -18,7 +18,7 @@ def test_every_sentence_is_read_once_an_epoch():
 
 
 def test_the_order_depends_on_the_seed_and_not_on_the_number_of_steps():
-    ten = arrays.order(3, sentences=11, steps=10, batch=4)
+    ten = arrays.order(3, examples=11, steps=10, batch=4)
 
     np.testing.assert_array_equal(arrays.order(3, 11, 3, 4), ten[:3])
     assert not np.array_equal(arrays.order(4, 11, 10, 4), ten)
@@ -61,9 +61,9 @@ def test_a_sentence_that_is_too_long_is_refused():
 def test_a_task_becomes_its_three_parts(folder):
     got = arrays.load("nyt", folder, 12)
 
-    parts = [got.sentences, *(sum(x.sentences for x in part) for part in got[1:3])]
+    parts = [got.examples, *(sum(x.examples for x in part) for part in got[1:3])]
     assert sum(parts) == 5190
     assert got.train.ids.shape == (8192, 12)
-    assert got.train.lengths[: got.sentences].max() == 12
-    widths = {x.tokens.ids.shape[1] for part in got[1:3] for x in part}
+    assert got.train.lengths[: got.examples].max() == 12
+    widths = {x.inputs.ids.shape[1] for part in got[1:3] for x in part}
     assert widths == {6, 12}

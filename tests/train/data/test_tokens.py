@@ -21,20 +21,20 @@ def test_every_sentence_is_in_one_batch_with_its_label(sentences):
     got = [
         (row[mask].tolist(), int(label))
         for batch in batches
-        for row, mask, label in zip(*batch.tokens, batch.labels, strict=True)
+        for row, mask, label in zip(*batch.inputs, batch.labels, strict=True)
         if label >= 0
     ]
     assert sorted(got) == sorted(zip(ids, labels, strict=True))
-    assert sum(batch.sentences for batch in batches) == 301
+    assert sum(batch.examples for batch in batches) == 301
 
 
 def test_there_are_few_shapes_and_little_padding(sentences):
     batches = tokens.batches(*sentences)
 
-    shapes = {batch.tokens.ids.shape for batch in batches}
+    shapes = {batch.inputs.ids.shape for batch in batches}
     assert len(shapes) <= 7
     assert all(rows * width <= 1024 for rows, width in shapes)
-    assert all(batch.tokens.mask.any(axis=1).all() for batch in batches)
+    assert all(batch.inputs.mask.any(axis=1).all() for batch in batches)
 
 
 def test_a_sentence_that_is_too_long_is_refused():

@@ -239,7 +239,9 @@ def test_costs_without_their_reference_are_refused(tmp_path, files):
 
 def test_a_rate_at_the_end_of_the_grid_is_marked(row, tmp_path):
     best = {"movie": 0.2, "nyt": 0.4}
-    rows = [
+    # A model of many ranks, which has the rate of another: nothing was chosen for it.
+    rows = [row(task="movie", policy="rank 8", learning_rate=0.2, validation=0.7)]
+    rows += [
         row(task=task, learning_rate=rate, validation=0.9 if rate == x else 0.5)
         for task, x in best.items()
         for rate in (0.1, 0.2, 0.4)
@@ -248,7 +250,7 @@ def test_a_rate_at_the_end_of_the_grid_is_marked(row, tmp_path):
 
     (found,) = TABLES["rates"](Files(tmp_path))
 
-    assert found.rows == [["LoRA rank 4", "0.2", "0.4*", "0.1 0.2 0.4"]]
+    assert found.rows == [["LoRA rank 4", "2e-1", "4e-1*", "1e-1 to 4e-1"]]
 
 
 @pytest.mark.parametrize("name", NAMES)

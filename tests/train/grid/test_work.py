@@ -26,7 +26,7 @@ def place():
         train=arrays.pack(*part(20), width=8),
         validation=tokens.batches(*part(13), widths=(8,)),
         test=tokens.batches(*part(17), widths=(8,)),
-        sentences=20,
+        examples=20,
     )
     settings = run.Run(steps=STEPS, batch=4, max_length=8)
     model = bert.BertClassifier(config, 3)
@@ -141,7 +141,7 @@ def test_accuracies_are_those_of_the_base_with_the_update_merged_in(
         params = {**nest(leaves), "classifier": head}
         right = 0
         for batch in place.data.test:
-            logits = place.model.apply({"params": params}, batch.tokens)
+            logits = place.model.apply({"params": params}, batch.inputs)
             right += int(np.sum(np.argmax(logits, -1) == batch.labels))
         assert tested[i].accuracy == pytest.approx(right / 17)
 

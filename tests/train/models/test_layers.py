@@ -146,6 +146,28 @@ def test_scanned_blocks_are_traced_once_and_others_one_by_one(
     assert tanhs(ragged) == L
 
 
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_layers_need_no_constants_and_may_share_nothing(layers, unrolled):
+    from para_jax.flax.linen import Dense
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, constants):
+            assert constants is None
+            return Dense(M, use_bias=False, name="up")(x)
+
+    kernels = np.random.default_rng(2).normal(size=(L, M, M)).astype(np.float32)
+    zero = {"a": np.zeros((M, 1)), "b": np.zeros((1, M))}
+    lora = {"1": {"up": zero}} if unrolled else {}
+
+    got = layers.Layers(Block, L).apply(
+        {"params": {"up": {"kernel": kernels}}, "lora": lora}, X, None
+    )
+
+    want = np.linalg.multi_dot([X, *kernels])
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
 def test_unstacked_gives_every_layer_of_a_stack_its_own_path(layers, ragged):
     stack = layers.stacked(ragged, L, path="layers")
 

@@ -17,8 +17,8 @@ def eleven():
 def test_the_first_batches_of_a_shuffle_are_taken_once(eleven):
     got = batches(eleven, size=3, count=2, seed=1)
 
-    rows = got.tokens.ids[..., 0]
-    assert got.tokens.mask.shape == (2, 3, 4)
+    rows = got.inputs.ids[..., 0]
+    assert got.inputs.mask.shape == (2, 3, 4)
     assert len(set(rows.flat)) == 6
     np.testing.assert_array_equal(got.labels, rows % 3)
 
@@ -28,21 +28,21 @@ def test_a_seed_is_one_shuffle_and_more_batches_begin_with_the_fewer(eleven):
     more = batches(eleven, size=3, count=3, seed=5)
     other = batches(eleven, size=3, count=3, seed=6)
 
-    np.testing.assert_array_equal(few.tokens.ids[0], more.tokens.ids[0])
-    assert (other.tokens.ids != more.tokens.ids).any()
+    np.testing.assert_array_equal(few.inputs.ids[0], more.inputs.ids[0])
+    assert (other.inputs.ids != more.inputs.ids).any()
 
 
 def test_a_small_set_is_taken_whole_and_filled_up_with_what_does_not_count(eleven):
     got = batches(eleven, size=4, count=50)
 
-    assert sorted(got.tokens.ids[got.labels >= 0][:, 0]) == list(range(10))
+    assert sorted(got.inputs.ids[got.labels >= 0][:, 0]) == list(range(10))
     filled = got.labels == -1
     np.testing.assert_array_equal(filled.sum(1), [0, 0, 2])
-    assert not got.tokens.mask[filled].any()
+    assert not got.inputs.mask[filled].any()
 
 
 def test_no_sentences_are_refused(eleven):
-    empty = Examples(eleven.tokens, np.full(11, -1, np.int32))
+    empty = Examples(eleven.inputs, np.full(11, -1, np.int32))
 
-    with pytest.raises(ValueError, match="No sentences"):
+    with pytest.raises(ValueError, match="No examples"):
         batches(empty, size=2)

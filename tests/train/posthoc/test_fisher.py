@@ -183,7 +183,7 @@ def test_in_the_encoder_it_is_the_closed_form_of_the_kernels_gradients(
     lora = para.to_params(adapters)
 
     def loss(params, batch, weights):
-        logits = model.apply({"params": params, "lora": lora}, batch.tokens)
+        logits = model.apply({"params": params, "lora": lora}, batch.inputs)
         chosen = jnp.take_along_axis(
             jax.nn.log_softmax(logits), batch.labels[:, None], 1
         )

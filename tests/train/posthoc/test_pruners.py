@@ -68,7 +68,7 @@ def test_fisher_and_sensitivity_are_one_information(parent):
 def test_whitened_children_change_the_outputs_least_in_their_own_metric(parent):
     ranking = posthoc.PRUNERS["whitened"](parent)
     plain = posthoc.PRUNERS["sigma"](parent)
-    batches = examples.batches(parent.validation, size=3, count=2).tokens
+    batches = examples.batches(parent.validation, size=3, count=2).inputs
     found = jax.device_get(
         activations.moments(parent.model, parent.params, parent.adapters, batches)
     )

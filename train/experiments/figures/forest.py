@@ -28,9 +28,15 @@ def methods(files: Files) -> Figure:
     )
     for each, column in zip(axes, para.columns, strict=True):
         _draw(each, {name: x[column] for name, x in found.items()})
+        # Most methods are within two points of PARA, and some are far away.
+        each.set_xscale("symlog", linthresh=2)
+        each.margins(x=0.1)
+        each.set_xticks([-2, 0, 2, 20], ["-2", "0", "2", "20"])
         style.title(each, column)
     figure.supxlabel(
-        "accuracy of PARA minus the method's, points; 95 % intervals", fontsize="small"
+        "accuracy of PARA minus the method's, points, logarithmic beyond 2; "
+        "95 % intervals",
+        fontsize="small",
     )
     return figure
 

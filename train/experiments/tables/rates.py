@@ -15,18 +15,23 @@ def tables(files: Files) -> list[Table]:
     for x in rows:
         tried.setdefault((x.method, x.policy), set()).add(x.learning_rate)
     columns = tasks(rows)
+    result = []
+    for (method, policy), grid in tried.items():
+        chosen = [best.get((x, method, policy)) for x in columns]
+        if grid <= set(chosen):  # One model of many ranks: chosen at another rank.
+            continue
+        result.append(
+            [
+                f"{label(method)} {policy}".strip(),
+                *(_shown(x, grid) for x in chosen),
+                f"{_power(min(grid))} to {_power(max(grid))}",
+            ]
+        )
     return [
         Table(
             title="Learning rates, chosen on the validation part",
             columns=["method", *columns, "tried"],
-            rows=[
-                [
-                    f"{label(method)} {policy}".strip(),
-                    *(_shown(best.get((x, method, policy)), grid) for x in columns),
-                    " ".join(f"{x:g}" for x in sorted(grid)),
-                ]
-                for (method, policy), grid in tried.items()
-            ],
+            rows=result,
             notes=[
                 "* an end of what was tried: a better rate may lie beyond it.",
                 source(files, "trained"),
@@ -39,4 +44,9 @@ def _shown(rate: float | None, grid: set[float]) -> str:
     if rate is None:
         return "–"
     end = len(grid) > 1 and rate in (min(grid), max(grid))
-    return f"{rate:g}{'*' if end else ''}"
+    return f"{_power(rate)}{'*' if end else ''}"
+
+
+def _power(rate: float) -> str:
+    """Returns a rate as a digit and a power of ten, such as `3e-4`."""
+    return f"{rate:.0e}".replace("e-0", "e-")

@@ -1,0 +1,174 @@
+"""What was measured of training steps of Gemma 3: rows, their file, their table."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from train.models import gemma3
+from train.models.gemma3 import Config
+
+RANK = 16
+PEAKS = {"H100": 989.4e12, "H200": 989.4e12}
+"""Dense bfloat16 products a second of the SXM forms, by part of the device's name."""
+
+
+class Job(NamedTuple):
+    """One process: batches of growing size, until one does not fit.
+
+    Attributes:
+      library: `para_jax` or `peft`.
+      batches: Sequences a step, ascending: a process knows its peak of memory only.
+      attention: `cudnn`, `xla` or `sdpa`.
+      recompute: What the backward pass computes again: `none`, `full` (all of a layer
+        but its input), `dots` and `named` (see `train.models.layers`).
+      form: How else it differs: `scan` or `unrolled` layers; the adapters' `float32`
+        under autocast, or `bfloat16`; `compile`.
+      flags: Those of XLA.
+    """
+
+    library: str
+    batches: Sequence[int]
+    attention: str
+    recompute: str
+    form: str
+    flags: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One batch of one job.
+
+    Attributes:
+      job: Its name.
+      library: As in `Job`, as are `attention`, `recompute`, `form` and `flags`.
+      batch: Sequences a step.
+      length: Tokens a sequence.
+      device: The device's name.
+      versions: Those of the libraries.
+      ms: The median of a step's times.
+      speed: Tokens a second.
+      share: Of the chip's peak rate, recomputation not counted; None if it is unknown.
+      peak: Bytes, the most that were in use at a time.
+      planned: The same as the compiler planned it.
+      loss: The last step's.
+      reason: Why there are no numbers.
+    """
+
+    job: str
+    library: str
+    attention: str
+    recompute: str
+    form: str
+    flags: str
+    batch: int
+    length: int
+    device: str
+    versions: str
+    ms: float | None = None
+    speed: float | None = None
+    share: float | None = None
+    peak: int | None = None
+    planned: int | None = None
+    loss: float | None = None
+    reason: str = ""
+
+
+_SAME = ("library", "attention", "recompute", "form", "flags")
+
+
+def flops(config: Config, batch: int, length: int) -> float:
+    """Returns the operations of a training step with a frozen base.
+
+    With `P` params, `A` of adapters, `N` tokens of sequences of `T`: `4 P N` for the
+    products with weights and those of gradients by activations; `6 A N`, as adapters
+    have gradients of their own; `6 T^2 h e` a layer and sequence for attention, half of
+    whose scores are masked. What is recomputed is not counted.
+    """
+    kernels = gemma3.leaves(config)
+    params = sum(math.prod(x.shape) for x in kernels.values())
+    ends = [kernels[f"model/layers/{x}/kernel"].shape for x in gemma3.ADAPTED]
+    adapters = sum(count * RANK * (m + n) for count, m, n in ends)
+    heads = config.num_attention_heads * config.head_dim
+    attention = 6 * length**2 * heads * config.num_hidden_layers
+    return batch * (length * (4 * params + 6 * adapters) + attention)
+
+
+def blank(name: str, job: Job, length: int, **known: str) -> Row:
+    """Returns the row of a job's first batch, without numbers."""
+    first, same = job.batches[0], {x: getattr(job, x) for x in _SAME}
+    known = {"device": "", "versions": "", **known}
+    return Row(job=name, **same, batch=first, length=length, **known)
+
+
+def measured(
+    row: Row, seconds: float, config: Config, peak: int | None, **more: float | None
+) -> Row:
+    """Returns the row with the numbers that follow from a step's time."""
+    rate = next((x for name, x in PEAKS.items() if name in row.device), None)
+    done = flops(config, row.batch, row.length) / seconds
+    values = {
+        "ms": 1e3 * seconds,
+        "speed": row.batch * row.length / seconds,
+        "share": None if rate is None else done / rate,
+        "peak": peak,
+        **more,
+    }
+    return dataclasses.replace(row, **values)
+
+
+def append(path: pathlib.Path, row: Row) -> None:
+    """Writes one more line: whatever happens next, it is there."""
+    with path.open("a") as file:
+        file.write(json.dumps(dataclasses.asdict(row)) + "\n")
+
+
+def load(path: pathlib.Path) -> list[Row]:
+    if not path.exists():
+        return []
+    return [Row(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """Returns the table, and how the fastest of both compare."""
+    rows = list(rows)
+    names = ("library", "attention", "recompute", "form", "sequences", "tokens/s")
+    names += ("peak GB", "of the chip")
+    lines = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
+    lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
+    return "\n".join([*lines, "", *_summary(rows)])
+
+
+def _cells(row: Row) -> list[str]:
+    form = " ".join([row.form, row.flags]).strip()
+    first = [row.library, row.attention, row.recompute, form, str(row.batch)]
+    if row.speed is None:
+        return [*first, row.reason, "", ""]
+    return [
+        *first,
+        f"{row.speed:,.0f}",
+        "" if row.peak is None else f"{row.peak / 1e9:.1f}",
+        "" if row.share is None else f"{row.share:.0%}",
+    ]
+
+
+def _summary(rows: Sequence[Row]) -> list[str]:
+    """Compares the fastest of PEFT with the fastest of ours in no more memory."""
+    done = [x for x in rows if x.speed is not None]
+    theirs = max((x for x in done if x.library == "peft"), key=_speed, default=None)
+    if theirs is None:
+        return []
+    ours = [x for x in done if x.library == "para_jax"]
+    fitting = [x for x in ours if (x.peak or 0) <= (theirs.peak or 0)]
+    best = max(fitting, key=_speed, default=None)
+    if best is None:
+        return ["None of ours fits into the memory of the fastest of PEFT."]
+    times = _speed(best) / _speed(theirs)
+    words = "times the tokens a second of the fastest of PEFT, in no more memory."
+    return [f"Ours: {times:.2f} {words}"]
+
+
+def _speed(row: Row) -> float:
+    return row.speed or 0.0

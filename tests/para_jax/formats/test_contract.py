@@ -1,0 +1,138 @@
+"""What holds for every format: the same adapters, written and read in each."""
+
+import typing
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import para_jax
+from para_jax.formats import Format, recognise
+
+FORMATS = typing.get_args(Format)
+FILES = ("kohya",)
+"""Those that are one file."""
+
+
+def place(folder, form, name="child"):
+    return folder / (f"{name}.safetensors" if form in FILES else name)
+
+
+def parent(dtype="float32"):
+    """Returns modules of unequal ranks, shapes and scales, and a tensor that is none's.
+
+    `layers/10` comes after `layers/2`, whatever the alphabet says.
+    """
+    random = np.random.default_rng(0)
+
+    def factor(*shape):
+        return random.normal(size=shape).astype(jnp.dtype(dtype))
+
+    sizes = {
+        "layers/2/up": (5, 3, 7, 0.5),
+        "layers/10/up": (5, 1, 7, 2.0),
+        "layers/10/down": (7, 4, 5, 1.0),
+    }
+    adapters = {
+        path: para_jax.Adapter(factor(m, r), factor(r, n), scale)
+        for path, (m, r, n, scale) in sizes.items()
+    }
+    extra = {"classifier.weight": factor(2, 5)}
+    return para_jax.Checkpoint(adapters=adapters, extra=extra)
+
+
+def delta(adapter):
+    a, b = (np.asarray(x, np.float64) for x in (adapter.a, adapter.b))
+    return adapter.scale * a @ b
+
+
+def same_updates(got, want):
+    assert got.keys() == want.keys()
+    for path, adapter in want.items():
+        assert got[path].rank == adapter.rank
+        np.testing.assert_array_equal(delta(got[path]), delta(adapter), err_msg=path)
+
+
+@pytest.fixture(params=FORMATS)
+def form(request):
+    return request.param
+
+
+def test_updates_ranks_and_dtypes_come_back(form, tmp_path):
+    for dtype in ("float32", "bfloat16", "float16"):
+        want = parent(dtype)
+        target = place(tmp_path, form, dtype)
+
+        para_jax.save(want, target, format=form)
+
+        got = para_jax.load(target)
+        # The scales are powers of two: folded or not, no bit is lost.
+        same_updates(got.adapters, want.adapters)
+        assert {np.dtype(x.a.dtype).name for x in got.adapters.values()} == {dtype}
+        assert all(isinstance(x.a, np.ndarray) for x in got.adapters.values())
+
+
+def test_what_is_no_factor_passes_through_bit_for_bit(form, tmp_path):
+    want = parent("bfloat16")
+    target = place(tmp_path, form)
+
+    para_jax.save(want, target, format=form)
+
+    got = para_jax.load(target).extra
+    assert got.keys() == want.extra.keys()
+    for name, x in want.extra.items():
+        assert got[name].dtype == x.dtype
+        assert got[name].tobytes() == x.tobytes()
+
+
+def test_the_format_is_recognised(form, tmp_path):
+    target = place(tmp_path, form)
+    para_jax.save(parent(), target, format=form)
+
+    assert recognise(target) == form
+
+
+def test_a_child_tells_what_was_kept_after_a_way_through_the_disk(form, tmp_path):
+    child = para_jax.compress(parent(), para_jax.Gamma(0.5))
+    target = place(tmp_path, form)
+
+    para_jax.save(child, target, format=form)
+
+    (cut,) = para_jax.load(target).provenance["cuts"]
+    assert cut["policy"] == "gamma 0.5"
+    assert cut["kept_rank"] == child.report.kept_rank == 4
+
+
+@pytest.mark.parametrize("other", FORMATS)
+def test_any_format_becomes_any_other(form, other, tmp_path):
+    want = parent()
+    first, second = place(tmp_path, form, "first"), place(tmp_path, other, "second")
+
+    para_jax.save(want, first, format=form)
+    para_jax.save(para_jax.load(first), second, format=other)
+
+    same_updates(para_jax.load(second).adapters, want.adapters)
+
+
+def test_what_is_there_is_replaced_if_asked_alone(form, tmp_path):
+    old, new = parent(), para_jax.compress(parent(), para_jax.Gamma(0.5))
+    target = place(tmp_path, form)
+    para_jax.save(old, target, format=form)
+
+    with pytest.raises(FileExistsError, match="exists"):
+        para_jax.save(new, target, format=form)
+    same_updates(para_jax.load(target).adapters, old.adapters)
+
+    para_jax.save(new, target, format=form, overwrite=True)
+    same_updates(para_jax.load(target).adapters, new.adapters)
+    assert [x.name for x in tmp_path.iterdir()] == [target.name]
+
+
+def test_a_refused_save_leaves_nothing(form, tmp_path):
+    broken = parent().adapters | {
+        "x": para_jax.Adapter(np.full((5, 2), np.nan), np.ones((2, 3)))
+    }
+
+    with pytest.raises(ValueError, match="'x'"):
+        para_jax.save(broken, place(tmp_path, form), format=form)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,202 @@
+"""Where the numbers in the documents come from.
+
+A block between `<!-- NAME -->` and `<!-- /NAME -->` is what a command makes of a file
+that is committed. Any other section with numbers names a command that gives them.
+"""
+
+import contextlib
+import importlib.util
+import io
+import pathlib
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "train/results/README.md"
+DOCUMENTS = [README, RESULTS, ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+
+BLOCK = re.compile(
+    r"<!-- (?P<name>[^/].*?) -->\n(?P<body>.*?)<!-- /(?P=name) -->", re.S
+)
+MARK = re.compile(r"<!-- /?(.*?) -->")
+# A measured number: with its unit, as an error, or in a table's cell.
+NUMBER = re.compile(
+    r"\d[\d.,]*\s?(?:%|[kMGT]B\b|ms\b|s\b|GB/s|seconds|minutes|points?\b|digits)"
+    r"|\d+e-\d+|\|\s*~?\d[\d.,]*\s*\|"
+)
+# Also over the end of a line, but for those of `para`.
+COMMAND = re.compile(
+    r"python\s+-m\s+(?P<module>(?:tests|train)(?:\.\w+)*)(?: (?P<word>[a-z]+))?"
+    r"|make\s+(?P<target>demo|test-all|test|lint)\b"
+    r"|(?:^    |`)para (?P<para>\w+)",
+    re.M,
+)
+
+DECOMPOSE = {
+    "decompose:h200": ("h200.json", "gemma3-4b,llama3-8b-r16,llama3-8b-r64"),
+    "decompose:cpu": ("cpu.json", "gemma3-4b,llama3-8b-r64"),
+}
+# `table ...`: tests/train/experiments/test_documents.py; `serve`:
+# tests/benchmarks/test_serve.py.
+ELSEWHERE = re.compile(r"table \w+|serve")
+# Seconds of whole processes, for which no file is kept: its section names the command.
+UNKEPT = {"cold"}
+
+
+def blocks(path):
+    return {x["name"]: x["body"].strip() for x in BLOCK.finditer(path.read_text())}
+
+
+def sections(path):
+    """Returns the sections of a document by title, their generated blocks taken out.
+
+    What stands before the first is left out: there the README says what the paper does.
+    """
+    text = BLOCK.sub("", path.read_text())
+    found = re.split(r"^## (.*)$", text, flags=re.M)[1:]
+    return dict(zip(found[::2], found[1::2], strict=True))
+
+
+each_document = pytest.mark.parametrize(
+    "path", DOCUMENTS, ids=lambda x: str(x.relative_to(ROOT))
+)
+
+
+@each_document
+def test_every_generated_block_is_closed_and_checked(path):
+    found = list(blocks(path))
+
+    assert MARK.findall(path.read_text()) == [x for x in found for _ in range(2)]
+    unknown = [x for x in found if not ELSEWHERE.fullmatch(x)]
+    assert set(unknown) <= DECOMPOSE.keys() | UNKEPT
+
+
+@pytest.mark.parametrize("name", DECOMPOSE)
+def test_a_table_of_speed_is_that_of_the_saved_rows(name):
+    from tests.benchmarks import decompose
+
+    file, cases = DECOMPOSE[name]
+    saved, said = ROOT / "tests/benchmarks/results" / file, io.StringIO()
+
+    with contextlib.redirect_stdout(said):
+        decompose.main(["--from", str(saved), "--cases", cases, "--markdown"])
+
+    assert blocks(README)[name] == said.getvalue().strip()
+
+
+def test_every_section_with_numbers_names_a_command():
+    silent = [
+        title
+        for title, text in sections(README).items()
+        if NUMBER.search(text) and not COMMAND.search(text)
+    ]
+    assert silent == []
+
+
+def test_the_numbers_of_the_results_stand_beside_what_is_generated():
+    text = RESULTS.read_text()
+    head, *rest = re.split(r"^## ", text, flags=re.M)
+
+    for command in ("train grid", "train cost", "train collect", "train table"):
+        assert f"python -m {command}" in head
+    for section in rest:
+        generated = "<!-- table" in section or "](figures/" in section
+        assert generated or COMMAND.search(section) or not NUMBER.search(section)
+
+
+@each_document
+def test_every_command_that_is_named_is_there(path):
+    from para_jax import cli
+
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        cli.main(["--help"])
+    known = {
+        "word": (ROOT / "train/__main__.py").read_text(),
+        "target": (ROOT / "Makefile").read_text(),
+        "para": shown.getvalue(),
+    }
+    patterns = {"word": '"{}"', "target": "\n{}:", "para": "\n    {} "}
+
+    for found in COMMAND.finditer(path.read_text()):
+        if found["module"]:
+            assert importlib.util.find_spec(found["module"]), found[0]
+        for kind, pattern in patterns.items():
+            if found[kind] and (kind != "word" or found["module"] == "train"):
+                assert pattern.format(found[kind]) in known[kind], found[0]
+
+
+@each_document
+def test_every_file_of_ours_that_is_named_is_there(path):
+    text = path.read_text()
+    named = re.findall(r"`((?:para_jax|train|tests|docs)/[\w/.]+\.\w+)`", text)
+    named += [x for x in re.findall(r"\]\(([\w/.-]+)\)", text) if "://" not in x]
+
+    places = path.parent, ROOT
+    missing = [x for x in named if not any((p / x).exists() for p in places)]
+    assert [x for x in missing if "NAME" not in x] == []
+
+
+def test_the_demo_cuts_as_the_table_says():
+    import para_jax as para
+    from train import demo
+
+    lines = [x.split() for x in README.read_text().splitlines()]
+    children = para.family(para.load(demo.PARENT), demo.POLICIES)
+    for child in children:
+        report = child.report
+        want = [
+            *report.policy.split(),
+            f"{report.average_rank:.2f}",
+            str(report.max_rank),
+            f"{report.parameters:,}",
+            f"{report.energy:.1%}",
+        ]
+        assert any(set(want) <= set(line) for line in lines), want
+
+
+def test_the_table_of_engines_is_what_the_command_prints(tmp_path, monkeypatch, capsys):
+    from para_jax import cli
+    from train import demo
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    cli.main(["compress", str(demo.PARENT), "small", "--gamma", "0.25"])
+    capsys.readouterr()
+
+    cli.main(["inspect", "small", "--engines", "--adapters-only"])
+
+    printed = capsys.readouterr().out.strip("\n").splitlines()
+    assert len(printed) > 10
+    table = "\n".join(x.rstrip() for x in printed)
+    assert textwrap.indent(table, "    ") in README.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.interop
+def test_the_table_of_layouts_has_a_yes_where_there_are_tests():
+    pytest.importorskip("peft")
+    program = """
+import pytest
+from tests.layouts import Cells, table
+cells = Cells()
+pytest.main(["--collect-only", "-qq", "-m", "layout", "tests"], plugins=[cells])
+cells.outcomes = {x: ["passed"] for tests in cells.cells.values() for x in tests}
+print("-----", table(cells), sep="\\n")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    table = done.stdout.partition("-----\n")[2].strip()
+    assert table.count("yes") > 20
+    assert table in README.read_text()

@@ -1,0 +1,121 @@
+"""Five tasks of GLUE: MNLI, SST-2, CoLA, QNLI and MRPC, and what each is measured by.
+
+A. Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
+Understanding", ICLR 2019. The labels of its test parts are secret, so "test" is the
+official development part here, as in the paper; MNLI has a second one, "mismatched",
+of other kinds of text. Axis letter: `N` sentences, or pairs of them. Host code.
+"""
+
+import math
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from train.data import hub, sources
+
+TASKS = tuple(x.name for x in sources.GLUE)
+
+MAX_LENGTH = 128
+"""Tokens of a sentence or pair beyond so many are dropped, for RoBERTa."""
+
+
+class Sentences(NamedTuple):
+    """Sentences, or pairs of them, with their labels.
+
+    Attributes:
+      texts: As a tokenizer's `encode_batch` takes them: strings, or pairs of strings.
+      labels: Their classes.
+      classes: The name of each class.
+    """
+
+    texts: tuple[str | tuple[str, str], ...]
+    labels: Int[np.ndarray, "N"]
+    classes: tuple[str, ...]
+
+
+def load(
+    task: str, part: str, *, data: pathlib.Path | None = None, subset: bool = False
+) -> Sentences:
+    """Returns one part of one task.
+
+    Args:
+      task: One of `TASKS`.
+      part: "train", "test" or, of MNLI, "mismatched".
+      data: A folder of data sets, see `hub`.
+      subset: Whether fewer sentences are meant to be there than the task has.
+
+    Raises:
+      OSError: if the task is not there.
+      ValueError: if there is no such task or part, or it is not what it should be.
+    """
+    if task not in TASKS:
+        raise ValueError(f"Unknown task '{task}', expected {', '.join(TASKS)}.")
+    rows = hub.load(task, part, data=data, subset=subset)
+    first: list[str] = rows["first"][:]
+    texts = first
+    if "second" in rows.column_names:
+        texts = list(zip(first, rows["second"][:], strict=True))
+    labels = np.asarray(rows["label"][:], np.int32)
+    count = sources.find(task).classes or 0
+    if bad := sorted({int(x) for x in labels} - set(range(count))):
+        raise ValueError(
+            f"'{task}', {part}, has the label {bad[0]}, expected 0 to {count - 1}. "
+            "GLUE's own test parts have no labels: is it one of those?"
+        )
+    names = tuple(hub.class_names(rows)) or tuple(map(str, range(count)))
+    return Sentences(tuple(texts), labels, names)
+
+
+def scores(
+    task: str, predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]
+) -> dict[str, float]:
+    """Returns what a task is measured by, from 0 to 1 (Matthews' from -1).
+
+    The accuracy always, and it comes first; for CoLA "matthews" and for MRPC "f1" too.
+
+    Args:
+      task: One of `TASKS`.
+      predictions: The predicted classes.
+      labels: The true ones.
+    """
+    return {
+        name: _METRICS[name](predictions, labels) for name in sources.find(task).metrics
+    }
+
+
+def accuracy(predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]) -> float:
+    """Returns the share of right predictions."""
+    return float(np.mean(predictions == labels))
+
+
+def matthews(predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]) -> float:
+    """Returns the correlation of two classes with their predictions.
+
+        (tp tn - fp fn) / sqrt((tp + fp) (tp + fn) (tn + fp) (tn + fn))
+
+    It is 0 where the denominator is.
+    """
+    tp, fp, fn, tn = _counts(predictions, labels)
+    product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    return (tp * tn - fp * fn) / math.sqrt(product) if product else 0.0
+
+
+def f1(predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]) -> float:
+    """Returns 2 tp / (2 tp + fp + fn), of class 1; 0 where no case is positive."""
+    tp, fp, fn, _ = _counts(predictions, labels)
+    return 2 * tp / (2 * tp + fp + fn) if tp else 0.0
+
+
+_METRICS = {"accuracy": accuracy, "matthews": matthews, "f1": f1}
+
+
+def _counts(
+    predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]
+) -> tuple[int, int, int, int]:
+    """Returns the true and false positives, and the false and true negatives."""
+    # As Python's integers: the product of four counts is too large for NumPy's.
+    pairs = ((1, 1), (1, 0), (0, 1), (0, 0))
+    tp, fp, fn, tn = (int(np.sum((predictions == p) & (labels == y))) for p, y in pairs)
+    return tp, fp, fn, tn

@@ -1,0 +1,190 @@
+"""Rows of a data set, from the Hugging Face hub or from a folder that mirrors it.
+
+A folder DATA holds each repository under its name on the hub, as
+
+    hf download uoft-cs/cifar10 --repo-type dataset --local-dir DATA/uoft-cs/cifar10
+
+leaves it: parquet or JSON files and, for several configurations, the README that lists
+them. What `DatasetDict.save_to_disk` wrote there is read too; a configuration has a
+folder of its own then. Host code.
+"""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from train.data import sources
+from train.data.sources import Part, Source
+
+if TYPE_CHECKING:
+    import datasets
+
+FOLDER_VARIABLE = "PARA_DATA"
+"""The environment variable that names a folder of data sets."""
+
+_SAVED = "dataset_dict.json"
+
+
+def root(data: pathlib.Path | None = None) -> pathlib.Path | None:
+    """Returns the folder of data sets: `data`, or that of `PARA_DATA`, or none."""
+    if data is None and FOLDER_VARIABLE in os.environ:
+        data = pathlib.Path(os.environ[FOLDER_VARIABLE])
+    return data
+
+
+def load(
+    name: str, part: str, *, data: pathlib.Path | None = None, subset: bool = False
+) -> "datasets.Dataset":
+    """Returns the rows of one part of a set, with the columns that are read.
+
+    Columns have the names that `Source.columns` gives them. Images are decoded when a
+    row is taken, not before.
+
+    Args:
+      name: One of `sources.SOURCES`.
+      part: One of the set's parts.
+      data: A folder of data sets, see above. By default that of the environment
+        variable `PARA_DATA`, or else the hub.
+      subset: Whether fewer rows are meant to be there than the set has.
+
+    Raises:
+      OSError: if the set is not there, or the hub cannot be reached.
+      ValueError: if there is no such set or part, or it does not have the columns,
+        classes or number of rows that it should.
+    """
+    import datasets
+
+    source = sources.find(name)
+    if part not in source.parts:
+        raise ValueError(
+            f"'{name}' has no part '{part}', expected {', '.join(source.parts)}."
+        )
+    place = root(data)
+    wanted = source.parts[part]
+    read = [
+        _split(source, config, split, place)
+        for config in source.configs or ("",)
+        for split in wanted.split.split("+")
+    ]
+    where = f"'{name}' ({place / source.hub if place else source.hub}), {part}"
+    # Each by itself: columns that nothing reads may differ.
+    rows = datasets.concatenate_datasets([_columns(source, x, where) for x in read])
+    _check(source, wanted, rows, where, subset=subset)
+    return rows
+
+
+def _split(
+    source: Source, config: str, split: str, place: pathlib.Path | None
+) -> "datasets.Dataset":
+    """Returns one split as the library reads it."""
+    import datasets
+
+    if place is None:
+        return _download(source, config, split)
+    folder = place / source.hub
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"Data set '{source.name}' not found: there is no folder '{folder}'. Run\n"
+            f"    {command(source, folder)}\n"
+            "or give no folder of data sets, to load it from the hub."
+        )
+    saved = folder / config
+    if (saved / _SAVED).is_file():
+        parts = datasets.DatasetDict.load_from_disk(str(saved))
+        if split not in parts:
+            raise ValueError(
+                f"'{saved}' has no split '{split}', got {', '.join(map(str, parts))}."
+            )
+        return parts[split]
+    # The counts that the README states would be checked; ours says more, and a subset
+    # is sometimes meant.
+    return datasets.load_dataset(
+        str(folder), config or None, split=split, verification_mode="no_checks"
+    )
+
+
+def _download(source: Source, config: str, split: str) -> "datasets.Dataset":
+    import datasets
+
+    try:
+        return datasets.load_dataset(
+            source.hub, config or None, split=split, revision=source.revision
+        )
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"Data set '{source.name}' is not here, and the hub cannot be reached "
+            f"({error}). Where there is a network, run\n"
+            f"    {command(source, pathlib.Path('DATA', source.hub))}\n"
+            f"bring the folder DATA here, and set {FOLDER_VARIABLE} to it."
+        ) from error
+
+
+def command(source: Source, folder: pathlib.Path) -> str:
+    """Returns the command that downloads a set to `folder`."""
+    revision = f" --revision {source.revision}" if source.revision else ""
+    return (
+        f"hf download {source.hub} --repo-type dataset{revision} --local-dir {folder}"
+    )
+
+
+def _columns(
+    source: Source, rows: "datasets.Dataset", where: str
+) -> "datasets.Dataset":
+    """Returns `rows` with the columns that are read, under our names."""
+    if missing := sorted(set(source.columns.values()) - set(rows.column_names)):
+        raise ValueError(
+            f"{where} has the columns {sorted(rows.column_names)}, and not {missing}. "
+            f"Is it {source.hub} of the hub?"
+        )
+    ours = {theirs: name for name, theirs in source.columns.items()}
+    names = {k: v for k, v in ours.items() if k != v}
+    selected = cast("datasets.Dataset", rows.select_columns(list(ours)))
+    return selected.rename_columns(names)
+
+
+def _check(
+    source: Source, part: Part, rows: "datasets.Dataset", where: str, *, subset: bool
+) -> None:
+    got = len(rows)
+    if subset and not 0 < got <= part.count:
+        raise ValueError(
+            f"{where} has {got:,} rows, expected 1 to {part.count:,} of a subset."
+        )
+    if not subset and got != part.count:
+        raise ValueError(
+            f"{where} has {got:,} rows, expected {part.count:,}. Is it incomplete? "
+            "If a subset is meant, say so: subset=True."
+        )
+    classes = class_names(rows)
+    if source.classes is not None and classes and len(classes) != source.classes:
+        raise ValueError(
+            f"{where} has {len(classes)} classes, expected {source.classes}."
+        )
+
+
+def class_names(rows: "datasets.Dataset") -> Sequence[str]:
+    """Returns the names of the classes in the column "label"; empty if it has none."""
+    return tuple(getattr(rows.features.get("label"), "names", None) or ())
+
+
+def present(source: Source, data: pathlib.Path | None = None) -> bool:
+    """Returns whether loading a set would download nothing.
+
+    It looks for folders, and reads no rows: whether they are all there is found out
+    by loading them.
+    """
+    if (place := root(data)) is not None:
+        return (place / source.hub).is_dir()
+    return all(_cached(source, config) for config in source.configs or ("*",))
+
+
+def _cached(source: Source, config: str) -> bool:
+    """Returns whether the library has prepared a configuration from the hub before."""
+    import datasets
+
+    namespace, name = source.hub.split("/")
+    folder = f"{namespace}___{datasets.naming.camelcase_to_snakecase(name)}"
+    cache = pathlib.Path(datasets.config.HF_DATASETS_CACHE, folder)
+    found = cache.glob(f"{config}/*/*/dataset_info.json")
+    return any(not x.parent.name.endswith(".incomplete") for x in found)

@@ -1,0 +1,284 @@
+"""What a preset needs, what of it is there, and what would be downloaded.
+
+    python -m train check PRESET [--data DIR] [--weights DIR]
+
+Nothing is downloaded, trained or allocated to find out. Host code.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import rich.box
+import rich.console
+import rich.table
+
+from train.data import hub, sources
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+# Names to import, and nothing that a preset without data sets needs.
+_PACKAGES = ("datasets", "math_verify", "PIL")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A pretrained model.
+
+    Attributes:
+      repo: Its repository on the hub, or a folder with its files.
+      files: What has to be there beside the tensors.
+      size: Bytes to download, if they are known.
+      remark: What has to be done before, such as to accept a licence.
+    """
+
+    repo: str
+    files: tuple[str, ...] = ("config.json",)
+    size: int | None = None
+    remark: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What has to be there before a run starts.
+
+    Attributes:
+      weights: The frozen model, if it does not ship with this package.
+      data: Names of `sources.SOURCES`.
+      memory_bytes: Of one device, estimated.
+    """
+
+    weights: Weights | None = None
+    data: tuple[str, ...] = ()
+    memory_bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is needed.
+
+    Attributes:
+      kind: Weights, data, packages or memory.
+      name: Which.
+      there: Whether it is.
+      note: Where it is, or what is missing.
+      download: Bytes that a run would download; None where it is not known.
+      command: What brings it here, if a command does.
+    """
+
+    kind: str
+    name: str
+    there: bool
+    note: str
+    download: int | None = 0
+    command: str = ""
+
+
+def command(presets: Mapping[str, Needs]) -> Callable[..., None]:
+    """Returns the command `check` for presets with these needs."""
+
+    def check(
+        preset: str,
+        /,
+        *,
+        data: pathlib.Path | None = None,
+        weights: pathlib.Path | None = None,
+    ) -> None:
+        """Says what a preset needs, what is missing, and what would be downloaded.
+
+        Args:
+          preset: The preset's name.
+          data: A folder of data sets, instead of the hub.
+          weights: A folder with the model's files, instead of the hub.
+        """
+        if preset not in presets:
+            raise ValueError(
+                f"Nothing is known of the needs of '{preset}', expected "
+                f"{', '.join(presets)}."
+            )
+        needs = presets[preset]
+        if weights is not None and needs.weights is not None:
+            model = dataclasses.replace(needs.weights, repo=str(weights.resolve()))
+            needs = dataclasses.replace(needs, weights=model)
+        found = survey(needs, data=data)
+        console = rich.console.Console()
+        console.print(table(found, title=preset))
+        for line in summary(found):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if not all(x.there for x in found):
+            sys.exit(1)
+
+    return check
+
+
+def survey(needs: Needs, *, data: pathlib.Path | None = None) -> list[Finding]:
+    """Returns what of `needs` is there.
+
+    A data set counts as there when its folder is, or when the library has prepared it
+    before. Its rows are counted when it is loaded.
+
+    Args:
+      needs: Of a preset.
+      data: A folder of data sets, see `hub`.
+    """
+    result = [] if needs.weights is None else [_weights(needs.weights)]
+    if needs.data:
+        result.append(_packages())
+    result += [_data(sources.find(name), data) for name in needs.data]
+    if needs.memory_bytes:
+        result.append(_memory(needs.memory_bytes, device_bytes()))
+    return result
+
+
+def table(found: Sequence[Finding], *, title: str) -> rich.table.Table:
+    """Returns a table, a row for each thing that is needed."""
+    result = rich.table.Table(
+        title=title,
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for name in ("need", "name", "there"):
+        result.add_column(name, no_wrap=True)
+    result.add_column("download", justify="right", no_wrap=True)
+    # Paths are broken here; `summary` repeats what is missing on one line.
+    result.add_column("note", overflow="fold")
+    for x in found:
+        download = "" if x.download == 0 else _size(x.download)
+        result.add_row(x.kind, x.name, "yes" if x.there else "no", download, x.note)
+    return result
+
+
+def summary(found: Sequence[Finding]) -> list[str]:
+    """Returns what the table comes to, in a few lines."""
+    missing = [x for x in found if not x.there]
+    if not missing:
+        return ["All is there."]
+    known = sum(x.download or 0 for x in missing)
+    unknown = sum(x.download is None for x in missing)
+    more = f", and {unknown} of unknown size" if unknown else ""
+    lines = [f"{len(missing)} of {len(found)} missing:"]
+    lines += [f"    {x.name}: {x.note}".removesuffix(": ") for x in missing]
+    if known or unknown:
+        cache = _cache()
+        lines.append(
+            f"A run would download {_size(known)}{more} to {cache}, where "
+            f"{_size(_free(cache))} are free."
+        )
+    # Two sets may be of one repository.
+    if commands := dict.fromkeys(x.command for x in missing if x.command):
+        lines += ["To bring it here beforehand:", *(f"    {x}" for x in commands)]
+    if any(x.kind == "data" and x.download != 0 for x in missing):
+        lines.append(f"and set {hub.FOLDER_VARIABLE} to the folder DATA.")
+    return lines
+
+
+def device_bytes() -> int | None:
+    """Returns the memory that JAX may take of its first device, if that is known."""
+    device = jax.devices()[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None and device.platform == "cpu":
+        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return limit
+
+
+def _weights(weights: Weights) -> Finding:
+    place = pathlib.Path(weights.repo)
+    # No repository's name is that of a folder from the root on.
+    folder = place if place.is_absolute() or place.is_dir() else None
+    missing = _missing(weights, folder)
+    where = "in the hub's cache" if folder is None else f"in {folder}"
+    if not missing:
+        return Finding(kind="weights", name=place.name, there=True, note=where)
+    note = f"{', '.join(missing)} not {where}"
+    return Finding(
+        kind="weights",
+        name=place.name,
+        there=False,
+        note="; ".join(x for x in (weights.remark, note) if x),
+        download=weights.size if folder is None else 0,
+        command=f"hf download {weights.repo}" if folder is None else "",
+    )
+
+
+def _missing(weights: Weights, folder: pathlib.Path | None) -> list[str]:
+    """Returns the files that are missing, the shards of an index among them."""
+    import huggingface_hub
+
+    def find(name: str) -> pathlib.Path | None:
+        if folder is None:
+            place = huggingface_hub.try_to_load_from_cache(weights.repo, name)
+            return pathlib.Path(place) if isinstance(place, str) else None
+        return folder / name if (folder / name).is_file() else None
+
+    wanted = [*weights.files]
+    if find(_SINGLE) is None and (index := find(_INDEX)):
+        wanted += sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        wanted.append(_SINGLE)
+    return [name for name in wanted if find(name) is None]
+
+
+def _packages() -> Finding:
+    missing = [x for x in _PACKAGES if importlib.util.find_spec(x) is None]
+    return Finding(
+        kind="packages",
+        name="train",
+        there=not missing,
+        note=f"missing: {', '.join(missing)}" if missing else "",
+        command="pip install 'para-jax[train]'" if missing else "",
+    )
+
+
+def _data(source: sources.Source, data: pathlib.Path | None) -> Finding:
+    place = hub.root(data)
+    folder = (place or pathlib.Path("DATA")) / source.hub
+    where = "prepared" if place is None else f"in {folder}"
+    if importlib.util.find_spec("datasets") and hub.present(source, data):
+        return Finding(kind="data", name=source.name, there=True, note=where)
+    return Finding(
+        kind="data",
+        name=source.name,
+        there=False,
+        note="; ".join(x for x in (f"not {where}", source.remark) if x),
+        # A run looks into the folder that it is given, and nowhere else.
+        download=source.size if place is None else 0,
+        command=hub.command(source, folder),
+    )
+
+
+def _memory(wanted: int, got: int | None) -> Finding:
+    if got is None:
+        note, there = f"{_size(wanted)} needed; the device does not say", True
+    else:
+        note, there = f"{_size(wanted)} needed, {_size(got)} for JAX", got >= wanted
+    if not there and jax.default_backend() == "gpu":
+        note += "; XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 gives it more than 75 %"
+    name = jax.devices()[0].device_kind
+    return Finding(kind="memory", name=name, there=there, note=note)
+
+
+def _cache() -> pathlib.Path:
+    import huggingface_hub.constants
+
+    return pathlib.Path(huggingface_hub.constants.HF_HOME)
+
+
+def _free(place: pathlib.Path) -> int:
+    existing = next(x for x in (place, *place.parents) if x.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "unknown"
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
