@@ -9,8 +9,9 @@ from typing import Protocol, runtime_checkable
 
 import para_jax as para
 from para_jax.adapters import Adapter
-from train import outcome, posthoc
+from train import posthoc
 from train.models import pretrained
+from train.subjects.subject import Subject
 
 
 @runtime_checkable
@@ -26,7 +27,7 @@ class Cut(Protocol):
         ...
 
     def children(
-        self, parent: para.Checkpoint, subject: outcome.Subject
+        self, parent: para.Checkpoint, subject: Subject
     ) -> Sequence[para.Checkpoint]:
         """Returns the children, with the parent's classifier.
 
@@ -57,7 +58,7 @@ class Para:
         return [x.name.replace(" ", "-") for x in self._policies]
 
     def children(
-        self, parent: para.Checkpoint, subject: outcome.Subject
+        self, parent: para.Checkpoint, subject: Subject
     ) -> Sequence[para.Checkpoint]:
         return para.family(parent, self._policies)
 
@@ -84,7 +85,7 @@ class Local:
         return [f"gamma-{x.value:g}" for x in self._policies]
 
     def children(
-        self, parent: para.Checkpoint, subject: outcome.Subject
+        self, parent: para.Checkpoint, subject: Subject
     ) -> Sequence[para.Checkpoint]:
         return para.family(parent, self._policies)
 
@@ -112,7 +113,7 @@ class FisherPara:
         return [f"gamma-{para.Gamma(x).value:g}-{looked_at}" for x in self.gammas]
 
     def children(
-        self, parent: para.Checkpoint, subject: outcome.Subject
+        self, parent: para.Checkpoint, subject: Subject
     ) -> Sequence[para.Checkpoint]:
         head = pretrained.classifier(parent.extra)
         given = posthoc.Parent(
@@ -143,7 +144,7 @@ class DropTop:
         return [f"drop-{x}" for x in self.counts]
 
     def children(
-        self, parent: para.Checkpoint, subject: outcome.Subject
+        self, parent: para.Checkpoint, subject: Subject
     ) -> Sequence[para.Checkpoint]:
         parts = posthoc.decompose(parent.adapters)
         masks = [posthoc.drop_top(parts, x) for x in self.counts]

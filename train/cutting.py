@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from train import fit, folder, outcome
+from train import folder, outcome, subjects
 from train.cuts import Cut
 from train.run import Run
 
@@ -31,14 +31,14 @@ def cut(name: str, settings: Cut, run: Run, parent: pathlib.Path) -> dict[str, R
     places = [parent / folder.CHILDREN / f"{name}-{x}" for x in settings.names()]
     found = [x for place in places if (x := folder.results(place)) is not None]
     if len(found) < len(places):
-        found = _made(settings, places, fit.load(run), parent)
+        found = _made(settings, places, subjects.load(run), parent)
     return dict(zip(settings.names(), found, strict=True))
 
 
 def _made(
     settings: Cut,
     places: Sequence[pathlib.Path],
-    subject: outcome.Subject,
+    subject: subjects.Subject,
     parent: pathlib.Path,
 ) -> list[Rows]:
     """Returns the results of all children, which replace those that are there."""

@@ -14,10 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import checkpoints, folder, outcome, records, trainer
+from train import checkpoints, folder, outcome, records, subjects, trainer
 from train import run as runs
-from train.data import arrays, sentiment
-from train.models import bert, pretrained
 
 EVERY = 500
 """Steps between two checkpoints."""
@@ -28,28 +26,6 @@ _CHUNK = 10
 Line = dict[str, Any]
 OnSteps = Callable[[int, Sequence[Line]], object]
 """Called with how many steps are done, and the lines of the last; at first of none."""
-
-
-def load(run: runs.Run) -> outcome.Subject:
-    """Returns what the run trains on.
-
-    Raises:
-      FileNotFoundError: if the pretrained encoder is not there.
-      ValueError: if it is another one or shorter than the run's sentences, or there
-        is no such task.
-    """
-    source = pretrained.find_folder()
-    config = bert.read_config(source)
-    if run.max_length > config.max_position_embeddings:
-        raise ValueError(
-            f"max_length is {run.max_length}, and the encoder has "
-            f"{config.max_position_embeddings} positions."
-        )
-    return outcome.Subject(
-        model=bert.BertClassifier(config, len(sentiment.CLASSES)),
-        base={"bert": pretrained.load(source, config, sha256=run.backbone)},
-        data=arrays.load(run.task, source, run.max_length),
-    )
 
 
 def fit(
@@ -79,11 +55,11 @@ def fit(
     folder.check(place, config["run"])
     if (rows := folder.results(place)) is not None:
         return rows
-    subject = load(run)
-    given = runs.inputs(run, *subject)
+    subject = subjects.load(run)
+    given = runs.inputs(run, subject.model, subject.base, subject.data)
     with folder.opened(place, config):
         learners, lost = _trained(given, place, every, on_steps)
-        members = outcome.trained(given.trainer.method, learners, run.members, lost)
+        members = outcome.trained(given, learners, lost, subject.peft)
         outcome.save(members, place / folder.PARENT)
         rows = outcome.rows(members, subject)
         for row, step in zip(rows, lost, strict=True):

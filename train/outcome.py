@@ -13,32 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import para_jax as para
-from train import evaluate, trainer
-from train.data import arrays
+from train import evaluate, run, trainer
 from train.data.batch import Batch
 from train.methods.method import size
 from train.models import pretrained
-from train.models.adapted import Model
-
-_PEFT = {
-    "base_model_name_or_path": "sentence-transformers/all-MiniLM-L6-v2",
-    "modules_to_save": ["classifier"],
-    "task_type": "SEQ_CLS",
-}
-
-
-class Subject(NamedTuple):
-    """What a run trains and is evaluated on.
-
-    Attributes:
-      model: Maps the inputs of a batch to logits.
-      base: Its frozen params, without the classifier.
-      data: The examples.
-    """
-
-    model: Model
-    base: trainer.Params
-    data: arrays.Data
+from train.subjects.subject import Subject
 
 
 class Member(NamedTuple):
@@ -61,22 +40,29 @@ class Member(NamedTuple):
 
 
 def trained(
-    method: trainer.Method,
+    given: run.Inputs,
     learners: trainer.Learner,
-    members: Sequence[tuple[int, float]],
     diverged: Sequence[int | None],
+    peft: Mapping[str, Any],
 ) -> list[Member]:
-    """Returns what the members of a run have trained."""
-    learners = jax.device_get(learners)
+    """Returns what the members of a run have trained.
+
+    Args:
+      given: The run.
+      learners: Its members at their end.
+      diverged: At which step each was lost, if it was.
+      peft: What the adapters' files say of the model.
+    """
+    learners, method = jax.device_get(learners), given.trainer.method
     result = []
-    for i, (pair, step) in enumerate(zip(members, diverged, strict=True)):
+    for i, (pair, step) in enumerate(zip(given.run.members, diverged, strict=True)):
         one = jax.tree.map(lambda x: jnp.asarray(x[i]), learners)  # noqa: B023
         adapter = None
         if step is None:
             adapter = para.Checkpoint(
                 adapters=method.finish(one.state),
                 extra=pretrained.stored(one.head),
-                config=_PEFT,
+                config=dict(peft),
             )
         result.append(Member(*pair, adapter))
     return result

@@ -156,12 +156,12 @@ def _cells(row: Row) -> list[str]:
 
 def _summary(rows: Sequence[Row]) -> list[str]:
     """Compares the fastest of PEFT with the fastest of ours in no more memory."""
-    done = [x for x in rows if x.speed is not None]
+    done = [x for x in rows if x.speed is not None and x.peak is not None]
     theirs = max((x for x in done if x.library == "peft"), key=_speed, default=None)
     if theirs is None:
         return []
     ours = [x for x in done if x.library == "para_jax"]
-    fitting = [x for x in ours if (x.peak or 0) <= (theirs.peak or 0)]
+    fitting = [x for x in ours if _peak(x) <= _peak(theirs)]
     best = max(fitting, key=_speed, default=None)
     if best is None:
         return ["None of ours fits into the memory of the fastest of PEFT."]
@@ -172,3 +172,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
 
 def _speed(row: Row) -> float:
     return row.speed or 0.0
+
+
+def _peak(row: Row) -> int:
+    return row.peak or 0

@@ -82,7 +82,7 @@ def test_the_language_model_is_one_of_transformers(model):
 
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
     assert np.abs(want).max() > 0.1
-    assert gemma3.Config.read(folder) == MODEL
+    assert gemma3.read_config(folder) == MODEL
 
 
 @pytest.mark.parametrize("fixture", ["encoder", "model"])

@@ -14,6 +14,7 @@ from train import run as runs
 from train.data import arrays
 from train.methods import lora
 from train.models import bert, checkpoint, pretrained
+from train.subjects.sentences import PEFT
 
 RANK, SCALE = 3, 2.0
 LENGTHS = (3, 7, 5, 8, 4, 6, 8, 3, 5, 7, 4)
@@ -163,8 +164,7 @@ def test_losses_and_factors_are_those_of_peft(base, sentences, given):
 
 def test_peft_loads_what_a_run_saves(base, given, sentences, tmp_path):
     (progress,) = runs.advance(given, runs.begin(given))
-    method = given.trainer.method
-    (member,) = outcome.trained(method, progress.learners, [(3, 0.02)], [None])
+    (member,) = outcome.trained(given, progress.learners, [None], PEFT)
     outcome.save([member], tmp_path)
 
     folder = tmp_path / "seed-3-rate-0.02"

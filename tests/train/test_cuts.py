@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import para_jax as para
-from train import cuts, outcome
+from train import cuts, subjects
 from train.data import arrays
 from train.data import tokens as data
 from train.models import bert, pretrained
@@ -22,10 +22,11 @@ def subject(tiny, params):
     batch = data.Batch(bert.Tokens(ids, ids > 0), labels)
     zeros = np.zeros((1, 1), np.int32)
     train = arrays.Sentences(zeros, zeros[0], zeros[0])
-    return outcome.Subject(
+    return subjects.Subject(
         model=bert.BertClassifier(tiny, 3),
         base={"bert": params["bert"]},
         data=arrays.Data(train, [batch], [], 1),
+        peft={},
     )
 
 

@@ -30,8 +30,8 @@ def test_accuracy_counts_sentences_and_not_the_rows_that_fill_up(
     assert seen == [2, 1]
 
 
-def test_no_sentences_are_refused(model):
-    with pytest.raises(ValueError, match="No sentences"):
+def test_no_examples_are_refused(model):
+    with pytest.raises(ValueError, match="Nothing to evaluate"):
         evaluate.accuracy(model, {}, {}, [])
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import para_jax as para
-from train import evaluate, outcome
+from train import evaluate, outcome, subjects
 from train.data import arrays
 from train.data import tokens as data
 from train.models import bert, pretrained
@@ -26,10 +26,11 @@ def subject(tiny, params, tokens):
 
     zeros = np.zeros((1, 1), np.int32)
     train = arrays.Sentences(zeros, zeros[0], zeros[0])
-    return outcome.Subject(
+    return subjects.Subject(
         model=bert.BertClassifier(tiny, 3),
         base={"bert": jax.tree.map(lambda x: 5 * x, params["bert"])},
         data=arrays.Data(train, part(), part(), 1),
+        peft={},
     )
 
 

@@ -92,13 +92,29 @@ def pack(
         )
     if (longest := max(map(len, ids))) > width:
         raise ValueError(f"A sentence has {longest} tokens, expected <= {width}.")
-    size = max(ROWS, 1 << (len(ids) - 1).bit_length())
-    rows = np.zeros((size, width), np.int32)
-    for row, sentence in zip(rows, ids, strict=False):
+    rows = np.zeros((len(ids), width), np.int32)
+    for row, sentence in zip(rows, ids, strict=True):
         row[: len(sentence)] = sentence
-    more = size - len(ids)
-    lengths = np.array([*map(len, ids), *[1] * more], np.int32)
-    return Sentences(rows, lengths, np.array([*labels, *[0] * more], np.int32))
+    lengths = np.array([*map(len, ids)], np.int32)
+    return Sentences(
+        ids=filled_up(rows),
+        lengths=np.maximum(filled_up(lengths), 1),
+        labels=filled_up(np.array(labels, np.int32)),
+    )
+
+
+def filled_up(rows: np.ndarray, multiple: int | None = None) -> np.ndarray:
+    """Returns more rows, of zeros, up to a number that tasks have in common.
+
+    Args:
+      rows: Any array.
+      multiple: What the number of rows is to be a multiple of. By default it becomes a
+        power of two, `ROWS` at least.
+    """
+    size = max(ROWS, 1 << (len(rows) - 1).bit_length())
+    if multiple is not None:
+        size = -(-len(rows) // multiple) * multiple
+    return np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
 
 def order(seed: int, examples: int, steps: int, batch: int) -> Int[np.ndarray, "S B"]:

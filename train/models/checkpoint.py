@@ -96,16 +96,6 @@ def load(
     return nest({x: _array(leaf, found, type_) for x, leaf in leaves.items()})
 
 
-def names(folder: pathlib.Path) -> list[str]:
-    """Returns the names of all tensors in a model's folder.
-
-    Raises:
-      FileNotFoundError: if there are no weights.
-      ValueError: if a file is damaged, or contradicts the index.
-    """
-    return list(_find(folder))
-
-
 def _below(base: str, leaf: Leaf) -> Leaf:
     return dataclasses.replace(leaf, names=tuple(base + name for name in leaf.names))
 

@@ -28,8 +28,12 @@ from train.models.adapted import Adapted
 from train.models.attention import Cache
 from train.models.gemma3_config import GEMMA3_4B as GEMMA3_4B
 from train.models.gemma3_config import Config as Config
+from train.models.gemma3_config import read_config as read_config
 from train.models.gemma3_weights import leaves as leaves
 from train.models.gemma3_weights import load as load
+
+STACK = "model/layers"
+"""The path of the stacked blocks."""
 
 ADAPTED = (
     "self_attn/q_proj",
@@ -40,7 +44,7 @@ ADAPTED = (
     "mlp/up_proj",
     "mlp/down_proj",
 )
-"""The modules of every layer that take adapters."""
+"""The modules of a block that take adapters: all its linear layers."""
 
 
 class Kind(NamedTuple):
@@ -146,7 +150,9 @@ class MLP(Layer):
     def __call__(self, x: Float[jax.Array, "B T d"]) -> Float[jax.Array, "B T d"]:
         gate = self.project(self.config.intermediate_size, "gate_proj", x)
         up = self.project(self.config.intermediate_size, "up_proj", x)
-        y = jax.nn.gelu(gate, approximate=True) * up
+        # In float32, as PyTorch computes it on any input.
+        wide = jax.nn.gelu(gate.astype(jnp.float32), approximate=True)
+        y = wide.astype(gate.dtype) * up
         return self.project(self.config.hidden_size, "down_proj", y)
 
 
@@ -246,7 +252,7 @@ class Gemma3(nn.Module):
 
         Args:
           ids: Tokens.
-          positions: Theirs in the sequences; by default 0, 1, 2, ...
+          positions: Theirs in the sequences, with a cache; else 0, 1, 2, ...
           cache: What came before, from `empty_cache` at first.
         """
         if positions is None:

@@ -5,23 +5,18 @@ the defaults are those of transformers' `Gemma3TextConfig`.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-_EXPECTED = {
+from train.models import configuration
+
+_FORM = {
+    "model_type": "gemma3_text",
     "attention_bias": False,
     "hidden_activation": "gelu_pytorch_tanh",
     "tie_word_embeddings": True,
     "use_bidirectional_attention": False,
-}
-# What `Config` has no default for, since no two sizes of Gemma 3 share it.
-_PLAIN: dict[str, Any] = {
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "sliding_window": 4096,
 }
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
@@ -50,13 +45,13 @@ class Config:
     """
 
     vocab_size: int = 262_208
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
+    hidden_size: int = 2304
+    intermediate_size: int = 9216
+    num_hidden_layers: int = 26
     num_attention_heads: int = 8
     num_key_value_heads: int = 4
     head_dim: int = 256
-    sliding_window: int
+    sliding_window: int = 4096
     global_layers: tuple[int, ...]
     rope_theta: float = 1_000_000.0
     rope_factor: float = 1.0
@@ -66,30 +61,24 @@ class Config:
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
 
-    @classmethod
-    def read(cls, folder: pathlib.Path) -> "Config":
-        """Returns the configuration in a model folder of transformers.
 
-        Of a model with a vision tower (`model_type` gemma3) it is that of its text.
+def read_config(folder: pathlib.Path) -> Config:
+    """Returns the configuration in a model folder of transformers.
 
-        Raises:
-          ValueError: if the model is another than the one written here.
-        """
-        file = folder / "config.json"
-        values = json.loads(file.read_text())
-        if values.get("model_type") == "gemma3":
-            values = {"model_type": "gemma3_text"} | values["text_config"]
-        for key, want in {"model_type": "gemma3_text", **_EXPECTED}.items():
-            if (got := values.get(key, want)) != want and (got or want):
-                raise ValueError(
-                    f"{file}: {key} is '{got}', expected '{want}'. Only this form of "
-                    "Gemma 3 is implemented."
-                )
-        names = {field.name for field in dataclasses.fields(cls)}
-        plain = _PLAIN | {x: values[x] for x in names & values.keys()}
-        plain |= _rope(file, values)
-        layers = _global_layers(values, plain["num_hidden_layers"])
-        return cls(**plain | {"global_layers": layers})
+    Of a model with a vision tower (`model_type` gemma3) it is that of its text.
+
+    Raises:
+      FileNotFoundError: if it has no `config.json`.
+      ValueError: if the model is of another architecture than the one written here.
+    """
+    values = configuration.read(folder)
+    if values.get("model_type") == "gemma3":
+        values = {"model_type": "gemma3_text"} | values.get("text_config", {})
+    values = {name: x for name, x in values.items() if x is not None}
+    values |= _rope(folder, values)
+    layers = values.get("num_hidden_layers", Config.num_hidden_layers)
+    values["global_layers"] = _global_layers(values, layers)
+    return configuration.build(Config, values, folder=folder, form=_FORM)
 
 
 def _global_layers(values: Mapping[str, Any], layers: int) -> tuple[int, ...]:
@@ -99,7 +88,7 @@ def _global_layers(values: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     return tuple(range(pattern - 1, layers, pattern))
 
 
-def _rope(file: pathlib.Path, values: Mapping[str, Any]) -> dict[str, float]:
+def _rope(folder: pathlib.Path, values: Mapping[str, Any]) -> dict[str, float]:
     """Returns the values about rotations that are not under the names of `Config`."""
     kinds = values.get("rope_parameters") or {}
     local, whole = kinds.get(_SLIDING) or {}, kinds.get(_FULL) or {}
@@ -107,9 +96,9 @@ def _rope(file: pathlib.Path, values: Mapping[str, Any]) -> dict[str, float]:
     types = {x.get("rope_type", x.get("type", "default")) for x in (local, whole)}
     if not types <= {"default", "linear"} or "factor" in local:
         raise ValueError(
-            f"{file}: the rotations are {local} and {whole}, expected rope_type "
-            "'default', or 'linear' for full_attention. No other scaling is "
-            "implemented."
+            f"'{folder / configuration.FILE}': the rotations are {local} and {whole}, "
+            "expected rope_type 'default', or 'linear' for full_attention. No other "
+            "scaling is implemented."
         )
     found = {
         "rope_theta": whole.get("rope_theta"),

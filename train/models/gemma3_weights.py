@@ -11,10 +11,9 @@ from train.models import checkpoint
 from train.models.checkpoint import Leaf
 from train.models.gemma3_config import Config
 
-PREFIXES = ("model.", "language_model.model.", "model.language_model.")
-"""What precedes the tensors' names: in a text model, and in one that sees too, whose
-files are written in two ways."""
-
+# What precedes the tensors' names in a model that sees too, whose files are written in
+# two ways, and in a text model.
+_BASES = ("model.language_model.", "language_model.model.", "model.")
 _IGNORED = (
     "*vision_tower.*",
     "*multi_modal_projector.*",
@@ -27,7 +26,7 @@ def leaves(config: Config, *, prefix: str = "model.") -> dict[str, Leaf]:
 
     Args:
       config: The shape of the model.
-      prefix: One of `PREFIXES`.
+      prefix: What precedes the tensors' names; that of a text model by default.
     """
     d, whole = config.hidden_size, functools.partial(_whole, prefix)
     params = {
@@ -59,18 +58,20 @@ def load(
 
     Args:
       folder: The folder with model.safetensors, or its shards.
-      config: The shape of the model, as from `Config.read(folder)`.
+      config: The shape of the model, as from `read_config`.
       dtype: That of the params; by default that of the files.
 
     Raises:
       FileNotFoundError: if there are no weights.
       ValueError: if the tensors are not those of the model; it lists all.
     """
-    names = checkpoint.names(folder)
-    embeddings = {f"{prefix}embed_tokens.weight": prefix for prefix in PREFIXES}
-    prefix = next((embeddings[x] for x in names if x in embeddings), PREFIXES[0])
-    params = leaves(config, prefix=prefix)
-    return checkpoint.load(folder, params, dtype=dtype, ignored=_IGNORED)
+    return checkpoint.load(
+        folder,
+        leaves(config, prefix=""),
+        dtype=dtype,
+        ignored=_IGNORED,
+        bases=_BASES,
+    )
 
 
 def _whole(prefix: str, module: str, *shape: int) -> Leaf:

@@ -34,7 +34,7 @@ def augment(
     From 0 to 1, but for the noise. One in four is dark on bright.
     """
     keys = jax.random.split(key, len(images))
-    return jax.vmap(_augment)(keys, images)
+    return jax.vmap(_augment)(keys, jnp.asarray(images))
 
 
 def plain(
@@ -45,14 +45,11 @@ def plain(
     return jax.image.resize(images.astype(jnp.float32) / 255, shape, "linear")
 
 
-def pixels(images: Float[jax.Array, "B P P"]) -> Float[jax.Array, "B P P 3"]:
-    """Returns grey pictures as SigLIP takes them: three channels, from -1 to 1."""
-    return jnp.repeat(2 * images[..., None] - 1, 3, axis=-1)
-
-
-def _augment(key: jax.Array, image: UInt8[Array, "S S"]) -> Float[jax.Array, "32 32"]:
+def _augment(
+    key: jax.Array, image: UInt8[jax.Array, "S S"]
+) -> Float[jax.Array, "32 32"]:
     stroke, place, light, noise = jax.random.split(key, 4)
-    image = _stroked(stroke, jnp.asarray(image, jnp.float32) / 255)
+    image = _stroked(stroke, image.astype(jnp.float32) / 255)
     sample = functools.partial(jax.scipy.ndimage.map_coordinates, order=1)
     image = sample(image, list(_places(place, image.shape[0])))
     strength, inverted = jax.random.uniform(light, (2,))

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jaxtyping import Float, UInt8
 
-from train.data import digits, glyphs
+from train.data import digits, glyphs, pixels
 from train.models import siglip
 from train.pretrain import augment, export, loop, probe
 
@@ -162,8 +162,8 @@ def evaluate(
 
 def _apply(model: Any, params: Any, images: Float[jax.Array, "B S S"]) -> jax.Array:
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    pixels = augment.pixels(images).astype(jnp.bfloat16)
-    return model.apply({"params": half}, pixels).astype(jnp.float32)
+    inputs = pixels.as_input(images).astype(jnp.bfloat16)
+    return model.apply({"params": half}, inputs).astype(jnp.float32)
 
 
 def _in_batches(model: Any, params: Any, size: int = 512) -> probe.Encode:

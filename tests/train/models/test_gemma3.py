@@ -48,9 +48,8 @@ def gradient(gemma3, tiny):
     return compute
 
 
-@pytest.mark.parametrize("remat", ["full", "named"])
-def test_recomputing_changes_no_gradient(gradient, remat):
-    want, got = gradient(), gradient(remat=remat)
+def test_recomputing_all_but_what_is_named_changes_no_gradient(gradient):
+    want, got = gradient(), gradient(remat="named")
 
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), got, want
@@ -118,7 +117,7 @@ def test_flash_attention_is_asked_for_what_the_mask_says(
     [
         ({"model_type": "gemma2"}, "model_type is 'gemma2', expected 'gemma3_text'"),
         ({"hidden_activation": "silu"}, "hidden_activation is 'silu', expected"),
-        ({"attention_bias": True}, "attention_bias is 'True', expected 'False'"),
+        ({"attention_bias": True}, "attention_bias is True, expected False"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "expected rope_type 'default'"),
     ],
 )
@@ -127,7 +126,7 @@ def test_a_model_of_another_form_is_refused(gemma3, tmp_path, change, message):
     (tmp_path / "config.json").write_text(json.dumps(values))
 
     with pytest.raises(ValueError, match=message):
-        gemma3.Config.read(tmp_path)
+        gemma3.read_config(tmp_path)
 
 
 def test_the_older_names_of_a_configuration_are_read(gemma3, tmp_path):
@@ -141,7 +140,7 @@ def test_the_older_names_of_a_configuration_are_read(gemma3, tmp_path):
     }
     (tmp_path / "config.json").write_text(json.dumps(values))
 
-    got = gemma3.Config.read(tmp_path)
+    got = gemma3.read_config(tmp_path)
 
     want = gemma3.Config(
         hidden_size=2304,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import fonts
+from train.data import fonts, pixels
 from train.pretrain import augment
 
 AUGMENT = jax.jit(augment.augment)
@@ -32,7 +32,7 @@ def test_plain_pictures_are_made_smaller_as_pillow_does(images):
 
 
 def test_pixels_are_three_equal_channels_from_minus_one_to_one():
-    got = augment.pixels(jnp.array([[[0.0, 0.5], [0.75, 1.0]]]))
+    got = pixels.as_input(jnp.array([[[0.0, 0.5], [0.75, 1.0]]]))
 
     assert got.shape == (1, 2, 2, 3)
     for channel in range(3):

@@ -28,7 +28,7 @@ def folder(file, tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_program_writes_a_model_that_loads_and_generates(folder):
-    config = gemma3.Config.read(folder)
+    config = gemma3.read_config(folder)
     params = gemma3.load(folder, config, np.float32)
     tokenizer = tokens.load_tokenizer(folder)
 

@@ -1,0 +1,83 @@
+"""Characters in small pictures, by an encoder pretrained on glyphs from free fonts.
+
+The encoder has SigLIP's form: 6 layers of width 192, on 64 patches of 32 x 32 pixels.
+`python -m train.pretrain.vision` made it, and it ships with the experiments.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from train.data import arrays, digits, pixels, sentiment
+from train.data.batch import NO_LABEL, Batch
+from train.models import siglip
+from train.run import Run
+from train.subjects.subject import Subject
+
+TASKS = digits.TASKS
+
+ENCODER = pathlib.Path(__file__).parent.parent / "assets" / "glyphs" / "encoder"
+"""The folder of its `config.json` and `model.safetensors`."""
+
+_BATCH = 128
+
+PEFT = {
+    "base_model_name_or_path": "glyph-encoder",
+    "modules_to_save": ["classifier"],
+    "task_type": "FEATURE_EXTRACTION",
+}
+"""What an adapter's file says of the model."""
+
+
+def load(run: Run, folder: pathlib.Path = ENCODER) -> Subject:
+    """Returns what the run trains on.
+
+    Args:
+      run: Its settings; `max_length` says nothing here.
+      folder: That of the encoder.
+
+    Raises:
+      FileNotFoundError: if the encoder is not there.
+      ModuleNotFoundError: if the package that holds the pictures is not installed.
+      ValueError: if it is another encoder than the run's.
+    """
+    _check(folder / "model.safetensors", run.backbone)
+    config = siglip.read_config(folder)
+    parts = {part: digits.load(run.task, part) for part in sentiment.PARTS}
+    return Subject(
+        model=siglip.SiglipClassifier(config, len(digits.CLASSES[run.task])),
+        base={"vision_model": siglip.load(folder, config, dtype=np.float32)},
+        data=arrays.Data(
+            train=pixels.Pictures(*map(arrays.filled_up, parts["train"])),
+            validation=_batches(parts["validation"]),
+            test=_batches(parts["test"]),
+            examples=len(parts["train"].labels),
+        ),
+        peft=PEFT,
+    )
+
+
+def _check(file: pathlib.Path, wanted: str) -> None:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"The encoder of glyphs is not at '{file}'. `python -m train.pretrain."
+            "vision` makes one."
+        )
+    if (got := hashlib.sha256(file.read_bytes()).hexdigest()) != wanted:
+        raise ValueError(
+            f"{file} has the sha256 {got}, expected {wanted}. It is another encoder, "
+            "or damaged."
+        )
+
+
+def _batches(part: digits.Images) -> Sequence[Batch]:
+    """Returns pictures in batches of one size, as the model takes them."""
+    full = pixels.Pictures(*(arrays.filled_up(x, _BATCH) for x in part))
+    rows = np.arange(len(full.labels)).reshape(-1, _BATCH)
+    batches = [jax.device_get(full.batch(x)) for x in rows]
+    last = batches[-1].labels
+    last[len(last) - (len(full.labels) - len(part.labels)) :] = NO_LABEL
+    return batches
