@@ -153,12 +153,15 @@ def _face(path: pathlib.Path, index: int, font: Any) -> Face:
 
 
 def _characters(cmap: dict[int, str]) -> frozenset[str]:
-    """Returns the characters that have a glyph to themselves, or nearly."""
+    """Returns the characters that have a glyph to themselves, or nearly.
+
+    What has none, and would be drawn as an empty box, is not in a character map.
+    """
     uses = collections.Counter(cmap.values())
     return frozenset(
         chr(code)
         for code, glyph in cmap.items()
-        if glyph != ".notdef" and uses[glyph] <= _MOST_CHARACTERS_OF_A_GLYPH
+        if uses[glyph] <= _MOST_CHARACTERS_OF_A_GLYPH
     )
 
 

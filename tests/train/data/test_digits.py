@@ -138,7 +138,8 @@ def test_what_ships_can_be_drawn_again(task):
 
 
 def test_letters_are_drawn_in_no_font_that_is_seen():
-    seen = fonts.find(fonts.folders()[:1])[:5]
+    found = fonts.find(fonts.folders()[:1])
+    seen = [face for face in found if face.family == "DejaVu Sans"]
     held_out = seen[0]._replace(family="PT Sans")
     georgian = seen[1]._replace(family="BPG Sans")
 

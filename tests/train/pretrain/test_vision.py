@@ -74,9 +74,9 @@ def test_one_picture_of_fifty_is_held_out(file):
 
     train, held_out = vision.split(data)
 
-    count = len(data.images)
-    assert len(held_out.labels) == -(-count // 50)
-    assert len(train.labels) + len(held_out.labels) == count
+    np.testing.assert_array_equal(held_out.images, data.images[::50])
+    np.testing.assert_array_equal(held_out.labels, data.labels[::50])
+    assert len(train.labels) + len(held_out.labels) == len(data.images)
     seen = {x.tobytes() for x in train.images}
     assert not [x for x in held_out.images if x.tobytes() in seen]
 
