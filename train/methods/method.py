@@ -28,7 +28,7 @@ from jaxtyping import ScalarLike
 from para_jax.adapters import Adapter, Array
 
 Adapters = dict[str, Adapter]
-Kernels = Mapping[str, Array]
+Kernels = Mapping[str, jax.Array]
 """The frozen kernels `[m, n]` of the adapted modules, by path; or their gradients."""
 
 

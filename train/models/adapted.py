@@ -35,7 +35,7 @@ class Adapted:
     modules: tuple[str, ...]
     stack: int | None = None
 
-    def kernels(self, base: Mapping[str, Any]) -> dict[str, Array]:
+    def kernels(self, base: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the kernels `[m, n]`, by the path of their module."""
         leaves = unnest(base)
         if self.stack is not None:
