@@ -9,7 +9,10 @@ from train.data import digits, sentiment, sources
 TASKS = (
     *sentiment.TASKS,
     *digits.TASKS,
+    "problems",
     *(x.name for x in (*sources.IMAGES, *sources.GLUE)),
+    "commonsense",
+    "mathematics",
 )
 """Those of all comparisons, in the order of every table."""
 

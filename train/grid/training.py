@@ -25,7 +25,7 @@ Served = Callable[[State], Adapters]
 
 
 class Place(NamedTuple):
-    """Where runs happen: one task, one model, by one plan."""
+    """Where runs happen, by one plan, and how adapters are evaluated there."""
 
     task: str
     model: Model
@@ -33,6 +33,7 @@ class Place(NamedTuple):
     data: arrays.Data
     settings: run.Run
     plan: plan.Plan
+    accuracies: evaluate.Accuracies = evaluate.accuracies
 
 
 class Tried(NamedTuple):
@@ -191,7 +192,7 @@ def _accuracies(
 ) -> Float[np.ndarray, " C"]:
     adapters = jax.jit(jax.vmap(served))(state)
     lora = jax.device_get(place.model.adapted.collection(adapters))
-    return evaluate.accuracies(place.model, place.base, head, lora, batches)
+    return place.accuracies(place.model, place.base, head, lora, batches)
 
 
 def _at_rank(config: Any, state: State, *, rank: int) -> Adapters:

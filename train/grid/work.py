@@ -117,7 +117,8 @@ def load(tasks: Sequence[str], plan: plans.Plan) -> list[training.Place]:
 def _place(task: str, plan: plans.Plan) -> training.Place:
     settings = subjects.identified(plan.settings_of(task), plan.folders)
     found = subjects.load(settings, plan.folders)
-    return training.Place(task, found.model, found.base, found.data, settings, plan)
+    parts = found.model, found.base, found.data
+    return training.Place(task, *parts, settings, plan, found.accuracies)
 
 
 @contextlib.contextmanager

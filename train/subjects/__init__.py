@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 from train.models import repository
 from train.run import Run
-from train.subjects import glue, images, pictures, sentences
+from train.subjects import glue, images, pictures, problems, sentences
 from train.subjects.folders import Folders as Folders
 from train.subjects.subject import Subject as Subject
 
 LOADERS: dict[str, Callable[[Run], Subject]] = {
     **dict.fromkeys(sentences.TASKS, sentences.load),
     **dict.fromkeys(pictures.TASKS, pictures.load),
+    **dict.fromkeys(problems.TASKS, problems.load),
 }
 """What returns the subject of a run, by its task, if it ships or has a package."""
 
