@@ -67,7 +67,7 @@ def test_what_is_none_takes_no_space(path):
         ({"seed": True}, "row 2: `seed` is bool true, expected a whole number"),
         ({"params": ...}, "row 2 has no field `params`"),
         ({"parameters": 3}, "row 2 has a foreign field 'parameters', expected only"),
-        ({"task": "sst2"}, "row 2: `task` is 'sst2', expected one of movie, amazon"),
+        ({"task": "sst3"}, "row 2: `task` is 'sst3', expected one of movie, amazon"),
         (
             {"config": "sora"},
             "row 2: `config` is 'sora', which `configs` does not hold",
