@@ -6,7 +6,7 @@ Each says its command, its time and its score.
 from train.grid import plan
 from train.needs import Needs
 from train.presets import amazon, movie, nyt, problems, tiny, tweets
-from train.presets.paper import glue, vision
+from train.presets.paper import commonsense, glue, math, vision
 from train.run import Run
 
 PRESETS: dict[str, Run] = {
@@ -24,11 +24,15 @@ PLANS: dict[str, plan.Plan] = {
     "vision": plan.VISION,
     "paper/vision": vision.PLAN,
     "paper/glue": glue.PLAN,
+    "paper/commonsense": commonsense.PLAN,
+    "paper/math": math.PLAN,
 }
 """Each comparison by its name."""
 
 NEEDS: dict[str, Needs] = {
     "paper/vision": vision.NEEDS,
     "paper/glue": glue.NEEDS,
+    "paper/commonsense": commonsense.NEEDS,
+    "paper/math": math.NEEDS,
 }
 """What has to be there for those that need more than ships or a package holds."""

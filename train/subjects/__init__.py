@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from train.models import repository
 from train.run import Run
-from train.subjects import glue, images, pictures, problems, sentences
+from train.subjects import glue, images, instructions, pictures, problems, sentences
 from train.subjects.folders import Folders as Folders
 from train.subjects.subject import Subject as Subject
 
@@ -19,12 +19,14 @@ LOADERS: dict[str, Callable[[Run], Subject]] = {
 HUB: dict[str, Callable[[Run, Folders], Subject]] = {
     **dict.fromkeys(images.TASKS, images.load),
     **dict.fromkeys(glue.TASKS, glue.load),
+    **dict.fromkeys(instructions.TASKS, instructions.load),
 }
 """The same of the tasks whose model and data are on the Hugging Face hub."""
 
 REPOS: dict[str, str] = {
     **dict.fromkeys(images.TASKS, images.REPO),
     **dict.fromkeys(glue.TASKS, glue.REPO),
+    **dict.fromkeys(instructions.TASKS, instructions.REPO),
 }
 """The repositories of their models."""
 

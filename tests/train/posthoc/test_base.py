@@ -169,3 +169,33 @@ def test_scores_change_which_components_are_kept(parent):
 
     names = ["sigma", "by-frobenius", "by-update", "at-inputs"]
     assert len({kept(name) for name in names}) > 1
+
+
+def test_kernels_of_any_model_have_the_norms_that_numpy_finds():
+    from train import posthoc
+
+    generator = np.random.default_rng(0)
+    kernels = {f"a/{n}": generator.normal(size=(5, n)).astype("f4") for n in (3, 7)}
+
+    got = posthoc.of_kernels(kernels)
+
+    for path, kernel in kernels.items():
+        s = np.linalg.svd(kernel.astype("f8"), compute_uv=False)
+        assert got[path].spectral == pytest.approx(s[0], rel=1e-10)
+        assert got[path].frobenius == pytest.approx(np.sqrt(np.sum(s**2)), rel=1e-10)
+        assert got[path].square is None
+
+
+def test_scores_at_layer_norms_want_a_bert(parent):
+    import dataclasses
+
+    from train import posthoc
+
+    kernels = {
+        path: np.ones(x.a.shape[:1] + x.b.shape[1:])
+        for path, x in parent.adapters.items()
+    }
+    other = dataclasses.replace(parent, statistics=posthoc.of_kernels(kernels))
+
+    with pytest.raises(ValueError, match="known of BERT alone"):
+        posthoc.PRUNERS["at-inputs"](other)

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from train.data import digits, sentiment, sources
 from train.experiments import statistics
 from train.experiments.statistics import Sample
 
@@ -14,12 +15,26 @@ DPI = 110
 
 # Okabe and Ito's, which colour-blind readers can tell apart.
 ORANGE, YELLOW, GREEN = "#d55e00", "#e69f00", "#009e73"
-BLUE, PINK = "#0072b2", "#cc79a7"
+BLUE, PINK, SKY = "#0072b2", "#cc79a7", "#56b4e9"
 GREY = "#666666"
 HEAT = "cividis"
 
-TASKS = {"movie": BLUE, "amazon": YELLOW, "tweets": GREEN, "nyt": PINK}
-"""A colour for each task."""
+_FAMILIES = (
+    sentiment.TASKS,
+    digits.TASKS,
+    tuple(x.name for x in sources.IMAGES),
+    tuple(x.name for x in sources.GLUE),
+    ("problems",),
+    ("commonsense",),
+    ("mathematics",),
+)
+_OF_TASKS = (BLUE, YELLOW, GREEN, PINK, ORANGE, SKY, "black")
+TASKS = {
+    task: colour
+    for tasks in _FAMILIES
+    for task, colour in zip(tasks, _OF_TASKS, strict=False)
+}
+"""A colour for each task, that no other of its comparison has."""
 
 METHODS = {"para": ORANGE, "lora": BLUE, "dylora": GREEN, "matryoshka": PINK}
 """A colour for each method that is drawn as a line."""
@@ -27,7 +42,7 @@ METHODS = {"para": ORANGE, "lora": BLUE, "dylora": GREEN, "matryoshka": PINK}
 RANKS = (BLUE, GREEN, YELLOW, ORANGE, PINK)
 """Colours for budgets, from the largest down."""
 
-MARKERS = "osD^v"
+MARKERS = "osD^vPX"
 
 
 def panels(

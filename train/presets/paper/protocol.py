@@ -8,8 +8,11 @@ are 3000 steps, or 1500 where a set is so small that 3000 would be more than 26 
 One seed chooses among three learning rates, the paper's and two larger ones, on
 examples held out of the training part, and two more seeds train at the chosen one.
 `--rates 5e-5` takes the paper's alone: give another --out for that.
+
+Gemma writes its answers, which takes long: it has fewer methods and fewer children.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 from train.grid import plan
@@ -48,4 +51,21 @@ def planned(
         shares=(),
         pruners=("sigma", "fisher"),
         retuned=(),
+    )
+
+
+def written(task: str, *, max_length: int) -> plan.Plan:
+    """Returns the plan of a task whose answers are written.
+
+    LoRA at 16 and 4, and the methods of table 1; PARA and local pruning at 4.
+    """
+    names = ("lora-16", "lora-4", "adalora", "sora", "dora", "gora")
+    whole = planned((task,), steps={}, max_length=max_length)
+    return dataclasses.replace(
+        whole,
+        entries=tuple(x for x in whole.entries if x.name in names),
+        cuts=(4,),
+        pruners=("sigma",),
+        energies=(),
+        dropped=(),
     )

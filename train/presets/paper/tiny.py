@@ -17,10 +17,11 @@ from para_jax.params import nest
 from train.data import sources
 from train.data.sources import Source
 from train.grid.plan import Plan
-from train.models import roberta, siglip
+from train.models import gemma3, roberta, siglip
 from train.models.checkpoint import Leaf
+from train.presets.paper import tiny_text
 from train.pretrain import export
-from train.subjects import glue, images
+from train.subjects import glue, images, instructions
 from train.subjects.folders import Folders
 
 if TYPE_CHECKING:
@@ -44,10 +45,23 @@ ROBERTA = roberta.Config(
     num_hidden_layers=2,
     num_attention_heads=3,
     intermediate_size=40,
-    max_position_embeddings=24,
+    max_position_embeddings=100,
     type_vocab_size=1,
     layer_norm_eps=1e-5,
     pad_token_id=1,
+)
+
+GEMMA = gemma3.Config(
+    vocab_size=4 + len(tiny_text.WORDS) + 64,
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=6,
+    sliding_window=16,
+    global_layers=(1,),
+    query_pre_attn_scalar=6,
 )
 
 _WORDS = [f"w{x}" for x in range(36)]
@@ -61,27 +75,27 @@ def shrunk(plan: Plan, folder: pathlib.Path) -> Plan:
       folder: Where models and data go, below `tiny`.
     """
     settings = dataclasses.replace(
-        plan.settings, steps=12, batch=4, max_length=16, dtype="float32"
+        plan.settings, steps=12, batch=4, max_length=96, dtype="float32"
     )
     return dataclasses.replace(
         plan,
         settings=settings,
         steps={},
-        rates=plan.rates[:1],
+        rates=(0.03,),  # In so few steps, less changes nothing.
         outer=(),
         search_seeds=(0,),
         other_seeds=(1,),
         cuts=(4, 1),
         shares=(),
-        energies=(0.9,),
-        dropped=(3,),
+        energies=plan.energies[-1:],
+        dropped=plan.dropped[:1],
         retuned=(),
         folders=make(folder / "tiny"),
     )
 
 
 def make(folder: pathlib.Path) -> Folders:
-    """Writes the models and the sets of the image and GLUE tasks, or finds them there.
+    """Writes the models and the sets of all presets, or finds them there.
 
     Args:
       folder: Where to; `weights` and `data` are made in it.
@@ -95,6 +109,10 @@ def make(folder: pathlib.Path) -> Folders:
         for source in sources.GLUE:
             place = folder / "data" / source.hub / source.configs[0]
             _set(place, source, _sentences)
+        _gemma(folder / "weights" / instructions.REPO)
+        for source in (*sources.COMMONSENSE, *sources.MATHEMATICS):
+            for config in source.configs or ("",):
+                _set(folder / "data" / source.hub / config, source, _texts)
         done.write_text("Random models and data, for a trial.\n")
     return folders
 
@@ -115,6 +133,24 @@ def _roberta(folder: pathlib.Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = ("</s>", ids["</s>"]), ("<s>", ids["<s>"])
     tokenizer.post_processor = processors.RobertaProcessing(*ends)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _gemma(folder: pathlib.Path) -> None:
+    values: dict[str, Any] = {"model_type": "gemma3_text", **dataclasses.asdict(GEMMA)}
+    kinds, layers = ("sliding", "full"), range(GEMMA.num_hidden_layers)
+    of_layers = values.pop("global_layers")
+    values["layer_types"] = [f"{kinds[x in of_layers]}_attention" for x in layers]
+    leaves = gemma3.leaves(GEMMA)
+    export.save(folder, _random(leaves), leaves, values)
+    vocabulary = ["<pad>", "<eos>", "<bos>", "<unk>", *tiny_text.WORDS]
+    vocabulary += map(str, range(GEMMA.vocab_size - len(vocabulary)))
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", ids["<bos>"])]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
@@ -188,3 +224,13 @@ def _sentences(
             ]
             features[column] = datasets.Value("string")
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _texts(
+    source: Source, count: int, generator: np.random.Generator
+) -> "datasets.Dataset":
+    import datasets
+
+    make = tiny_text.ROWS[source.name]
+    numbers = generator.integers(50, size=count).tolist()
+    return datasets.Dataset.from_list([make(x) for x in numbers])

@@ -1,0 +1,177 @@
+"""The paper's comparisons, from end to end on random tiny models and data."""
+
+import dataclasses
+import json
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name in ("PARA_DATA", "PARA_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("name", ["paper/vision", "paper/glue"])
+def test_a_preset_is_the_paper_s_protocol(name):
+    from train.presets import PLANS
+
+    plan = PLANS[name]
+
+    by_name = {x.name: x.config for x in plan.entries}
+    assert by_name.keys() >= {"adalora", "sora", "dora", "gora", "dylora"}
+    assert [by_name[f"lora-{x}"].rank for x in (16, 8, 4, 2, 1)] == [16, 8, 4, 2, 1]
+    for config in by_name.values():
+        assert getattr(config, "scale", 2) == 2
+    for task in plan.tasks:
+        run = plan.settings_of(task)
+        run.check()
+        assert (run.task, run.batch, run.clip, run.warmup) == (task, 32, 1.0, 0.06)
+        assert run.weight_decay == 0.01
+        assert run.steps == (1500 if task in ("flowers", "pets", "mrpc") else 3000)
+    assert 5e-5 in plan.rates
+    assert {*plan.search_seeds, *plan.other_seeds} == {0, 1, 2}
+    assert 4 in plan.cuts  # Of 16: gamma is 0.25.
+
+
+@pytest.mark.parametrize("module", ["vision", "glue", "commonsense", "math"])
+def test_a_preset_says_its_command_its_cost_and_the_paper_s_scores(module):
+    import importlib
+
+    said = importlib.import_module(f"train.presets.paper.{module}").__doc__
+
+    for words in (f"--preset paper/{module}", "Cost, estimated"):
+        assert words in said
+    assert "(from a summary)" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "task", "modules"),
+    [("paper/vision", "eurosat", 12), ("paper/glue", "mrpc", 12)],
+)
+def test_a_preset_runs_goes_on_and_is_drawn(
+    preset, task, modules, tmp_path, monkeypatch
+):
+    from train import __main__ as main
+    from train.experiments import store
+    from train.experiments.rows import Row
+
+    out, results = str(tmp_path / "out"), str(tmp_path / "results")
+    words = ["grid", "--preset", preset, "--tiny", "--out", out, "--tasks", task]
+
+    main.main([*words, "--methods", "lora-16", "lora-4"])
+    made = {x: x.stat().st_mtime_ns for x in (tmp_path / "out").rglob("*-*.json")}
+    assert len(made) == 4
+    main.main([*words, "--methods", "lora-16", "lora-4", "gora"])
+    assert {x: x.stat().st_mtime_ns for x in made} == made
+    main.main(["collect", "--source", out, "--out", results])
+
+    trained = store.read(tmp_path / "results" / "trained.json", Row)
+    assert {x.config for x in trained.rows} == {"lora-16", "lora-4", "gora"}
+    assert {x.modules for x in trained.rows} == {modules}
+    hashes = {x["backbone"] for x in trained.configs.values()}
+    assert [len(x) for x in hashes] == [64]
+    children = store.read(tmp_path / "results" / "children.json", Row).rows
+    found = {(x.method, x.policy) for x in children if x.seed == 1}
+    assert found == {
+        *((x, f"rank {y}") for x in ("para", "local", "fisher") for y in (4, 1)),
+        ("para", "epsilon 0.999"),
+        ("drop-top", "drop 1"),
+    }
+    main.main(["table", "b", "--folder", results])
+    for name in ("drop", "energy", "spectra", "rank-maps"):
+        main.main(["figure", name, "--folder", results, "--out", str(tmp_path / "f")])
+    assert len(list((tmp_path / "f").glob("*.png"))) == 4
+
+
+@pytest.mark.slow
+def test_another_backbone_is_refused_where_results_are(tmp_path):
+    from train.grid import training, work
+    from train.presets import PLANS
+    from train.presets.paper import tiny
+
+    plan = tiny.shrunk(PLANS["paper/glue"], tmp_path)
+    (place,) = work.load(("cola",), plan)
+    assert isinstance(place, training.Place)
+    folder = work.Folder(
+        path=tmp_path / "out", command="", commit="", plan=plan, say=lambda line: None
+    )
+    work.run(folder, ["cola"], ["lora-1"])
+    (weights,) = (tmp_path / "tiny" / "weights" / "FacebookAI").rglob("*.safetensors")
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    moved = tmp_path / "moved" / "FacebookAI" / "roberta-base"
+    moved.mkdir(parents=True)
+    for file in weights.parent.iterdir():
+        (moved / file.name).write_bytes(file.read_bytes())
+    (moved / weights.name).write_bytes(changed)
+
+    folders = dataclasses.replace(plan.folders, weights=tmp_path / "moved")
+    other = dataclasses.replace(folder, plan=dataclasses.replace(plan, folders=folders))
+
+    with pytest.raises(ValueError, match="was made with backbone"):
+        work.run(other, ["cola"], ["lora-1"])
+
+
+def test_configurations_of_several_tasks_keep_what_they_share(tmp_path):
+    from train.experiments import store
+    from train.experiments.rows import Row
+    from train.grid import work
+
+    for task, steps in (("cola", 3000), ("mrpc", 1500)):
+        row = Row(
+            task=task,
+            method="lora",
+            policy="rank 4",
+            seed=0,
+            rank_total=4,
+            modules=1,
+            params=9,
+            learning_rate=0.1,
+            config="lora-4",
+            steps=steps,
+        )
+        part = store.Results(
+            command="",
+            commit="",
+            versions={},
+            device="",
+            configs={"lora-4": {"steps": steps, "batch": 32}},
+            rows=[row],
+        )
+        store.write(tmp_path / "trained" / f"lora-4-{task}.json", part)
+
+    work.collect(tmp_path, tmp_path / "results")
+
+    joined = json.loads((tmp_path / "results" / "trained.json").read_text())
+    assert joined["configs"] == {"lora-4": {"batch": 32}}
+    assert [x["steps"] for x in joined["rows"]] == [3000, 1500]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "task"),
+    [("paper/commonsense", "commonsense"), ("paper/math", "mathematics")],
+)
+def test_answers_that_are_written_go_from_end_to_end(preset, task, tmp_path):
+    from train import __main__ as main
+    from train.experiments import store
+    from train.experiments.rows import Row
+
+    out, results = str(tmp_path / "out"), str(tmp_path / "results")
+
+    main.main(
+        ["grid", "--preset", preset, "--tiny", "--out", out, "--methods", "lora-16"]
+    )
+    main.main(["collect", "--source", out, "--out", results])
+
+    children = store.read(tmp_path / "results" / "children.json", Row).rows
+    assert {(x.task, x.method, x.policy) for x in children} == {
+        (task, x, f"rank {y}") for x in ("para", "local") for y in (4, 1)
+    }
+    assert all(x.accuracy is not None for x in children)
+    main.main(["table", "b", "--folder", results])

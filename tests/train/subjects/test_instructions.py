@@ -1,0 +1,160 @@
+"""Commonsense-170k and MetaMathQA, with a tiny Gemma 3 and a few rows of each set."""
+
+import jax
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    from train.presets.paper import tiny
+
+    return tiny.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def subject(folders, tmp_path, monkeypatch):
+    import datasets
+
+    from train import subjects
+    from train.run import Run
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def load(task, **changes):
+        run = Run(task=task, backbone="", **{"max_length": 96, **changes})
+        return subjects.load(run, folders)
+
+    return load
+
+
+def texts(subject, batches):
+    """Returns the prompt and the labelled response of each row."""
+    tokenizer = subject.accuracies.__self__.of_sets[""].__self__.tokenizer
+    found = []
+    for batch in batches:
+        for ids, labels in zip(batch.inputs, batch.labels, strict=True):
+            counts = labels != -1
+            if counts.any():
+                prompt, *_, end = ids[: 1 + counts.argmax()], *labels[counts]
+                assert end == tokenizer.token_to_id("<eos>")
+                found.append(
+                    (tokenizer.decode(prompt), tokenizer.decode(labels[counts][:-1]))
+                )
+    return found
+
+
+def test_all_sets_are_tested_on(subject):
+    from train.data import commonsense
+
+    found = subject("commonsense")
+
+    parts = found.data.test.parts
+    assert [*parts] == [*commonsense.TASKS]
+    for name, batches in parts.items():
+        answers = {commonsense.extract(name, x) for _, x in texts(found, batches)}
+        assert answers <= {*commonsense.TASKS[name].names}
+        assert sum(int((x.labels != -1).any(1).sum()) for x in batches) == 12
+    assert len(found.data.test) == len([*found.data.test]) == 8
+    assert found.data.examples == 36
+
+
+def test_answers_of_problems_are_short_and_those_of_the_sets(subject, folders):
+    from train.data import mathematics
+
+    found = subject("mathematics")
+
+    for task, batches in found.data.test.parts.items():
+        want = mathematics.problems(task, data=folders.data, subset=True)
+        got = [response for _, response in texts(found, batches)]
+        assert [x.split()[-1] for x in got] == [x.answer for x in want]
+
+
+def test_what_is_too_long_is_not_trained_on(subject):
+    long = subject("mathematics").data
+    lengths = np.sort(np.asarray(long.train.lengths[: long.examples]))
+    limit = int(lengths[-1]) - 1
+
+    short = subject("mathematics", max_length=limit).data
+
+    assert 0 < short.examples < long.examples
+    assert np.asarray(short.train.lengths).max() <= limit
+
+
+@pytest.mark.parametrize(
+    ("task", "grader", "wanted", "written", "right"),
+    [
+        ("commonsense", "piqa", "the correct answer is solution2", "solution2", True),
+        ("commonsense", "piqa", "the correct answer is solution2", "solution1", False),
+        ("commonsense", "boolq", "the correct answer is true", "false or true", False),
+        (
+            "mathematics",
+            "gsm8k",
+            "The answer is: 18",
+            "so 18. The answer is: 18.",
+            True,
+        ),
+        ("mathematics", "gsm8k", "The answer is: 18", "18", False),
+        (
+            "mathematics",
+            "gsm8k",
+            "The answer is: 18",
+            "The answer is: 17\n### Instruction: The answer is: 18",
+            False,
+        ),
+        ("mathematics", "math", "The answer is: 1/2", r"It is $\boxed{0.5}$.", True),
+        ("mathematics", "", "The answer is: 3", "The answer is: 4", False),
+    ],
+)
+def test_answers_are_graded_as_each_set_wants(
+    folders, task, grader, wanted, written, right
+):
+    from train.run import Run
+    from train.subjects import instructions
+
+    corpus = instructions.CORPORA[task](Run(max_length=96), folders)
+    assert corpus.graders[grader](wanted, written) is right
+
+
+def test_the_accuracy_is_the_mean_over_sets_however_large():
+    from train.data.batch import Batch
+    from train.models import gemma3
+    from train.presets.paper import tiny
+    from train.subjects import instructions
+
+    model = gemma3.Gemma3(tiny.GEMMA)
+
+    def fixed(*values):
+        return lambda *_, at_once: np.array(values)
+
+    given = {"a": fixed(1.0, 0.0), "b": fixed(0.5, 0.2), "": fixed(9.0, 9.0)}
+    mean = instructions.Mean(given)
+    batch = Batch(np.zeros((1, 2), np.int32), np.zeros((1, 2), np.int32))
+    sets = instructions.Sets({"a": [batch] * 5, "b": [batch]})
+
+    got = mean.accuracies(model, {}, {}, {}, sets, at_once=2)
+    np.testing.assert_allclose(got, [0.75, 0.1])
+    np.testing.assert_array_equal(mean.accuracies(model, {}, {}, {}, [], at_once=2), 9)
+
+
+@pytest.mark.slow
+def test_a_language_model_learns_the_form_of_the_answers(subject):
+    from train import run as runs
+    from train.methods import lora
+    from train.run import Run
+
+    found = subject("commonsense")
+    run = Run(
+        task="commonsense",
+        method=lora.Lora(rank=4),
+        learning_rates=(0.03,),
+        steps=20,
+        batch=4,
+        max_length=96,
+    )
+    given = runs.inputs(run, found.model, found.base, found.data)
+    losses = [
+        jax.device_get(x.metrics.loss)
+        for x in runs.advance(given, runs.begin(given), chunk=10)
+    ]
+    assert losses[-1][0, -1] < 0.5 * losses[0][0, 0]

@@ -1,0 +1,41 @@
+"""GSM8K and MATH by Gemma3-4B-IT: the paper's table 4.
+
+    python -m train check paper/math
+    python -m train grid --preset paper/math --out DIR
+    python -m train collect --source DIR --out DIR/results
+    python -m train table all --folder DIR/results
+
+What was stopped goes on with the same command. Several processes with the same DIR
+share the work, one for each GPU: CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides
+every batch. With --tiny it runs on a CPU, with random models and rows.
+
+Trained on MetaMathQA, on sequences of up to 512 tokens; answers are written greedily
+and graded. A row's accuracy is the mean over the two sets: those of each are not kept.
+The tables that need more ranks or children say so.
+
+Cost, estimated and not measured: 30 trainings of Gemma3-4B, of 3000 steps, and 6,300
+long answers from each of some 60 models: a week or two on one H100. 9 GB to download.
+
+Not run at this scale yet. What the paper is said to have, at rank 4 on average:
+
+    averages of table 4 (from a summary): LoRA 60.80, PARA 61.80
+    PARA (a third party's listing, unverified): GSM8K 78.2, MATH 45.5
+"""
+
+from train.data import mathematics
+from train.needs import Needs, Weights
+from train.presets.paper import protocol
+from train.subjects.instructions import REPO
+
+PLAN = protocol.written("mathematics", max_length=512)
+
+NEEDS = Needs(
+    weights=Weights(
+        repo=REPO,
+        files=("config.json", "tokenizer.json"),
+        size=8_600_000_000,
+        remark="accept the licence on the hub, and run `hf auth login`",
+    ),
+    data=(mathematics.TRAIN, *mathematics.TASKS),
+    memory_bytes=75_000_000_000,
+)

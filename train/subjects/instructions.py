@@ -1,0 +1,246 @@
+"""Commonsense-170k and MetaMathQA, by Gemma3-4B-IT.
+
+A model learns from one corpus and is tested on all of the paper's sets for it: what is
+reported is the mean of their accuracies, the paper's last column. The learning rate is
+chosen on examples held out of the corpus. Examples that are longer than `max_length`
+are left out of what is trained on.
+"""
+
+import atexit
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from jaxtyping import Float
+
+from train import evaluate
+from train.data import (
+    answers,
+    arrays,
+    commonsense,
+    instructions,
+    mathematics,
+    sequences,
+)
+from train.data import parts as splits
+from train.data.batch import Batch
+from train.data.instructions import Example
+from train.exact_match import ExactMatch
+from train.models import gemma3
+from train.models.adapted import Model
+from train.run import Run
+from train.subjects.folders import Folders
+from train.subjects.subject import Subject
+
+REPO = "google/gemma-3-4b-it"
+
+PEFT = {"base_model_name_or_path": REPO, "task_type": "CAUSAL_LM"}
+"""What an adapter's file says of the model."""
+
+HELD_OUT = 256
+"""Examples to choose the learning rate by: each takes a while to write."""
+
+_BATCH = 64
+_END = "<eos>"
+_SHORT = 32  # New tokens of "the correct answer is X", as in LLM-Adapters.
+
+IsRight = Callable[[str, str], bool]
+
+
+class Corpus(NamedTuple):
+    """What is learned from, and how it is tested.
+
+    Attributes:
+      learned: The examples to learn from.
+      tested: Those of each set to test on.
+      graders: How the answers of each set are graded, and those held out.
+      tokens: The greatest number of new tokens.
+    """
+
+    learned: list[Example]
+    tested: dict[str, list[Example]]
+    graders: dict[str, IsRight]
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets(Sequence[Batch]):
+    """The batches of several sets to test on."""
+
+    parts: Mapping[str, Sequence[Batch]]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts.values()))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.chain.from_iterable(self.parts.values())
+
+    def __getitem__(self, index: Any) -> Any:
+        return [*self][index]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """The mean accuracy over sets, each graded in its own way.
+
+    Attributes:
+      of_sets: What evaluates each set; that of "" evaluates batches of no set.
+    """
+
+    of_sets: Mapping[str, Callable[..., Float[np.ndarray, "C"]]]
+
+    def accuracies(
+        self,
+        model: Model,
+        base: Mapping[str, Any],
+        heads: Mapping[str, Any],
+        lora: Mapping[str, Any],
+        batches: Sequence[Batch],
+        *,
+        at_once: int = evaluate.AT_ONCE,
+    ) -> Float[np.ndarray, "C"]:
+        """Returns the mean accuracy of each model; see `ExactMatch.accuracies`."""
+        sets = batches.parts if isinstance(batches, Sets) else {"": batches}
+        found = [
+            self.of_sets[name](model, base, heads, lora, some, at_once=at_once)
+            for name, some in sets.items()
+        ]
+        return np.mean(found, axis=0)
+
+
+def load(run: Run, folders: Folders) -> Subject:
+    """Returns what the run trains on.
+
+    Args:
+      run: Its settings.
+      folders: Where the model and the corpora are.
+
+    Raises:
+      OSError: if the model or a corpus is not there.
+      ValueError: if they are not what they should be.
+    """
+    folder = folders.model(REPO, run.backbone)
+    config = gemma3.read_config(folder)
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end = cast("int", tokenizer.token_to_id(_END))
+    corpus = CORPORA[run.task](run, folders)
+    train, held_out = _learned(tokenizer, corpus, end, run.max_length)
+    tests = {
+        name: _encoded(tokenizer, examples, end)
+        for name, examples in corpus.tested.items()
+    }
+    graded = {
+        name: ExactMatch(
+            tokenizer=tokenizer, is_right=is_right, tokens=corpus.tokens, stop=(end,)
+        ).accuracies
+        for name, is_right in corpus.graders.items()
+    }
+    return Subject(
+        model=gemma3.Gemma3(config, dtype=jnp.dtype(run.dtype), remat="full"),
+        base=_base(folder, run.dtype),
+        data=arrays.Data(
+            train=sequences.pack(train, width=run.max_length),
+            validation=_batches(held_out),
+            test=Sets({name: _batches(pairs) for name, pairs in tests.items()}),
+            examples=len(train),
+        ),
+        peft=PEFT,
+        accuracies=Mean(graded).accuracies,
+    )
+
+
+def _commonsense(run: Run, folders: Folders) -> Corpus:
+    where: Any = {"data": folders.data, "subset": folders.subset}
+
+    def same(task: str, wanted: str, written: str) -> bool:
+        found = commonsense.extract(task, instructions.response(written))
+        return found == commonsense.extract(task, wanted)
+
+    return Corpus(
+        learned=commonsense.training(**where),
+        tested={x: commonsense.questions(x, **where) for x in commonsense.TASKS},
+        graders={x: functools.partial(same, x) for x in commonsense.TASKS}
+        | {"": lambda wanted, written: wanted.strip() == written.strip()},
+        tokens=min(_SHORT, run.max_length),
+    )
+
+
+def _mathematics(run: Run, folders: Folders) -> Corpus:
+    where: Any = {"data": folders.data, "subset": folders.subset}
+
+    def tested(task: str) -> list[Example]:
+        # What is graded is the end of a solution: it need not be as long.
+        marker = answers.MARKERS[0]
+        return [
+            x._replace(response=f" {marker} {x.answer}")
+            for x in mathematics.problems(task, **where)
+        ]
+
+    return Corpus(
+        learned=mathematics.training(**where),
+        tested={task: tested(task) for task in mathematics.TASKS},
+        graders={"gsm8k": _same_number, "math": _same, "": _same},
+        tokens=min(mathematics.MAX_TOKENS, 2 * run.max_length),
+    )
+
+
+CORPORA: dict[str, Callable[[Run, Folders], Corpus]] = {
+    "commonsense": _commonsense,
+    "mathematics": _mathematics,
+}
+
+TASKS = tuple(CORPORA)
+
+
+def _finals(wanted: str, written: str) -> tuple[str, str | None]:
+    response = instructions.response(written)
+    return answers.final(wanted) or "", answers.final(response)
+
+
+def _same_number(wanted: str, written: str) -> bool:
+    return answers.same_number(*_finals(wanted, written))
+
+
+def _same(wanted: str, written: str) -> bool:
+    return _grader().same(*_finals(wanted, written))
+
+
+@functools.cache  # Its process takes seconds to start.
+def _grader() -> answers.Grader:
+    grader = answers.Grader()
+    atexit.register(grader.__exit__, None, None, None)
+    return grader
+
+
+def _learned(
+    tokenizer: tokenizers.Tokenizer, corpus: Corpus, end: int, longest: int
+) -> tuple[list[sequences.Pair], list[sequences.Pair]]:
+    pairs = _encoded(tokenizer, corpus.learned, end)
+    pairs = [x for x in pairs if len(x.prompt) + len(x.response) <= longest]
+    train, held_out = splits.held_out(len(pairs))
+    return [pairs[x] for x in train], [pairs[x] for x in held_out[:HELD_OUT]]
+
+
+def _encoded(
+    tokenizer: tokenizers.Tokenizer, examples: Sequence[Example], end: int
+) -> list[sequences.Pair]:
+    texts = [(x.prompt, x.response) for x in examples]
+    return sequences.encode(tokenizer, texts, end=end)
+
+
+def _batches(pairs: Sequence[sequences.Pair]) -> list[Batch]:
+    width = max(len(x.prompt) + len(x.response) for x in pairs)
+    return sequences.batches(pairs, width=-(-width // 64) * 64, size=_BATCH)
+
+
+@functools.lru_cache(maxsize=1)
+def _base(folder: pathlib.Path, dtype: str) -> Mapping[str, Any]:
+    params = gemma3.load(folder, gemma3.read_config(folder), dtype=jnp.dtype(dtype))
+    return cast("dict[str, Any]", jax.tree.map(jnp.asarray, params))
