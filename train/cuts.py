@@ -115,7 +115,7 @@ class FisherPara:
     def children(
         self, parent: para.Checkpoint, subject: Subject
     ) -> Sequence[para.Checkpoint]:
-        head = pretrained.classifier(parent.extra)
+        head = pretrained.head(parent.extra)
         given = posthoc.Parent(
             adapters=parent.adapters,
             model=subject.model,

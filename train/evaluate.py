@@ -8,8 +8,8 @@ Axis letters: `C` classifiers with their adapters, `B` examples.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,23 @@ from train.models.adapted import Model
 
 AT_ONCE = 32
 """Classifiers in one call: a compiled program has one shape, and memory an end."""
+
+
+class Accuracies(Protocol):
+    """What evaluates many adapters on one base, as `accuracies` does."""
+
+    def __call__(
+        self,
+        model: Model,
+        base: Mapping[str, Any],
+        heads: Mapping[str, Any],
+        lora: Mapping[str, Any],
+        batches: Sequence[Batch],
+        *,
+        at_once: int = AT_ONCE,
+    ) -> Float[np.ndarray, "C"]:
+        """Returns the share of the examples that each of them gets right."""
+        ...
 
 
 def accuracy(
@@ -43,7 +60,7 @@ def accuracy(
     Raises:
       ValueError: if there are no batches.
     """
-    _check(batches)
+    check(batches)
     # Once, not with every batch.
     variables = jax.tree.map(jnp.asarray, {"params": params, "lora": lora})
     right = total = 0
@@ -76,22 +93,39 @@ def accuracies(
     Raises:
       ValueError: if there are no batches.
     """
-    _check(batches)
-    varying, count = (heads, lora), len(jax.tree.leaves(heads)[0])
+    check(batches)
+    count = len(jax.tree.leaves((heads, lora))[0])
     base = jax.tree.map(jnp.asarray, base)
     total = sum(batch.examples for batch in batches)
     rights = []
-    for start in range(0, count, at_once):
-        # The last call is filled up with repetitions of its first classifier.
-        places = np.arange(start, start + at_once)
-        places = np.where(places < count, places, start)
-        some = jax.tree.map(lambda x: jnp.asarray(x[places]), varying)  # noqa: B023
+    for some in groups((heads, lora), at_once):
         counts = [_count_each_right(model, base, *some, batch) for batch in batches]
         rights.append(np.sum(jax.device_get(counts), axis=0))
     return np.concatenate(rights)[:count] / total
 
 
-def _check(batches: Sequence[Batch]) -> None:
+def groups(members: Any, size: int) -> Iterator[Any]:
+    """Yields `size` members at a time, on the device.
+
+    The last of them are filled up with repetitions, so that all have one shape.
+
+    Args:
+      members: A tree of leaves `[C, ...]`.
+      size: How many of them to yield at a time.
+    """
+    count = len(jax.tree.leaves(members)[0])
+    for start in range(0, count, size):
+        places = np.arange(start, start + size)
+        places = np.where(places < count, places, start)
+        yield jax.tree.map(lambda x: jnp.asarray(x[places]), members)  # noqa: B023
+
+
+def check(batches: Sequence[Batch]) -> None:
+    """Checks that there is something to evaluate.
+
+    Raises:
+      ValueError: if there are no batches.
+    """
     if not batches:
         raise ValueError("Nothing to evaluate: `batches` is empty.")
 

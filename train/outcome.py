@@ -62,7 +62,7 @@ def trained(
             adapter = para.Checkpoint(
                 adapters=method.finish(one.state),
                 extra=pretrained.stored(one.head),
-                config=dict(peft),
+                config={"peft_type": "LORA", **peft},
             )
         result.append(Member(*pair, adapter))
     return result
@@ -142,10 +142,10 @@ def _accuracies(
     adapters = [x.adapter for x in members if x.adapter is not None]
     if not adapters:
         return [None] * len(members)
-    heads = [pretrained.classifier(x.extra) for x in adapters]
+    heads = [pretrained.head(x.extra) for x in adapters]
     collection = subject.model.adapted.collection
     lora = [collection(para.pad(x.adapters, like=shapes)) for x in adapters]
-    found = evaluate.accuracies(
+    found = subject.accuracies(
         subject.model,
         subject.base,
         jax.tree.map(lambda *x: np.stack(x), *heads),

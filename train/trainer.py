@@ -22,10 +22,11 @@ from jaxtyping import Float, Int
 
 import para_jax as para
 from para_jax.params import nest, unnest
-from train.data.batch import NO_LABEL, Batch, Examples
+from train.data.batch import Batch, Examples
 from train.methods import method
 from train.methods.method import Config, Kernels, Method, State
 from train.models.adapted import Model
+from train.models.score import Score, score
 
 Params = Mapping[str, Any]
 
@@ -51,7 +52,7 @@ class Metrics(NamedTuple):
 
     Attributes:
       loss: Cross entropy, the method's penalty excluded.
-      accuracy: On the batch.
+      accuracy: On the batch: the share of the labels that count.
       norm: Of the gradient, before clipping.
     """
 
@@ -212,16 +213,16 @@ def _mean_grads(
     base: Params,
     data: Examples,
     rows: Int[jax.Array, "B"],
-) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+) -> tuple[Any, Score]:
     """Returns the gradients of a batch, the mean over the parts it is computed in."""
 
-    def part(rows: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+    def part(rows: jax.Array) -> tuple[Any, Score]:
         def loss(trained: Any) -> Any:
             params, head = trained
             state = learner.state._replace(params=params)
             adapters = trainer.method.adapters(state)
-            value, accuracy = _loss(trainer, base, head, adapters, data, rows)
-            return value + trainer.method.penalty(state), (value, accuracy)
+            found = _score(trainer, base, head, adapters, data, rows)
+            return found.loss + trainer.method.penalty(state), found
 
         return jax.grad(loss, has_aux=True)(trained)
 
@@ -231,25 +232,18 @@ def _mean_grads(
     return jax.tree.map(lambda x: x.mean(0), parts)
 
 
-def _loss(
+def _score(
     trainer: Trainer,
     base: Params,
     head: Params,
     adapters: Mapping[str, para.Adapter],
     data: Examples,
     rows: Int[jax.Array, "B"],
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the mean cross entropy and the accuracy of a batch, in float32."""
-    inputs, labels = data.batch(rows)
+) -> Score:
+    """Returns the score of a batch, in float32."""
+    batch = data.batch(rows)
     given = variables(trainer.model, base, head, adapters)
-    logits = trainer.model.apply(*_cast((given, inputs), trainer.dtype))
-    logits = logits.astype(jnp.float32)
-    counts = labels != NO_LABEL
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.where(counts, labels, 0)
-    )
-    right = jnp.argmax(logits, -1) == labels
-    return losses.mean(where=counts), jnp.mean(right, where=counts)
+    return score(trainer.model, *_cast((given, batch), trainer.dtype))
 
 
 def _gradients(
@@ -265,7 +259,7 @@ def _gradients(
 
     def loss(kernels: Kernels, rows: jax.Array) -> jax.Array:
         changed = adapted.replaced(base, kernels)
-        return _loss(trainer, changed, head, {}, data, rows)[0]
+        return _score(trainer, changed, head, {}, data, rows).loss
 
     def add(total: Kernels, rows: jax.Array) -> tuple[Kernels, None]:
         grads = jax.grad(loss)(kernels, rows)

@@ -12,7 +12,7 @@ import numpy as np
 
 import para_jax as para
 from para_jax.select import exact_masks
-from train import evaluate, posthoc
+from train import posthoc
 from train.experiments.rows import Row, Spectrum
 from train.grid import plan, training
 from train.methods.method import Adapters, size
@@ -71,7 +71,7 @@ def rows(
     lora = posthoc.stack([x.adapters for x in family], like=parent.adapters)
     heads = jax.tree.map(lambda x: np.stack([x] * len(family)), dict(parent.head))
     collection = place.model.adapted.collection(lora)
-    accuracies = evaluate.accuracies(
+    accuracies = place.accuracies(
         place.model, place.base, heads, collection, place.data.test
     )
     return [

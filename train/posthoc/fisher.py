@@ -18,12 +18,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Float
 
 from para_jax.adapters import Adapter, Array
-from train.data.batch import NO_LABEL
+from train.data.batch import NO_LABEL, Batch
 from train.models.adapted import Model
+from train.models.score import score
 from train.posthoc.components import Components
 from train.posthoc.examples import Examples
 
@@ -109,13 +109,15 @@ def fisher(
     *,
     mode: Mode = "example",
 ) -> dict[str, Information]:
-    """Returns the information of a parent's components in a classifier.
+    """Returns the information of a parent's components in a model.
 
-    With the true labels, base and classifier frozen, in float32; products are as exact
-    as the device's default, TF32 on a GPU. Compiled once for all parents of one shape.
+    Where an example has a label at each position, its loss is the mean over those that
+    count. With the true labels, base and classifier frozen, in float32 unless the model
+    has a dtype of its own; products are as exact as the device's default, TF32 on a
+    GPU. Compiled once for all parents of one shape.
 
     Args:
-      model: Maps the inputs of a batch to logits.
+      model: As for `train.models.score.score`.
       params: Its parameters.
       components: The parent's, from `train.posthoc.components.decompose`.
       batches: Labelled examples `[S, B, ...]`.
@@ -141,11 +143,9 @@ def _fisher(
         lora = model.adapted.collection(
             {p: Adapter(a=x.u, b=x.s[:, None] * x.vt) for p, x in factors.items()}
         )
-        inputs = jax.tree.map(lambda x: x[None], example.inputs)
-        logits = model.apply({"params": params, "lora": lora}, inputs)
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits[0], jnp.maximum(example.labels, 0)
-        )
+        batch = Batch(*jax.tree.map(lambda x: x[None], tuple(example)))
+        return score(model, {"params": params, "lora": lora}, batch).loss
 
-    weights = jnp.asarray(batches.labels != NO_LABEL, jnp.float32)
+    counts = jnp.asarray(batches.labels != NO_LABEL)
+    weights = counts.any(range(2, counts.ndim)).astype(jnp.float32)
     return information(loss, factors, batches, weights, mode=mode)

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 from train.run import Run
-from train.subjects import pictures, sentences
+from train.subjects import pictures, problems, sentences
 from train.subjects.subject import Subject as Subject
 
 LOADERS: dict[str, Callable[[Run], Subject]] = {
     **dict.fromkeys(sentences.TASKS, sentences.load),
     **dict.fromkeys(pictures.TASKS, pictures.load),
+    **dict.fromkeys(problems.TASKS, problems.load),
 }
 """What returns the subject of a run, by its task."""
 

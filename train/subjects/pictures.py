@@ -4,7 +4,6 @@ The encoder has SigLIP's form: 6 layers of width 192, on 64 patches of 32 x 32 p
 `python -m train.pretrain.vision` made it, and it ships with the experiments.
 """
 
-import hashlib
 import pathlib
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from train.data import arrays, digits, pixels, sentiment
 from train.data.batch import NO_LABEL, Batch
-from train.models import siglip
+from train.models import checkpoint, siglip, weights
 from train.run import Run
 from train.subjects.subject import Subject
 
@@ -44,7 +43,11 @@ def load(run: Run, folder: pathlib.Path = ENCODER) -> Subject:
       ModuleNotFoundError: if the package that holds the pictures is not installed.
       ValueError: if it is another encoder than the run's.
     """
-    _check(folder / "model.safetensors", run.backbone)
+    weights.check(
+        folder / checkpoint.WEIGHTS,
+        run.backbone,
+        remedy="`python -m train.pretrain.vision` makes an encoder of glyphs.",
+    )
     config = siglip.read_config(folder)
     parts = {part: digits.load(run.task, part) for part in sentiment.PARTS}
     return Subject(
@@ -58,19 +61,6 @@ def load(run: Run, folder: pathlib.Path = ENCODER) -> Subject:
         ),
         peft=PEFT,
     )
-
-
-def _check(file: pathlib.Path, wanted: str) -> None:
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"The encoder of glyphs is not at '{file}'. `python -m train.pretrain."
-            "vision` makes one."
-        )
-    if (got := hashlib.sha256(file.read_bytes()).hexdigest()) != wanted:
-        raise ValueError(
-            f"{file} has the sha256 {got}, expected {wanted}. It is another encoder, "
-            "or damaged."
-        )
 
 
 def _batches(part: digits.Images) -> Sequence[Batch]:

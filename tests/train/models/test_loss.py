@@ -39,7 +39,7 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(loss, drawn, cap, ch
     x, table, targets = drawn
 
     def ours(x, table):
-        return 3 * loss.cross_entropy(x, table, targets, cap, chunk)
+        return 3 * loss.cross_entropy(x, table, targets, cap, chunk).loss
 
     def theirs(x, table):
         return 3 * whole(x, table, targets, cap)
@@ -55,7 +55,10 @@ def test_in_bfloat16_the_loss_is_still_summed_in_float32(loss, drawn):
     x, table, targets = drawn
     x, table = x.astype(jnp.bfloat16), table.astype(jnp.bfloat16)
 
-    got, slope = jax.value_and_grad(loss.cross_entropy)(x, table, targets, None, 4)
+    def ours(x):
+        return loss.cross_entropy(x, table, targets, None, 4).loss
+
+    got, slope = jax.value_and_grad(ours)(x)
 
     wide = (x.astype(jnp.float32), table.astype(jnp.float32))
     want, gradient = jax.value_and_grad(whole)(*wide, targets, None)
@@ -68,13 +71,29 @@ def test_logits_of_all_tokens_never_exist_and_frozen_embeddings_cost_nothing(
     loss, drawn
 ):
     def jaxpr(argnums):
-        of = jax.grad(loss.cross_entropy, argnums)
-        return str(jax.make_jaxpr(of, static_argnums=(3, 4))(*drawn, None, 4))
+        def ours(x, table, targets):
+            return loss.cross_entropy(x, table, targets, None, 4).loss
+
+        return str(jax.make_jaxpr(jax.grad(ours, argnums))(*drawn))
 
     assert f"[4,{V}]" in jaxpr(0)
     assert f"[{N},{V}]" not in jaxpr(0)
     assert jaxpr(0).count("dot_general") == 2
     assert jaxpr((0, 1)).count("dot_general") == 3
+
+
+@pytest.mark.parametrize("chunk", [4, 11, 100])
+def test_what_is_right_has_the_largest_logit_and_counts_by_its_weight(
+    loss, drawn, chunk
+):
+    x, table, targets = drawn
+    likely = np.asarray(x @ table.T).argmax(-1)
+    ids = np.where(np.arange(N) % 3 == 1, (likely + 1) % V, likely).astype(np.int32)
+
+    got = loss.cross_entropy(x, table, targets._replace(ids=ids), None, chunk).right
+
+    # Of the weights, 8.5 in all, each third is wrong: 0, 0.5, 0 and 1.
+    np.testing.assert_allclose(got, 8.5 - 1.5, rtol=1e-6)
 
 
 def test_the_causal_loss_is_the_mean_over_the_tokens_of_the_mask(loss):

@@ -1,0 +1,123 @@
+"""Prompts with their responses, to train a causal language model on the responses.
+
+The label of a position is the token after it: that of a prompt's last token is the
+response's first. Labels of prompts and of padding do not count. Axis letters: `N`
+sequences, `T` tokens, `B` sequences of a batch. Host code, but for `batch`.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from jaxtyping import Int
+
+from train.data import arrays
+from train.data.batch import NO_LABEL, Batch
+
+
+class Pair(NamedTuple):
+    """The tokens of a prompt, and of the response that goes on from it."""
+
+    prompt: Sequence[int]
+    response: Sequence[int]
+
+
+class Sequences(NamedTuple):
+    """Sequences of one width. A pytree: a compiled program takes rows out of it.
+
+    Attributes:
+      ids: Prompt, response, and zeros behind them.
+      lengths: The tokens of both together.
+      prompts: Those of the prompts alone.
+    """
+
+    ids: Int[jax.Array | np.ndarray, "N T"]
+    lengths: Int[jax.Array | np.ndarray, "N"]
+    prompts: Int[jax.Array | np.ndarray, "N"]
+
+    def batch(self, rows: Int[jax.Array | np.ndarray, "B"]) -> Batch:
+        """Returns some of the sequences, with labels `[B, T]`. Traced."""
+        ids, lengths, prompts = (x[rows] for x in self)
+        following = jnp.pad(ids[:, 1:], [(0, 0), (0, 1)])
+        places = 1 + jnp.arange(ids.shape[1])[None]
+        counts = (places >= prompts[:, None]) & (places < lengths[:, None])
+        return Batch(ids, jnp.where(counts, following, NO_LABEL))
+
+
+def encode(
+    tokenizer: tokenizers.Tokenizer, texts: Iterable[tuple[str, str]], *, end: int
+) -> list[Pair]:
+    """Returns prompts and responses as tokens.
+
+    A prompt begins as the tokenizer begins every text. A response goes on with the same
+    text, and ends with the token `end`.
+
+    Args:
+      tokenizer: That of the model.
+      texts: Each prompt with its response.
+      end: What the model is to write after a response.
+    """
+    prompts, responses = zip(*texts, strict=True)
+    begun = tokenizer.encode_batch(list(prompts))
+    more = tokenizer.encode_batch(list(responses), add_special_tokens=False)
+    return [Pair(x.ids, [*y.ids, end]) for x, y in zip(begun, more, strict=True)]
+
+
+def pack(
+    pairs: Sequence[Pair], *, width: int, multiple: int | None = None
+) -> Sequences:
+    """Returns sequences as arrays, filled up with zeros to `width` tokens.
+
+    Args:
+      pairs: The sequences.
+      width: Tokens of a row.
+      multiple: Of the number of rows, as for `arrays.filled_up`. Rows that fill up have
+        no labels.
+
+    Raises:
+      ValueError: if there are none, one is too long, or a part of one is empty.
+    """
+    if not pairs:
+        raise ValueError("No sequences to train on: the split is empty.")
+    ids = np.zeros((len(pairs), width), np.int32)
+    for number, (row, pair) in enumerate(zip(ids, pairs, strict=True)):
+        _check(number, pair, width)
+        tokens = [*pair.prompt, *pair.response]
+        row[: len(tokens)] = tokens
+    prompts = np.array([len(x.prompt) for x in pairs], np.int32)
+    lengths = prompts + np.array([len(x.response) for x in pairs], np.int32)
+    full = (arrays.filled_up(x, multiple) for x in (ids, lengths, prompts))
+    return Sequences(*full)
+
+
+def batches(pairs: Sequence[Pair], *, width: int, size: int) -> list[Batch]:
+    """Returns all sequences in batches of one size, in their order, on the host.
+
+    Args:
+      pairs: The sequences.
+      width: As for `pack`.
+      size: The rows of a batch.
+
+    Raises:
+      ValueError: as `pack`.
+    """
+    full = pack(pairs, width=width, multiple=size)
+    rows = np.arange(len(full.ids)).reshape(-1, size)
+    return [jax.device_get(full.batch(x)) for x in rows]
+
+
+def _check(number: int, pair: Pair, width: int) -> None:
+    for name, tokens in pair._asdict().items():
+        if not tokens:
+            raise ValueError(
+                f"The {name} of sequence {number} is empty, expected at least one "
+                "token, such as the first or the last of every text."
+            )
+    if (length := len(pair.prompt) + len(pair.response)) > width:
+        raise ValueError(
+            f"Sequence {number} has {length} tokens, {len(pair.response)} of them in "
+            f"its response, expected <= {width}."
+        )

@@ -1,0 +1,58 @@
+"""How well a model predicts the labels of a batch: its loss, and what it gets right.
+
+A model may compute it in its own way, as one does whose logits are too many to exist at
+once. Traced.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Float
+
+from train.data.batch import NO_LABEL, Batch
+
+
+class Score(NamedTuple):
+    """Means over the labels of a batch that count; of none, both are 0.
+
+    Attributes:
+      loss: The cross entropy, float32.
+      accuracy: The share of the labels that the model gives the largest logit.
+    """
+
+    loss: Float[jax.Array, ""]
+    accuracy: Float[jax.Array, ""]
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A model that computes its score in its own way."""
+
+    def score(self, variables: Mapping[str, Any], batch: Batch) -> Score:
+        """Returns the score of a batch."""
+        ...
+
+
+def score(model: Any, variables: Mapping[str, Any], batch: Batch) -> Score:
+    """Returns the score of a batch: the model's own, or that of all its logits.
+
+    Args:
+      model: A `Scorer`, or a Linen module that maps the inputs of a batch to logits
+        `[B, classes]`, or `[B, T, classes]` where labels are `[B, T]`.
+      variables: What it is applied with.
+      batch: Inputs and labels.
+    """
+    if isinstance(model, Scorer):
+        return model.score(variables, batch)
+    logits = model.apply(variables, batch.inputs).astype(jnp.float32)
+    labels = jnp.asarray(batch.labels)
+    counts = labels != NO_LABEL
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits, jnp.where(counts, labels, 0)
+    )
+    right = jnp.argmax(logits, axis=-1) == labels
+    total = jnp.maximum(counts.sum(), 1)
+    return Score(losses.sum(where=counts) / total, right.sum(where=counts) / total)

@@ -1,0 +1,27 @@
+"""Whether a file of weights is the one that a run names. Host code."""
+
+import hashlib
+import pathlib
+
+
+def check(file: pathlib.Path, sha256: str, *, remedy: str) -> None:
+    """Checks that a file is there, and which one it is.
+
+    Args:
+      file: The weights.
+      sha256: The hash of the right ones.
+      remedy: How to get them, a sentence.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it has another hash.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"The model's weights are not at '{file}'. {remedy}")
+    with file.open("rb") as opened:
+        got = hashlib.file_digest(opened, "sha256").hexdigest()
+    if got != sha256:
+        raise ValueError(
+            f"{file} has the sha256 {got}, expected {sha256}. It is another model, or "
+            f"damaged. {remedy}"
+        )

@@ -1,0 +1,93 @@
+"""Word problems, by a small language model pretrained on English and arithmetic.
+
+The model has Gemma 3's form: 6 layers of width 256. `python -m
+train.pretrain.generation` made it, and it ships with the experiments. No problem was
+among what it has read. It learns to write solutions, and is right where the number
+that it ends with is.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+
+from train.data import arrays, problems, sentiment, sequences
+from train.exact_match import ExactMatch
+from train.models import checkpoint, gemma3, weights
+from train.pretrain import corpus
+from train.run import Run
+from train.subjects.subject import Subject
+
+TASKS = ("problems",)
+
+MODEL = pathlib.Path(__file__).parent.parent / "assets" / "sums" / "model"
+"""The folder of its `config.json`, `model.safetensors` and `tokenizer.json`."""
+
+SHA256 = "0" * 64
+"""The hash of its weights."""
+
+_BATCH = 128
+_WIDTHS = 8
+"""What the number of tokens is a multiple of."""
+
+PEFT = {"base_model_name_or_path": "sums-model", "task_type": "CAUSAL_LM"}
+"""What an adapter's file says of the model."""
+
+
+def load(run: Run, folder: pathlib.Path = MODEL) -> Subject:
+    """Returns what the run trains on.
+
+    Args:
+      run: Its settings; `max_length` says nothing here, sequences are as long as the
+        longest problem with its solution.
+      folder: That of the model.
+
+    Raises:
+      FileNotFoundError: if the model is not there.
+      ValueError: if it is another model than the run's.
+    """
+    weights.check(
+        folder / checkpoint.WEIGHTS,
+        run.backbone,
+        remedy="`python -m train.pretrain.generation` makes a model.",
+    )
+    config = gemma3.read_config(folder)
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    parts = {part: _pairs(tokenizer, part) for part in sentiment.PARTS}
+    every = [x for pairs in parts.values() for x in pairs]
+    width = _rounded(max(len(x.prompt) + len(x.response) for x in every))
+    graded = ExactMatch(
+        tokenizer=tokenizer,
+        is_right=_is_right,
+        tokens=_rounded(max(len(x.response) for x in every)),
+        stop=(corpus.EOS,),
+    )
+    return Subject(
+        model=gemma3.Gemma3(config, dtype=jnp.dtype(run.dtype)),
+        base=gemma3.load(folder, config, dtype=np.float32),
+        data=arrays.Data(
+            train=sequences.pack(parts["train"], width=width),
+            validation=sequences.batches(parts["validation"], width=width, size=_BATCH),
+            test=sequences.batches(parts["test"], width=width, size=_BATCH),
+            examples=len(parts["train"]),
+        ),
+        peft=PEFT,
+        accuracies=graded.accuracies,
+    )
+
+
+def _pairs(tokenizer: tokenizers.Tokenizer, part: str) -> Sequence[sequences.Pair]:
+    """Returns questions with their solutions, behind a space as in what was read."""
+    texts = [(x.question, f" {x.solution}") for x in problems.load(part)]
+    return sequences.encode(tokenizer, texts, end=corpus.EOS)
+
+
+def _is_right(wanted: str, written: str) -> bool:
+    """Returns whether two solutions have the same answer."""
+    return problems.answer(wanted) == problems.answer(written)
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // _WIDTHS) * _WIDTHS
