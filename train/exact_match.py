@@ -101,14 +101,15 @@ class ExactMatch:
         self, written: generate.Generated, wanted: Mapping[int, str], models: int
     ) -> list[int]:
         """Returns how many of the answers of each of the first models are right."""
+        ids, lengths = map(np.asarray, written)
 
-        def count(ids: np.ndarray, lengths: np.ndarray) -> int:
+        def count(model: int) -> int:
             texts = self.tokenizer.decode_batch(
-                [ids[row, : lengths[row]].tolist() for row in wanted]
+                [ids[model, row, : lengths[model, row]].tolist() for row in wanted]
             )
             return sum(map(self.is_right, wanted.values(), texts))
 
-        return [count(written.ids[i], written.lengths[i]) for i in range(models)]
+        return [count(model) for model in range(models)]
 
 
 def prompts(batch: Batch) -> generate.Prompts:

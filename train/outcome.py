@@ -62,7 +62,7 @@ def trained(
             adapter = para.Checkpoint(
                 adapters=method.finish(one.state),
                 extra=pretrained.stored(one.head),
-                config=dict(peft),
+                config={"peft_type": "LORA", **peft},
             )
         result.append(Member(*pair, adapter))
     return result

@@ -94,6 +94,37 @@ def test_ranks_and_parameters_count_what_is_stored(subject, members):
     assert found == [(1, 12), (4, 2 * (12 + 16)), (None, None), (8, 4 * (12 + 16))]
 
 
+def test_a_classifier_of_two_layers_is_stored_under_the_names_of_transformers():
+    generator = np.random.default_rng(0)
+    head = {
+        name: {"kernel": generator.normal(size=(3, n)), "bias": np.arange(float(n))}
+        for name, n in (("dense", 3), ("out_proj", 2))
+    }
+
+    stored = pretrained.stored(head)
+
+    begin = "base_model.model.classifier."
+    assert {name: x.shape for name, x in stored.items()} == {
+        f"{begin}dense.weight": (3, 3),
+        f"{begin}dense.bias": (3,),
+        f"{begin}out_proj.weight": (2, 3),
+        f"{begin}out_proj.bias": (2,),
+    }
+    np.testing.assert_array_equal(
+        stored[f"{begin}dense.weight"], head["dense"]["kernel"].T
+    )
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6),
+        pretrained.head(stored),
+        head,
+    )
+
+
+def test_without_a_classifier_nothing_is_stored():
+    assert pretrained.stored({}) == {}
+    assert pretrained.head({"base_model.model.lm_head.weight": np.ones(2)}) == {}
+
+
 @pytest.mark.parametrize(
     ("accuracies", "best"),
     [

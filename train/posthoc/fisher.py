@@ -112,9 +112,9 @@ def fisher(
     """Returns the information of a parent's components in a model.
 
     Where an example has a label at each position, its loss is the mean over those that
-    count. With the true labels, base and classifier frozen, in float32; products are as
-    exact as the device's default, TF32 on a GPU. Compiled once for all parents of one
-    shape.
+    count. With the true labels, base and classifier frozen, in float32 unless the model
+    has a dtype of its own; products are as exact as the device's default, TF32 on a
+    GPU. Compiled once for all parents of one shape.
 
     Args:
       model: As for `train.models.score.score`.

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from train.data.batch import Batch
 from train.models.bert import Tokens
 from train.posthoc import Examples
-from train.posthoc.examples import batches
+from train.posthoc.examples import batches, examples_of
 
 
 @pytest.fixture
@@ -46,3 +47,17 @@ def test_no_sentences_are_refused(eleven):
 
     with pytest.raises(ValueError, match="No examples"):
         batches(empty, size=2)
+
+
+def test_sequences_are_filled_up_with_tokens_that_have_no_label():
+    short = Batch(np.ones((1, 2), np.int32), np.array([[-1, 3]], np.int32))
+    long = Batch(np.full((2, 3), 2, np.int32), np.array([[-1] * 3, [5, 6, -1]]))
+
+    found = examples_of([short, long])
+
+    assert found.inputs.tolist() == [[1, 1, 0], [2, 2, 2], [2, 2, 2]]
+    assert found.labels.tolist() == [[-1, 3, -1], [-1, -1, -1], [5, 6, -1]]
+    # One row has no label at all.
+    got = batches(found, size=3)
+    assert sorted(got.labels[0].tolist()) == [[-1] * 3, [-1, 3, -1], [5, 6, -1]]
+    assert got.inputs[0, 2].tolist() == [0, 0, 0]

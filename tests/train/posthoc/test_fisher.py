@@ -204,3 +204,37 @@ def test_in_the_encoder_it_is_the_closed_form_of_the_kernels_gradients(
             kernels = [para.params.unnest(g)[f"{path}/kernel"] for g in grads]
             want = closed_form(x.u, x.s, x.vt, kernels)
             np.testing.assert_allclose(got[path].total, want, rtol=2e-3, atol=1e-9)
+
+
+def test_of_sequences_the_loss_is_the_mean_over_their_labels(generator):
+    from tests.train.models import tiny_gemma3
+    from train.models import gemma3, layers
+
+    labels = generator.integers(0, 37, (4, 11)).astype(np.int32)
+    labels[0, 2:] = labels[1, :3] = labels[3] = -1
+    ids = generator.integers(1, 37, (4, 11)).astype(np.int32)
+    batches = sampling.Examples(ids[None], labels[None])
+    model, params = gemma3.Gemma3(tiny_gemma3.CONFIG), tiny_gemma3.params()
+    lora = tiny_gemma3.lora()
+    parts = posthoc.decompose(layers.unstacked(para.from_params(lora)))
+
+    got = fisher.fisher(model, params, parts, batches)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, ids, labels):
+        logits = model.apply({"params": params, "lora": lora}, ids[None])
+        own = jnp.take_along_axis(
+            jax.nn.log_softmax(logits[0]), jnp.maximum(labels, 0)[:, None], 1
+        )[:, 0]
+        return -jnp.mean(own, where=labels >= 0)
+
+    grads = [gradient(params, ids[i], labels[i]) for i in range(3)]
+    for path, x in parts.items():
+        _, _, number, module = path.split("/", 3)
+        kernels = [
+            para.params.unnest(g)[f"model/layers/{module}/kernel"][int(number)]
+            for g in grads
+        ]
+        want = closed_form(x.u, x.s, x.vt, kernels)
+        np.testing.assert_allclose(got[path].total, want, rtol=2e-3, atol=1e-9)

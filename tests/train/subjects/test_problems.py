@@ -113,6 +113,7 @@ def test_a_run_has_a_row_a_member_and_adapters_without_a_classifier(run, whole):
         assert adapter.extra == {}
         config = json.loads((saved / "adapter_config.json").read_text())
         assert config["task_type"] == "CAUSAL_LM"
+        assert config["base_model_name_or_path"] == "sums-model"
         assert not config.get("modules_to_save")
         assert len(adapter.adapters) == 3 * 7
         assert row["rank_total"] == 3 * 3 * 7
