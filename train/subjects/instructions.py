@@ -237,7 +237,8 @@ def _encoded(
 
 def _batches(pairs: Sequence[sequences.Pair]) -> list[Batch]:
     width = max(len(x.prompt) + len(x.response) for x in pairs)
-    return sequences.batches(pairs, width=-(-width // 64) * 64, size=_BATCH)
+    size = min(_BATCH, len(pairs))
+    return sequences.batches(pairs, width=-(-width // 32) * 32, size=size)
 
 
 @functools.lru_cache(maxsize=1)

@@ -48,6 +48,15 @@ def test_a_label_out_of_range_is_refused(label):
         arrays.pack([[1], [2]], [0, label], width=3)
 
 
+def test_labels_are_those_of_the_task_s_own_classes():
+    packed = arrays.pack([[1], [2]], [4, 0], width=3, classes="abcde")
+    np.testing.assert_array_equal(packed.labels[:2], [4, 0])
+    with pytest.raises(
+        ValueError, match="The label 2 is out of range, expected 0 to 1"
+    ):
+        arrays.pack([[1], [2]], [2, 0], width=3, classes=("no", "yes"))
+
+
 def test_an_empty_split_is_refused():
     with pytest.raises(ValueError, match="No sentences to train on: the split is empt"):
         arrays.pack([], [], width=3)

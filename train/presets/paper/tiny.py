@@ -75,7 +75,7 @@ def shrunk(plan: Plan, folder: pathlib.Path) -> Plan:
       folder: Where models and data go, below `tiny`.
     """
     settings = dataclasses.replace(
-        plan.settings, steps=12, batch=4, max_length=96, dtype="float32"
+        plan.settings, steps=12, batch=4, max_length=80, dtype="float32"
     )
     return dataclasses.replace(
         plan,
