@@ -232,5 +232,6 @@ def _texts(
     import datasets
 
     make = tiny_text.ROWS[source.name]
+    count = max(1, count // max(1, len(source.configs)))  # Of each configuration.
     numbers = generator.integers(50, size=count).tolist()
     return datasets.Dataset.from_list([make(x) for x in numbers])
