@@ -199,3 +199,30 @@ def test_every_family_trains(folders, task, method):
     assert losses.shape == (2, 6)
     assert np.isfinite(losses).all()
     assert not np.array_equal(losses[0], losses[1])
+
+
+def test_pictures_and_sentences_that_are_held_out_keep_their_labels(folders):
+    from train import subjects
+    from train.data import parts
+
+    train, held_out = parts.held_out(40)
+    want = rows(folders, "cars", "train")
+    data = subjects.load(settings("cars"), folders).data
+    np.testing.assert_array_equal(
+        data.train.images.labels, np.array(want["label"][:])[train]
+    )
+    for place in (0, 35):
+        picture = want[int(train[place])]["image"]
+        assert data.train.images.pictures[place].tobytes() == picture.tobytes()
+    (batch,) = data.validation
+    np.testing.assert_array_equal(
+        batch.labels[:4], np.array(want["label"][:])[held_out]
+    )
+
+    want = rows(folders, "sst2", "train")
+    found = subjects.load(settings("sst2"), folders).data.train
+    for place, row in enumerate(train):
+        words = [int(x[1:]) + 4 for x in want[int(row)]["first"].split()]
+        ids = found.ids[place, : found.lengths[place]]
+        np.testing.assert_array_equal(ids, [0, *words, 2])
+        assert found.labels[place] == want[int(row)]["label"]
