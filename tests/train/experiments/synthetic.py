@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from train.data.sentiment import TASKS
 from train.experiments import store
-from train.experiments.rows import TASKS, Cost, Row, Spectrum
+from train.experiments.rows import Cost, Row, Spectrum
 
 SEEDS = range(3)
 RATES = (0.0002, 0.0005)

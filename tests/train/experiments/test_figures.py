@@ -143,3 +143,12 @@ def test_the_spectra_count_every_component(figures):
     for axes in figures["spectra"].axes:
         mean = axes.patches[0]
         assert mean.get_data().values.sum() == pytest.approx(36 * 16)
+
+
+def test_no_two_tasks_of_a_comparison_look_alike():
+    from train import presets
+    from train.experiments.figures import style
+
+    for plan in presets.PLANS.values():
+        colours = [style.TASKS[task] for task in plan.tasks]
+        assert len(set(colours)) == len(colours) <= len(style.MARKERS)
