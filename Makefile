@@ -40,10 +40,11 @@ endef
 .DELETE_ON_ERROR:
 # Two installs into one environment would break each other.
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint format-check style types imports format clean distclean
+.PHONY: help demo colabs test test-all lint format-check style types imports format clean distclean
 
 help:
 	@echo 'make demo       watch a real LoRA adapter lose most of its ranks'
+	@echo 'make colabs     run the notebooks from top to bottom, and time them'
 	@echo 'make test       run the tests; PYTEST_ARGS="-k spectrum -x" goes to pytest'
 	@echo 'make test-all   the same, and the slow ones, among them the whole demo'
 	@echo 'make lint       check style, format, types and the direction of imports'
@@ -56,6 +57,9 @@ help:
 
 demo: $(READY_DEMO)
 	@$(PY) -m train demo $(DEMO_ARGS)
+
+colabs: $(READY_TEST)
+	@$(PY) -m tests.colabs.execute $(COLABS_ARGS)
 
 # One process a core, up to four: each holds JAX and PyTorch. The tests of one file share
 # what it compiles, so they stay together.

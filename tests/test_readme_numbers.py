@@ -41,9 +41,9 @@ DECOMPOSE = {
     "decompose:h200": ("h200.json", "gemma3-4b,llama3-8b-r16,llama3-8b-r64"),
     "decompose:cpu": ("cpu.json", "gemma3-4b,llama3-8b-r64"),
 }
-# `table ...`: tests/train/experiments/test_documents.py; `serve`:
-# tests/benchmarks/test_serve.py.
-ELSEWHERE = re.compile(r"table \w+|serve")
+# `table ...`: tests/train/experiments/test_documents.py; the others: test_serve.py,
+# test_gemma.py and test_parity.py in tests/benchmarks.
+ELSEWHERE = re.compile(r"table \w+|serve:\w+|gemma|parity")
 # Seconds of whole processes, for which no file is kept: its section names the command.
 UNKEPT = {"cold"}
 

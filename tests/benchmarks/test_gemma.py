@@ -2,8 +2,11 @@
 
 import dataclasses
 import importlib
+import pathlib
 
 import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -85,4 +88,33 @@ def test_the_summary_compares_what_takes_no_more_memory(gemma, rows):
         ]
     )
 
-    assert "Ours: 1.50 times the tokens a second" in table
+    words = "1.50 times the tokens a second of the fastest of PEFT, in 100% of its"
+    assert words in table
+
+
+def test_what_is_compiled_is_compared_by_itself(gemma, rows):
+    def row(library, form, speed, peak):
+        blank = rows.blank("", gemma.JOBS["jax"], 10)
+        return dataclasses.replace(
+            blank, library=library, form=form, speed=speed, peak=peak
+        )
+
+    table = rows.markdown(
+        [
+            row("peft", "bfloat16", 100.0, 80),
+            row("peft", "compile", 120.0, 60),
+            row("para_jax", "scan", 90.0, 30),
+        ]
+    )
+
+    assert "0.90 times the tokens a second of the fastest of PEFT, in 38%" in table
+    assert "0.75 times the tokens a second of the fastest of PEFT by `torch" in table
+
+
+def test_the_table_in_the_readme_is_that_of_the_saved_rows(rows):
+    readme = (ROOT / "README.md").read_text()
+    saved = rows.load(ROOT / "tests/benchmarks/results/gemma-h200.jsonl")
+
+    shown = readme.partition("<!-- gemma -->")[2].partition("<!-- /gemma -->")[0]
+
+    assert shown.strip() == rows.markdown(saved).strip()

@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image
 
 from train.data import fonts, glyphs, sentiment
 
@@ -168,6 +167,8 @@ def _design_buckets(data: glyphs.Glyphs) -> Int[np.ndarray, "N"]:
 
 def _moved(picture: UInt8[np.ndarray, "s s"], seed: str) -> UInt8[np.ndarray, "32 32"]:
     """Returns a picture turned by up to 15 degrees, smaller by up to a quarter."""
+    from PIL import Image
+
     generator = np.random.default_rng([*seed.encode()])
     angle = generator.uniform(-np.pi / 12, np.pi / 12)
     scale = generator.uniform(1, 4 / 3)
@@ -184,6 +185,7 @@ def _moved(picture: UInt8[np.ndarray, "s s"], seed: str) -> UInt8[np.ndarray, "3
 
 @functools.cache
 def _digits() -> Images:
+    from PIL import Image
     from sklearn import datasets
 
     rows, labels = map(np.asarray, datasets.load_digits(return_X_y=True))

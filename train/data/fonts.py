@@ -2,20 +2,20 @@
 
 The fonts are those that matplotlib ships (DejaVu, STIX) and those under
 `/usr/share/fonts`. `PACKAGES` names packages of Debian and Ubuntu that add many; their
-licences let anyone use and share them, and each face carries its own. Host code.
+licences let anyone use and share them, and each face carries its own.
+
+What reads and draws fonts is imported where it is used: a machine that only trains on
+the pictures need not have it. Host code.
 """
 
 import collections
 import functools
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
-from fontTools import ttLib
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
 
 PACKAGES = (
     "fonts-arphic-ukai fonts-arphic-uming fonts-averia-sans-gwf fonts-bpg-georgian "
@@ -78,6 +78,8 @@ class Face(NamedTuple):
 
 def folders() -> tuple[pathlib.Path, ...]:
     """Returns where fonts are looked for."""
+    import matplotlib as mpl
+
     shipped = pathlib.Path(mpl.get_data_path()) / "fonts" / "ttf"
     return shipped, pathlib.Path("/usr/share/fonts")
 
@@ -125,6 +127,8 @@ def draw(
 
 
 def _faces(path: pathlib.Path) -> Iterator[Face]:
+    from fontTools import ttLib
+
     several = path.suffix.lower() == ".ttc"
     with (ttLib.TTCollection if several else ttLib.TTFont)(path, lazy=True) as opened:
         fonts = opened.fonts if isinstance(opened, ttLib.TTCollection) else [opened]
@@ -134,7 +138,7 @@ def _faces(path: pathlib.Path) -> Iterator[Face]:
                 yield face
 
 
-def _face(path: pathlib.Path, index: int, font: ttLib.TTFont) -> Face:
+def _face(path: pathlib.Path, index: int, font: Any) -> Face:
     def text(*ids: int) -> str:
         return next((x for i in ids if (x := font["name"].getDebugName(i))), "")
 
@@ -149,23 +153,30 @@ def _face(path: pathlib.Path, index: int, font: ttLib.TTFont) -> Face:
 
 
 def _characters(cmap: dict[int, str]) -> frozenset[str]:
-    """Returns the characters that have a glyph to themselves, or nearly."""
+    """Returns the characters that have a glyph to themselves, or nearly.
+
+    What has none, and would be drawn as an empty box, is not in a character map.
+    """
     uses = collections.Counter(cmap.values())
     return frozenset(
         chr(code)
         for code, glyph in cmap.items()
-        if glyph != ".notdef" and uses[glyph] <= _MOST_CHARACTERS_OF_A_GLYPH
+        if uses[glyph] <= _MOST_CHARACTERS_OF_A_GLYPH
     )
 
 
 @functools.lru_cache(maxsize=1)
-def _font(path: pathlib.Path, index: int) -> ImageFont.FreeTypeFont:
+def _font(path: pathlib.Path, index: int) -> Any:
+    from PIL import ImageFont
+
     # The other engine of Pillow is there on some machines only.
     engine = ImageFont.Layout.BASIC
     return ImageFont.truetype(path, _DRAWN_AT, index=index, layout_engine=engine)
 
 
 def _picture(face: Face, character: str) -> UInt8[np.ndarray, "48 48"] | None:
+    from PIL import Image, ImageDraw
+
     font = _font(face.path, face.index)
     left, top, right, bottom = map(int, font.getbbox(character))
     drawn = Image.new("L", (max(0, right - left), max(0, bottom - top)))

@@ -13,11 +13,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 
 import para_jax as para
-from para_jax.adapters import Adapter, folded
+from para_jax.adapters import Adapter, Array, folded
 from para_jax.params import nest, unnest
 
 
@@ -36,7 +35,7 @@ class Adapted:
     modules: tuple[str, ...]
     stack: int | None = None
 
-    def kernels(self, base: Mapping[str, Any]) -> dict[str, jax.Array]:
+    def kernels(self, base: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the kernels `[m, n]`, by the path of their module."""
         leaves = unnest(base)
         if self.stack is not None:
@@ -50,7 +49,7 @@ class Adapted:
         return {y[1]: x for path, x in leaves.items() if (y := kernel.fullmatch(path))}
 
     def replaced(
-        self, base: Mapping[str, Any], kernels: Mapping[str, jax.Array]
+        self, base: Mapping[str, Any], kernels: Mapping[str, Array]
     ) -> dict[str, Any]:
         """Returns the params with other kernels, for all that `kernels` returns."""
         changed = {f"{path}/kernel": x for path, x in kernels.items()}

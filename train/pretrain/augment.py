@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from para_jax.adapters import Array
+
 SIZE = 32
 """The side of what an encoder sees, in pixels."""
 
@@ -25,19 +27,19 @@ _INVERTED = 0.25
 
 
 def augment(
-    key: jax.Array, images: UInt8[jax.Array, "B S S"]
-) -> Float[jax.Array, "B {SIZE} {SIZE}"]:
+    key: jax.Array, images: UInt8[Array, "B S S"]
+) -> Float[jax.Array, "B 32 32"]:
     """Returns pictures that are bent, turned, moved, thicker or thinner, and noisy.
 
     From 0 to 1, but for the noise. One in four is dark on bright.
     """
     keys = jax.random.split(key, len(images))
-    return jax.vmap(_augment)(keys, images)
+    return jax.vmap(_augment)(keys, jnp.asarray(images))
 
 
 def plain(
-    images: UInt8[jax.Array, "B S S"],
-) -> Float[jax.Array, "B {SIZE} {SIZE}"]:
+    images: UInt8[Array, "B S S"],
+) -> Float[jax.Array, "B 32 32"]:
     """Returns pictures as they are, from 0 to 1, at the size that an encoder sees."""
     shape = (len(images), SIZE, SIZE)
     return jax.image.resize(images.astype(jnp.float32) / 255, shape, "linear")
@@ -45,7 +47,7 @@ def plain(
 
 def _augment(
     key: jax.Array, image: UInt8[jax.Array, "S S"]
-) -> Float[jax.Array, "{SIZE} {SIZE}"]:
+) -> Float[jax.Array, "32 32"]:
     stroke, place, light, noise = jax.random.split(key, 4)
     image = _stroked(stroke, image.astype(jnp.float32) / 255)
     sample = functools.partial(jax.scipy.ndimage.map_coordinates, order=1)
@@ -71,7 +73,7 @@ def _stroked(key: jax.Array, image: Float[jax.Array, "S S"]) -> Float[jax.Array,
     return jnp.clip((image - grey) * (1 + 3 * steep) + grey, 0, 1)
 
 
-def _places(key: jax.Array, size: int) -> Float[jax.Array, "2 {SIZE} {SIZE}"]:
+def _places(key: jax.Array, size: int) -> Float[jax.Array, "2 32 32"]:
     """Returns where in a drawing of `size` pixels each pixel is looked up."""
     linear, shift, wave = jax.random.split(key, 3)
     turn, shear, zoom, stretch = jax.random.uniform(linear, (4,), minval=-1)

@@ -5,9 +5,10 @@ The inverse of `train.models.checkpoint.load`, for models trained here. Host cod
 
 import collections
 import json
+import math
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,13 +47,11 @@ def save(
         )
     parts = collections.defaultdict(list)
     for path, leaf in leaves.items():
-        for name, tensor in _tensors(path, leaf, np.asarray(arrays[path])).items():
-            parts[base + name].append(tensor)
-    # What several params are parts of, as PyTorch's own attention is, has them in turn.
-    tensors = {
-        name: np.ascontiguousarray(np.concatenate(x), jnp.bfloat16)
-        for name, x in parts.items()
-    }
+        array = np.asarray(arrays[path])
+        slices = array if leaf.stacked else array[None]
+        for name, x in zip(leaf.names, slices, strict=True):
+            parts[base + name].append(_Part(leaf.convert, x))
+    tensors = {name: _tensor(x) for name, x in parts.items()}
     folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     (folder / checkpoint.WEIGHTS).write_bytes(data)
@@ -60,15 +59,33 @@ def save(
     (folder / configuration.FILE).write_text(text + "\n")
 
 
-def _tensors(path: str, leaf: Leaf, array: np.ndarray) -> dict[str, np.ndarray]:
-    slices = array if leaf.stacked else array[None]
-    is_kernel = path.endswith("/kernel")
-    return {
-        name: _transposed(x) if is_kernel else x
-        for name, x in zip(leaf.names, slices, strict=True)
-    }
+class _Part(NamedTuple):
+    """An array of the params, and what makes it out of a tensor."""
+
+    convert: Callable[[np.ndarray], np.ndarray]
+    array: np.ndarray
 
 
-def _transposed(x: np.ndarray) -> np.ndarray:
-    """Returns PyTorch's weight `[n, m, *window]`. Inverse: `checkpoint.transposed`."""
-    return np.transpose(x, (x.ndim - 1, x.ndim - 2, *range(x.ndim - 2)))
+def _tensor(parts: Sequence[_Part]) -> np.ndarray:
+    """Returns the tensor that these arrays are made of, one or several of one shape.
+
+    Each conversion picks entries of the tensor. Which, is found out by converting their
+    places; so none needs an inverse.
+    """
+    places = _places(parts[0], len(parts))
+    tensor = np.empty(places.size, jnp.bfloat16)
+    for part in parts:
+        tensor[part.convert(places)] = part.array
+    return tensor.reshape(places.shape)
+
+
+def _places(part: _Part, parts: int) -> np.ndarray:
+    """Returns 0, 1, 2, ... in the shape of a tensor with so many such parts in turn."""
+    own = part.array.shape
+    kernel = own[-1:] + own[-2:-1] + own[:-2]  # PyTorch's [n, m, *window].
+    for rows, *others in (kernel, own):
+        shape = (parts * rows, *others)
+        places = np.arange(math.prod(shape)).reshape(shape)
+        if part.convert(places).shape == own:
+            return places
+    raise ValueError(f"No tensor of {own} or {kernel}, {parts} times, gives {own}.")

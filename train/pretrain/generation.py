@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt16
+from jaxtyping import Float, Int, UInt16
 
 from train.models import gemma3
 from train.models.loss import causal_loss
@@ -162,21 +162,29 @@ def evaluate(settings: Settings, params: Any, data: corpus.Corpus) -> dict[str, 
     # The last part may be smaller: it weighs as many rows as it has.
     rows = np.array_split(data.validation, parts)
     total = sum(float(loss(params, x)) * len(x) for x in rows)
+    guess = jax.jit(lambda params, ids: _guesses(model, params, ids))
     return {
         "loss": total / len(data.validation),
-        "sums": _right(model, params, data),
+        "sums": right(np.asarray(guess(params, data.sums)), data),
     }
 
 
-def _right(model: gemma3.Gemma3, params: Any, data: corpus.Corpus) -> float:
-    @jax.jit
-    def guess(params: Any, ids: jax.Array) -> jax.Array:
-        logits: Any = model.apply({"params": params}, ids.astype(jnp.int32))
-        return logits.argmax(axis=-1)
+def right(guesses: Int[np.ndarray, "K S"], data: corpus.Corpus) -> float:
+    """Returns the share of the sums with the right token wherever the result is.
 
-    guesses = np.asarray(guess(params, data.sums))[:, :-1]
-    right = (guesses == data.sums[:, 1:]) | ~data.results[:, 1:]
-    return float(right.all(axis=1).mean())
+    Args:
+      guesses: What is taken to follow each token of `data.sums`.
+      data: The sums.
+    """
+    follows = guesses[:, :-1] == data.sums[:, 1:]
+    return float((follows | ~data.results[:, 1:]).all(axis=1).mean())
+
+
+def _guesses(
+    model: gemma3.Gemma3, params: Any, ids: UInt16[jax.Array, "K S"]
+) -> Int[jax.Array, "K S"]:
+    logits: Any = model.apply({"params": params}, ids.astype(jnp.int32))
+    return logits.argmax(axis=-1)
 
 
 def _loss(model: gemma3.Gemma3, params: Any, rows: Any) -> Float[jax.Array, ""]:

@@ -89,13 +89,14 @@ class Printer:
         self.unit = unit
         self.each = each
         self.steps = 0
-        self._printed = -math.inf
+        self._last = Line(0, math.nan, -math.inf)
 
     def __call__(self, line: Line) -> None:
         self.steps = line.steps
-        if line.seconds - self._printed >= _SECONDS:
-            self._printed = line.seconds
-            speed = line.steps * self.each / line.seconds
+        seconds = line.seconds - self._last.seconds
+        if seconds >= _SECONDS:
+            speed = (line.steps - self._last.steps) * self.each / seconds
+            self._last = line
             print(
                 f"{line.seconds / 60:5.1f} min  step {line.steps:6d}  "
                 f"loss {line.loss:7.4f}  {speed:,.0f} {self.unit}/s",

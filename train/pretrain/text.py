@@ -68,6 +68,9 @@ SENTENCES = (
     "{n} throws a ball to {o}.",
     "By the end of the month {n} had used up all the {t}.",
     "What {n} wants is a row of {t} on the shelf.",
+    "{n} finds the bags of {o} behind the shelves.",
+    "{o} owns a shop and sells packs of {t}.",
+    "{n} buys what weighs a few grams.",
     "{o} does not know how much the {t} weigh, or what they cost.",
 )
 """Of the templates that are told about people and things."""

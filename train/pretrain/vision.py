@@ -4,8 +4,8 @@
     python -m train.pretrain.vision --data out/glyphs.npz --minutes 6 --out out/glyphs
 
 The first command needs fonts and no GPU, the second one GPU and the file of the first.
-The encoder has 6 layers of width 192 on 8 x 8 patches of 32 x 32 pixels, 3.2 million
-parameters, 6.4 MB in bfloat16. Its folder is one of transformers' SiglipVisionModel,
+The encoder has 6 layers of width 192 on 8 x 8 patches of 32 x 32 pixels, 3.1 million
+parameters, 6.3 MB in bfloat16. Its folder is one of transformers' SiglipVisionModel,
 and `train.models.siglip` loads it. The classifier is thrown away.
 
 Axis letters: `N` pictures, `S` pixels, `B` pictures a batch, `d` width.

@@ -65,9 +65,8 @@ def load(run: Run, folder: pathlib.Path = ENCODER) -> Subject:
 
 def _batches(part: digits.Images) -> Sequence[Batch]:
     """Returns pictures in batches of one size, as the model takes them."""
+    count = len(part.labels)
     full = pixels.Pictures(*(arrays.filled_up(x, _BATCH) for x in part))
+    full.labels[count:] = NO_LABEL
     rows = np.arange(len(full.labels)).reshape(-1, _BATCH)
-    batches = [jax.device_get(full.batch(x)) for x in rows]
-    last = batches[-1].labels
-    last[len(last) - (len(full.labels) - len(part.labels)) :] = NO_LABEL
-    return batches
+    return [jax.device_get(full.batch(x)) for x in rows]

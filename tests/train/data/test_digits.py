@@ -137,6 +137,17 @@ def test_what_ships_can_be_drawn_again(task):
         assert np.mean([x.tobytes() in shipped for x in again.images]) > 0.9
 
 
+def test_letters_are_drawn_in_no_font_that_is_seen():
+    found = fonts.find(fonts.folders()[:1])
+    seen = [face for face in found if face.family == "DejaVu Sans"]
+    held_out = seen[0]._replace(family="PT Sans")
+    georgian = seen[1]._replace(family="BPG Sans")
+
+    got = digits.draw("letters", [*seen, held_out, georgian])
+
+    assert {name.split("/")[0] for name in got.names} == {"PT Sans"}
+
+
 def test_drawing_is_reproducible_and_varied():
     faces = fonts.find(fonts.folders()[:1])[:9]
     one, two = (digits.draw("georgian", faces) for _ in range(2))

@@ -1,0 +1,96 @@
+"""Executes the notebooks of `colabs/` from top to bottom, and says how long each took.
+
+    python -m tests.colabs.execute
+    python -m tests.colabs.execute 02 --pictures /tmp/pictures
+
+Each runs by itself, in a new empty folder, with this checkout's packages. What it shows
+is not written back: in git, notebooks hold no outputs. `--pictures` keeps the pictures.
+"""
+
+import argparse
+import asyncio
+import base64
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Iterator
+
+import nbclient
+import nbformat
+
+ROOT = pathlib.Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
+
+LIMIT = 270
+"""Seconds: the longest that a notebook may take, on a machine that does other work too.
+
+Alone, on two cores, each is to take less than 180.
+"""
+
+
+def read(path: pathlib.Path) -> nbformat.NotebookNode:
+    """Returns a notebook as it is in git."""
+    return nbformat.read(path, as_version=4)
+
+
+def executed(
+    notebook: nbformat.NotebookNode, folder: pathlib.Path, *, limit: float = LIMIT
+) -> nbformat.NotebookNode:
+    """Returns the notebook with its outputs, run in a process that ends with it.
+
+    Args:
+      notebook: What to run; it is filled with its outputs in place.
+      folder: Where it runs, as Jupyter would in the notebook's own folder.
+      limit: The seconds that all cells together may take.
+
+    Raises:
+      nbclient.exceptions.CellExecutionError: if a cell raises.
+      TimeoutError: if it takes longer than `limit`.
+    """
+    client = nbclient.NotebookClient(
+        notebook,
+        kernel_name="python3",
+        coalesce_streams=True,
+        extra_arguments=["--log-level=ERROR"],
+    )
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(x for x in paths if x),
+        "IPYTHONDIR": str(folder / ".ipython"),  # No settings of the user's.
+    }
+    run = client.async_execute(cwd=str(folder), env=environment)
+    return asyncio.run(asyncio.wait_for(run, limit))
+
+
+def pictures(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, bytes]]:
+    """Yields the cell's name and the PNG of each picture that a run has shown."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if image := output.get("data", {}).get("image/png"):
+                yield cell["id"], base64.b64decode(image)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Executes the notebooks of colabs/.")
+    parser.add_argument(
+        "names", nargs="*", help="how their names begin; all by default"
+    )
+    parser.add_argument("--pictures", type=pathlib.Path, metavar="FOLDER")
+    given = parser.parse_args()
+    for path in NOTEBOOKS:
+        if given.names and not path.stem.startswith(tuple(given.names)):
+            continue
+        print(f"{path.stem:32}", end=" ", flush=True)
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            shown = executed(read(path), pathlib.Path(folder))
+        print(f"{time.monotonic() - start:6.1f} s", flush=True)
+        if given.pictures:
+            given.pictures.mkdir(parents=True, exist_ok=True)
+            for name, image in pictures(shown):
+                (given.pictures / f"{path.stem}-{name}.png").write_bytes(image)
+
+
+if __name__ == "__main__":
+    main()
