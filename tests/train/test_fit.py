@@ -84,7 +84,9 @@ def test_only_the_newest_two_checkpoints_are_kept(whole):
 
 def test_a_complete_run_is_not_run_again(settings, whole, monkeypatch):
     place, rows = whole
-    monkeypatch.setattr(fit, "load", lambda run: pytest.fail("It read its data."))
+    monkeypatch.setattr(
+        fit.subjects, "load", lambda run: pytest.fail("It read its data.")
+    )
 
     assert train(settings, place) == rows
 

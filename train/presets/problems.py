@@ -4,11 +4,12 @@
     python -m train run problems --method para --cut.gammas 0.5 0.25 0.125
     python -m train run problems --method lora --method.rank 4
 
-Made for a GPU; on two CPU cores it takes hours. The second trains what the first has
-not trained yet, and keeps a half, a quarter and an eighth of its ranks. An answer is
-right if the number at the end of what the model writes is that of the solution.
+Made for a GPU. The second trains what the first has not trained yet, and keeps a half,
+a quarter and an eighth of its ranks. What the model writes is right if it ends with the
+right number. Sequences are as long as the longest problem with its solution, whatever
+--max-length says.
 
-Expect no score yet: the command was not measured on the model that ships.
+The time and the scores are not measured yet, nor is the learning rate chosen.
 """
 
 from train.run import Run

@@ -145,7 +145,7 @@ def test_training_reads_the_order_of_the_seed():
     some = sample()
     got = batches(some)
 
-    order = arrays.order(3, sentences=11, steps=6, batch=4)
+    order = arrays.order(3, examples=11, steps=6, batch=4)
     assert [x.images.shape for x in got] == [(4, 8, 8, 3)] * 6
     for batch, rows in zip(got, order, strict=True):
         np.testing.assert_array_equal(batch.labels, some.labels[rows])
