@@ -122,7 +122,7 @@ def _introduce(
     rates = ", ".join(f"{x:g}" for x in run.learning_rates)
     lines = [
         f"{given.name} on {run.task}: {run.method}",
-        f"{run.steps} steps of {run.batch} sentences, seeds {seeds}, rates {rates}",
+        f"{run.steps} steps of {run.batch} examples, seeds {seeds}, rates {rates}",
         f"Folder {place}",
     ]
     for line in [*lines, *([method.note] if method.note else [])]:
