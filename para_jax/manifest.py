@@ -7,13 +7,13 @@ that is started again knows what is done, and adds to the same file.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, Literal, TypeVar
 
+from para_jax import lock
 from para_jax.formats import directory
 
 NAME = "manifest.jsonl"
@@ -154,17 +154,10 @@ def _line(value: Mapping[str, Any]) -> bytes:
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path) -> Iterator[None]:
     """Keeps other runs out of a folder, as long as the body runs."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise FileExistsError(
-            f"Another run writes to '{folder}'. Wait for it, or choose another place."
-        ) from None
-    except OSError:  # Some network file systems have no such locks, and go without.
-        pass
-    try:
+    with lock.held(folder) as ours:
+        if not ours:
+            raise FileExistsError(
+                f"Another run writes to '{folder}'. Wait for it, or choose another "
+                "place."
+            )
         yield
-    finally:
-        os.close(descriptor)

@@ -9,13 +9,12 @@ results.json     What came of it. Written last: with it, the folder is complete.
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from para_jax import lock
 from para_jax.formats import directory
 
 CONFIG, METRICS, RESULTS = "config.json", "metrics.jsonl", "results.json"
@@ -125,18 +124,10 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path) -> Iterator[None]:
     """Keeps other processes out of a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise FileExistsError(
-            f"Another process runs in '{folder}'. Wait for it, or choose another place "
-            "with --out."
-        ) from None
-    except OSError:  # Some network file systems have no such locks, and go without.
-        pass
-    try:
+    with lock.held(folder) as ours:
+        if not ours:
+            raise FileExistsError(
+                f"Another process runs in '{folder}'. Wait for it, or choose another "
+                "place with --out."
+            )
         yield
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ again. The lock ends with its process, however that ends. Host code.
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import pathlib
@@ -18,6 +17,7 @@ from typing import Any
 
 import jax
 
+from para_jax import lock
 from train import posthoc, subjects
 from train import run as runs
 from train.experiments import store
@@ -125,13 +125,9 @@ def _place(task: str, plan: plans.Plan) -> training.Place:
 def locked(path: pathlib.Path) -> Iterator[bool]:
     """Locks a file while the context lasts, and says whether it is ours."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    path.touch()
+    with lock.held(path) as ours:
+        yield ours
 
 
 def collect(source: pathlib.Path, target: pathlib.Path) -> dict[str, int]:
