@@ -86,6 +86,7 @@ def test_prompts_are_all_that_comes_before_the_first_label():
     assert got.lengths.tolist() == [3, 1, 1]
 
 
+@pytest.mark.slow
 def test_each_member_is_right_where_it_writes_the_response(
     model, params, lora, graded, batches, written
 ):

@@ -79,6 +79,7 @@ def test_members_of_one_seed_start_alike(prepared):
     assert not begun.head["bias"].any()
 
 
+@pytest.mark.slow
 def test_members_equal_runs_of_their_own(prepared):
     together, seen = trained(prepared())
 
@@ -180,7 +181,9 @@ class Streamed:
             yield jax.tree.map(lambda x: x[rows], self.sentences)  # noqa: B023
 
 
-@pytest.mark.parametrize("method", ["lora", "gora"])
+@pytest.mark.parametrize(
+    "method", ["lora", pytest.param("gora", marks=pytest.mark.slow)]
+)
 def test_a_streamed_run_is_that_on_the_device_bit_for_bit(prepared, method):
     from train.methods import gora
 

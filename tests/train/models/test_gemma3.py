@@ -48,6 +48,7 @@ def gradient(gemma3, tiny):
     return compute
 
 
+@pytest.mark.slow
 def test_recomputing_all_but_what_is_named_changes_no_gradient(gradient):
     want, got = gradient(), gradient(remat="named")
 

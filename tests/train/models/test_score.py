@@ -74,6 +74,7 @@ def test_a_batch_without_labels_scores_nothing_and_has_no_gradient():
     assert (slope == 0).all()
 
 
+@pytest.mark.slow
 def test_members_score_what_all_their_logits_say(gemma):
     from train.models.score import score
 
@@ -158,6 +159,7 @@ def test_a_training_step_never_has_the_logits_of_all_tokens(monkeypatch, gemma):
     assert "22,37]" not in jaxpr
 
 
+@pytest.mark.slow
 def test_the_first_steps_loss_is_that_of_the_responses_tokens(gemma):
     from train import run as runs
     from train.data import arrays, sequences

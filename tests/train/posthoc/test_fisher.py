@@ -206,6 +206,7 @@ def test_in_the_encoder_it_is_the_closed_form_of_the_kernels_gradients(
             np.testing.assert_allclose(got[path].total, want, rtol=2e-3, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_of_sequences_the_loss_is_the_mean_over_their_labels(generator):
     from tests.train.models import tiny_gemma3
     from train.models import gemma3, layers

@@ -59,6 +59,7 @@ def test_images_are_trained_on_as_a_stream_and_evaluated_in_order(folders):
     np.testing.assert_array_equal(again.inputs, batch.inputs)
 
 
+@pytest.mark.slow
 def test_a_model_on_bytes_is_the_one_on_pixels_from_minus_one_to_one(folders):
     import jax.numpy as jnp
 

@@ -88,6 +88,7 @@ def test_a_batch_to_train_on_is_that_of_its_rows(encoder):
     np.testing.assert_allclose(batch.inputs[..., 2], grey, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_the_model_without_adapters(encoder):
     given = settings(encoder, steps=3, batch=4)
     found = pictures.load(given, encoder)

@@ -102,6 +102,7 @@ def test_a_missing_model_and_another_one_are_refused(run, model, tmp_path):
         subject_of.load(other, place)
 
 
+@pytest.mark.slow
 def test_a_run_has_a_row_a_member_and_adapters_without_a_classifier(run, whole):
     place, rows = whole
 
@@ -125,6 +126,7 @@ def test_a_run_has_a_row_a_member_and_adapters_without_a_classifier(run, whole):
     ]
 
 
+@pytest.mark.slow
 def test_it_learns_to_write_tokens_of_solutions(whole):
     place, _ = whole
     lines = fit.records.cut_back(place / folder.METRICS, 30)
@@ -133,6 +135,7 @@ def test_it_learns_to_write_tokens_of_solutions(whole):
     assert losses[-5:].mean() < 0.8 * losses[:3].mean()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(run, whole, tmp_path):
     with pytest.raises(Stopped):
         train(run, tmp_path, 20)
