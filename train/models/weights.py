@@ -16,12 +16,20 @@ def check(file: pathlib.Path, sha256: str, *, remedy: str) -> None:
       FileNotFoundError: if there is no such file.
       ValueError: if it has another hash.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f"The model's weights are not at '{file}'. {remedy}")
-    with file.open("rb") as opened:
-        got = hashlib.file_digest(opened, "sha256").hexdigest()
-    if got != sha256:
+    if (got := found(file, remedy=remedy)) != sha256:
         raise ValueError(
             f"{file} has the sha256 {got}, expected {sha256}. It is another model, or "
             f"damaged. {remedy}"
         )
+
+
+def found(file: pathlib.Path, *, remedy: str) -> str:
+    """Returns the hash of a file of weights.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"The model's weights are not at '{file}'. {remedy}")
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

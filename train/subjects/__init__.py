@@ -62,7 +62,7 @@ def identified(run: Run, folders: Folders = _ANYWHERE) -> Run:
     """
     if run.backbone or run.task not in (*REPOS, *pictures.TASKS):
         return run
-    folder = pictures.ENCODER
-    if run.task in REPOS:
-        folder = repository.find(REPOS[run.task], weights=folders.weights)
+    if run.task in pictures.TASKS:
+        return dataclasses.replace(run, backbone=pictures.backbone())
+    folder = repository.find(REPOS[run.task], weights=folders.weights)
     return dataclasses.replace(run, backbone=repository.sha256(folder))

@@ -22,6 +22,7 @@ ENCODER = pathlib.Path(__file__).parent.parent / "assets" / "glyphs" / "encoder"
 """The folder of its `config.json` and `model.safetensors`."""
 
 _BATCH = 128
+_REMEDY = "`python -m train.pretrain.vision` makes an encoder of glyphs."
 
 PEFT = {
     "base_model_name_or_path": "glyph-encoder",
@@ -46,7 +47,7 @@ def load(run: Run, folder: pathlib.Path = ENCODER) -> Subject:
     weights.check(
         folder / checkpoint.WEIGHTS,
         run.backbone,
-        remedy="`python -m train.pretrain.vision` makes an encoder of glyphs.",
+        remedy=_REMEDY,
     )
     config = siglip.read_config(folder)
     parts = {part: digits.load(run.task, part) for part in sentiment.PARTS}
@@ -61,6 +62,15 @@ def load(run: Run, folder: pathlib.Path = ENCODER) -> Subject:
         ),
         peft=PEFT,
     )
+
+
+def backbone() -> str:
+    """Returns the hash of the encoder that is there.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    return weights.found(ENCODER / checkpoint.WEIGHTS, remedy=_REMEDY)
 
 
 def _batches(part: digits.Images) -> Sequence[Batch]:

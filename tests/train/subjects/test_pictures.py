@@ -137,6 +137,18 @@ def test_a_missing_encoder_is_named(tmp_path):
         pictures.load(run.Run(task="mnist"), tmp_path)
 
 
+def test_a_run_of_no_named_encoder_is_of_the_one_that_is_there(encoder, monkeypatch):
+    monkeypatch.setattr(pictures, "ENCODER", encoder)
+    unnamed = run.Run(task="letters", backbone="")
+
+    named = subjects.identified(unnamed)
+
+    assert named == settings(encoder, task="letters")
+    monkeypatch.setattr(pictures, "ENCODER", encoder / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"train\.pretrain\.vision"):
+        subjects.identified(unnamed)
+
+
 def test_an_unknown_task_is_refused():
     with pytest.raises(ValueError, match="Unknown task 'birds', expected movie, "):
         subjects.load(run.Run(task="birds"))
