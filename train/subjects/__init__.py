@@ -30,6 +30,12 @@ REPOS: dict[str, str] = {
 }
 """The repositories of their models."""
 
+BACKBONES: dict[str, Callable[[], str]] = {
+    **dict.fromkeys(pictures.TASKS, pictures.backbone),
+    **dict.fromkeys(problems.TASKS, problems.backbone),
+}
+"""What returns the hash of the model that was pretrained here, by task."""
+
 _ANYWHERE = Folders()
 
 
@@ -60,9 +66,9 @@ def identified(run: Run, folders: Folders = _ANYWHERE) -> Run:
     Raises:
       OSError: if the model is not there.
     """
-    if run.backbone or run.task not in (*REPOS, *pictures.TASKS):
+    if run.backbone or run.task not in (*REPOS, *BACKBONES):
         return run
-    if run.task in pictures.TASKS:
-        return dataclasses.replace(run, backbone=pictures.backbone())
+    if run.task in BACKBONES:
+        return dataclasses.replace(run, backbone=BACKBONES[run.task]())
     folder = repository.find(REPOS[run.task], weights=folders.weights)
     return dataclasses.replace(run, backbone=repository.sha256(folder))

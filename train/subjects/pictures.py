@@ -1,7 +1,7 @@
 """Characters in small pictures, by an encoder pretrained on glyphs from free fonts.
 
 The encoder has SigLIP's form: 6 layers of width 192, on 64 patches of 32 x 32 pixels.
-`python -m train.pretrain.vision` made it, and it ships with the experiments.
+`python -m train.pretrain.vision` makes it, in some minutes on a GPU.
 """
 
 import pathlib
@@ -44,11 +44,7 @@ def load(run: Run, folder: pathlib.Path = ENCODER) -> Subject:
       ModuleNotFoundError: if the package that holds the pictures is not installed.
       ValueError: if it is another encoder than the run's.
     """
-    weights.check(
-        folder / checkpoint.WEIGHTS,
-        run.backbone,
-        remedy=_REMEDY,
-    )
+    weights.check(folder / checkpoint.WEIGHTS, run.backbone, remedy=_REMEDY)
     config = siglip.read_config(folder)
     parts = {part: digits.load(run.task, part) for part in sentiment.PARTS}
     return Subject(

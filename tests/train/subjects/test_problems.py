@@ -97,6 +97,11 @@ def test_a_missing_model_and_another_one_are_refused(run, model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"not at .*pretrain\.generation"):
         subject_of.load(run, tmp_path)
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subject_of, "MODEL", place)
+        unnamed = dataclasses.replace(run, backbone="")
+        assert subjects.identified(unnamed).backbone == sha256
+
     other = dataclasses.replace(run, backbone="1" * 64)
     with pytest.raises(ValueError, match=f"has the sha256 {sha256}, expected 1111"):
         subject_of.load(other, place)
