@@ -38,7 +38,7 @@ def grid(
         for i in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$i python -m train grid & done; wait
 
     Args:
-      preset: Which comparison: sentiment, vision, paper/vision, paper/glue,
+      preset: Which comparison: sentiment, vision, problems, paper/vision, paper/glue,
         paper/commonsense, paper/math.
       out: Where results go, by default into runs/. Processes that share it share the
         work.

@@ -13,7 +13,7 @@ from train import posthoc
 from train.data import digits, sentiment
 from train.methods import METHODS, Config, dylora, lora, matryoshka, sora
 from train.run import Run
-from train.subjects import Folders
+from train.subjects import Folders, problems
 
 RANKS = (16, 8, 4, 2, 1)
 """Native ranks, and those at which a model of many ranks is evaluated."""
@@ -162,6 +162,22 @@ PRUNERS = tuple(x for x in posthoc.PRUNERS if x not in _OF_BERT)
 SENTIMENT = Plan(tasks=sentiment.TASKS)
 VISION = Plan(
     tasks=digits.TASKS,
-    settings=Run(task=digits.TASKS[0], backbone=""),
+    settings=Run(task=digits.TASKS[0], steps=600, backbone=""),
     pruners=PRUNERS,
 )
+PROBLEMS = Plan(
+    tasks=problems.TASKS,
+    settings=Run(task=problems.TASKS[0], steps=1000, batch=64, backbone=""),
+    entries=tuple(map(_native, RANKS[:4])),
+    rates=(5e-4, 1e-3, 2e-3, 4e-3),
+    outer=(1e-4, 2e-4, 8e-3, 1.6e-2),
+    search_seeds=(0,),
+    other_seeds=(1, 2, 3, 4),
+    cuts=(8, 4, 2),
+    shares=(),
+    pruners=("sigma",),
+    energies=(),
+    dropped=(),
+    retuned=(),
+)
+"""Answers are written, which takes long: native ranks, and what PARA leaves of them."""

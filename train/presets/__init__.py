@@ -22,6 +22,7 @@ PRESETS: dict[str, Run] = {
 PLANS: dict[str, plan.Plan] = {
     "sentiment": plan.SENTIMENT,
     "vision": plan.VISION,
+    "problems": plan.PROBLEMS,
     "paper/vision": vision.PLAN,
     "paper/glue": glue.PLAN,
     "paper/commonsense": commonsense.PLAN,
