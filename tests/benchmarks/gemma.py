@@ -85,6 +85,7 @@ def _one(name: str, given: argparse.Namespace, limit: float) -> str:
     words = ["--job", name, "--json", str(given.json), "--length", str(given.length)]
     words += ["--tiny"] if given.tiny else []
     words += ["--batches", *map(str, given.batches)] if given.batches else []
+    words += ["--trace", str(given.trace)] if given.trace else []
     command = [sys.executable, "-m", "tests.benchmarks.gemma", *words]
     flags = f"{os.environ.get('XLA_FLAGS', '')} {JOBS[name].flags}".strip()
     env = {**os.environ, "XLA_FLAGS": flags}
@@ -103,12 +104,16 @@ def _job(given: argparse.Namespace) -> None:
         job = job._replace(batches=sorted(given.batches))
     elif given.tiny:
         job = job._replace(batches=job.batches[:1])
-    if job.library == "para_jax":
-        from tests.benchmarks.gemma_jax import rows
-    else:
-        from tests.benchmarks.gemma_torch import rows
     config = TINY if given.tiny else GEMMA3_4B
-    for row in rows(given.job, job, config, given.length):
+    if job.library == "para_jax":
+        from tests.benchmarks import gemma_jax
+
+        rows = gemma_jax.rows(given.job, job, config, given.length, given.trace)
+    else:
+        from tests.benchmarks import gemma_torch
+
+        rows = gemma_torch.rows(given.job, job, config, given.length)
+    for row in rows:
         gemma_rows.append(given.json, row)
 
 
@@ -125,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--least", type=float, default=25, help="seconds that a job is begun with"
     )
+    parser.add_argument("--trace", type=pathlib.Path, help="folder; one job, one batch")
     parser.add_argument("--job", choices=JOBS, help="this one, in this process")
     parser.add_argument("--from", dest="source", type=pathlib.Path, help="saved rows")
     return parser

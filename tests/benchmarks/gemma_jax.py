@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import os
+import pathlib
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,8 +25,13 @@ from train.models import attention, gemma3, layers, loss
 from train.models.gemma3 import Config
 
 
-def rows(name: str, job: Job, config: Config, length: int) -> Iterator[Row]:
-    """Yields a row a batch; one with a reason ends it."""
+def rows(
+    name: str, job: Job, config: Config, length: int, trace: pathlib.Path | None = None
+) -> Iterator[Row]:
+    """Yields a row a batch; one with a reason ends it.
+
+    Writes what the device did in some steps, and the program, to the folder `trace`.
+    """
     versions = [f"{x} {importlib.metadata.version(x)}" for x in ("jax", "flax")]
     row = gemma_rows.blank(
         name,
@@ -42,13 +48,15 @@ def rows(name: str, job: Job, config: Config, length: int) -> Iterator[Row]:
     for batch in job.batches:
         row = dataclasses.replace(row, batch=batch)
         try:
-            yield _timed(row, job, config, params)
+            yield _timed(row, job, config, params, trace)
         except Exception as error:  # Whatever it is belongs into the table.
             yield dataclasses.replace(row, reason=_words(error))
             return
 
 
-def _timed(row: Row, job: Job, config: Config, params: Any) -> Row:
+def _timed(
+    row: Row, job: Job, config: Config, params: Any, trace: pathlib.Path | None
+) -> Row:
     compiled, state, ids = _compiled(row, job, config, params)
     mask = jnp.ones(ids.shape, bool)
     plan = compiled.memory_analysis()
@@ -64,6 +72,11 @@ def _timed(row: Row, job: Job, config: Config, params: Any) -> Row:
     for _ in range(int(min(max(3.0 / once, 3), 20))):
         state, last, seconds = step(state)
         times.append(seconds)
+    if trace:
+        with jax.profiler.trace(str(trace)):
+            for _ in range(gemma_rows.TRACED):
+                state, *_ = step(state)
+        (trace / "program.txt").write_text(compiled.as_text())
     return gemma_rows.measured(
         row,
         statistics.median(times),

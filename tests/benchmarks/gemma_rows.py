@@ -14,6 +14,9 @@ RANK = 16
 PEAKS = {"H100": 989.4e12, "H200": 989.4e12}
 """Dense bfloat16 products a second of the SXM forms, by part of the device's name."""
 
+TRACED = 2
+"""How many steps a trace holds."""
+
 
 class Job(NamedTuple):
     """One process: batches of growing size, until one does not fit.

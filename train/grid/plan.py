@@ -180,8 +180,9 @@ PROBLEMS = Plan(
     cuts=(8, 4, 2),
     shares=(),
     pruners=("sigma",),
-    energies=(),
+    energies=(0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 0.995, 0.999),
     dropped=(),
-    retuned=(),
+    retuned=(8, 4, 2),
+    more=(0.1,),
 )
 """Answers are written, which takes long: native ranks, and what PARA leaves of them."""

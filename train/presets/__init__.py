@@ -5,7 +5,7 @@ Each says its command, its time and its score.
 
 from train.grid import plan
 from train.needs import Needs
-from train.presets import amazon, movie, nyt, problems, tiny, tweets
+from train.presets import amazon, armenian, movie, nyt, problems, tiny, tweets
 from train.presets.paper import commonsense, glue, math, vision
 from train.run import Run
 
@@ -14,6 +14,7 @@ PRESETS: dict[str, Run] = {
     "amazon": amazon.RUN,
     "tweets": tweets.RUN,
     "nyt": nyt.RUN,
+    "armenian": armenian.RUN,
     "problems": problems.RUN,
     "tiny": tiny.RUN,
 }
