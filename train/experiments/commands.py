@@ -30,7 +30,7 @@ def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -
     Args:
       name: One of a, b, ranks, epsilon, drop, scores, stability, retuned, cost, rates;
         or all.
-      write: Also put it in its place in README.md and in train/results/README.md.
+      write: Also put it in its place in README.md and in the README.md of its results.
       folder: Where the JSON files of results are.
     """
     made, reasons = _make(name, TABLES, Files(folder))
@@ -41,7 +41,10 @@ def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -
         for block in tables:
             console.print(terminal(block), "")
     if write:
-        bodies = {key: markdown(tables) for key, tables in made.items()}
+        bodies = {
+            documents.mark(key, folder): markdown(tables)
+            for key, tables in made.items()
+        }
         try:
             changed = documents.write(bodies)
         except ValueError as error:
@@ -57,7 +60,7 @@ def figure(
     /,
     *,
     folder: pathlib.Path = FOLDER,
-    out: pathlib.Path = FOLDER / "figures",
+    out: pathlib.Path | None = None,
 ) -> None:
     """Draws a figure of the results, as a PNG.
 
@@ -65,9 +68,10 @@ def figure(
       name: One of rank-maps, spectra, drop, energy, ranks, fisher, stability, methods,
         scores, retuned; or all.
       folder: Where the JSON files of results are.
-      out: The folder to draw into.
+      out: The folder to draw into, by default `figures` in that of the results.
     """
     made, reasons = _make(name, FIGURES, Files(folder))
+    out = out or folder / "figures"
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for key, picture in made.items():

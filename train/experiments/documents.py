@@ -3,8 +3,11 @@
 <!-- table a -->
 ...
 <!-- /table a -->
+
+The marks of results in a folder within `train/results` say so: `table vision/a`.
 """
 
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -13,7 +16,11 @@ from train.experiments.results import FOLDER, Files
 from train.experiments.tables import TABLES
 from train.experiments.tables.table import markdown
 
-DOCUMENTS = (FOLDER.parent.parent / "README.md", FOLDER / "README.md")
+DOCUMENTS = (
+    FOLDER.parent.parent / "README.md",
+    FOLDER / "README.md",
+    *sorted(FOLDER.glob("*/README.md")),
+)
 """The files that have tables."""
 
 _MARKED = re.compile(
@@ -27,14 +34,21 @@ def tables(text: str) -> list[str]:
     return [match["name"] for match in _MARKED.finditer(text)]
 
 
-def body(name: str, files: Files) -> str:
-    """Returns the Markdown of one table.
+def mark(name: str, folder: pathlib.Path) -> str:
+    """Returns what the marks of a table of the results in `folder` call it."""
+    inside = os.path.relpath(folder.resolve(), FOLDER.resolve())
+    return name if inside == os.curdir else f"{inside}/{name}"
+
+
+def body(marked: str) -> str:
+    """Returns the Markdown of one table, by what its marks call it.
 
     Raises:
       FileNotFoundError: if a file of results is missing.
-      ValueError: if there is no such table, or the results do not suffice.
+      ValueError: if the results do not suffice.
     """
-    return markdown(TABLES[name](files))
+    inside, _, name = marked.rpartition("/")
+    return markdown(TABLES[name](Files(FOLDER / inside)))
 
 
 def filled(text: str, bodies: Mapping[str, str]) -> str:

@@ -28,7 +28,9 @@ class Measured(NamedTuple):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return tuple(self.accuracy)
+        """The tasks, and the mean of several."""
+        names = tuple(self.accuracy)
+        return names if len(names) > 2 else names[:1]
 
 
 def tasks(rows: Iterable[Row]) -> tuple[str, ...]:
@@ -127,5 +129,5 @@ def differences(left: Measured, right: Measured) -> dict[str, Interval]:
         )
     return {
         column: statistics.paired(left.accuracy[column], right.accuracy[column])
-        for column in left.columns
+        for column in left.accuracy
     }

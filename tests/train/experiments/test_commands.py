@@ -35,11 +35,24 @@ def test_a_narrow_terminal_cuts_no_number_short(folder, monkeypatch, capsys):
     assert "…" not in capsys.readouterr().out
 
 
-def test_a_table_is_written_to_its_place(folder, document, capsys):
+def test_a_table_is_written_to_its_place(folder, document, monkeypatch, capsys):
+    monkeypatch.setattr(documents, "FOLDER", folder)
+
     __main__.main(["table", "a", "--write", "--folder", str(folder)])
 
     assert "| PARA γ=.25 |" in document.read_text()
     assert "README.md" in capsys.readouterr().out
+
+
+def test_results_of_another_folder_are_not_written_to_the_place_of_these(
+    folder, document
+):
+    before = document.read_text()
+
+    with pytest.raises(SystemExit, match=r"No place for table '.*/a'"):
+        __main__.main(["table", "a", "--write", "--folder", str(folder)])
+
+    assert document.read_text() == before
 
 
 @pytest.mark.parametrize(("command", "names"), [("table", TABLES), ("figure", FIGURES)])

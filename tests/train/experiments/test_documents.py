@@ -1,9 +1,11 @@
+import contextlib
+import pathlib
 import re
 
 import pytest
 
 from train.experiments import documents
-from train.experiments.results import FOLDER, Files
+from train.experiments.results import FOLDER
 from train.experiments.tables import TABLES
 
 TEXT = """# Title
@@ -28,7 +30,7 @@ WRITTEN = [
 def test_a_committed_table_is_what_the_command_gives(path, name):
     text = path.read_text()
     try:
-        want = documents.body(name, Files(FOLDER))
+        want = documents.body(name)
     except FileNotFoundError:  # Not run yet: nothing may stand there.
         begin, end = f"<!-- table {name} -->\n", f"<!-- /table {name} -->"
         assert begin + end in text
@@ -37,16 +39,37 @@ def test_a_committed_table_is_what_the_command_gives(path, name):
 
 
 def test_every_table_has_a_place():
-    assert {name for _, name in WRITTEN} == set(TABLES)
+    assert {name for _, name in WRITTEN if "/" not in name} == set(TABLES)
 
 
-def test_every_picture_of_the_results_is_committed():
-    text = (FOLDER / "README.md").read_text()
+@pytest.mark.parametrize("folder", ["vision", "problems"])
+def test_every_table_that_can_be_made_of_other_results_has_a_place(folder):
+    placed = {name for path, name in WRITTEN if path.parent.name == folder}
+    made = set()
+    for name in TABLES:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            documents.body(mark := f"{folder}/{name}")
+            made.add(mark)
+
+    assert len(made) >= 6
+    assert placed == made
+
+
+@pytest.mark.parametrize(
+    ("inside", "count"), [("", 10), ("vision", 9), ("problems", 4)]
+)
+def test_every_picture_of_the_results_is_committed(inside, count):
+    text = (FOLDER / inside / "README.md").read_text()
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
 
-    assert len(pictures) == 10
-    if any(FOLDER.glob("*.json")):
-        assert [x for x in pictures if not (FOLDER / x).is_file()] == []
+    assert len(pictures) == count
+    there = {x.name for x in (FOLDER / inside / "figures").iterdir()}
+    assert {pathlib.Path(x).name for x in pictures} == there
+
+
+def test_the_marks_of_a_table_name_the_folder_of_its_results():
+    assert documents.mark("a", FOLDER) == "a"
+    assert documents.mark("a", FOLDER / "vision") == "vision/a"
 
 
 def test_only_what_is_between_the_marks_changes():

@@ -22,7 +22,7 @@ def accuracies(
     rows = [
         [
             name,
-            *(percent(sample) for sample in x.accuracy.values()),
+            *(percent(x.accuracy[column]) for column in columns),
             f"{round(x.rank, 2):g}",
             thousands(x.params),
         ]
@@ -52,9 +52,10 @@ def differences(
       notes: Below the table.
     """
     columns = next(iter(pairs.values()))[0].columns
+    intervals = {name: measured.differences(*pair) for name, pair in pairs.items()}
     rows = [
-        [name, *(points(x) for x in measured.differences(left, right).values())]
-        for name, (left, right) in pairs.items()
+        [name, *(points(found[column]) for column in columns)]
+        for name, found in intervals.items()
     ]
     return Table(title=title, columns=[first, *columns], rows=rows, notes=notes)
 
