@@ -18,7 +18,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "grid": grid.grid,
     "cost": grid.cost,
     "collect": grid.collect,
-    "check": needs.command(presets.NEEDS),
+    "check": needs.command(presets.NEEDS, presets.READY),
 }
 """Commands whose words are a function's arguments."""
 

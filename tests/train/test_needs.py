@@ -250,6 +250,15 @@ def test_an_unknown_preset_is_refused():
         check("paper/maths")
 
 
+def test_what_downloads_nothing_says_so(capsys):
+    from train import __main__, presets
+
+    for name in ("vision", "problems", "movie"):
+        __main__.main(["check", name])
+        assert f"{name} downloads nothing" in capsys.readouterr().out
+    assert not {x for x in presets.READY if x.startswith("paper/")}
+
+
 def test_the_command_line_takes_its_arguments(capsys):
     tyro = pytest.importorskip("tyro")
     check = needs.command({"tiny": needs.Needs()})

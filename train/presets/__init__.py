@@ -38,3 +38,6 @@ NEEDS: dict[str, Needs] = {
     "paper/math": math.NEEDS,
 }
 """What has to be there for those that need more than ships or a package holds."""
+
+READY = tuple(name for name in {**PRESETS, **PLANS} if name not in NEEDS)
+"""Those that need no more."""
