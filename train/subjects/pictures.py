@@ -52,8 +52,8 @@ def load(run: Run, folder: pathlib.Path = ENCODER) -> Subject:
         base={"vision_model": siglip.load(folder, config, dtype=np.float32)},
         data=arrays.Data(
             train=pixels.Pictures(*map(arrays.filled_up, parts["train"])),
-            validation=_batches(parts["validation"]),
-            test=_batches(parts["test"]),
+            validation=batches(parts["validation"]),
+            test=batches(parts["test"]),
             examples=len(parts["train"].labels),
         ),
         peft=PEFT,
@@ -69,7 +69,7 @@ def backbone() -> str:
     return weights.found(ENCODER / checkpoint.WEIGHTS, remedy=_REMEDY)
 
 
-def _batches(part: digits.Images) -> Sequence[Batch]:
+def batches(part: digits.Images) -> Sequence[Batch]:
     """Returns pictures in batches of one size, as the model takes them."""
     count = len(part.labels)
     full = pixels.Pictures(*(arrays.filled_up(x, _BATCH) for x in part))
