@@ -43,7 +43,7 @@ endef
 .PHONY: help demo colabs test test-all lint format-check style types imports format clean distclean
 
 help:
-	@echo 'make demo       watch a real LoRA adapter lose most of its ranks'
+	@echo 'make demo       watch two real LoRA adapters lose most of their ranks'
 	@echo 'make colabs     run the notebooks from top to bottom, and time them'
 	@echo 'make test       run the tests; PYTEST_ARGS="-k spectrum -x" goes to pytest'
 	@echo 'make test-all   the same, and the slow ones, among them the whole demo'

@@ -126,19 +126,22 @@ def _load_roberta(_: Any, folder: pathlib.Path) -> Loaded:
 # SigLIP 2.
 
 
-class _Siglip(torch.nn.Module):
+class SiglipClassifier(torch.nn.Module):
     """A linear classifier on the pooled output; transformers' own takes the mean."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoder: Any, classes: int = CLASSES) -> None:
         super().__init__()
-        self.vision_model = transformers.SiglipVisionModel(
-            transformers.SiglipVisionConfig()
-        )
-        self.classifier = torch.nn.Linear(768, CLASSES)
+        self.vision_model = encoder
+        self.classifier = torch.nn.Linear(encoder.config.hidden_size, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.vision_model(images, interpolate_pos_encoding=True)
         return self.classifier(x.pooler_output)
+
+
+def _build_siglip() -> Any:
+    config = transformers.SiglipVisionConfig()
+    return SiglipClassifier(transformers.SiglipVisionModel(config))
 
 
 def _save_siglip(model: Any, folder: pathlib.Path) -> None:
@@ -199,7 +202,7 @@ _BLOCK = r".*encoder\.layer\..*(query|key|value|dense)"
 _SIGLIP = Family(
     name="SigLIP2-Base/16",
     shape="12 layers of 768, images of 224",
-    build=_Siglip,
+    build=_build_siglip,
     save=_save_siglip,
     load=_load_siglip,
     inputs=functools.partial(_images, 224),

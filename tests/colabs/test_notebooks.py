@@ -182,7 +182,7 @@ def test_an_adapter_is_compressed_as_the_readme_says(run):
         "children[1].report.parameters",
         "child.report.kept_rank",
         "accuracy",
-        "task.sentences",
+        "task.examples",
     )
 
     assert parameters == 122_496  # Of `epsilon 0.9` in the table of make demo.

@@ -11,7 +11,7 @@ from peft import PeftModel
 
 import para_jax as para
 from para_jax.flax import linen
-from train import demo
+from train import demo, tasks
 from train.data import sentiment, tokens
 from train.models import bert, pretrained
 
@@ -57,7 +57,7 @@ def encoder(folder):
 
 @pytest.fixture(scope="module")
 def family():
-    parent = para.load(demo.PARENT)
+    parent = para.load(tasks.MOVIE)
     children = para.family(parent, list(POLICIES.values()))
     return dict(zip(POLICIES, children, strict=True))
 
@@ -89,9 +89,9 @@ def test_the_tokenizer_equals_that_of_transformers(folder, texts, encoded):
 def test_the_logits_of_the_parent_are_those_of_peft(
     folder, encoder, torch_base, encoded
 ):
-    got = flax_logits(folder, encoder, para.load(demo.PARENT), encoded)
+    got = flax_logits(folder, encoder, para.load(tasks.MOVIE), encoded)
 
-    want = torch_logits(torch_base, demo.PARENT, encoded)
+    want = torch_logits(torch_base, tasks.MOVIE, encoded)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
 
 

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import para_jax as para
+from tests.benchmarks.torch_backbones import SiglipClassifier
 from train.models import bicubic, layers, siglip
 
 LAYERS = 3
@@ -23,19 +24,6 @@ VISION = {
 }
 TEXT = {**VISION, "vocab_size": 11, "pad_token_id": 1, "bos_token_id": 2}
 TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-
-
-class TorchClassifier(torch.nn.Module):
-    """A linear classifier on the pooled output; transformers' own takes the mean."""
-
-    def __init__(self, encoder, classes=3):
-        super().__init__()
-        self.vision_model = encoder
-        self.classifier = torch.nn.Linear(encoder.config.hidden_size, classes)
-
-    def forward(self, images):
-        x = self.vision_model(images, interpolate_pos_encoding=True)
-        return self.classifier(x.pooler_output)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +48,7 @@ def folder(whole, tmp_path_factory):
 @pytest.fixture(scope="module")
 def torch_model(whole):
     torch.manual_seed(2)
-    model = TorchClassifier(whole.vision_model).eval()
+    model = SiglipClassifier(whole.vision_model).eval()
     torch.nn.init.normal_(model.classifier.weight)
     return model
 
@@ -103,7 +91,7 @@ def peft_folder(torch_model, tmp_path_factory):
 
 def copied(model):
     encoder = transformers.SiglipVisionModel(model.vision_model.config)
-    twin = TorchClassifier(encoder)
+    twin = SiglipClassifier(encoder)
     twin.load_state_dict(model.state_dict())
     return twin.eval()
 

@@ -14,14 +14,6 @@ def folder() -> pathlib.Path:
     return pretrained.find_folder()
 
 
-@pytest.fixture(scope="session")
-def task(folder) -> Any:
-    """The whole test part."""
-    from train import tasks
-
-    return tasks.load(folder)
-
-
 @pytest.fixture
 def tiny() -> Any:
     """A BERT of unequal small sizes."""
