@@ -40,6 +40,9 @@ _SQUARED = {
 }
 """optax's names of moments, and whether they are of squared gradients."""
 
+_FACTORS = {"a": "a", "b": "b", "lora_a": "a", "lora_b": "b"}
+"""What `to_params` and flax.nnx call the factors, both as `[m, r]` and `[r, n]`."""
+
 _Key = Any  # One of jax.tree_util's keys: they share no type.
 
 
@@ -87,7 +90,8 @@ def project_moments(
 
     Args:
       state: The state of an optimizer of the adapters: of the mapping from path to
-        Adapter, of what `to_params` makes of it, or of a tree with either inside.
+        Adapter, of what `to_params` makes of it, or of a tree with either inside. Of an
+        `nnx.Optimizer` of layers with `para_jax.flax.nnx.attach`, its `nnx.state`.
       transforms: From `squeeze` or `shrink`.
       like: A state of the new parameters, where their tree changed: only its
         structure counts.
@@ -109,10 +113,10 @@ def project_moments(
         name = _name(path)
         if name not in factors:
             return _found(name, old)
-        module, factor = factors[name]
+        module, last = factors[name]
         transform = transforms[module]
-        before = f"{name.removesuffix(f'{module}/{factor}')}{transform.parent}/{factor}"
-        squared = _squared(path, name)
+        before = f"{name.removesuffix(f'{module}/{last}')}{transform.parent}/{last}"
+        squared, factor = _squared(path, name), _FACTORS[last]
         return _projected(_found(before, old), transform, factor, squared, before)
 
     return jax.tree.map_with_path(one, target)
@@ -176,20 +180,19 @@ def _projected(
 
 def _squared(path: tuple[_Key, ...], name: str) -> bool:
     """Returns whether the moment at `path` is of squared gradients."""
-    fields = [x.name for x in path if isinstance(x, jax.tree_util.GetAttrKey)]
-    known = [x for x in fields if x in _SQUARED]
-    if not known:
+    at = _moment(path)
+    if at is None:
         raise ValueError(
             f"The optimizer keeps '{name}', which is none of the moments that can be "
             f"projected ({', '.join(_SQUARED)}). Use reset_moments."
         )
-    return _SQUARED[known[-1]]
+    return _SQUARED[_name(path[at : at + 1])]
 
 
 def _factors(
     state: Any, transforms: Mapping[str, Transform]
 ) -> dict[str, tuple[str, str]]:
-    """Returns the leaves that are moments: the adapter and factor of each, by name.
+    """Returns the leaves that are moments: the adapter and last name of each, by name.
 
     Where one module's path is the end of another's that has no transform, such as `q`
     and `other/q`, the one nearer to the root of the parameters is meant.
@@ -200,7 +203,7 @@ def _factors(
         *parts, factor = name.split("/")
         ends = ("/".join(parts[i:]) for i in range(len(parts)))
         module = next((x for x in ends if x in transforms), None)
-        if module is not None and factor in ("a", "b"):
+        if module is not None and factor in _FACTORS:
             place = (_field(path), module, factor)
             if len(name) < len(nearest.get(place, name + "/")):
                 nearest[place] = name
@@ -209,8 +212,19 @@ def _factors(
 
 def _field(path: tuple[_Key, ...]) -> str:
     """Returns the path of the moments that a leaf is in, such as `0/mu`."""
+    at = _moment(path)
+    return "" if at is None else _name(path[: at + 1])
+
+
+def _moment(path: tuple[_Key, ...]) -> int | None:
+    """Returns where in a path the name of the moments is.
+
+    Of fields it is the innermost. In a state of flax.nnx, where all names are keys, it
+    is the outermost: below it are the names of modules, which may be the same.
+    """
     fields = [i for i, x in enumerate(path) if getattr(x, "name", None) in _SQUARED]
-    return _name(path[: fields[-1] + 1]) if fields else ""
+    keys = [i for i, x in enumerate(path) if getattr(x, "key", None) in _SQUARED]
+    return fields[-1] if fields else keys[0] if keys else None
 
 
 def _owner(path: tuple[_Key, ...]) -> tuple[_Key, ...]:
@@ -236,6 +250,8 @@ def _by_name(tree: Any) -> dict[str, Any]:
 
 
 def _name(path: tuple[_Key, ...]) -> str:
+    """Returns the names of a path; the `value` of a variable of flax.nnx is none."""
+    path = path[:-1] if getattr(path[-1], "name", None) == "value" else path
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
