@@ -121,7 +121,7 @@ class FisherPara:
             model=subject.model,
             params={**subject.base, "classifier": head},
             statistics={},  # For scores without data.
-            validation=posthoc.examples_of(subject.data.validation),
+            validation=posthoc.examples_of(subject.validation.batches),
             batch=self.batch,
             fisher_batches=self.batches,
         )

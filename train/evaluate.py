@@ -9,7 +9,7 @@ Axis letters: `C` classifiers with their adapters, `B` examples.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +102,18 @@ def accuracies(
         counts = [_count_each_right(model, base, *some, batch) for batch in batches]
         rights.append(np.sum(jax.device_get(counts), axis=0))
     return np.concatenate(rights)[:count] / total
+
+
+class Part(NamedTuple):
+    """A part of a task to evaluate adapters on.
+
+    Attributes:
+      batches: The examples.
+      accuracies: How; by default as classifiers.
+    """
+
+    batches: Sequence[Batch]
+    accuracies: Accuracies = accuracies
 
 
 def groups(members: Any, size: int) -> Iterator[Any]:

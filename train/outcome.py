@@ -14,7 +14,6 @@ import numpy as np
 
 import para_jax as para
 from train import evaluate, run, trainer
-from train.data.batch import Batch
 from train.methods.method import size
 from train.models import pretrained
 from train.subjects.subject import Subject
@@ -96,8 +95,9 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Returns a row of results a member, as plain JSON values.
 
-    `validation` and `test` are accuracies; `test` is null but for the members of the
-    best learning rate. All values of one that diverged are null.
+    `validation` and `test` are accuracies; where a task has several sets to test on,
+    `test` is the mean of `tests`, which has each. They are null but for the members of
+    the best learning rate. All values of one that diverged are null.
 
     Args:
       members: What is evaluated.
@@ -105,16 +105,20 @@ def rows(
       like: The parents of children: these run in the compiled program of their parents.
     """
     shapes = _largest([*members, *like])
-    validation = _accuracies(members, subject, subject.data.validation, shapes)
+    validation = _accuracies(members, subject, subject.validation, shapes)
     rate = best_rate(members, validation)
     chosen = [x if x.rate == rate else x._replace(adapter=None) for x in members]
-    test = _accuracies(chosen, subject, subject.data.test, shapes)
+    tests = {
+        name: _accuracies(chosen, subject, part, shapes)
+        for name, part in subject.tests.items()
+    }
     return [
         {
             "seed": member.seed,
             "learning_rate": member.rate,
             "validation": validation[i],
-            "test": test[i],
+            "test": _mean([x[i] for x in tests.values()]),
+            "tests": {name: x[i] for name, x in tests.items()},
             **_size(member.adapter),
         }
         for i, member in enumerate(members)
@@ -135,7 +139,7 @@ def best_rate(members: Sequence[Member], validation: Sequence[float | None]) -> 
 def _accuracies(
     members: Sequence[Member],
     subject: Subject,
-    batches: Sequence[Batch],
+    part: evaluate.Part,
     shapes: Mapping[str, para.Adapter],
 ) -> list[float | None]:
     """Returns the accuracies, with None for a member without an adapter."""
@@ -145,16 +149,22 @@ def _accuracies(
     heads = [pretrained.head(x.extra) for x in adapters]
     collection = subject.model.adapted.collection
     lora = [collection(para.pad(x.adapters, like=shapes)) for x in adapters]
-    found = subject.accuracies(
+    found = part.accuracies(
         subject.model,
         subject.base,
         jax.tree.map(lambda *x: np.stack(x), *heads),
         jax.tree.map(lambda *x: np.stack(x), *lora),
-        batches,
+        part.batches,
         at_once=min(evaluate.AT_ONCE, len(members)),
     )
     values: Iterator[float] = iter(found.tolist())
     return [None if x.adapter is None else next(values) for x in members]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Returns the mean, or None if nothing was evaluated."""
+    found = [x for x in values if x is not None]
+    return float(np.mean(found)) if found else None
 
 
 def _largest(members: Sequence[Member]) -> dict[str, para.Adapter]:

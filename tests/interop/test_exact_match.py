@@ -9,7 +9,7 @@ import transformers
 import para_jax as para
 from tests.train import tiny_sums
 from tests.train.models import tiny_gemma3
-from train import outcome
+from train import evaluate, outcome
 from train.data import arrays, sequences
 from train.exact_match import ExactMatch
 from train.models import gemma3, layers
@@ -96,12 +96,14 @@ def test_parents_and_ragged_children_answer_as_in_transformers(folder, adapters)
         tokens=TOKENS,
         stop=(stop,),
     )
+    part = evaluate.Part(batches, graded.accuracies)
     subject = Subject(
         model=gemma3.Gemma3(config),
         base=gemma3.load(folder, config, dtype=np.float32),
-        data=arrays.Data(sequences.pack(pairs, width=width), batches, batches, 7),
+        data=arrays.Data(sequences.pack(pairs, width=width), 7),
+        validation=part,
+        tests={"sums": part},
         peft=PEFT,
-        accuracies=graded.accuracies,
     )
     members = [
         outcome.Member(seed, 0.1, para.load(adapters / name))

@@ -72,8 +72,6 @@ def given(base, sentences, tmp_path_factory):
     params = {"bert": checkpoint.load(folder, pretrained.leaves(config))}
     data = arrays.Data(
         train=arrays.pack(*sentences, width=max(LENGTHS)),
-        validation=(),
-        test=(),
         examples=len(LENGTHS),
     )
     return runs.inputs(RUN, model, params, data)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import para_jax as para
-from train import cuts, subjects
+from train import cuts, evaluate, subjects
 from train.data import arrays
 from train.data import tokens as data
 from train.models import bert, pretrained
@@ -25,7 +25,9 @@ def subject(tiny, params):
     return subjects.Subject(
         model=bert.BertClassifier(tiny, 3),
         base={"bert": params["bert"]},
-        data=arrays.Data(train, [batch], [], 1),
+        data=arrays.Data(train, 1),
+        validation=evaluate.Part([batch]),
+        tests={},
         peft={},
     )
 

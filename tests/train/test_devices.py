@@ -75,7 +75,7 @@ def main():
             dataclasses.replace(run, **changes),
             model,
             {"bert": params["bert"]},
-            arrays.Data(train, (), (), 29),
+            arrays.Data(train, 29),
         )
         _, last = runs.advance(given, runs.begin(given), chunk=3)
         kernel = last.learners.head["kernel"]

@@ -29,7 +29,9 @@ def subject(tiny, params, tokens):
     return subjects.Subject(
         model=bert.BertClassifier(tiny, 3),
         base={"bert": jax.tree.map(lambda x: 5 * x, params["bert"])},
-        data=arrays.Data(train, part(), part(), 1),
+        data=arrays.Data(train, 1),
+        validation=evaluate.Part(part()),
+        tests={"movie": evaluate.Part(part())},
         peft={},
     )
 

@@ -25,7 +25,7 @@ def data():
     generator = np.random.default_rng(0)
     ids = [generator.integers(1, 11, size=2 + i % 4).tolist() for i in range(13)]
     train = arrays.pack(ids, generator.integers(0, 3, size=13).tolist(), width=5)
-    return arrays.Data(train, (), (), 13)
+    return arrays.Data(train, 13)
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def prepared(tiny, params):
         model = bert.BertClassifier(dataclasses.replace(tiny, num_hidden_layers=1), 3)
         encoder = {"layer": {"0": params["bert"]["encoder"]["layer"]["0"]}}
         base = {"bert": {**params["bert"], "encoder": encoder}}
-        return runs.inputs(run, model, base, arrays.Data(train, (), (), 13))
+        return runs.inputs(run, model, base, arrays.Data(train, 13))
 
     return prepare
 

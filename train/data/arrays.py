@@ -1,10 +1,9 @@
-"""A part of a task as arrays that stay on the device, and the order to read them in.
+"""What is trained on as arrays that stay on the device, and the order to read it in.
 
 Axis letters: `N` examples, `T` tokens, `S` steps, `B` examples a batch. Host code, but
 for `batch`.
 """
 
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from train.data import sentiment, tokens
+from train.data import sentiment
 from train.data.batch import Batch, Examples, Stream
 from train.models.bert import Tokens
 
@@ -35,41 +34,15 @@ class Sentences(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The three parts of a task: one to learn from, two to evaluate on.
+    """What a run learns from.
 
     Attributes:
       train: For batches of any rows.
-      validation: To choose by.
-      test: To report.
-      examples: How many there are to train on.
+      examples: How many there are.
     """
 
     train: Examples | Stream
-    validation: Sequence[Batch]
-    test: Sequence[Batch]
     examples: int
-
-
-def load(task: str, folder: pathlib.Path, max_length: int) -> Data:
-    """Returns the data of `task` for the tokenizer in a model folder.
-
-    Args:
-      task: One of `sentiment.TASKS`.
-      folder: That of the model.
-      max_length: Tokens of a sentence beyond so many are dropped.
-    """
-    tokenizer = tokens.load_tokenizer(folder, max_length)
-    parts = {}
-    for part in sentiment.PARTS:
-        texts, labels = sentiment.load(task, part)
-        parts[part] = tokens.encode(tokenizer, texts), labels
-    widths = (max_length // 2, max_length)
-    return Data(
-        train=pack(*parts["train"], width=max_length),
-        validation=tokens.batches(*parts["validation"], widths=widths),
-        test=tokens.batches(*parts["test"], widths=widths),
-        examples=len(parts["train"][0]),
-    )
 
 
 def pack(

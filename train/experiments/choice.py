@@ -1,7 +1,8 @@
 """The choice of the learning rate, by validation accuracy alone.
 
 Each method gets the same small grid. For each task, method and policy the rate with
-the largest mean over seeds is taken, and only its models meet the test part. A model
+the largest mean over seeds is taken, and only its models meet the test part; where
+several sets test what was trained once, it is one rate for all of them. A model
 that serves several ranks (DyLoRA) would have another rate at each if all were tried at
 each; the grid tries them at the target, and the other ranks have one rate.
 """
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from train.experiments.rows import Row
 
 Group = tuple[str, str, str]
-"""Task, method, policy."""
+"""The task that was trained on, method, policy."""
 
 _ROUNDING = 2e-6
 """What two means may differ by and still be equal: files have six digits."""
@@ -31,8 +32,7 @@ def rates(rows: Iterable[Row]) -> dict[Group, float]:
     tried: dict[Group, dict[float, dict[int, Row]]]
     tried = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        group = row.task, row.method, row.policy
-        tried[group][row.learning_rate][row.seed] = row
+        tried[_group(row)][row.learning_rate][row.seed] = row
     return {group: _best(found, group) for group, found in tried.items()}
 
 
@@ -40,7 +40,11 @@ def chosen(rows: Iterable[Row]) -> list[Row]:
     """Returns the rows that have the rate that `rates` chose for their group."""
     rows = list(rows)
     best = rates(rows)
-    return [x for x in rows if x.learning_rate == best[x.task, x.method, x.policy]]
+    return [x for x in rows if x.learning_rate == best[_group(x)]]
+
+
+def _group(row: Row) -> Group:
+    return row.trained_on, row.method, row.policy
 
 
 def _best(found: Mapping[float, Mapping[int, Row]], group: Group) -> float:

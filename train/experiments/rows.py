@@ -6,16 +6,25 @@ from typing import ClassVar
 
 from train.data import digits, sentiment, sources
 
+SETS = {
+    name: tuple(x.name for x in found if "test" in x.parts)
+    for name, found in (
+        ("commonsense", sources.COMMONSENSE),
+        ("mathematics", sources.MATHEMATICS),
+    )
+}
+"""The tasks that are trained on once and tested on several sets, and these sets."""
+
 TASKS = (
     *sentiment.TASKS,
     *digits.TASKS,
     "problems",
     *(x.name for x in (*sources.IMAGES, *sources.GLUE)),
-    "commonsense",
-    "mathematics",
+    *(name for task, sets in SETS.items() for name in (task, *sets)),
 )
 """Those of all comparisons, in the order of every table."""
 
+_TRAINED_ON = {name: task for task, sets in SETS.items() for name in sets}
 _SHARE = (0.0, 1.0)
 _COUNT = (0, math.inf)
 _POSITIVE = (5e-324, math.inf)  # The smallest float above zero.
@@ -26,7 +35,8 @@ class Row:
     """One model, evaluated.
 
     Attributes:
-      task: One of `TASKS`.
+      task: One of `TASKS`. Of those in `SETS` it is the set that it was evaluated on;
+        a model that lost the search for the learning rate was evaluated on none.
       method: What trained it; or what cut it out of its parent.
       policy: What it was to cost, such as `rank 4` (on average), `params 0.25` (of its
         parent's), `epsilon 0.99`, `drop 8`; empty if it was not told.
@@ -69,6 +79,11 @@ class Row:
     def key(self) -> tuple[str, str, str, int, float]:
         """What no two rows of a file share."""
         return self.task, self.method, self.policy, self.seed, self.learning_rate
+
+    @property
+    def trained_on(self) -> str:
+        """The task of its training; several sets may test what came of it."""
+        return _TRAINED_ON.get(self.task, self.task)
 
     @property
     def average_rank(self) -> float:

@@ -24,7 +24,8 @@ def measure(place: training.Place, entry: plan.Entry, steps: int = 50) -> Cost:
     settings = dataclasses.replace(
         settings, seeds=(0,), learning_rates=place.plan.rates[:1]
     )
-    given = runs.inputs(settings, place.model, place.base, place.data)
+    subject = place.subject
+    given = runs.inputs(settings, subject.model, subject.base, subject.data)
     learners = runs.begin(given)
     data, rows = next(runs.chunks(given, 0, steps, steps))
     operands = given.trainer, learners, given.rates, given.base, data, rows

@@ -59,7 +59,7 @@ def parents(trained: training.Trained) -> list[Parent]:
 def rows(
     place: training.Place, rate: float, parent: Parent, base: Mapping[str, Any]
 ) -> list[Row]:
-    """Returns the rows of all children of one parent, on the test part.
+    """Returns the rows of all children of one parent, on each set to test on.
 
     Args:
       place: Where the parent was trained.
@@ -70,14 +70,9 @@ def rows(
     family = list(children(place, parent, base))
     lora = posthoc.stack([x.adapters for x in family], like=parent.adapters)
     heads = jax.tree.map(lambda x: np.stack([x] * len(family)), dict(parent.head))
-    collection = place.model.adapted.collection(lora)
-    accuracies = place.accuracies(
-        place.model, place.base, heads, collection, place.data.test
-    )
-    return [
-        _row(place, rate, parent, child, float(accuracy))
-        for child, accuracy in zip(family, accuracies, strict=True)
-    ]
+    collection = place.subject.model.adapted.collection(lora)
+    models = [_row(place, rate, parent, child) for child in family]
+    return training.tested(place, models, heads, collection)
 
 
 def children(
@@ -86,10 +81,10 @@ def children(
     """Yields the children of one parent."""
     given = posthoc.Parent(
         adapters=parent.adapters,
-        model=place.model,
-        params={**place.base, "classifier": parent.head},
+        model=place.subject.model,
+        params={**place.subject.base, "classifier": parent.head},
         statistics=base,
-        validation=posthoc.examples_of(place.data.validation),
+        validation=posthoc.examples_of(place.subject.validation.batches),
     )
     total = sum(x.parameters for x in parent.adapters.values())
     ranks = {f"rank {x:g}": para.Rank(x) for x in place.plan.cuts}
@@ -117,9 +112,7 @@ def spectra(place: training.Place, parent: Parent) -> list[Spectrum]:
     ]
 
 
-def _row(
-    place: training.Place, rate: float, parent: Parent, child: Child, accuracy: float
-) -> Row:
+def _row(place: training.Place, rate: float, parent: Parent, child: Child) -> Row:
     ranks, parameters = size(child.adapters)
     return Row(
         task=place.task,
@@ -129,7 +122,6 @@ def _row(
         rank_total=ranks,
         modules=len(parent.adapters),
         params=parameters,
-        accuracy=accuracy,
         learning_rate=rate,
         config=plan.PARENT.name,
         steps=place.settings.steps,

@@ -5,7 +5,7 @@ Axis letters: `M` members of a run, `C` of those that are kept, in the order of 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,26 +14,22 @@ import numpy as np
 from jaxtyping import Float
 
 from train import evaluate, run, trainer
-from train.data import arrays
 from train.experiments.rows import Row
 from train.grid import plan
 from train.methods.method import Adapters, Config, State, size
-from train.models.adapted import Model
+from train.subjects.subject import Subject
 
 Begin = Callable[[run.Inputs], trainer.Learner]
 Served = Callable[[State], Adapters]
 
 
 class Place(NamedTuple):
-    """Where runs happen, by one plan, and how adapters are evaluated there."""
+    """Where runs happen, by one plan."""
 
     task: str
-    model: Model
-    base: trainer.Params
-    data: arrays.Data
+    subject: Subject
     settings: run.Run
     plan: plan.Plan
-    accuracies: evaluate.Accuracies = evaluate.accuracies
 
 
 class Tried(NamedTuple):
@@ -103,7 +99,7 @@ def _best(searched: Sequence[Tried]) -> tuple[float, tuple[trainer.Learner, Any]
 
 
 def rows(place: Place, trained: Trained, entry: plan.Entry) -> list[Row]:
-    """Returns what was tried and what came out; this is where the test part is read."""
+    """Returns what was tried and what came out; this is where the tests are read."""
     if entry.ranks is None:
         return all_rows(place, trained, entry, _policy(entry.config))
     # One run, one rate, many ranks: what else was tried was for the target alone.
@@ -129,7 +125,7 @@ def served_rows(
     policy: str,
     served: Served | None = None,
 ) -> list[Row]:
-    """Returns one row a seed, with the accuracy on the test part.
+    """Returns a row for each seed and each set to test on, with the accuracy.
 
     Args:
       place: Where.
@@ -140,19 +136,39 @@ def served_rows(
     """
     method = entry.config.method(place.settings.steps)
     state, head = trained.learners.state, trained.learners.head
-    if served is None:
-        validation, adapters = trained.validation, method.adapters
-    else:
-        adapters = served
-        validation = _accuracies(place, state, head, adapters, place.data.validation)
-    test = _accuracies(place, state, head, adapters, place.data.test)
-    result = []
+    lora = _collection(place, state, served or method.adapters)
+    validation = trained.validation
+    if served is not None:
+        validation = _accuracies(place, head, lora, place.subject.validation)
+    models = []
     for i, seed in enumerate(trained.seeds):
         member = _member(state, i)
         final = method.finish(member) if served is None else served(member)
-        row = _row(place, entry, policy, seed, trained.rate, final, validation[i])
-        result.append(dataclasses.replace(row, accuracy=float(test[i])))
-    return result
+        rate, value = trained.rate, validation[i]
+        models.append(_row(place, entry, policy, seed, rate, final, value))
+    return tested(place, models, head, lora)
+
+
+def tested(
+    place: Place, models: Sequence[Row], heads: Any, lora: Mapping[str, Any]
+) -> list[Row]:
+    """Returns a row for each model and each set to test on, with the accuracy.
+
+    Args:
+      place: Where.
+      models: The row of each, not tested.
+      heads: The classifiers, leaves `[C, ...]`.
+      lora: The adapters, as for `evaluate.accuracies`.
+    """
+    found = {
+        name: _accuracies(place, heads, lora, part)
+        for name, part in place.subject.tests.items()
+    }
+    return [
+        dataclasses.replace(row, task=name, accuracy=float(accuracies[i]))
+        for i, row in enumerate(models)
+        for name, accuracies in found.items()
+    ]
 
 
 def _searched(
@@ -172,27 +188,28 @@ def _searched(
 
 
 def _tried(place: Place, settings: run.Run, begin: Begin) -> Tried:
-    given = run.inputs(settings, place.model, place.base, place.data)
+    subject = place.subject
+    given = run.inputs(settings, subject.model, subject.base, subject.data)
     learners = begin(given)
     for progress in run.advance(given, learners):
         learners = progress.learners
     learners = jax.device_get(learners)
-    validation = _accuracies(
-        place,
-        learners.state,
-        learners.head,
-        given.trainer.method.adapters,
-        place.data.validation,
-    )
+    lora = _collection(place, learners.state, given.trainer.method.adapters)
+    validation = _accuracies(place, learners.head, lora, subject.validation)
     return Tried(settings, learners, validation)
 
 
-def _accuracies(
-    place: Place, state: State, head: Any, served: Served, batches: Any
-) -> Float[np.ndarray, " C"]:
+def _collection(place: Place, state: State, served: Served) -> Any:
+    """Returns the adapters of all members as the model takes them, on the host."""
     adapters = jax.jit(jax.vmap(served))(state)
-    lora = jax.device_get(place.model.adapted.collection(adapters))
-    return place.accuracies(place.model, place.base, head, lora, batches)
+    return jax.device_get(place.subject.model.adapted.collection(adapters))
+
+
+def _accuracies(
+    place: Place, head: Any, lora: Any, part: evaluate.Part
+) -> Float[np.ndarray, " C"]:
+    model, base = place.subject.model, place.subject.base
+    return part.accuracies(model, base, head, lora, part.batches)
 
 
 def _at_rank(config: Any, state: State, *, rank: int) -> Adapters:
@@ -213,13 +230,14 @@ def _row(
     validation: float,
 ) -> Row:
     ranks, parameters = size(adapters)
+    kernels = place.subject.model.adapted.kernels(place.subject.base)
     return Row(
         task=place.task,
         method=entry.method,
         policy=policy,
         seed=seed,
         rank_total=ranks,
-        modules=len(place.model.adapted.kernels(place.base)),
+        modules=len(kernels),
         params=parameters,
         validation=float(validation),
         learning_rate=rate,

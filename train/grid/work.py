@@ -116,9 +116,8 @@ def load(tasks: Sequence[str], plan: plans.Plan) -> list[training.Place]:
 
 def _place(task: str, plan: plans.Plan) -> training.Place:
     settings = subjects.identified(plan.settings_of(task), plan.folders)
-    found = subjects.load(settings, plan.folders)
-    parts = found.model, found.base, found.data
-    return training.Place(task, *parts, settings, plan, found.accuracies)
+    subject = subjects.load(settings, plan.folders)
+    return training.Place(task, subject, settings, plan)
 
 
 @contextlib.contextmanager
@@ -198,7 +197,8 @@ def _make(folder: Folder, place: training.Place, entry: plans.Entry) -> None:
     trained = training.train(place, entry.config)
     rows = training.rows(place, trained, entry)
     folder.write("trained", name, rows, place.settings)
-    last = [x.accuracy for x in rows if x.accuracy is not None][-len(trained.seeds) :]
+    tested = [x.accuracy for x in rows if x.accuracy is not None]
+    last = tested[-len(trained.seeds) * len(place.subject.tests) :]
     folder.say(
         f"{entry.name} {place.task}: rate {trained.rate:g}, test "
         f"{sum(last) / len(last):.4f}, {time.monotonic() - start:.0f} s"
@@ -219,7 +219,7 @@ def _make_children(
         rows += offspring.rows(place, trained.rate, parent, base)
     folder.write("children", name, rows, place.settings)
     took = f"{time.monotonic() - start:.0f} s"
-    folder.say(f"{len(rows)} children {place.task}: {took}")
+    folder.say(f"{len(rows)} rows of children {place.task}: {took}")
     if place.plan.retuned:
         _retune(folder, place, parents, name)
 
@@ -240,9 +240,10 @@ def _retune(
 
 def _statistics(place: training.Place) -> dict[str, posthoc.Statistics]:
     """Returns what the base says of its kernels; of BERT's inputs, too."""
-    if "bert" in place.base:
-        return posthoc.statistics(place.base)
-    return posthoc.of_kernels(place.model.adapted.kernels(place.base))
+    model, base = place.subject.model, place.subject.base
+    if "bert" in base:
+        return posthoc.statistics(base)
+    return posthoc.of_kernels(model.adapted.kernels(base))
 
 
 def _check(file: pathlib.Path, settings: runs.Run, entry: plans.Entry) -> None:

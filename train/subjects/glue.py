@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train import evaluate
 from train.data import arrays, glue, parts, tokens
 from train.models import roberta
 from train.run import Run
@@ -61,6 +62,7 @@ def load(run: Run, folders: Folders) -> Subject:
         ([ids["train"][x] for x in rows], found["train"].labels[rows].tolist())
         for rows in parts.held_out(len(ids["train"]))
     )
+    test = ids["test"], found["test"].labels.tolist()
     classes = found["train"].classes
     widths = tuple(run.max_length // x for x in (4, 2, 1))
     return Subject(
@@ -68,12 +70,10 @@ def load(run: Run, folders: Folders) -> Subject:
         base=_base(folder),
         data=arrays.Data(
             train=arrays.pack(*train, width=run.max_length, classes=classes),
-            validation=tokens.batches(*validation, widths=widths),
-            test=tokens.batches(
-                ids["test"], found["test"].labels.tolist(), widths=widths
-            ),
             examples=len(train[0]),
         ),
+        validation=evaluate.Part(tokens.batches(*validation, widths=widths)),
+        tests={run.task: evaluate.Part(tokens.batches(*test, widths=widths))},
         peft=PEFT,
     )
 

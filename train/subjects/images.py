@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train import evaluate
 from train.data import arrays, images, parts, preprocess, sources, stream
 from train.data.batch import Batch
 from train.data.images import Images
@@ -106,12 +107,16 @@ def load(run: Run, folders: Folders) -> Subject:
         base=_base(folder),
         data=arrays.Data(
             train=stream.Pictures(images=found["train"], size=config.image_size),
-            validation=Evaluated(found["validation"], config.image_size),
-            test=Evaluated(found["test"], config.image_size),
             examples=len(found["train"].labels),
         ),
+        validation=_evaluated(found["validation"], config),
+        tests={run.task: _evaluated(found["test"], config)},
         peft=PEFT,
     )
+
+
+def _evaluated(part: Images, config: siglip.Config) -> evaluate.Part:
+    return evaluate.Part(Evaluated(part, config.image_size))
 
 
 def _parts(task: str, folders: Folders) -> dict[str, Images]:

@@ -1,24 +1,19 @@
 """Commonsense-170k and MetaMathQA, by Gemma3-4B-IT.
 
-A model learns from one corpus and is tested on all of the paper's sets for it: what is
-reported is the mean of their accuracies, the paper's last column. The learning rate is
-chosen on examples held out of the corpus. Examples that are longer than `max_length`
-are left out of what is trained on.
+A model learns from one corpus and is tested on each of the paper's sets for it. The
+learning rate is chosen on examples held out of the corpus, one rate for all sets.
+Examples that are longer than `max_length` are left out of what is trained on.
 """
 
 import atexit
-import dataclasses
 import functools
-import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tokenizers
-from jaxtyping import Float
 
 from train import evaluate
 from train.data import (
@@ -34,7 +29,6 @@ from train.data.batch import Batch
 from train.data.instructions import Example
 from train.exact_match import ExactMatch
 from train.models import gemma3
-from train.models.adapted import Model
 from train.run import Run
 from train.subjects.folders import Folders
 from train.subjects.subject import Subject
@@ -60,59 +54,16 @@ class Corpus(NamedTuple):
     Attributes:
       learned: The examples to learn from.
       tested: Those of each set to test on.
-      graders: How the answers of each set are graded, and those held out.
+      graders: How the answers of each set are graded.
+      is_right: How those held out are.
       tokens: The greatest number of new tokens.
     """
 
     learned: list[Example]
     tested: dict[str, list[Example]]
     graders: dict[str, IsRight]
+    is_right: IsRight
     tokens: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Sets(Sequence[Batch]):
-    """The batches of several sets to test on."""
-
-    parts: Mapping[str, Sequence[Batch]]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts.values()))
-
-    def __iter__(self) -> Iterator[Batch]:
-        return itertools.chain.from_iterable(self.parts.values())
-
-    def __getitem__(self, index: Any) -> Any:
-        return [*self][index]
-
-
-@dataclasses.dataclass(frozen=True)
-class Mean:
-    """The mean accuracy over sets, each graded in its own way.
-
-    Attributes:
-      of_sets: What evaluates each set; that of "" evaluates batches of no set.
-    """
-
-    of_sets: Mapping[str, Callable[..., Float[np.ndarray, "C"]]]
-
-    def accuracies(
-        self,
-        model: Model,
-        base: Mapping[str, Any],
-        heads: Mapping[str, Any],
-        lora: Mapping[str, Any],
-        batches: Sequence[Batch],
-        *,
-        at_once: int = evaluate.AT_ONCE,
-    ) -> Float[np.ndarray, "C"]:
-        """Returns the mean accuracy of each model; see `ExactMatch.accuracies`."""
-        sets = batches.parts if isinstance(batches, Sets) else {"": batches}
-        found = [
-            self.of_sets[name](model, base, heads, lora, some, at_once=at_once)
-            for name, some in sets.items()
-        ]
-        return np.mean(found, axis=0)
 
 
 def load(run: Run, folders: Folders) -> Subject:
@@ -132,27 +83,26 @@ def load(run: Run, folders: Folders) -> Subject:
     end = cast("int", tokenizer.token_to_id(_END))
     corpus = CORPORA[run.task](run, folders)
     train, held_out = _learned(tokenizer, corpus, end, run.max_length)
-    tests = {
-        name: _encoded(tokenizer, examples, end)
-        for name, examples in corpus.tested.items()
-    }
-    graded = {
-        name: ExactMatch(
-            tokenizer=tokenizer, is_right=is_right, tokens=corpus.tokens, stop=(end,)
-        ).accuracies
-        for name, is_right in corpus.graders.items()
-    }
+    graded = functools.partial(
+        ExactMatch, tokenizer=tokenizer, tokens=corpus.tokens, stop=(end,)
+    )
+
+    def part(pairs: Sequence[sequences.Pair], is_right: IsRight) -> evaluate.Part:
+        return evaluate.Part(_batches(pairs), graded(is_right=is_right).accuracies)
+
     return Subject(
         model=gemma3.Gemma3(config, dtype=jnp.dtype(run.dtype), remat="full"),
         base=_base(folder, run.dtype),
         data=arrays.Data(
             train=sequences.pack(train, width=run.max_length),
-            validation=_batches(held_out),
-            test=Sets({name: _batches(pairs) for name, pairs in tests.items()}),
             examples=len(train),
         ),
+        validation=part(held_out, corpus.is_right),
+        tests={
+            name: part(_encoded(tokenizer, examples, end), corpus.graders[name])
+            for name, examples in corpus.tested.items()
+        },
         peft=PEFT,
-        accuracies=Mean(graded).accuracies,
     )
 
 
@@ -166,8 +116,8 @@ def _commonsense(run: Run, folders: Folders) -> Corpus:
     return Corpus(
         learned=commonsense.training(**where),
         tested={x: commonsense.questions(x, **where) for x in commonsense.TASKS},
-        graders={x: functools.partial(same, x) for x in commonsense.TASKS}
-        | {"": lambda wanted, written: wanted.strip() == written.strip()},
+        graders={x: functools.partial(same, x) for x in commonsense.TASKS},
+        is_right=lambda wanted, written: wanted.strip() == written.strip(),
         tokens=min(_SHORT, run.max_length),
     )
 
@@ -186,7 +136,8 @@ def _mathematics(run: Run, folders: Folders) -> Corpus:
     return Corpus(
         learned=mathematics.training(**where),
         tested={task: tested(task) for task in mathematics.TASKS},
-        graders={"gsm8k": _same_number, "math": _same, "": _same},
+        graders={"gsm8k": _same_number, "math": _same},
+        is_right=_same,
         tokens=min(mathematics.MAX_TOKENS, 2 * run.max_length),
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from train import evaluate
 from train.data import arrays, digits, pixels, sentiment
 from train.data.batch import NO_LABEL, Batch
 from train.models import checkpoint, siglip, weights
@@ -52,10 +53,10 @@ def load(run: Run, folder: pathlib.Path = ENCODER) -> Subject:
         base={"vision_model": siglip.load(folder, config, dtype=np.float32)},
         data=arrays.Data(
             train=pixels.Pictures(*map(arrays.filled_up, parts["train"])),
-            validation=batches(parts["validation"]),
-            test=batches(parts["test"]),
             examples=len(parts["train"].labels),
         ),
+        validation=evaluate.Part(batches(parts["validation"])),
+        tests={run.task: evaluate.Part(batches(parts["test"]))},
         peft=PEFT,
     )
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
+from train import evaluate
 from train.data import arrays, problems, sentiment, sequences
 from train.exact_match import ExactMatch
 from train.models import checkpoint, gemma3, weights
@@ -62,17 +63,21 @@ def load(run: Run, folder: pathlib.Path = MODEL) -> Subject:
         tokens=_rounded(max(len(x.response) for x in every)),
         stop=(corpus.EOS,),
     )
+
+    def part(name: str) -> evaluate.Part:
+        batches = sequences.batches(parts[name], width=width, size=_BATCH)
+        return evaluate.Part(batches, graded.accuracies)
+
     return Subject(
         model=gemma3.Gemma3(config, dtype=jnp.dtype(run.dtype)),
         base=gemma3.load(folder, config, dtype=np.float32),
         data=arrays.Data(
             train=sequences.pack(parts["train"], width=width),
-            validation=sequences.batches(parts["validation"], width=width, size=_BATCH),
-            test=sequences.batches(parts["test"], width=width, size=_BATCH),
             examples=len(parts["train"]),
         ),
+        validation=part("validation"),
+        tests={run.task: part("test")},
         peft=PEFT,
-        accuracies=graded.accuracies,
     )
 
 

@@ -1,6 +1,7 @@
 """Three-way sentiment of sentences, by the pretrained encoder all-MiniLM-L6-v2."""
 
-from train.data import arrays, sentiment
+from train import evaluate
+from train.data import arrays, sentiment, tokens
 from train.models import bert, pretrained
 from train.run import Run
 from train.subjects.subject import Subject
@@ -29,9 +30,20 @@ def load(run: Run) -> Subject:
             f"max_length is {run.max_length}, and the encoder has "
             f"{config.max_position_embeddings} positions."
         )
+    tokenizer = tokens.load_tokenizer(source, run.max_length)
+    parts = {}
+    for part in sentiment.PARTS:
+        texts, labels = sentiment.load(run.task, part)
+        parts[part] = tokens.encode(tokenizer, texts), labels
+    widths = (run.max_length // 2, run.max_length)
     return Subject(
         model=bert.BertClassifier(config, len(sentiment.CLASSES)),
         base={"bert": pretrained.load(source, config, sha256=run.backbone)},
-        data=arrays.load(run.task, source, run.max_length),
+        data=arrays.Data(
+            train=arrays.pack(*parts["train"], width=run.max_length),
+            examples=len(parts["train"][0]),
+        ),
+        validation=evaluate.Part(tokens.batches(*parts["validation"], widths=widths)),
+        tests={run.task: evaluate.Part(tokens.batches(*parts["test"], widths=widths))},
         peft=PEFT,
     )

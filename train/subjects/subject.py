@@ -14,13 +14,16 @@ class Subject(NamedTuple):
     Attributes:
       model: Maps the inputs of a batch to logits.
       base: Its frozen params, without the classifier.
-      data: The examples.
+      data: What is learned from.
+      validation: What to choose by.
+      tests: What to report, by the name of the set; a task that is its only set has
+        its own name. The mean over tasks, or over sets, does not weigh them.
       peft: What the `adapter_config.json` of its adapters says of the model.
-      accuracies: How adapters are evaluated; by default as classifiers.
     """
 
     model: Model
     base: Mapping[str, Any]
     data: arrays.Data
+    validation: evaluate.Part
+    tests: Mapping[str, evaluate.Part]
     peft: Mapping[str, Any]
-    accuracies: evaluate.Accuracies = evaluate.accuracies

@@ -9,7 +9,7 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def place(small):
     from tests.train import tiny
-    from train import run
+    from train import evaluate, run, subjects
     from train.data import arrays, tokens
     from train.grid import training
     from train.models import bert
@@ -22,15 +22,19 @@ def place(small):
         ids = [generator.integers(1, 11, 1 + i % 7).tolist() for i in range(count)]
         return ids, [int(sum(x)) % 3 for x in ids]
 
-    data = arrays.Data(
-        train=arrays.pack(*part(20), width=8),
-        validation=tokens.batches(*part(13), widths=(8,)),
-        test=tokens.batches(*part(17), widths=(8,)),
-        examples=20,
+    def evaluated(count):
+        return evaluate.Part(tokens.batches(*part(count), widths=(8,)))
+
+    subject = subjects.Subject(
+        model=bert.BertClassifier(config, 3),
+        base={"bert": base},
+        data=arrays.Data(train=arrays.pack(*part(20), width=8), examples=20),
+        validation=evaluated(13),
+        tests={"movie": evaluated(17)},
+        peft={},
     )
     settings = run.Run(steps=STEPS, batch=4, max_length=8)
-    model = bert.BertClassifier(config, 3)
-    return training.Place("movie", model, {"bert": base}, data, settings, small)
+    return training.Place("movie", subject, settings, small)
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +145,14 @@ def test_accuracies_are_those_of_the_base_with_the_update_merged_in(place, train
     method = plan.PARENT.config.method(STEPS)
     for i in (0, 3):
         state, head = member(trained.learners, i)
-        leaves = unnest(place.base)
+        leaves = unnest(place.subject.base)
         for path, x in method.finish(state).items():
             kernel = np.asarray(leaves[f"{path}/kernel"], np.float64)
             leaves[f"{path}/kernel"] = jnp.asarray(kernel + x.scale * x.a @ x.b, "f4")
         params = {**nest(leaves), "classifier": head}
         right = 0
-        for batch in place.data.test:
-            logits = place.model.apply({"params": params}, batch.inputs)
+        for batch in place.subject.tests["movie"].batches:
+            logits = place.subject.model.apply({"params": params}, batch.inputs)
             right += int(np.sum(np.argmax(logits, -1) == batch.labels))
         assert tested[i].accuracy == pytest.approx(right / 17)
 
@@ -159,7 +163,7 @@ def test_children_have_the_budgets_that_their_rows_say(place, trained):
     from train.grid import offspring
 
     parent = offspring.parents(trained)[1]
-    base = posthoc.statistics(place.base)
+    base = posthoc.statistics(place.subject.base)
 
     rows = offspring.rows(place, trained.rate, parent, base)
 
@@ -211,7 +215,8 @@ def test_a_retuned_child_starts_as_the_child_and_keeps_its_ranks(place, trained)
     assert sum(bool(x["b"].any()) for x in factors.values()) == len(want)
     short = dataclasses.replace(place.settings, steps=STEPS // 2)
     settings = place.plan.search("movie", plan.PARENT.config, short)
-    given = run.inputs(settings, place.model, place.base, place.data)
+    subject = place.subject
+    given = run.inputs(settings, subject.model, subject.base, subject.data)
     start = retuning._begin(given, {x.seed: (factors, x.head) for x in parents})
     head = jax.tree.map(lambda x: np.asarray(x[0]), start.head)
     jax.tree.map(np.testing.assert_array_equal, head, dict(parents[0].head))
@@ -305,5 +310,5 @@ def test_the_cost_of_a_step_is_measured(place):
 
     assert (got.method, got.policy) == ("lora", "rank 16")
     assert got.step_seconds > 0
-    held = sum(x.size * 4 for x in jax.tree.leaves(place.base))
+    held = sum(x.size * 4 for x in jax.tree.leaves(place.subject.base))
     assert got.peak_bytes > held

@@ -139,7 +139,7 @@ def test_a_training_step_never_has_the_logits_of_all_tokens(monkeypatch, gemma):
     few = functools.partial(loss.causal_score, chunk=4)
     monkeypatch.setattr(loss, "causal_score", few)
     pairs = [sequences.Pair(x[:3].tolist(), x[3:].tolist()) for x in batch.inputs]
-    data = arrays.Data(sequences.pack(pairs, width=11), (), (), 2)
+    data = arrays.Data(sequences.pack(pairs, width=11), 2)
     run = runs.Run(method=lora.Lora(rank=2), steps=2, batch=2, seeds=(0, 1))
     given = runs.inputs(run, model, params, data)
 
@@ -167,7 +167,7 @@ def test_the_first_steps_loss_is_that_of_the_responses_tokens(gemma):
 
     model, params, _, batch = gemma
     pairs = [sequences.Pair(x[:3].tolist(), x[3:].tolist()) for x in batch.inputs]
-    data = arrays.Data(sequences.pack(pairs, width=11), (), (), 2)
+    data = arrays.Data(sequences.pack(pairs, width=11), 2)
     run = runs.Run(method=lora.Lora(rank=2), steps=1, batch=2)
     given = runs.inputs(run, model, params, data)
 

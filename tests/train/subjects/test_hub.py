@@ -43,10 +43,11 @@ def test_images_are_trained_on_as_a_stream_and_evaluated_in_order(folders):
     subject = subjects.load(settings("cars"), folders)
 
     assert isinstance(subject.data.train, Stream)
-    test = list(subject.data.test)
-    assert len(test) == len(subject.data.test) == 1
+    batches = subject.tests["cars"].batches
+    test = list(batches)
+    assert len(test) == len(batches) == 1
     assert subject.data.examples == 36  # A tenth of 40 is held out.
-    assert sum(x.examples for x in subject.data.validation) == 4
+    assert sum(x.examples for x in subject.validation.batches) == 4
     want = rows(folders, "cars", "test")
     (batch,) = test
     np.testing.assert_array_equal(batch.labels[:12], want["label"][:])
@@ -55,7 +56,7 @@ def test_images_are_trained_on_as_a_stream_and_evaluated_in_order(folders):
     square = want[3]["image"].crop((1, 0, 19, 18))
     picture = square.resize((16, 16), PIL.Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(batch.inputs[3], np.asarray(picture))
-    again = subject.data.test[0]
+    again = batches[0]
     np.testing.assert_array_equal(again.inputs, batch.inputs)
 
 
@@ -66,7 +67,7 @@ def test_a_model_on_bytes_is_the_one_on_pixels_from_minus_one_to_one(folders):
     from train import subjects
 
     subject = subjects.load(settings("pets"), folders)
-    (batch,) = subject.data.test
+    (batch,) = subject.tests["pets"].batches
     head = {"kernel": jnp.ones((24, 37)), "bias": jnp.arange(37.0)}
     params = {**subject.base, "classifier": head}
 
@@ -82,10 +83,10 @@ def test_a_model_on_bytes_is_the_one_on_pixels_from_minus_one_to_one(folders):
 def test_flowers_have_a_validation_part_of_their_own(folders):
     from train import subjects
 
-    data = subjects.load(settings("flowers"), folders).data
+    subject = subjects.load(settings("flowers"), folders)
 
-    assert data.examples == 40
-    labels = np.concatenate([x.labels for x in data.validation])
+    assert subject.data.examples == 40
+    labels = np.concatenate([x.labels for x in subject.validation.batches])
     want = rows(folders, "flowers", "validation")["label"][:]
     np.testing.assert_array_equal(labels[labels >= 0], want)
 
@@ -117,7 +118,7 @@ def test_sentences_are_those_of_the_set_in_roberta_s_form(folders, task, classes
         # <s> a </s>, or <s> a </s></s> b </s>.
         want.append((*[0, *ids[0], 2], *([2, *ids[1], 2] if ids[1:] else [])))
     got = {}
-    for batch in subject.data.test:
+    for batch in subject.tests[task].batches:
         for ids, mask, label in zip(*batch.inputs, batch.labels, strict=True):
             if label >= 0:
                 got[tuple(ids[mask].tolist())] = int(label)
@@ -208,14 +209,15 @@ def test_pictures_and_sentences_that_are_held_out_keep_their_labels(folders):
 
     train, held_out = parts.held_out(40)
     want = rows(folders, "cars", "train")
-    data = subjects.load(settings("cars"), folders).data
+    subject = subjects.load(settings("cars"), folders)
+    data = subject.data
     np.testing.assert_array_equal(
         data.train.images.labels, np.array(want["label"][:])[train]
     )
     for place in (0, 35):
         picture = want[int(train[place])]["image"]
         assert data.train.images.pictures[place].tobytes() == picture.tobytes()
-    (batch,) = data.validation
+    (batch,) = subject.validation.batches
     np.testing.assert_array_equal(
         batch.labels[:4], np.array(want["label"][:])[held_out]
     )

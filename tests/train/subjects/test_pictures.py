@@ -63,8 +63,8 @@ def test_every_picture_is_in_one_batch_and_filling_rows_do_not_count(encoder):
     found = pictures.load(settings(encoder), encoder)
 
     for batches, part in (
-        (found.data.validation, "validation"),
-        (found.data.test, "test"),
+        (found.validation.batches, "validation"),
+        (found.tests["armenian"].batches, "test"),
     ):
         want = digits.load("armenian", part)
         labels = np.concatenate([x.labels for x in batches])

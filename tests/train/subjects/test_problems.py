@@ -70,10 +70,10 @@ def whole(run, tmp_path_factory):
 def test_its_data_are_all_problems_with_their_solutions(run):
     subject = subjects.load(run)
 
-    decode = subject.accuracies.__self__.tokenizer.decode
+    decode = subject.validation.accuracies.__self__.tokenizer.decode
     assert subject.data.examples == 21
-    for part in ("validation", "test"):
-        batches = getattr(subject.data, part)
+    parts = {"validation": subject.validation, "test": subject.tests["problems"]}
+    for part, (batches, _) in parts.items():
         ids = np.concatenate([x.inputs for x in batches])
         labels = np.concatenate([x.labels for x in batches])
         want = [f"{x.question} {x.solution}" for x in problems.load(part)]

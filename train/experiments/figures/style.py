@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from train.data import digits, sentiment, sources
 from train.experiments import statistics
+from train.experiments.rows import SETS
 from train.experiments.statistics import Sample
 
 DPI = 110
@@ -25,10 +26,10 @@ _FAMILIES = (
     tuple(x.name for x in sources.IMAGES),
     tuple(x.name for x in sources.GLUE),
     ("problems",),
-    ("commonsense",),
-    ("mathematics",),
+    tuple(SETS),
+    *SETS.values(),
 )
-_OF_TASKS = (BLUE, YELLOW, GREEN, PINK, ORANGE, SKY, "black")
+_OF_TASKS = (BLUE, YELLOW, GREEN, PINK, ORANGE, SKY, "black", GREY)
 TASKS = {
     task: colour
     for tasks in _FAMILIES
@@ -42,7 +43,7 @@ METHODS = {"para": ORANGE, "lora": BLUE, "dylora": GREEN, "matryoshka": PINK}
 RANKS = (BLUE, GREEN, YELLOW, ORANGE, PINK)
 """Colours for budgets, from the largest down."""
 
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPXh"
 
 
 def panels(

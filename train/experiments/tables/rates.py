@@ -1,9 +1,9 @@
 """The learning rates that the validation part chose, and which end the grid has."""
 
 from train.experiments import choice
-from train.experiments.measured import tasks
 from train.experiments.names import label
 from train.experiments.results import Files
+from train.experiments.rows import TASKS
 from train.experiments.tables.table import Table, source
 
 
@@ -14,7 +14,8 @@ def tables(files: Files) -> list[Table]:
     tried: dict[tuple[str, str], set[float]] = {}
     for x in rows:
         tried.setdefault((x.method, x.policy), set()).add(x.learning_rate)
-    columns = tasks(rows)
+    found = {x.trained_on for x in rows}
+    columns = [x for x in TASKS if x in found]
     result = []
     for (method, policy), grid in tried.items():
         chosen = [best.get((x, method, policy)) for x in columns]

@@ -10,8 +10,8 @@ share the work, one for each GPU: CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 
 every batch. With --tiny it runs on a CPU, with random models and rows.
 
 Trained on Commonsense-170k, on sequences of up to 256 tokens; answers are written
-greedily and graded. A row's accuracy is the mean over the eight sets: those of each are
-not kept. The tables that need more ranks or children say so.
+greedily and graded. Tables have a column for each of the eight sets, and their mean;
+one learning rate is chosen for all. Those that need more ranks or children say so.
 
 Cost, estimated and not measured: 30 trainings of Gemma3-4B, of 3000 steps, and 22,000
 answers from each of some 60 models: days on one H100. 9 GB to download.

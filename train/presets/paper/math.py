@@ -10,8 +10,8 @@ share the work, one for each GPU: CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 
 every batch. With --tiny it runs on a CPU, with random models and rows.
 
 Trained on MetaMathQA, on sequences of up to 512 tokens; answers are written greedily
-and graded. A row's accuracy is the mean over the two sets: those of each are not kept.
-The tables that need more ranks or children say so.
+and graded. Tables have a column for each of the two sets, and their mean; one learning
+rate is chosen for both. Those that need more ranks or children say so.
 
 Cost, estimated and not measured: 30 trainings of Gemma3-4B, of 3000 steps, and 6,300
 long answers from each of some 60 models: a week or two on one H100. 9 GB to download.
