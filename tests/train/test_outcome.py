@@ -13,12 +13,12 @@ SEEDS, RATES = (0, 7), (0.1, 0.5)
 
 @pytest.fixture
 def subject(tiny, params, tokens):
-    """The tiny model, and parts of three batches of which each has one right answer."""
+    """The tiny model, with two sets to test on, of three batches and of one."""
     generator = np.random.default_rng(1)
 
-    def part():
+    def part(count=3):
         batches = []
-        for _ in range(3):
+        for _ in range(count):
             ids = generator.integers(1, 11, size=(7, 5), dtype=np.int32)
             labels = generator.integers(0, 3, size=7, dtype=np.int32)
             batches.append(data.Batch(bert.Tokens(ids, ids > 0), labels))
@@ -31,7 +31,7 @@ def subject(tiny, params, tokens):
         base={"bert": jax.tree.map(lambda x: 5 * x, params["bert"])},
         data=arrays.Data(train, 1),
         validation=evaluate.Part(part()),
-        tests={"movie": evaluate.Part(part())},
+        tests={"a": evaluate.Part(part()), "b": evaluate.Part(part(1))},
         peft={},
     )
 
@@ -76,8 +76,17 @@ def test_each_member_has_the_accuracy_that_it_has_alone(subject, members):
     for member, row in zip(members, rows, strict=True):
         if member.adapter is None:
             continue
-        assert row["validation"] == alone(member, subject, subject.data.validation)
-        assert row["test"] in (None, alone(member, subject, subject.data.test))
+        batches = subject.validation.batches
+        assert row["validation"] == alone(member, subject, batches)
+        if row["test"] is None:
+            assert row["tests"] == {"a": None, "b": None}
+            continue
+        want = {
+            name: alone(member, subject, part.batches)
+            for name, part in subject.tests.items()
+        }
+        assert row["tests"] == want
+        assert row["test"] == (want["a"] + want["b"]) / 2
     assert len({x["validation"] for x in rows}) > 2
     assert [x["test"] is None for x in rows] == [True, False] * 2
 
@@ -86,7 +95,8 @@ def test_a_member_that_diverged_has_no_results(subject, members):
     row = outcome.rows(members, subject)[2]
 
     wanted = dict.fromkeys(("validation", "test", "rank_total", "params"))
-    assert row == {"seed": 7, "learning_rate": 0.1, **wanted}
+    tests = {"tests": {"a": None, "b": None}}
+    assert row == {"seed": 7, "learning_rate": 0.1, **wanted, **tests}
 
 
 def test_ranks_and_parameters_count_what_is_stored(subject, members):

@@ -20,8 +20,8 @@ from train.experiments.tables.table import markdown, terminal
 
 T = TypeVar("T")
 
-_WIDTH = 100
-"""What the widest table takes."""
+_UNBOUNDED = 10_000
+"""Characters of a line: more than any table has."""
 
 
 def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -> None:
@@ -34,12 +34,14 @@ def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -
       folder: Where the JSON files of results are.
     """
     made, reasons = _make(name, TABLES, Files(folder))
-    # A number cut short would say something else: better a line too long.
     console = rich.console.Console()
-    console.width = max(console.width, _WIDTH)
-    for tables in made.values():
-        for block in tables:
-            console.print(terminal(block), "")
+    blocks = [terminal(block) for tables in made.values() for block in tables]
+    # A number cut short would say something else: better a line too long.
+    options = console.options.update(width=_UNBOUNDED)
+    widths = [console.measure(x, options=options).maximum for x in blocks]
+    console.width = max([console.width, *widths])
+    for block in blocks:
+        console.print(block, "")
     if write:
         bodies = {
             documents.mark(key, folder): markdown(tables)

@@ -35,6 +35,29 @@ def test_every_task_method_and_policy_has_its_own_choice(row):
     assert got == {x: (0.2, 0.1)[i % 2] for i, x in enumerate(groups)}
 
 
+def test_sets_that_test_one_training_have_one_rate(row):
+    sets = {"boolq": 0.9, "obqa": 0.2}
+    tested = [
+        row(task=task, learning_rate=0.2, seed=seed, validation=0.7, accuracy=accuracy)
+        for task, accuracy in sets.items()
+        for seed in (0, 1)
+    ]
+    # The others met no set: they are of what was trained on.
+    lost = [
+        row(task="commonsense", learning_rate=x, validation=y, accuracy=None)
+        for x, y in ((0.1, 0.7), (0.4, 0.6))
+    ]
+    another = row(task="gsm8k", learning_rate=0.4)
+
+    rows = [*lost, *tested, another]
+
+    assert choice.rates(rows) == {
+        ("commonsense", "lora", "rank 4"): 0.2,
+        ("mathematics", "lora", "rank 4"): 0.4,
+    }
+    assert choice.chosen(rows) == [*tested, another]
+
+
 def test_rates_are_compared_on_the_seeds_that_all_of_them_have(row):
     rows = [
         row(learning_rate=0.1, seed=0, validation=0.6),

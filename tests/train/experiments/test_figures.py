@@ -148,7 +148,9 @@ def test_the_spectra_count_every_component(figures):
 def test_no_two_tasks_of_a_comparison_look_alike():
     from train import presets
     from train.experiments.figures import style
+    from train.experiments.rows import SETS
 
-    for plan in presets.PLANS.values():
-        colours = [style.TASKS[task] for task in plan.tasks]
+    compared = [plan.tasks for plan in presets.PLANS.values()]
+    for tasks in (*compared, *SETS.values()):
+        colours = [style.TASKS[task] for task in tasks]
         assert len(set(colours)) == len(colours) <= len(style.MARKERS)

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import math
@@ -251,6 +252,44 @@ def test_a_rate_at_the_end_of_the_grid_is_marked(row, tmp_path):
     (found,) = TABLES["rates"](Files(tmp_path))
 
     assert found.rows == [["LoRA rank 4", "2e-1", "4e-1*", "1e-1 to 4e-1"]]
+
+
+@pytest.fixture
+def of_sets(row, tmp_path):
+    """Results of one training a seed, tested on two sets; PARA is a point better."""
+    tested = {("gsm8k", 0): 0.5, ("gsm8k", 1): 0.52, ("math", 0): 0.2, ("math", 1): 0.3}
+    lost = row(task="mathematics", learning_rate=0.1, validation=0.6, accuracy=None)
+    made = {"trained": ("lora", "rank 16", 0), "children": ("para", "rank 4", 0.01)}
+    for name, (method, policy, more) in made.items():
+        rows = [
+            row(task=task, seed=seed, accuracy=x + more, method=method, policy=policy)
+            for (task, seed), x in tested.items()
+        ]
+        if name == "trained":
+            rows.append(dataclasses.replace(lost, policy=policy))
+        store.write(tmp_path / f"{name}.json", synthetic.results(rows, ["lora"]))
+    return Files(tmp_path)
+
+
+def test_sets_have_a_column_each_and_their_mean(of_sets):
+    found = TABLES["a"](of_sets)
+
+    parent = cells(found, 0, "LoRA r=16, parent")
+    assert found[0].columns == ["method", "gsm8k", "math", "mean", "rank", "params"]
+    assert [parent[x] for x in ("gsm8k", "math", "mean")] == [
+        "51.00±1.4",
+        "25.00±7.1",
+        "38.00±4.2",
+    ]
+    minus = cells(found, 1, "LoRA r=16, parent")
+    assert {minus[x] for x in ("gsm8k", "math", "mean")} == {"▲ +1.00±.00"}
+
+
+def test_what_was_trained_once_has_one_rate_in_one_column(of_sets):
+    (found,) = TABLES["rates"](of_sets)
+
+    assert found.columns == ["method", "mathematics", "tried"]
+    assert found.rows == [["LoRA rank 16", "1e-3*", "1e-3 to 1e-1"]]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -154,24 +154,55 @@ def test_configurations_of_several_tasks_keep_what_they_share(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("preset", "task"),
-    [("paper/commonsense", "commonsense"), ("paper/math", "mathematics")],
+    ("preset", "task", "sets"),
+    [
+        (
+            "paper/commonsense",
+            "commonsense",
+            "boolq piqa siqa hellaswag winogrande arc-e arc-c obqa",
+        ),
+        ("paper/math", "mathematics", "gsm8k math"),
+    ],
 )
-def test_answers_that_are_written_go_from_end_to_end(preset, task, tmp_path):
+def test_answers_that_are_written_go_from_end_to_end(
+    preset, task, sets, tmp_path, capsys
+):
     from train import __main__ as main
     from train.experiments import store
-    from train.experiments.rows import Row
+    from train.experiments.rows import Row, Spectrum
 
     out, results = str(tmp_path / "out"), str(tmp_path / "results")
+    words = ["grid", "--preset", preset, "--tiny", "--out", out, "--methods", "lora-16"]
 
-    main.main(
-        ["grid", "--preset", preset, "--tiny", "--out", out, "--methods", "lora-16"]
-    )
+    main.main([*words, "--rates", "0.03", "0.003"])
     main.main(["collect", "--source", out, "--out", results])
 
-    children = store.read(tmp_path / "results" / "children.json", Row).rows
-    assert {(x.task, x.method, x.policy) for x in children} == {
-        (task, x, f"rank {y}") for x in ("para", "local") for y in (4, 1)
+    def read(name, kind=Row):
+        return store.read(tmp_path / "results" / f"{name}.json", kind).rows
+
+    trained = read("trained")
+    (lost,) = [x for x in trained if x.accuracy is None]
+    assert (lost.task, lost.seed) == (task, 0)
+    tested = [x for x in trained if x is not lost]
+    assert [(x.seed, x.task) for x in tested] == [
+        (seed, name) for seed in (0, 1) for name in sets.split()
+    ]
+    assert {x.learning_rate for x in tested} == {0.03, 0.003} - {lost.learning_rate}
+    children = read("children")
+    assert len(children) == 2 * 4 * len(sets.split())
+    assert {(x.task, x.method, x.policy, x.seed) for x in children} == {
+        (name, x, f"rank {y}", seed)
+        for name in sets.split()
+        for x in ("para", "local")
+        for y in (4, 1)
+        for seed in (0, 1)
     }
     assert all(x.accuracy is not None for x in children)
-    main.main(["table", "b", "--folder", results])
+    assert {x.task for x in read("spectra", Spectrum)} == {task}
+    capsys.readouterr()
+    for name in ("a", "b", "rates", "stability"):
+        main.main(["table", name, "--folder", results])
+    shown = [x.split() for x in capsys.readouterr().out.splitlines()]
+    assert ["method", *sets.split(), "mean", "rank", "params"] in shown
+    assert ["method", task, "tried"] in shown
+    assert [x[:2] for x in shown if x[:1] == [task]] == [[task, "1"]]  # Spectra.

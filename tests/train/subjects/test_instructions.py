@@ -30,7 +30,7 @@ def subject(folders, tmp_path, monkeypatch):
 
 def texts(subject, batches):
     """Returns the prompt and the labelled response of each row."""
-    tokenizer = subject.accuracies.__self__.of_sets[""].__self__.tokenizer
+    tokenizer = subject.validation.accuracies.__self__.tokenizer
     found = []
     for batch in batches:
         for ids, labels in zip(batch.inputs, batch.labels, strict=True):
@@ -46,25 +46,27 @@ def texts(subject, batches):
 
 def test_all_sets_are_tested_on(subject):
     from train.data import commonsense
+    from train.experiments.rows import SETS
 
     found = subject("commonsense")
 
-    parts = found.data.test.parts
-    assert [*parts] == [*commonsense.TASKS]
-    for name, batches in parts.items():
+    assert [*found.tests] == [*commonsense.TASKS] == [*SETS["commonsense"]]
+    for name, (batches, _) in found.tests.items():
         answers = {commonsense.extract(name, x) for _, x in texts(found, batches)}
         assert answers <= {*commonsense.TASKS[name].names}
         assert sum(int((x.labels != -1).any(1).sum()) for x in batches) == 12
-    assert len(found.data.test) == len([*found.data.test]) == 8
+    assert len(found.tests) == 8
     assert found.data.examples == 36
 
 
 def test_answers_of_problems_are_short_and_those_of_the_sets(subject, folders):
     from train.data import mathematics
+    from train.experiments.rows import SETS
 
     found = subject("mathematics")
 
-    for task, batches in found.data.test.parts.items():
+    assert [*found.tests] == [*mathematics.TASKS] == [*SETS["mathematics"]]
+    for task, (batches, _) in found.tests.items():
         want = mathematics.problems(task, data=folders.data, subset=True)
         got = [response for _, response in texts(found, batches)]
         assert [x.split()[-1] for x in got] == [x.answer for x in want]
@@ -113,28 +115,8 @@ def test_answers_are_graded_as_each_set_wants(
     from train.subjects import instructions
 
     corpus = instructions.CORPORA[task](Run(max_length=96), folders)
-    assert corpus.graders[grader](wanted, written) is right
-
-
-def test_the_accuracy_is_the_mean_over_sets_however_large():
-    from train.data.batch import Batch
-    from train.models import gemma3
-    from train.presets.paper import tiny
-    from train.subjects import instructions
-
-    model = gemma3.Gemma3(tiny.GEMMA)
-
-    def fixed(*values):
-        return lambda *_, at_once: np.array(values)
-
-    given = {"a": fixed(1.0, 0.0), "b": fixed(0.5, 0.2), "": fixed(9.0, 9.0)}
-    mean = instructions.Mean(given)
-    batch = Batch(np.zeros((1, 2), np.int32), np.zeros((1, 2), np.int32))
-    sets = instructions.Sets({"a": [batch] * 5, "b": [batch]})
-
-    got = mean.accuracies(model, {}, {}, {}, sets, at_once=2)
-    np.testing.assert_allclose(got, [0.75, 0.1])
-    np.testing.assert_array_equal(mean.accuracies(model, {}, {}, {}, [], at_once=2), 9)
+    is_right = corpus.graders.get(grader, corpus.is_right)
+    assert is_right(wanted, written) is right
 
 
 @pytest.mark.slow
