@@ -65,14 +65,3 @@ def test_an_empty_split_is_refused():
 def test_a_sentence_that_is_too_long_is_refused():
     with pytest.raises(ValueError, match="A sentence has 4 tokens, expected <= 3"):
         arrays.pack([[1, 2, 3, 4]], [0], width=3)
-
-
-def test_a_task_becomes_its_three_parts(folder):
-    got = arrays.load("nyt", folder, 12)
-
-    parts = [got.examples, *(sum(x.examples for x in part) for part in got[1:3])]
-    assert sum(parts) == 5190
-    assert got.train.ids.shape == (8192, 12)
-    assert got.train.lengths[: got.examples].max() == 12
-    widths = {x.inputs.ids.shape[1] for part in got[1:3] for x in part}
-    assert widths == {6, 12}
