@@ -53,11 +53,7 @@ def grid(
       commit: Of this code, where git cannot say it.
     """
     out = out or _place(preset)
-    plan = _plan(preset)
-    folders = dataclasses.replace(plan.folders, weights=weights, data=data)
-    plan = dataclasses.replace(plan, folders=folders)
-    if tiny:
-        plan = tinies.shrunk(plan, out)
+    plan = _plan(preset, out, weights, data, tiny=tiny)
     if steps is not None:
         settings = dataclasses.replace(plan.settings, steps=steps)
         plan = dataclasses.replace(plan, settings=settings, steps={})
@@ -69,26 +65,36 @@ def grid(
         if task not in plan.tasks:
             sys.exit(f"Unknown task '{task}', expected: {', '.join(plan.tasks)}.")
     names = _names(plan, methods)
-    words = "" if preset == _SENTIMENT else f" --preset {preset}"
-    folder = _folder(plan, out, commit, f"grid{words}{' --tiny' * tiny}")
+    folder = _folder(plan, out, commit, f"grid{_words(preset, tiny=tiny)}")
     work.run(folder, tasks or plan.tasks, names)
 
 
 def cost(
     *,
-    out: pathlib.Path = pathlib.Path("runs/grid"),
+    preset: str = _SENTIMENT,
+    out: pathlib.Path | None = None,
     methods: tuple[str, ...] = (),
+    weights: pathlib.Path | None = None,
+    data: pathlib.Path | None = None,
+    tiny: bool = False,
     commit: str = "",
 ) -> None:
     """Measures the time and the memory of a training step of each method.
 
     Args:
-      out: Where results go. Processes that share it share the work.
-      methods: Entries of `train.grid.plan`.
+      preset: Of which comparison, as for `grid`; the step is one on its first task.
+      out: Where results go, by default where those of `grid` do. Processes that share
+        it share the work.
+      methods: Some of its entries, instead of all; see `train.grid.plan`.
+      weights: A folder of models, instead of the hub.
+      data: A folder of data sets, instead of the hub.
+      tiny: Use random tiny models and data, to see that all works.
       commit: Of this code, where git cannot say it.
     """
-    plan = plans.SENTIMENT
-    work.measure(_folder(plan, out, commit, "cost"), _names(plan, methods))
+    out = out or _place(preset)
+    plan = _plan(preset, out, weights, data, tiny=tiny)
+    folder = _folder(plan, out, commit, f"cost{_words(preset, tiny=tiny)}")
+    work.measure(folder, _names(plan, methods))
 
 
 def collect(
@@ -105,8 +111,25 @@ def collect(
         print(f"{kind}: {count:,} rows")
 
 
-def _plan(preset: str) -> plans.Plan:
-    return presets.PLANS[arguments.known("preset", preset, presets.PLANS)]
+def _plan(
+    preset: str,
+    out: pathlib.Path,
+    weights: pathlib.Path | None,
+    data: pathlib.Path | None,
+    *,
+    tiny: bool,
+) -> plans.Plan:
+    plan = presets.PLANS[arguments.known("preset", preset, presets.PLANS)]
+    if tiny:
+        return tinies.shrunk(plan, out)
+    folders = dataclasses.replace(plan.folders, weights=weights, data=data)
+    return dataclasses.replace(plan, folders=folders)
+
+
+def _words(preset: str, *, tiny: bool) -> str:
+    """Returns what a command is told, to be shown with its results."""
+    words = "" if preset == _SENTIMENT else f" --preset {preset}"
+    return f"{words}{' --tiny' * tiny}"
 
 
 def _place(preset: str) -> pathlib.Path:

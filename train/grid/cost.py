@@ -19,7 +19,13 @@ _CALLS = 4
 
 
 def measure(place: training.Place, entry: plan.Entry, steps: int = 50) -> Cost:
-    """Returns the cost of one step of one method, on a program of `steps` steps."""
+    """Returns the cost of one step of one method.
+
+    Args:
+      place: Where.
+      entry: The method.
+      steps: Of the program that is timed, where a run has as many.
+    """
     settings = place.plan.search(place.task, entry.config, place.settings)
     settings = dataclasses.replace(
         settings, seeds=(0,), learning_rates=place.plan.rates[:1]
@@ -39,7 +45,7 @@ def measure(place: training.Place, entry: plan.Entry, steps: int = 50) -> Cost:
     return Cost(
         method=entry.method,
         policy=f"rank {entry.config.target:g}",
-        step_seconds=min(times) / steps,
+        step_seconds=min(times) / rows.shape[1],
         peak_bytes=_held(program),
     )
 

@@ -206,3 +206,33 @@ def test_answers_that_are_written_go_from_end_to_end(
     assert ["method", *sets.split(), "mean", "rank", "params"] in shown
     assert ["method", task, "tried"] in shown
     assert [x[:2] for x in shown if x[:1] == [task]] == [[task, "1"]]  # Spectra.
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_step_is_that_of_a_preset(tmp_path, monkeypatch):
+    import itertools
+    import types
+
+    from train import __main__ as main
+    from train.experiments import store
+    from train.experiments.rows import Cost
+    from train.grid import cost
+
+    monkeypatch.chdir(tmp_path)
+    ticks = types.SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(cost, "time", ticks)  # Every call takes a second.
+    preset = ["--preset", "paper/vision", "--tiny"]
+
+    main.main(["cost", *preset, "--methods", "lora-4", "gora"])
+
+    place = tmp_path / "runs" / "paper" / "vision" / "cost"
+    assert {x.stem for x in place.iterdir()} == {"lora-4", "gora"}
+    for file in place.iterdir():
+        found = store.read(file, Cost)
+        assert found.command == "python -m train cost --preset paper/vision --tiny"
+        (row,) = found.rows
+        assert (row.method, row.policy) == (file.stem.partition("-")[0], "rank 4")
+        # All the steps of a run so small.
+        assert row.step_seconds == pytest.approx(1 / 12, rel=1e-5)
+    with pytest.raises(SystemExit):
+        main.main(["cost", "--preset", "paper/visoin"])
