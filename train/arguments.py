@@ -18,6 +18,7 @@ from train.cuts import CUTS, Cut
 from train.methods import METHODS
 from train.presets import PRESETS
 from train.run import Run
+from train.subjects import Folders
 
 PROG = "python -m train run"
 
@@ -32,6 +33,8 @@ class Words:
       run: The settings, with those of the method that trains.
       cut: What is cut from the trained parent, if anything.
       out: The run's folder, if not the default.
+      folders: Where models and data sets of the hub are: no setting of the run, whose
+        backbone has a hash.
       checkpoint_every: Steps between two checkpoints.
     """
 
@@ -40,6 +43,7 @@ class Words:
     run: Run
     cut: Cut | None
     out: pathlib.Path | None
+    folders: Folders
     checkpoint_every: int
 
 
@@ -51,12 +55,16 @@ class _Settings:
       run: What decides the numbers.
       method: The method that trains; --method NAME picks another.
       out: The run's folder, instead of one in runs/.
+      weights: A folder of models, instead of the hub.
+      data: A folder of data sets, instead of the hub.
       checkpoint_every: Steps between two checkpoints, to go on from.
     """
 
     run: tyro.conf.OmitArgPrefixes[Run]
     method: Any
     out: pathlib.Path | None = None
+    weights: pathlib.Path | None = None
+    data: pathlib.Path | None = None
     checkpoint_every: int = fit.EVERY
 
 
@@ -103,6 +111,7 @@ def parse(words: Sequence[str]) -> Words:
         run=dataclasses.replace(found.run, method=found.method),
         cut=cut,
         out=found.out,
+        folders=Folders(weights=found.weights, data=found.data),
         checkpoint_every=found.checkpoint_every,
     )
 
@@ -179,7 +188,8 @@ def _overrides(settings: _Settings) -> list[str]:
         for prefix, part in parts.items()
         for field in dataclasses.fields(part)
     ]
-    return [*names, "--seed", "--out", "--checkpoint-every"]
+    others = (f"--{x}" for x in ("seed", "out", "weights", "data", "checkpoint-every"))
+    return [*names, *others]
 
 
 def _sentence(box: str) -> str:

@@ -38,7 +38,8 @@ def main(words: Sequence[str]) -> None:
       ValueError: if the words make no sense, or the folder is another run's.
     """
     given = arguments.parse(words)
-    given = dataclasses.replace(given, run=subjects.identified(given.run))
+    named = subjects.identified(given.run, given.folders)
+    given = dataclasses.replace(given, run=named)
     _make_reproducible()
     console = rich.console.Console()
     name = "lora" if given.cut else given.name
@@ -49,15 +50,34 @@ def main(words: Sequence[str]) -> None:
     given.run.check()
     _introduce(console, given, place)
     _look(console, place, config)
-    every = given.checkpoint_every
+    _make(console, given, name, place, config)
+    progress.say(console, f"Took {time.monotonic() - start:.0f} s. All is in {place}.")
+
+
+def _make(
+    console: rich.console.Console,
+    given: Words,
+    name: str,
+    place: pathlib.Path,
+    config: folder.Settings,
+) -> None:
+    """Trains and cuts what is not there yet, and prints all results."""
     with progress.shown(console, given.run.steps) as on_steps:
-        rows = fit.fit(given.run, place, config, every=every, on_steps=on_steps)
+        rows = fit.fit(
+            given.run,
+            place,
+            config,
+            folders=given.folders,
+            every=given.checkpoint_every,
+            on_steps=on_steps,
+        )
     console.print(progress.table(rows, title=name))
     if given.cut:
-        found = cutting.cut(given.name, given.cut, given.run, place)
+        found = cutting.cut(
+            given.name, given.cut, given.run, place, folders=given.folders
+        )
         for child, rows in found.items():
             console.print(progress.table(rows, title=f"{given.name}, {child}"))
-    progress.say(console, f"Took {time.monotonic() - start:.0f} s. All is in {place}.")
 
 
 def _make_reproducible() -> None:

@@ -15,7 +15,14 @@ from train.run import Run
 Rows = list[dict[str, Any]]
 
 
-def cut(name: str, settings: Cut, run: Run, parent: pathlib.Path) -> dict[str, Rows]:
+def cut(
+    name: str,
+    settings: Cut,
+    run: Run,
+    parent: pathlib.Path,
+    *,
+    folders: subjects.Folders = subjects.ANYWHERE,
+) -> dict[str, Rows]:
     """Returns the results of each child by its name: cuts all unless all are there.
 
     Args:
@@ -23,6 +30,7 @@ def cut(name: str, settings: Cut, run: Run, parent: pathlib.Path) -> dict[str, R
       settings: Which children.
       run: The settings of the parent's run.
       parent: Its folder, complete.
+      folders: Where models and data sets of the hub are.
 
     Raises:
       OSError: if a folder cannot be written.
@@ -31,7 +39,7 @@ def cut(name: str, settings: Cut, run: Run, parent: pathlib.Path) -> dict[str, R
     places = [parent / folder.CHILDREN / f"{name}-{x}" for x in settings.names()]
     found = [x for place in places if (x := folder.results(place)) is not None]
     if len(found) < len(places):
-        found = _made(settings, places, subjects.load(run), parent)
+        found = _made(settings, places, subjects.load(run, folders), parent)
     return dict(zip(settings.names(), found, strict=True))
 
 

@@ -33,6 +33,7 @@ def fit(
     place: pathlib.Path,
     config: folder.Settings,
     *,
+    folders: subjects.Folders = subjects.ANYWHERE,
     every: int = EVERY,
     on_steps: OnSteps = lambda step, lines: None,
 ) -> list[Line]:
@@ -42,6 +43,7 @@ def fit(
       run: The settings.
       place: The run's folder.
       config: What its config.json is to hold; see `train.folder.opened`.
+      folders: Where models and data sets of the hub are.
       every: Steps between two checkpoints.
       on_steps: Called at the start, and after every few steps.
 
@@ -55,7 +57,7 @@ def fit(
     folder.check(place, config["run"])
     if (rows := folder.results(place)) is not None:
         return rows
-    subject = subjects.load(run)
+    subject = subjects.load(run, folders)
     given = runs.inputs(run, subject.model, subject.base, subject.data)
     with folder.opened(place, config):
         learners, lost = _trained(given, place, every, on_steps)

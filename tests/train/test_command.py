@@ -12,6 +12,7 @@ from train import __main__, arguments, folder, outcome
 from train.methods import METHODS, lora
 from train.models import pretrained
 from train.presets import PRESETS
+from train.subjects import Folders
 
 METHOD_LIST = f"There are: {', '.join(METHODS)}"
 
@@ -83,7 +84,7 @@ def test_a_mistake_is_one_sentence(stop, words, said):
 def test_all_that_may_be_overridden_is_listed(stop):
     said = stop("run", "tiny", "--method", "para", "--x", "1")
 
-    for name in ("--steps", "--seed", "--method.rank", "--cut.gammas", "--out"):
+    for name in ("--steps", "--seed", "--method.rank", "--cut.gammas", "--weights"):
         assert f" {name}," in f"{said.rstrip('.')},"
 
 
@@ -132,6 +133,7 @@ def test_words_become_settings():
         dtype="bfloat16",
     )
     assert str(given.out) == "x/y"
+    assert given.folders == Folders()
     assert given.cut is None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from train.models import repository
 from train.run import Run
 from train.subjects import glue, images, instructions, pictures, problems, sentences
+from train.subjects.folders import ANYWHERE as ANYWHERE
 from train.subjects.folders import Folders as Folders
 from train.subjects.subject import Subject as Subject
 
@@ -36,10 +37,8 @@ BACKBONES: dict[str, Callable[[], str]] = {
 }
 """What returns the hash of the model that was pretrained here, by task."""
 
-_ANYWHERE = Folders()
 
-
-def load(run: Run, folders: Folders = _ANYWHERE) -> Subject:
+def load(run: Run, folders: Folders = ANYWHERE) -> Subject:
     """Returns what the run trains on.
 
     Args:
@@ -58,7 +57,7 @@ def load(run: Run, folders: Folders = _ANYWHERE) -> Subject:
     return LOADERS[run.task](run)
 
 
-def identified(run: Run, folders: Folders = _ANYWHERE) -> Run:
+def identified(run: Run, folders: Folders = ANYWHERE) -> Run:
     """Returns a run that names no backbone with the hash of the one that is there.
 
     So it goes on with the same one alone.

@@ -40,3 +40,7 @@ class Folders:
                 f"that is another model than {repo} was, or it is damaged."
             )
         return folder
+
+
+ANYWHERE = Folders()
+"""Where the environment says, or else on the hub."""

@@ -1,6 +1,7 @@
 """The paper's image sets and GLUE, with tiny models and a few rows of each."""
 
 import dataclasses
+import hashlib
 
 import jax
 import numpy as np
@@ -129,7 +130,6 @@ def test_sentences_are_those_of_the_set_in_roberta_s_form(folders, task, classes
 
 
 def test_a_run_names_the_weights_that_it_found_and_refuses_others(folders, tmp_path):
-    import hashlib
     import shutil
 
     from train import subjects
@@ -147,6 +147,61 @@ def test_a_run_names_the_weights_that_it_found_and_refuses_others(folders, tmp_p
     (other / images.REPO / "model.safetensors").write_bytes(changed)
     with pytest.raises(ValueError, match=r"have the sha256 .*, expected"):
         subjects.load(run, dataclasses.replace(folders, weights=other))
+
+
+def save_mrpc(folder, source):
+    """Saves as many pairs as MRPC has: a run of the command takes no subset."""
+    import datasets
+
+    generator = np.random.default_rng(0)
+    found = datasets.DatasetDict()
+    for split, count in source.parts.values():
+        numbers = generator.integers(36, size=(2, count))
+        first, second = ([f"w{x}" for x in row] for row in numbers)
+        labels = (numbers[0] > numbers[1]).astype(int).tolist()
+        columns = {"first": first, "second": second, "label": labels}
+        found[split] = datasets.Dataset.from_dict(
+            {source.columns[name]: column for name, column in columns.items()}
+        )
+    found.save_to_disk(str(folder / source.hub / source.configs[0]))
+
+
+@pytest.mark.slow
+def test_a_run_takes_weights_and_data_from_where_the_command_says(
+    folders, tmp_path, monkeypatch, capsys
+):
+    import json
+    import shutil
+
+    from train import __main__ as main
+    from train.data import sources
+
+    monkeypatch.chdir(tmp_path)
+    save_mrpc(tmp_path / "data", sources.find("mrpc"))
+    weights = str(folders.weights)
+    words = ["run", "tiny", "--task", "mrpc", "--backbone", "", "--steps", "3"]
+    data = ["--data", "data"]
+
+    main.main([*words, *data, "--weights", weights])
+
+    (place,) = (tmp_path / "runs" / "mrpc").iterdir()
+    made = json.loads((place / "config.json").read_text())
+    file = folders.weights / "FacebookAI/roberta-base/model.safetensors"
+    assert made["run"]["backbone"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert not {"weights", "data", "folders"} & made["run"].keys()
+    assert weights not in json.dumps(made["run"])
+    # Elsewhere the same weights are the same run, and its parent can be cut there.
+    shutil.copytree(folders.weights, tmp_path / "moved")
+    capsys.readouterr()
+    moved = [*data, "--weights", "moved"]
+    main.main([*words, *moved, "--method", "para", "--cut.gammas", "0.5"])
+    assert "It is complete already." in capsys.readouterr().out
+    assert [*(tmp_path / "runs" / "mrpc").iterdir()] == [place]
+    (child,) = (place / "children").iterdir()
+    assert child.name == "para-gamma-0.5"
+    with pytest.raises(SystemExit):
+        main.main([*words, *data, "--weights", "nowhere"])
+    assert "no folder 'nowhere/FacebookAI/roberta-base'" in capsys.readouterr().err
 
 
 def test_several_files_of_tensors_have_one_hash(tmp_path):
