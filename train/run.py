@@ -5,6 +5,7 @@ values that decide a run's numbers are fields of `Run`. Host code.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -200,10 +201,12 @@ def advance(
     The members that were given are donated to the program: only what is yielded is
     valid.
     """
-    place = _sharder(given.run.devices)
+    whole, divided = _placers(given.run.devices)
+    # Where the program leaves them: its second call is compiled as the first.
+    learners, base = whole(learners), whole(given.base)
     for data, rows in chunks(given, step, given.run.steps, chunk):
         learners, metrics = trainer.advance(
-            given.trainer, learners, given.rates, given.base, data, place(rows)
+            given.trainer, learners, given.rates, base, whole(data), divided(rows)
         )
         step += rows.shape[1]
         yield Progress(learners, step, metrics)
@@ -235,12 +238,19 @@ def chunks(
             yield given.data, given.rows[:, first : min(first + size, stop)]
 
 
-def _sharder(devices: int) -> Callable[[np.ndarray], Any]:
-    """Returns what divides batches `[M, S, B]` over so many devices."""
+def _placers(devices: int) -> tuple[Callable[[Any], Any], Callable[[np.ndarray], Any]]:
+    """Returns what puts a tree on each of so many devices, and what divides batches.
+
+    These are `[M, S, B]`, and each device has its part of every batch.
+    """
     if devices == 1:
-        return jnp.asarray
+        return lambda tree: tree, jnp.asarray
     mesh = jax.make_mesh(
         (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
     )
-    spec = jax.sharding.PartitionSpec(None, None, "data")
-    return lambda rows: jax.device_put(rows, jax.NamedSharding(mesh, spec))
+    specs = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(None, None, "data")
+    whole, divided = (
+        functools.partial(jax.device_put, device=jax.NamedSharding(mesh, spec))
+        for spec in specs
+    )
+    return whole, divided

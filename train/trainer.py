@@ -228,7 +228,8 @@ def _mean_grads(
 
     if trainer.accumulate == 1:
         return part(rows)
-    parts = jax.lax.map(part, rows.reshape(trainer.accumulate, -1))
+    # Interleaved, so that devices that share a batch share each part of it too.
+    parts = jax.lax.map(part, rows.reshape(-1, trainer.accumulate).T)
     return jax.tree.map(lambda x: x.mean(0), parts)
 
 
