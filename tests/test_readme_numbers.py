@@ -5,6 +5,7 @@ that is committed. Any other section with numbers names a command that gives the
 """
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import pathlib
@@ -37,15 +38,17 @@ COMMAND = re.compile(
     re.M,
 )
 
-DECOMPOSE = {
-    "decompose:h200": ("h200.json", "gemma3-4b,llama3-8b-r16,llama3-8b-r64"),
-    "decompose:cpu": ("cpu.json", "gemma3-4b,llama3-8b-r64"),
+SPEED = {
+    "decompose:h200": (
+        "decompose",
+        ["h200.json", "--cases", "gemma3-4b,llama3-8b-r16,llama3-8b-r64"],
+    ),
+    "decompose:cpu": ("decompose", ["cpu.json", "--cases", "gemma3-4b,llama3-8b-r64"]),
+    "cold": ("cold", ["cold-cpu.json"]),
 }
 # `table ...`: tests/train/experiments/test_documents.py; the others: test_serve.py,
 # test_gemma.py and test_parity.py in tests/benchmarks.
 ELSEWHERE = re.compile(r"table [\w/]+|serve:\w+|gemma|parity")
-# Seconds of whole processes, for which no file is kept: its section names the command.
-UNKEPT = {"cold"}
 
 
 def blocks(path):
@@ -73,20 +76,18 @@ def test_every_generated_block_is_closed_and_checked(path):
 
     assert MARK.findall(path.read_text()) == [x for x in found for _ in range(2)]
     unknown = [x for x in found if not ELSEWHERE.fullmatch(x)]
-    assert set(unknown) <= DECOMPOSE.keys() | UNKEPT
+    assert set(unknown) <= SPEED.keys()
 
 
-@pytest.mark.parametrize("name", DECOMPOSE)
-def test_a_table_of_speed_is_that_of_the_saved_rows(name):
-    from tests.benchmarks import decompose
+@pytest.mark.parametrize("name", SPEED)
+def test_a_table_of_speed_is_that_of_the_saved_rows(name, monkeypatch, capsys):
+    module, words = SPEED[name]
+    benchmark = importlib.import_module(f"tests.benchmarks.{module}")
+    monkeypatch.chdir(ROOT / "tests/benchmarks/results")
 
-    file, cases = DECOMPOSE[name]
-    saved, said = ROOT / "tests/benchmarks/results" / file, io.StringIO()
+    benchmark.main(["--markdown", "--from", *words])
 
-    with contextlib.redirect_stdout(said):
-        decompose.main(["--from", str(saved), "--cases", cases, "--markdown"])
-
-    assert blocks(README)[name] == said.getvalue().strip()
+    assert blocks(README)[name] == capsys.readouterr().out.strip()
 
 
 def test_every_section_with_numbers_names_a_command():

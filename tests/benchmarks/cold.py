@@ -1,6 +1,7 @@
 """A process from file to file, beside what no process can avoid; and families.
 
-    python -m tests.benchmarks.cold
+    python -m tests.benchmarks.cold --json tests/benchmarks/results/cold-cpu.json
+    python -m tests.benchmarks.cold --from rows.json --markdown
 
 The first table: `para compress --gamma 0.25` of an adapter in PEFT's format, with no
 compiled program to find, against `import jax` and a process that reads and writes the
@@ -8,6 +9,8 @@ same bytes and nothing else. All are processes of their own, one after the other
 and again; their medians are shown, in seconds.
 
 The second: one child of an adapter in memory, and sixteen at once.
+
+What else runs on the machine shows in all of them: its load at the start is kept too.
 """
 
 import argparse
@@ -18,10 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 import para_jax
+from tests.benchmarks import cold_rows, place
+from tests.benchmarks.cold_rows import Row
 from tests.benchmarks.scale import ALPHA_BY_RANK
 
 # Layers, rank, and `(m, n)` of the modules of a layer.
@@ -75,79 +81,88 @@ def adapters(case: str) -> dict[str, para_jax.Adapter]:
     return result
 
 
-def seconds(*words: str) -> float:
-    """Returns how long a Python process takes from its start to its end."""
+def run(*words: str) -> None:
+    """Runs a Python process from its start to its end."""
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     # What is installed comes with its byte code, a checkout has to be let write it.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    start = time.perf_counter()
     subprocess.run(
         [sys.executable, *words], env=environment, check=True, capture_output=True
     )
-    return time.perf_counter() - start
 
 
-def cold(case: str, folder: pathlib.Path, repeats: int) -> list[float]:
-    """Returns the medians of importing, copying and compressing, and the ratio."""
-    parent, child = folder / "parent", folder / "child"
-    para_jax.save(adapters(case), parent, overwrite=True)
-    weights = [str(x / WEIGHTS) for x in (parent, child)]
-    words = ("compress", str(parent), str(child), "--gamma=0.25", "--overwrite")
-    rows = {
-        "compress": ("-m", "para_jax.cli", *words),
-        "import": ("-c", "import jax"),
-        "copy": ("-c", COPY, *weights, str(folder / "copy")),
-        "start": ("-c", ""),
-    }
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    for _ in range(1 + repeats):
-        for name, words in rows.items():
-            times[name].append(seconds(*words))
-    # The first ones find no byte code, and nothing in the file system's cache.
-    median = {name: statistics.median(x[1:]) for name, x in times.items()}
+def cold(case: str, repeats: int) -> dict[str, float]:
+    """Returns the medians of processes that import, copy and compress."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        parent, child = folder / "parent", folder / "child"
+        para_jax.save(adapters(case), parent)
+        weights = [str(x / WEIGHTS) for x in (parent, child)]
+        words = ("compress", str(parent), str(child), "--gamma=0.25", "--overwrite")
+        median = medians(
+            {
+                "compress": lambda: run("-m", "para_jax.cli", *words),
+                "start": lambda: run("-c", "import jax"),
+                "copy": lambda: run("-c", COPY, *weights, str(folder / "copy")),
+                "nothing": lambda: run("-c", ""),
+            },
+            repeats,
+        )
     # Both processes of the sum start an interpreter, and the one of `para` does once.
-    copy = median["copy"] - median["start"]
-    whole = median["import"] + copy
-    return [median["import"], copy, whole, median["compress"]]
+    median["copy"] -= median.pop("nothing")
+    return median
 
 
-def families(case: str, repeats: int) -> list[float]:
+def families(case: str, repeats: int) -> dict[str, float]:
     """Returns the seconds that one child takes, and that sixteen take."""
     parent = adapters(case)
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "one": lambda: para_jax.compress(parent, SIXTEEN[-1]),
         "sixteen": lambda: para_jax.family(parent, SIXTEEN),
     }
+    return medians(calls, repeats)
+
+
+def medians(
+    calls: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, float]:
+    """Returns the median seconds of each call, all taken in turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
+    for _ in range(1 + repeats):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
-    return [statistics.median(x) for x in times.values()]
+    # The first ones find no byte code, and nothing in any cache.
+    return {name: statistics.median(x[1:]) for name, x in times.items()}
 
 
-def show(title: str, columns: list[str], rows: list[tuple[str, list[float]]]) -> None:
-    print(title)
-    print(f"  {'':20}" + "".join(f"{x:>14}" for x in columns))
-    for name, values in rows:
-        cells = "".join(f"{x:14.3f}" for x in values)
-        print(f"  {name:20}{cells}{values[-1] / values[-2]:14.2f}")
+def measured(cases: Sequence[str], repeats: int) -> list[Row]:
+    """Returns the row of each case."""
+    shared = {"load": os.getloadavg()[0], **place.where()}
+    return [
+        Row(case=case, **cold(case, repeats), **families(case, repeats), **shared)
+        for case in cases
+    ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    given = parser.parse_args()
-    rows = []
-    for case in given.cases:
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append((case, cold(case, pathlib.Path(folder), given.repeats)))
-    columns = ["import jax", "read + write", "sum", "para compress", "ratio"]
-    show("A process from file to file, seconds", columns, rows)
-    rows = [(case, families(case, given.repeats)) for case in given.cases]
-    show("Children in memory, seconds", ["one", "sixteen", "ratio"], rows)
+    parser.add_argument("--json", type=pathlib.Path, help="where to put the rows")
+    parser.add_argument("--from", dest="source", type=pathlib.Path, help="saved rows")
+    parser.add_argument("--markdown", action="store_true", help="for a README")
+    given = parser.parse_args(words)
+    if given.source:
+        rows = [x for x in cold_rows.load(given.source) if x.case in given.cases]
+    else:
+        rows = measured(given.cases, given.repeats)
+    if given.json:
+        cold_rows.save(given.json, rows)
+    print(cold_rows.markdown(rows) if given.markdown else cold_rows.text(rows))
 
 
 if __name__ == "__main__":
