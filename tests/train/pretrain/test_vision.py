@@ -37,7 +37,7 @@ def test_the_program_writes_an_encoder_that_loads(folder):
 
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     got = siglip.Siglip(config).apply({"params": params}, images)
-    assert config == vision.TINY.encoder
+    assert config == vision.TINY.model
     assert got.shape == (2, 24)
     assert np.isfinite(got).all()
     assert np.abs(got[0] - got[1]).max() > 1e-3
@@ -82,7 +82,7 @@ def test_one_picture_of_fifty_is_held_out(file):
 
 
 def test_the_small_encoder_has_the_stated_size():
-    leaves = siglip.leaves(vision.SMALL.encoder)
+    leaves = siglip.leaves(vision.SMALL.model)
     # By hand: positions and patches, 6 blocks, the last norm, the pooling head.
     d, m = 192, 768
     block = 4 * (d * d + d) + 2 * d * m + m + d + 4 * d
