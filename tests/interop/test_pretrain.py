@@ -11,7 +11,7 @@ from para_jax.params import nest
 from train.models import gemma3, siglip
 from train.pretrain import corpus, generation, vision
 
-ENCODER = vision.TINY.encoder
+ENCODER = vision.TINY.model
 MODEL = generation.TINY.model
 
 

@@ -28,25 +28,7 @@ from train.models import gemma3
 from train.models.loss import causal_loss
 from train.pretrain import corpus, export, loop
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """A model, and how it is trained.
-
-    Attributes:
-      model: Its shape.
-      batch: The rows of an update.
-      rate: The learning rate and what belongs to it.
-      budget: When to stop.
-    """
-
-    model: gemma3.Config
-    batch: int
-    rate: loop.Rate
-    budget: loop.Budget
-
-
-SMALL = Settings(
+SMALL = loop.Settings(
     model=gemma3.Config(
         vocab_size=corpus.VOCABULARY,
         hidden_size=256,
@@ -64,7 +46,7 @@ SMALL = Settings(
     budget=loop.Budget(minutes=6),
 )
 
-TINY = Settings(
+TINY = loop.Settings(
     model=gemma3.Config(
         vocab_size=corpus.VOCABULARY,
         hidden_size=24,
@@ -88,7 +70,7 @@ _IN_OTHER_FORM = ("global_layers", "rope_theta", "rope_factor", "rope_local_base
 
 
 def pretrain(
-    settings: Settings,
+    settings: loop.Settings[gemma3.Config],
     rows: UInt16[np.ndarray, "N T"],
     *,
     report: Callable[[loop.Line], object],
@@ -150,7 +132,9 @@ def save(
     (folder / "tokenizer.json").write_text(tokenizer)
 
 
-def evaluate(settings: Settings, params: Any, data: corpus.Corpus) -> dict[str, float]:
+def evaluate(
+    settings: loop.Settings[gemma3.Config], params: Any, data: corpus.Corpus
+) -> dict[str, float]:
     """Returns the loss of the held-out rows, and how many held-out sums are right.
 
     A sum is right if every digit of its result, and the full stop, is what the model

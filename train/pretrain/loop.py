@@ -9,13 +9,15 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Float
+
+Config = TypeVar("Config")
 
 Loss = Callable[[Any, jax.Array, Any], Float[jax.Array, ""]]
 """From params, a key and the data, which stays on the device, to a number."""
@@ -58,6 +60,23 @@ class Rate:
         """Returns the learning rate when so much, 0 to 1, of the budget is spent."""
         rise = min(1.0, progress / _WARM_UP)
         return self.peak * rise * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Generic[Config]):
+    """A model, and how it is trained.
+
+    Attributes:
+      model: Its shape.
+      batch: How many examples an update takes.
+      rate: The learning rate and what belongs to it.
+      budget: When to stop.
+    """
+
+    model: Config
+    batch: int
+    rate: Rate
+    budget: Budget
 
 
 class State(NamedTuple):

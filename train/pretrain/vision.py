@@ -29,26 +29,8 @@ from train.data import digits, glyphs, pixels
 from train.models import siglip
 from train.pretrain import augment, export, loop, probe
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """An encoder, and how it is trained.
-
-    Attributes:
-      encoder: Its shape.
-      batch: The pictures of an update.
-      rate: The learning rate and what belongs to it.
-      budget: When to stop.
-    """
-
-    encoder: siglip.Config
-    batch: int
-    rate: loop.Rate
-    budget: loop.Budget
-
-
-SMALL = Settings(
-    encoder=siglip.Config(
+SMALL = loop.Settings(
+    model=siglip.Config(
         hidden_size=192,
         intermediate_size=768,
         num_hidden_layers=6,
@@ -61,8 +43,8 @@ SMALL = Settings(
     budget=loop.Budget(minutes=6),
 )
 
-TINY = Settings(
-    encoder=siglip.Config(
+TINY = loop.Settings(
+    model=siglip.Config(
         hidden_size=24,
         intermediate_size=20,
         num_hidden_layers=2,
@@ -97,7 +79,7 @@ def split(data: glyphs.Glyphs) -> tuple[Pictures, Pictures]:
 
 
 def pretrain(
-    settings: Settings,
+    settings: loop.Settings[siglip.Config],
     data: Pictures,
     classes: int,
     *,
@@ -107,7 +89,7 @@ def pretrain(
 
     Computed in bfloat16, but for the loss, sums and the weights that are updated.
     """
-    model = siglip.SiglipClassifier(settings.encoder, classes)
+    model = siglip.SiglipClassifier(settings.model, classes)
 
     def loss(params: Any, key: jax.Array, data: Pictures) -> Float[jax.Array, ""]:
         choose, change = jax.random.split(key)
@@ -145,13 +127,13 @@ def save(folder: pathlib.Path, params: Any, config: siglip.Config) -> None:
 
 
 def evaluate(
-    settings: Settings, params: Any, data: Pictures, classes: int
+    settings: loop.Settings[siglip.Config], params: Any, data: Pictures, classes: int
 ) -> dict[str, float]:
     """Returns accuracies: on glyphs, and a linear classifier's on what is held out."""
-    model = siglip.SiglipClassifier(settings.encoder, classes)
+    model = siglip.SiglipClassifier(settings.model, classes)
     logits = _in_batches(model, params)(data.images)
     result = {"glyphs": float(np.mean(logits.argmax(axis=1) == data.labels))}
-    encode = _in_batches(siglip.Siglip(settings.encoder), params["vision_model"])
+    encode = _in_batches(siglip.Siglip(settings.model), params["vision_model"])
     for task in digits.TASKS:
         try:
             result[task] = probe.accuracy(encode, task)
@@ -194,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = loop.Printer(unit="pictures", each=settings.batch)
     params = pretrain(settings, train, classes, report=report)
     metrics = evaluate(settings, params, held_out, classes)
-    save(chosen.out, params, settings.encoder)
+    save(chosen.out, params, settings.model)
     metrics |= {"minutes": (time.monotonic() - begin) / 60, "steps": report.steps}
     (chosen.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(json.dumps(metrics, indent=2))

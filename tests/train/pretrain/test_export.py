@@ -10,7 +10,7 @@ from para_jax.params import nest, unnest
 from train.models import gemma3, siglip
 from train.pretrain import export, generation, vision
 
-ENCODER = dataclasses.replace(vision.TINY.encoder, num_hidden_layers=3)
+ENCODER = dataclasses.replace(vision.TINY.model, num_hidden_layers=3)
 MODEL = generation.TINY.model
 
 
