@@ -77,7 +77,7 @@ def _plain(console: rich.console.Console, steps: int) -> OnSteps:
             began.append((step, now))
         first, start = began[-1]
         if lines and (step == steps or now - last > _PAUSE):
-            left = ""
+            left = ", evaluating" if step == steps else ""
             if first < step < steps:
                 seconds = (steps - step) * (now - start) / (step - first)
                 left = f", {dt.timedelta(seconds=round(seconds))} left"

@@ -49,7 +49,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then(console, monkeypatch):
     assert got.splitlines() == [
         "step 10 of 30: loss 1.500, accuracy 60.0%, 1,234 examples/s",
         "step 20 of 30: loss 1.250, accuracy 60.0%, 1,234 examples/s, 0:00:04 left",
-        "step 30 of 30: loss 1.000, accuracy 60.0%, 1,234 examples/s",
+        "step 30 of 30: loss 1.000, accuracy 60.0%, 1,234 examples/s, evaluating",
     ]
 
 
