@@ -31,7 +31,9 @@ def methods(files: Files) -> Figure:
         # Most methods are within two points of PARA, and some are far away.
         each.set_xscale("symlog", linthresh=2)
         each.margins(x=0.1)
-        each.set_xticks([-2, 0, 2, 20], ["-2", "0", "2", "20"])
+        least, most = each.get_xlim()
+        ticks = [x for x in (-20, -2, 0, 2, 20) if abs(x) == 2 or least <= x <= most]
+        each.set_xticks(ticks, map(str, ticks))
         style.title(each, column)
     figure.supxlabel(
         "accuracy of PARA minus the method's, points, logarithmic beyond 2; "
