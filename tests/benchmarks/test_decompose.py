@@ -56,6 +56,7 @@ def test_every_case_has_the_shapes_that_it_counts(modules):
         assert {x.rank for x in found.values()} == {case.rank}
 
 
+@pytest.mark.slow
 @pytest.mark.user_defaults
 def test_factors_are_the_same_every_time_and_keep_ragged_ranks(modules):
     _, cases, _, _, measure, _ = modules

@@ -69,6 +69,7 @@ def test_memory_counts_the_whole_model(modules, tiny):
     np.testing.assert_allclose(rows["child, ragged"].allocated, 1 + row_of_zeros)
 
 
+@pytest.mark.slow
 def test_a_mixed_batch_of_the_encoder_equals_each_tenant_merged(modules, monkeypatch):
     from train.models import bert
 

@@ -31,6 +31,7 @@ def test_the_results_are_of_the_models_that_ship(results, folder):
         assert {x["backbone"] for x in head["configs"].values()} == {digest}
 
 
+@pytest.mark.slow
 def test_the_encoder_is_that_of_transformers():
     config = siglip.read_config(pictures.ENCODER)
     images = digits.load("armenian", "test")
@@ -50,6 +51,7 @@ def test_the_encoder_is_that_of_transformers():
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_language_model_writes_what_transformers_writes():
     folder = problems.MODEL
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))

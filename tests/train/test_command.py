@@ -188,6 +188,7 @@ def test_every_method_runs(words, tmp_path, capsys, method):
     assert sum(x.rank for x in adapter.adapters.values()) >= row["rank_total"] > 0
 
 
+@pytest.mark.slow
 def test_a_folder_says_what_it_is(words, tmp_path, capsys):
     __main__.main([*words, "--out", "here"])
 

@@ -142,6 +142,7 @@ def test_children_run_in_the_compiled_program_of_their_parent(
     assert exact_match._written._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_as_many_models_at_once_as_their_caches_have_room(
     model, params, lora, graded, batches, monkeypatch
 ):

@@ -64,6 +64,7 @@ def alone(member, subject, part):
     return evaluate.accuracy(subject.model, params, lora, part)
 
 
+@pytest.mark.slow
 def test_each_member_has_the_accuracy_that_it_has_alone(subject, members):
     rows = outcome.rows(members, subject)
 

@@ -90,6 +90,7 @@ def test_members_equal_runs_of_their_own(prepared):
     assert len({*seen.loss[:, -1].round(4)}) == 4
 
 
+@pytest.mark.slow
 def test_the_length_of_a_call_changes_no_number(prepared):
     given = prepared()
 
@@ -115,6 +116,7 @@ def test_a_batch_in_parts_gives_what_it_gives_as_a_whole(prepared):
     assert_close(trained(prepared(accumulate=3)), trained(prepared()), 1e-4, 1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_computed_in_bfloat16_is_trained_in_float32(prepared):
     learners, seen = trained(prepared(dtype="bfloat16"))
     _, exact = trained(prepared())

@@ -159,14 +159,16 @@ def train(
     while progress < 1:
         state, losses = update(state, data, _rates(progress, budget, rate))
         done += budget.chunk
-        line = Line(done, float(losses.mean()), time.monotonic() - begin)
+        mean = float(losses.mean())  # Waits for the steps.
+        now = time.monotonic()
+        line = Line(done, mean, now - begin)
         if not math.isfinite(line.loss):
             raise ValueError(
                 f"After {done} steps the loss is {line.loss}: lower the learning rate, "
                 f"{rate.peak:g}."
             )
         report(line)
-        spent = (time.monotonic() - start) / max(end - start, 1e-9)
+        spent = (now - start) / max(end - start, 1e-9)
         progress = max(done / budget.steps, spent)
     return state.params
 

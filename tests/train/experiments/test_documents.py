@@ -42,6 +42,7 @@ def test_every_table_has_a_place():
     assert {name for _, name in WRITTEN if "/" not in name} == set(TABLES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["vision", "problems"])
 def test_every_table_that_can_be_made_of_other_results_has_a_place(folder):
     placed = {name for path, name in WRITTEN if path.parent.name == folder}

@@ -58,6 +58,7 @@ def test_recomputing_all_but_what_is_named_changes_no_gradient(gradient):
     assert all(jnp.abs(x).max() > 1e-4 for x in jax.tree.leaves(want[1]))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32_and_adapters_keep_their_dtype(gradient):
     (want, wide), (got, narrow) = (
         gradient(),

@@ -119,6 +119,7 @@ def test_adapters_compute_what_merged_kernels_do(params, batch, ragged):
     np.testing.assert_allclose(logits(params, batch, ragged), want, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_gradient(params, batch, ragged):
     padded = layers.stacked(ragged, LAYERS, path=roberta.STACK)
 

@@ -92,6 +92,7 @@ def test_the_paths_are_those_of_transformers_with_one_stack(params):
     assert {f"{siglip.STACK}/{x}/kernel" for x in siglip.ADAPTED} <= kernels
 
 
+@pytest.mark.slow
 def test_ragged_adapters_layer_by_layer_equal_padded_ones_in_a_scan(
     params, images, ragged
 ):
@@ -103,6 +104,7 @@ def test_ragged_adapters_layer_by_layer_equal_padded_ones_in_a_scan(
     assert np.abs(got - logits(params, images)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_gradient(params, images, ragged):
     padded = layers.stacked(ragged, LAYERS, path=siglip.STACK)
 

@@ -174,6 +174,7 @@ def test_rows_that_fill_up_a_batch_do_not_count(factors, gradients):
         np.testing.assert_allclose(got["w"].total, want, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_in_the_encoder_it_is_the_closed_form_of_the_kernels_gradients(
     tiny, params, adapters, examples
 ):

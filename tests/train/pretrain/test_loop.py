@@ -90,7 +90,7 @@ def test_it_goes_on_until_the_minutes_are_over():
     run(budget=loop.Budget(minutes=0.05, chunk=2), report=lines.append)
     # The last chunk begins within the budget; compilation may have taken all of it.
     assert all(line.seconds < 3 for line in lines[:-1])
-    assert lines[-1].seconds >= 3
+    assert lines[-1].seconds >= 3 - 1e-6  # Rounded.
 
 
 def test_the_reported_loss_is_the_mean_of_the_chunk():
