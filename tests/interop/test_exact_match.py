@@ -74,6 +74,7 @@ def written(folder, adapter, stop):
     return result
 
 
+@pytest.mark.slow
 def test_parents_and_ragged_children_answer_as_in_transformers(folder, adapters):
     tokenizer = tiny_sums.tokenizer()
     free = written(folder, adapters / "parent", stop=None)

@@ -183,9 +183,8 @@ class Streamed:
             yield jax.tree.map(lambda x: x[rows], self.sentences)  # noqa: B023
 
 
-@pytest.mark.parametrize(
-    "method", ["lora", pytest.param("gora", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "gora"])
 def test_a_streamed_run_is_that_on_the_device_bit_for_bit(prepared, method):
     from train.methods import gora
 

@@ -128,6 +128,7 @@ def test_the_share_that_is_right_has_no_gradient(gemma):
     assert all((x == 0).all() for x in jax.tree.leaves(slopes))
 
 
+@pytest.mark.slow
 def test_a_training_step_never_has_the_logits_of_all_tokens(monkeypatch, gemma):
     from train import run as runs
     from train import trainer

@@ -68,6 +68,7 @@ def test_a_sum_is_right_if_all_of_its_result_is(file):
     assert right(last & fourth[:, None]) == pytest.approx(1 - fourth.mean())
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_all_tokens_but_the_first(file):
     data = corpus.load(file)
     model = gemma3.Gemma3(generation.TINY.model)
