@@ -8,12 +8,14 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import json
 import pathlib
 import re
 import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -227,3 +229,31 @@ print("-----", table(cells), sep="\\n")
     table = done.stdout.partition("-----\n")[2].strip()
     assert table.count("yes") > 20
     assert table in README.read_text()
+
+
+@pytest.mark.parametrize(
+    ("results", "said"),
+    [
+        ("problems", "in 87 % of the modules"),
+        ("problems", "1.6 times it in the median"),
+        ("vision", "On pictures the median is 0.3."),
+    ],
+)
+def test_updates_are_as_large_beside_their_kernels_as_is_said(results, said):
+    import safetensors.numpy
+
+    folder = {"problems": "sums/model", "vision": "glyphs/encoder"}[results]
+    tensors = safetensors.numpy.load_file(
+        ROOT / "train/assets" / folder / "model.safetensors"
+    )
+    path = ROOT / f"train/results/{results}/spectra.json"
+    ratios = []
+    for x in json.loads(path.read_text())["rows"]:
+        kernel = tensors[f"{x['module'].replace('/', '.')}.weight"]
+        largest = np.linalg.norm(kernel.astype(np.float64), 2)
+        ratios.append(max(x["values"]) / largest)
+
+    number = float(re.search(r"\d[\d.]*\d|\d", said)[0])
+    got = 100 * np.mean(np.array(ratios) > 1) if "%" in said else np.median(ratios)
+    assert got == pytest.approx(number, abs=0.5 if "%" in said else 0.05)
+    assert said in (ROOT / "train/results/problems/README.md").read_text()

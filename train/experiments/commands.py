@@ -28,8 +28,8 @@ def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -
     """Prints a table of the results.
 
     Args:
-      name: One of a, b, ranks, epsilon, drop, scores, stability, retuned, cost, rates;
-        or all.
+      name: One of a, b, ranks, epsilon, drop, scores, energy, stability, retuned, cost,
+        rates; or all.
       write: Also put it in its place in README.md and in the README.md of its results.
       folder: Where the JSON files of results are.
     """

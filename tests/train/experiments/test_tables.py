@@ -319,3 +319,21 @@ def test_the_source_says_what_made_the_files(files):
         "From `trained.json`, `children.json`, by `python -m train grid` at "
         "0123456789abcdef, a device, jax 0.11.2, flax 0.12.8."
     )
+
+
+def test_the_energy_of_a_rank_is_that_of_the_largest_of_all_modules():
+    from train.experiments.rows import Spectrum
+    from train.experiments.tables import energy
+
+    def spectrum(seed, module, values):
+        return Spectrum(task="movie", seed=seed, module=module, m=3, n=3, values=values)
+
+    spectra = [
+        spectrum(0, "q", (3.0, 2.0)),
+        spectrum(0, "v", (1.0, 0.0)),
+        spectrum(1, "q", (1.0, 1.0)),
+        spectrum(1, "v", (1.0, 1.0)),
+    ]
+
+    assert energy.kept(spectra, 1) == {"movie": [pytest.approx(13 / 14), 0.5]}
+    assert energy.kept(spectra, 0.5) == {"movie": [pytest.approx(9 / 14), 0.25]}

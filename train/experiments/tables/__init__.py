@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from train.experiments.results import Files
 from train.experiments.tables import (
     cost,
+    energy,
     local,
     methods,
     ranks,
@@ -23,6 +24,7 @@ TABLES: dict[str, Callable[[Files], Sequence[Table]]] = {
     "epsilon": sweeps.epsilon,
     "drop": sweeps.drop,
     "scores": scores.tables,
+    "energy": energy.tables,
     "stability": stability.tables,
     "retuned": retuned.tables,
     "cost": cost.tables,
