@@ -81,10 +81,7 @@ def _optimizer(model: Any) -> torch.optim.Optimizer:
 
 def _model(job: Job, config: Config) -> Any:
     torch.backends.cuda.matmul.allow_tf32 = True
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device(DEVICE):
-        model = transformers.Gemma3ForCausalLM(_hugging_face(config, job.attention))
-    torch.set_default_dtype(torch.float32)
+    model = random(config, job.attention)
     if job.recompute == "full":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     settings = peft.LoraConfig(
@@ -98,6 +95,15 @@ def _model(job: Job, config: Config) -> Any:
         model, settings, autocast_adapter_dtype=job.form == "float32"
     ).train()
     return torch.compile(model) if job.form == "compile" else model
+
+
+def random(config: Config, attention: str = "sdpa") -> Any:
+    """Returns transformers' model with random weights, in bfloat16."""
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(DEVICE):
+        model = transformers.Gemma3ForCausalLM(_hugging_face(config, attention))
+    torch.set_default_dtype(torch.float32)
+    return model
 
 
 def _hugging_face(config: Config, attention: str) -> Any:

@@ -104,17 +104,54 @@ def make(folder: pathlib.Path) -> Folders:
     if not (done := folder / "complete").exists():
         _siglip(folder / "weights" / images.REPO)
         _roberta(folder / "weights" / glue.REPO)
-        for source in sources.IMAGES:
-            _set(folder / "data" / source.hub, source, _pictures)
-        for source in sources.GLUE:
-            place = folder / "data" / source.hub / source.configs[0]
-            _set(place, source, _sentences)
         _gemma(folder / "weights" / instructions.REPO)
-        for source in (*sources.COMMONSENSE, *sources.MATHEMATICS):
-            for config in source.configs or ("",):
-                _set(folder / "data" / source.hub / config, source, _texts)
+        write_tokenizers(folder / "weights", GEMMA.vocab_size)
+        write_data(folder / "data")
         done.write_text("Random models and data, for a trial.\n")
     return folders
+
+
+def write_data(folder: pathlib.Path, rows: Mapping[str, int] = ROWS) -> None:
+    """Writes all sets as `DatasetDict.save_to_disk` does.
+
+    Args:
+      folder: Where each is at its repository's name.
+      rows: Of each split, by what its name begins with.
+    """
+    for source in sources.IMAGES:
+        _set(folder / source.hub, source, _pictures, rows)
+    for source in sources.GLUE:
+        _set(folder / source.hub / source.configs[0], source, _sentences, rows)
+    for source in (*sources.COMMONSENSE, *sources.MATHEMATICS):
+        for config in source.configs or ("",):
+            _set(folder / source.hub / config, source, _texts, rows)
+
+
+def write_tokenizers(folder: pathlib.Path, gemma_words: int) -> None:
+    """Writes the tokenizers of the language models, of the words in the sets.
+
+    Args:
+      folder: Where each model is at its repository's name.
+      gemma_words: The size of Gemma's vocabulary.
+    """
+    vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *_WORDS]
+    ends = ("</s>", vocabulary.index("</s>")), ("<s>", vocabulary.index("<s>"))
+    processor = processors.RobertaProcessing(*ends)
+    _tokenizer(folder / glue.REPO, vocabulary, processor)
+    vocabulary = ["<pad>", "<eos>", "<bos>", "<unk>", *tiny_text.WORDS]
+    vocabulary += map(str, range(gemma_words - len(vocabulary)))
+    processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocabulary.index("<bos>"))]
+    )
+    _tokenizer(folder / instructions.REPO, vocabulary, processor)
+
+
+def _tokenizer(folder: pathlib.Path, vocabulary: list[str], processor: Any) -> None:
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processor
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _siglip(folder: pathlib.Path) -> None:
@@ -127,13 +164,6 @@ def _roberta(folder: pathlib.Path) -> None:
     values = {"model_type": "roberta", **dataclasses.asdict(ROBERTA)}
     leaves = roberta.leaves(ROBERTA)
     export.save(folder, _random(leaves), leaves, values, base="roberta.")
-    vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *_WORDS]
-    ids = {word: number for number, word in enumerate(vocabulary)}
-    tokenizer = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    ends = ("</s>", ids["</s>"]), ("<s>", ids["<s>"])
-    tokenizer.post_processor = processors.RobertaProcessing(*ends)
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _gemma(folder: pathlib.Path) -> None:
@@ -143,15 +173,6 @@ def _gemma(folder: pathlib.Path) -> None:
     values["layer_types"] = [f"{kinds[x in of_layers]}_attention" for x in layers]
     leaves = gemma3.leaves(GEMMA)
     export.save(folder, _random(leaves), leaves, values)
-    vocabulary = ["<pad>", "<eos>", "<bos>", "<unk>", *tiny_text.WORDS]
-    vocabulary += map(str, range(GEMMA.vocab_size - len(vocabulary)))
-    ids = {word: number for number, word in enumerate(vocabulary)}
-    tokenizer = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", ids["<bos>"])]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _random(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
@@ -170,16 +191,16 @@ def _random(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
 def _set(
     folder: pathlib.Path,
     source: Source,
-    rows: Callable[[Source, int, np.random.Generator], "datasets.Dataset"],
+    make: Callable[[Source, int, np.random.Generator], "datasets.Dataset"],
+    rows: Mapping[str, int],
 ) -> None:
-    """Writes a set as `DatasetDict.save_to_disk` does."""
     import datasets
 
     generator = np.random.default_rng(0)
     splits = [x for part in source.parts.values() for x in part.split.split("+")]
     found = datasets.DatasetDict()
     for split in splits:
-        found[split] = rows(source, ROWS[split.split("_")[0]], generator)
+        found[split] = make(source, rows[split.split("_")[0]], generator)
     datasets.disable_progress_bars()
     found.save_to_disk(str(folder))
     datasets.enable_progress_bars()

@@ -1,0 +1,242 @@
+"""The paper's presets at the true shapes of their models: what a run takes here.
+
+    python -m tests.benchmarks.presets --folder DIR --json rows.jsonl
+    python -m tests.benchmarks.presets --tiny --folder DIR --json rows.jsonl
+    python -m tests.benchmarks.presets --from rows.jsonl
+
+Models are made by transformers with random weights and saved as it saves them; sets
+are a few random rows, in the hub's own format. Everything else is what a preset does:
+its loading, its program, its settings but the number of steps, and its evaluation. So
+this says how fast it is and how much memory it takes, and nothing of accuracy.
+
+Every preset is a process of its own, so that its memory is seen apart.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# Before JAX is imported: what is planned for a GPU of 80 GB may need most of it.
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+
+import jax
+
+from tests.benchmarks import preset_models
+from train import outcome, subjects
+from train import run as runs
+from train.grid import work
+from train.grid.plan import Plan
+from train.presets import PLANS
+from train.presets.paper import tiny
+from train.subjects import Folders
+
+PRESETS = ("paper/glue", "paper/vision", "paper/commonsense", "paper/math")
+METHODS = ("lora-16", "dora", "adalora")
+CHUNK = 5
+ROWS = {"train": 1000, "validation": 64, "test": 64}
+"""Of each split."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method of one preset.
+
+    Attributes:
+      preset: Its name.
+      task: The task, the preset's first.
+      method: The name of the entry.
+      device: The device's name.
+      versions: Those of the libraries.
+      members: How many are trained side by side: the learning rates.
+      load: Seconds to load the model and the rows.
+      first: Seconds until the first steps were done: with the compilation.
+      step: Seconds of a step of all members, the median.
+      evaluate: Seconds to evaluate all members, with the compilation.
+      examples: Evaluated, of all members.
+      peak: Bytes, the most that were in use at a time.
+      hours: Of all trainings of the preset, if each method took as long.
+      reason: Why there are no numbers.
+    """
+
+    preset: str
+    task: str
+    method: str
+    device: str = ""
+    versions: str = ""
+    members: int = 0
+    load: float = 0
+    first: float = 0
+    step: float = 0
+    evaluate: float = 0
+    examples: int = 0
+    peak: int | None = None
+    hours: float = 0
+    reason: str = ""
+
+
+def measure(preset: str, method: str, plan: Plan, steps: int) -> Row:
+    """Returns what one method of a preset takes, on its first task."""
+    task = plan.tasks[0]
+    (config,) = (x.config for x in plan.entries if x.name == method)
+    settings = dataclasses.replace(plan.settings_of(task), steps=steps)
+    settings = plan.search(task, config, settings)
+    begin = time.perf_counter()
+    subject = subjects.load(settings, plan.folders)
+    given = runs.inputs(settings, subject.model, subject.base, subject.data)
+    jax.block_until_ready(given.base)
+    load = time.perf_counter() - begin
+    learners, times = _trained(given)
+    begin = time.perf_counter()
+    none = [None] * len(settings.members)
+    members = outcome.trained(given, learners, none, subject.peft)
+    outcome.rows(members, subject)
+    evaluate = time.perf_counter() - begin
+    parts = (subject.validation, *subject.tests.values())
+    step = statistics.median(times[1:]) / CHUNK
+    return Row(
+        preset=preset,
+        task=task,
+        method=method,
+        device=jax.devices()[0].device_kind,
+        versions=", ".join(f"{k} {v}" for k, v in work.versions().items()),
+        members=len(members),
+        load=load,
+        first=times[0],
+        step=step,
+        evaluate=evaluate,
+        examples=sum(x.examples for part in parts for x in part.batches),
+        peak=(jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+        hours=hours(plan, step / len(members)),
+    )
+
+
+def _trained(given: runs.Inputs) -> tuple[Any, list[float]]:
+    """Returns the members, and the seconds of every few steps."""
+    times, begin = [], time.perf_counter()
+    learners = runs.begin(given)
+    for progress in runs.advance(given, learners, chunk=CHUNK):
+        learners = jax.block_until_ready(progress.learners)
+        times.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+    return learners, times
+
+
+def hours(plan: Plan, seconds: float) -> float:
+    """Returns those of all trainings, by the seconds of a member's step."""
+    members = len(plan.rates) * len(plan.search_seeds) + len(plan.other_seeds)
+    steps = sum(plan.settings_of(task).steps for task in plan.tasks)
+    return len(plan.entries) * members * steps * seconds / 3600
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """Returns the rows as a table."""
+    head = ("preset", "method", "members", "load s", "first steps s", "step ms")
+    head = (*head, "peak GB", "evaluation s", "trainings h")
+    lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
+    for x in rows:
+        cells = [x.preset, x.method, x.reason]
+        if not x.reason:
+            peak = f"{x.peak / 1e9:.1f}" if x.peak else ""
+            cells = [*cells[:2], x.members, f"{x.load:.0f}", f"{x.first:.0f}"]
+            cells += [f"{1e3 * x.step:.0f}", peak, f"{x.evaluate:.0f}"]
+            cells += [f"{x.hours:.1f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def load(file: pathlib.Path) -> list[Row]:
+    """Returns the rows of a file; none if it is not there."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [Row(**json.loads(x)) for x in lines]
+
+
+def _all(given: argparse.Namespace) -> None:
+    """Runs each preset's methods in processes, as long as there is time."""
+    end = time.monotonic() + given.limit_total
+    words = ["--folder", str(given.folder), *(["--tiny"] if given.tiny else [])]
+    words += ["--steps", str(given.steps), "--json", str(given.json)]
+    subprocess.run([*_COMMAND, *words, "--make"], check=True)
+    for preset in given.presets:
+        for method in given.methods:
+            left = end - time.monotonic()
+            if left < given.least:
+                return
+            before = len(load(given.json))
+            part = ["--one", preset, method]
+            try:
+                done = subprocess.run(
+                    [*_COMMAND, *words, *part], timeout=left, check=False
+                ).returncode
+            except subprocess.TimeoutExpired:
+                done = f"cut off after {left:.0f} s"
+            if len(load(given.json)) == before:
+                row = Row(
+                    preset=preset, task="", method=method, reason=f"ended: {done}"
+                )
+                _append(given.json, row)
+            print(load(given.json)[-1], flush=True)
+
+
+def _append(file: pathlib.Path, row: Row) -> None:
+    with file.open("a") as lines:
+        lines.write(json.dumps(dataclasses.asdict(row)) + "\n")
+
+
+_COMMAND = (sys.executable, "-m", "tests.benchmarks.presets")
+
+
+def _plan(preset: str, given: argparse.Namespace) -> Plan:
+    """Returns the preset's plan, on models and rows that are made if need be."""
+    if given.tiny:
+        return tiny.shrunk(PLANS[preset], given.folder)
+    weights, data = given.folder / "weights", given.folder / "data"
+    if not data.exists():
+        preset_models.make(weights)
+        tiny.write_data(data, ROWS)
+    folders = Folders(weights=weights, data=data, subset=True)
+    return dataclasses.replace(PLANS[preset], folders=folders)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=pathlib.Path, help="for models and rows")
+    parser.add_argument("--json", type=pathlib.Path, default="presets.jsonl")
+    parser.add_argument("--tiny", action="store_true", help="a look, on CPU")
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS[:1])
+    parser.add_argument("--steps", type=int, default=6 * CHUNK)
+    parser.add_argument("--limit-total", type=float, default=400, help="seconds")
+    parser.add_argument("--least", type=float, default=40, help="seconds for a method")
+    parser.add_argument("--make", action="store_true", help="models and rows alone")
+    parser.add_argument("--one", nargs=2, help="this preset and method, in here")
+    parser.add_argument("--from", dest="source", type=pathlib.Path, help="saved rows")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    given = _parser().parse_args(words)
+    if given.make:
+        _plan(PRESETS[0], given)
+        return None
+    if given.one:
+        preset, method = given.one
+        row = measure(preset, method, _plan(preset, given), given.steps)
+        return _append(given.json, row)
+    if not given.source:
+        _all(given)
+    print(markdown(load(given.source or given.json)))
+    return None
+
+
+if __name__ == "__main__":
+    main()
