@@ -21,22 +21,25 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 # Before JAX is imported: what is planned for a GPU of 80 GB may need most of it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 
 import jax
+import numpy as np
 
 from tests.benchmarks import preset_models
 from train import outcome, subjects
 from train import run as runs
+from train.data.batch import NO_LABEL
 from train.grid import work
 from train.grid.plan import Plan
 from train.presets import PLANS
 from train.presets.paper import tiny
 from train.subjects import Folders
+from train.subjects.subject import Subject
 
 PRESETS = ("paper/glue", "paper/vision", "paper/commonsense", "paper/math")
 METHODS = ("lora-16", "dora", "adalora")
@@ -59,10 +62,10 @@ class Row:
       load: Seconds to load the model and the rows.
       first: Seconds until the first steps were done: with the compilation.
       step: Seconds of a step of all members, the median.
-      evaluate: Seconds to evaluate all members, with the compilation.
-      examples: Evaluated, of all members.
-      peak: Bytes, the most that were in use at a time.
+      peak: Bytes, the most that were in use at a time until then.
       hours: Of all trainings of the preset, if each method took as long.
+      evaluate: Seconds to evaluate all members, with the compilation; if it ended.
+      examples: On how many examples.
       reason: Why there are no numbers.
     """
 
@@ -75,15 +78,15 @@ class Row:
     load: float = 0
     first: float = 0
     step: float = 0
-    evaluate: float = 0
-    examples: int = 0
     peak: int | None = None
     hours: float = 0
+    evaluate: float | None = None
+    examples: int = 0
     reason: str = ""
 
 
-def measure(preset: str, method: str, plan: Plan, steps: int) -> Row:
-    """Returns what one method of a preset takes, on its first task."""
+def measure(preset: str, method: str, plan: Plan, steps: int) -> Iterator[Row]:
+    """Yields what one method takes on the first task: trained, then evaluated too."""
     task = plan.tasks[0]
     (config,) = (x.config for x in plan.entries if x.name == method)
     settings = dataclasses.replace(plan.settings_of(task), steps=steps)
@@ -92,30 +95,39 @@ def measure(preset: str, method: str, plan: Plan, steps: int) -> Row:
     subject = subjects.load(settings, plan.folders)
     given = runs.inputs(settings, subject.model, subject.base, subject.data)
     jax.block_until_ready(given.base)
-    load = time.perf_counter() - begin
+    loaded = time.perf_counter() - begin
     learners, times = _trained(given)
-    begin = time.perf_counter()
-    none = [None] * len(settings.members)
-    members = outcome.trained(given, learners, none, subject.peft)
-    outcome.rows(members, subject)
-    evaluate = time.perf_counter() - begin
-    parts = (subject.validation, *subject.tests.values())
-    step = statistics.median(times[1:]) / CHUNK
-    return Row(
+    step, members = statistics.median(times[1:]) / CHUNK, len(settings.members)
+    row = Row(
         preset=preset,
         task=task,
         method=method,
         device=jax.devices()[0].device_kind,
         versions=", ".join(f"{k} {v}" for k, v in work.versions().items()),
-        members=len(members),
-        load=load,
+        members=members,
+        load=loaded,
         first=times[0],
         step=step,
-        evaluate=evaluate,
-        examples=sum(x.examples for part in parts for x in part.batches),
-        peak=(jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
-        hours=hours(plan, step / len(members)),
+        peak=_peak(),
+        hours=hours(plan, step / members),
     )
+    yield row
+    begin = time.perf_counter()
+    trained = outcome.trained(given, learners, [None] * members, subject.peft)
+    outcome.rows(trained, subject)
+    seconds, examples = time.perf_counter() - begin, _examples(subject)
+    yield dataclasses.replace(row, evaluate=seconds, examples=examples, peak=_peak())
+
+
+def _examples(subject: Subject) -> int:
+    """Returns how many there are to evaluate on: pictures, sentences or questions."""
+    parts = (subject.validation, *subject.tests.values())
+    labels = (np.asarray(x.labels) for part in parts for x in part.batches)
+    return sum(int((x != NO_LABEL).reshape(len(x), -1).any(1).sum()) for x in labels)
+
+
+def _peak() -> int | None:
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def _trained(given: runs.Inputs) -> tuple[Any, list[float]]:
@@ -139,23 +151,24 @@ def hours(plan: Plan, seconds: float) -> float:
 def markdown(rows: Iterable[Row]) -> str:
     """Returns the rows as a table."""
     head = ("preset", "method", "members", "load s", "first steps s", "step ms")
-    head = (*head, "peak GB", "evaluation s", "trainings h")
+    head = (*head, "peak GB", "trainings h", "evaluation s")
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
     for x in rows:
         cells = [x.preset, x.method, x.reason]
         if not x.reason:
             peak = f"{x.peak / 1e9:.1f}" if x.peak else ""
             cells = [*cells[:2], x.members, f"{x.load:.0f}", f"{x.first:.0f}"]
-            cells += [f"{1e3 * x.step:.0f}", peak, f"{x.evaluate:.0f}"]
-            cells += [f"{x.hours:.1f}"]
+            evaluate = "" if x.evaluate is None else f"{x.evaluate:.0f}"
+            cells += [f"{1e3 * x.step:.0f}", peak, f"{x.hours:.1f}", evaluate]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
 def load(file: pathlib.Path) -> list[Row]:
-    """Returns the rows of a file; none if it is not there."""
+    """Returns the last row of each method in a file; none if it is not there."""
     lines = file.read_text().splitlines() if file.is_file() else []
-    return [Row(**json.loads(x)) for x in lines]
+    rows = [Row(**json.loads(x)) for x in lines]
+    return list({(x.preset, x.method): x for x in rows}.values())
 
 
 def _all(given: argparse.Namespace) -> None:
@@ -230,8 +243,9 @@ def main(words: Sequence[str] | None = None) -> None:
         return None
     if given.one:
         preset, method = given.one
-        row = measure(preset, method, _plan(preset, given), given.steps)
-        return _append(given.json, row)
+        for row in measure(preset, method, _plan(preset, given), given.steps):
+            _append(given.json, row)
+        return None
     if not given.source:
         _all(given)
     print(markdown(load(given.source or given.json)))
