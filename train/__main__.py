@@ -7,7 +7,7 @@ from typing import Any
 
 import tyro
 
-from train import arguments, command, demo, needs, presets
+from train import arguments, check, command, demo, presets
 from train.experiments import commands
 from train.grid import command as grid
 
@@ -18,7 +18,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "grid": grid.grid,
     "cost": grid.cost,
     "collect": grid.collect,
-    "check": needs.command(presets.NEEDS, presets.READY),
+    "check": check.command(presets.NEEDS, presets.READY),
 }
 """Commands whose words are a function's arguments."""
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 import rich.console
 
-from train import needs
+from train import check, needs
 from train.data import sources
 
 
@@ -109,7 +109,7 @@ def test_data_sets_are_there_or_would_be_downloaded():
 
 def test_sets_of_one_repository_are_brought_by_one_command():
     found = needs.survey(needs.Needs(data=("cola", "mnli", "arc-e", "arc-c")))
-    lines = needs.summary(found)
+    lines = check.summary(found)
     assert len([x for x in lines if x.startswith("    hf download")]) == 2
 
 
@@ -184,7 +184,7 @@ def test_the_summary_says_what_would_be_downloaded():
         finding("cpu", kind="memory", there=False, note="too small"),
     ]
 
-    *first, download = needs.summary(found)[:-4]
+    *first, download = check.summary(found)[:-4]
 
     assert first == [
         "3 of 4 missing:",
@@ -194,14 +194,14 @@ def test_the_summary_says_what_would_be_downloaded():
     ]
     assert download.startswith("A run would download 1.5 GB, and 1 of unknown size to ")
     assert download.endswith(" are free.")
-    assert needs.summary(found)[-4:] == [
+    assert check.summary(found)[-4:] == [
         "To bring it here beforehand:",
         "    hf download b",
         "    hf download c",
         "and set PARA_DATA to the folder DATA.",
     ]
-    assert needs.summary(found[:1]) == ["All is there."]
-    assert needs.summary(found[-1:]) == ["1 of 1 missing:", "    cpu: too small"]
+    assert check.summary(found[:1]) == ["All is there."]
+    assert check.summary(found[-1:]) == ["1 of 1 missing:", "    cpu: too small"]
 
 
 def test_the_table_fits_80_columns():
@@ -214,7 +214,7 @@ def test_the_table_fits_80_columns():
     )
     console = rich.console.Console(file=io.StringIO(), width=80)
 
-    console.print(needs.table(found, title="paper/commonsense"))
+    console.print(check.table(found, title="paper/commonsense"))
 
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
@@ -225,29 +225,29 @@ def test_the_table_fits_80_columns():
 
 
 def test_the_command_ends_well_only_if_all_is_there(tmp_path, capsys):
-    check = needs.command(
+    ask = check.command(
         {"paper/glue": needs.Needs(weights=needs.Weights(repo="a/b"), data=("cola",))}
     )
     with pytest.raises(SystemExit) as ended:
-        check("paper/glue")
+        ask("paper/glue")
     assert ended.value.code == 1
     assert "2 of 3 missing:\n    b: config.json" in capsys.readouterr().out
 
     (tmp_path / "data" / "nyu-mll" / "glue").mkdir(parents=True)
     model(tmp_path / "m" / "a" / "b", "config.json", "model.safetensors")
-    check("paper/glue", data=tmp_path / "data", weights=tmp_path / "m")
+    ask("paper/glue", data=tmp_path / "data", weights=tmp_path / "m")
     assert "All is there." in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        check("paper/glue", data=tmp_path / "data", weights=tmp_path / "none")
+        ask("paper/glue", data=tmp_path / "data", weights=tmp_path / "none")
     said, place = capsys.readouterr().out, tmp_path / "none" / "a" / "b"
     assert f"model.safetensors not in {place}" in said
     assert f"    hf download a/b --local-dir {place}" in said
 
 
 def test_an_unknown_preset_is_refused():
-    check = needs.command({"paper/math": needs.Needs()})
+    ask = check.command({"paper/math": needs.Needs()})
     with pytest.raises(ValueError, match="needs of 'paper/maths', expected paper/math"):
-        check("paper/maths")
+        ask("paper/maths")
 
 
 def test_what_downloads_nothing_says_so(capsys):
@@ -261,9 +261,9 @@ def test_what_downloads_nothing_says_so(capsys):
 
 def test_the_command_line_takes_its_arguments(capsys):
     tyro = pytest.importorskip("tyro")
-    check = needs.command({"tiny": needs.Needs()})
+    ask = check.command({"tiny": needs.Needs()})
 
-    tyro.cli(check, args=["tiny", "--data", "folder"])
+    tyro.cli(ask, args=["tiny", "--data", "folder"])
 
     assert "All is there." in capsys.readouterr().out
 
