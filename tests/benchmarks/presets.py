@@ -166,8 +166,7 @@ def markdown(rows: Iterable[Row]) -> str:
 
 def load(file: pathlib.Path) -> list[Row]:
     """Returns the last row of each method in a file; none if it is not there."""
-    lines = file.read_text().splitlines() if file.is_file() else []
-    rows = [Row(**json.loads(x)) for x in lines]
+    rows = [Row(**json.loads(x)) for x in _lines(file)]
     return list({(x.preset, x.method): x for x in rows}.values())
 
 
@@ -182,7 +181,7 @@ def _all(given: argparse.Namespace) -> None:
             left = end - time.monotonic()
             if left < given.least:
                 return
-            before = len(load(given.json))
+            before = len(_lines(given.json))
             part = ["--one", preset, method]
             try:
                 done = subprocess.run(
@@ -190,12 +189,16 @@ def _all(given: argparse.Namespace) -> None:
                 ).returncode
             except subprocess.TimeoutExpired:
                 done = f"cut off after {left:.0f} s"
-            if len(load(given.json)) == before:
+            if len(_lines(given.json)) == before:
                 row = Row(
                     preset=preset, task="", method=method, reason=f"ended: {done}"
                 )
                 _append(given.json, row)
             print(load(given.json)[-1], flush=True)
+
+
+def _lines(file: pathlib.Path) -> list[str]:
+    return file.read_text().splitlines() if file.is_file() else []
 
 
 def _append(file: pathlib.Path, row: Row) -> None:

@@ -38,6 +38,7 @@ def test_a_preset_is_trained_and_evaluated(presets, preset, tmp_path, capsys):
     assert f"| {preset} | lora-16 | 1 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_preset_that_is_cut_off_leaves_a_reason(presets, tmp_path, capsys):
     words = ["--tiny", "--folder", str(tmp_path), "--json", str(tmp_path / "rows")]
     words += ["--presets", "paper/glue", "--limit-total", "60", "--least", "0"]

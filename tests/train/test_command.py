@@ -214,6 +214,7 @@ def test_a_folder_says_what_it_is(words, tmp_path, capsys):
     assert "its seeds is [5], and [6] is asked for" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_once_and_cut_twice(words, tmp_path, capsys):
     __main__.main(words)
     (first,) = shown_table(capsys.readouterr().out)

@@ -238,6 +238,7 @@ def test_killed_at_twenty_random_moments_the_old_or_the_new_is_there(forks, targ
     assert which(target) == "old"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
 def test_killed_at_any_line_the_old_or_the_new_is_there(
     forks, target, monkeypatch, exchange
@@ -260,6 +261,7 @@ def test_killed_at_any_line_the_old_or_the_new_is_there(
     assert set(seen) == {"old", "new"}
 
 
+@pytest.mark.slow
 def test_killed_at_any_line_of_a_first_save_nothing_or_all_is_there(forks, target):
     seen, line, code = [], 0, KILLED
     while code == KILLED:

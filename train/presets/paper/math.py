@@ -13,8 +13,10 @@ Trained on MetaMathQA, on sequences of up to 512 tokens; answers are written gre
 and graded. Tables have a column for each of the two sets, and their mean; one learning
 rate is chosen for both. Those that need more ranks or children say so.
 
-Cost, estimated and not measured: 30 trainings of Gemma3-4B, of 3000 steps, and 6,300
-long answers from each of some 60 models: a week or two on one H100. 9 GB to download.
+Cost, estimated and not measured: 30 trainings of Gemma3-4B, of 3000 steps, a day on one
+H200 if a step takes twice as long as in `paper/commonsense`, where it was measured; and
+days for 6,300 answers of up to 1,024 tokens from each of some 60 models. 9 GB to
+download.
 
 Not run at this scale yet. What the paper is said to have, at rank 4 on average:
 
