@@ -1,0 +1,168 @@
+"""The README's Python runs as it stands there, on adapters that ship.
+
+What a block takes for granted (an adapter, a measure, a loss) is given here, and what
+it leaves behind is looked at.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+BLOCKS = re.findall(
+    r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S
+)
+
+BEFORE = """
+import functools
+import pathlib
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import para_jax as para
+
+shutil.copytree(sys.argv[1], "adapter")
+parent = para.load("adapter")
+adapters = parent.adapters
+
+
+def total(tree):
+    return sum(x.rank for x in tree.values())
+"""
+
+CUT = """
+@jax.jit
+def cut(adapters):
+    spectra = para.decompose(adapters)
+    masks = para.masks(spectra, para.Gamma(0.25))
+    return para.repack(spectra, masks, adapters, form="masked")
+"""
+
+# By a word of the block: what it is given, and what has to hold then.
+CASES = {
+    "para.family(": (
+        "accuracy = lambda adapters: 1.0 if total(adapters) > 100 else 0.0",
+        """
+        assert pathlib.Path("ranks.png").stat().st_size > 1000
+        again = para.load("adapter-r4").adapters
+        assert total(again) == total(parent.adapters) // 4 == total(child.adapters)
+        assert len(jax.tree.leaves(lora)) == 2 * len(child.adapters)
+        half, _, least = (x.adapters for x in children)
+        assert total(half) == total(parent.adapters) // 2
+        assert sum(x.size for x in jax.tree.leaves(para.to_params(least))) <= 100_000
+        assert found.child is not None
+        """,
+    ),
+    "para.masks(": (
+        "",
+        """
+        assert {k: x.a.shape for k, x in child.items()} == {
+            k: x.a.shape for k, x in parent.adapters.items()
+        }
+        kept = sum(int(np.any(np.asarray(x.b), axis=-1).sum()) for x in child.values())
+        whole = para.compress(parent, para.Epsilon(0.99))
+        assert kept == total(whole.adapters)
+        """,
+    ),
+    "layouts.qwix_rules(": (
+        """
+        one = next(iter(adapters.values()))
+        leaves = {"kernel_lora_a": one.a, "kernel_lora_b": one.b}
+        leaves = jax.tree.map(jnp.asarray, leaves)
+        params = {"up": {"kernel": jnp.zeros((384, 384)), **leaves}}
+        """,
+        """
+        assert params["up"]["kernel_lora_a"].shape == (384, total(child.adapters))
+        assert params["up"]["kernel"].shape == (384, 384)
+        assert len(rules) == 1
+        """,
+    ),
+    "para.squeeze(": (
+        """
+        optimizer = optax.adamw(1e-3)
+        kept = para.to_params(adapters)
+        loss = lambda lora, batch: sum(
+            jnp.square(x - batch).sum() for x in jax.tree.leaves(lora)
+        )
+        """,
+        """
+        state, before = optimizer.init(kept), total(adapters)
+        for i in (0, 499):
+            lora, new = jax.tree.map(jnp.array, (kept, state))
+            lora, new = step(lora, new, para.Gamma(0.25), jnp.array(i), 0.1)
+            left = sum(
+                int(np.any(np.asarray(x.b), axis=-1).sum())
+                for x in para.from_params(lora).values()
+            )
+            assert left == (before if i == 0 else before // 4), left
+        """,
+    ),
+    "jax.vmap(cut)": (
+        CUT + "tenants = [adapters, jax.tree.map(lambda x: 2 * x, adapters)]",
+        """
+        one = cut(adapters)
+        for path, x in children.items():
+            y = one[path]
+            np.testing.assert_allclose((x.a @ x.b)[0], y.a @ y.b, atol=1e-5)
+        """,
+    ),
+    "jax.make_mesh(": (
+        """
+        rng = np.random.default_rng(0)
+        adapters = {
+            "up": para.Adapter(
+                rng.normal(size=(4, 16, 4)).astype(np.float32),
+                rng.normal(size=(4, 4, 8)).astype(np.float32),
+                0.5,
+            )
+        }
+        """,
+        """
+        assert child.adapters["up"].a.sharding.mesh.size == 8
+        alone = para.compress(adapters, para.Gamma(0.25), form="padded").adapters["up"]
+        np.testing.assert_allclose(
+            np.asarray(child.adapters["up"].a) @ np.asarray(child.adapters["up"].b),
+            np.asarray(alone.a) @ np.asarray(alone.b),
+            atol=1e-5,
+        )
+        """,
+    ),
+}
+
+
+def test_every_block_has_a_case():
+    assert [word for x in BLOCKS for word in CASES if word in x] == list(CASES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", CASES)
+def test_a_block_runs_and_does_what_it_says(word, tmp_path):
+    (block,) = (x for x in BLOCKS if word in x)
+    given, then = map(textwrap.dedent, CASES[word])
+    (tmp_path / "block.py").write_text(f"{BEFORE}\n{given}\n{block}\n{then}")
+    flags = "--xla_force_host_platform_device_count=8"
+    command = [sys.executable, "block.py", str(ROOT / "train/assets/minilm-movie-r16")]
+
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr[-3000:]
