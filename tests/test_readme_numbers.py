@@ -257,3 +257,17 @@ def test_updates_are_as_large_beside_their_kernels_as_is_said(results, said):
     got = 100 * np.mean(np.array(ratios) > 1) if "%" in said else np.median(ratios)
     assert got == pytest.approx(number, abs=0.5 if "%" in said else 0.05)
     assert said in (ROOT / "train/results/problems/README.md").read_text()
+
+
+def test_the_rows_on_other_tools_are_those_of_the_page_on_them():
+    page = (ROOT / "docs/peers.md").read_text()
+    shown = sections(README)["Other tools"]
+
+    rows = [x for x in shown.splitlines() if x.startswith("|")]
+
+    assert len(rows) > 10
+    assert set(rows) <= set(page.splitlines())
+    stated = page.partition("Versions:")[2].partition("\n\n")[0]
+    for version in ("0.21.2", "063ef10", "4.1.3", "0.1.5", "0.1.3"):
+        assert version in stated
+        assert version in shown
