@@ -21,6 +21,7 @@ def save(path: pathlib.Path, rows: Sequence[Row]) -> None:
     for panel, dtype in zip(panels, dtypes, strict=True):
         _draw(panel, [x for x in rows if x.dtype == dtype])
         panel.set_title(f"one child, {dtype}, {rows[0].device}", fontsize=9)
+    panels[0].set_ylabel("time of one child")
     # In the order of the lines, so that none has to be searched for.
     lines = {x.get_label(): x for panel in panels for x in panel.get_lines()}
     labels = sorted(lines, key=lambda x: -max(lines[x].get_ydata()))

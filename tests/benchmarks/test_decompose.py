@@ -1,6 +1,7 @@
 """The benchmark says what it measures: errors, ranks, rows that come back."""
 
 import dataclasses
+import pathlib
 
 import jax
 import numpy as np
@@ -107,6 +108,18 @@ def test_the_command_measures_saves_and_shows_again(
     table = [x for x in capsys.readouterr().out.splitlines() if x.startswith("|")]
     assert [x.split()[1] for x in table[2:]] == methods
     assert {x.count("|") for x in table} == {len(rows.COLUMNS) + 1}
+
+
+@pytest.mark.user_defaults
+def test_both_axes_of_the_picture_of_saved_rows_have_a_name(modules, tmp_path):
+    *_, decompose, _, _ = modules
+    saved = pathlib.Path(__file__).parent / "results" / "h200.json"
+    picture = tmp_path / "rows.svg"
+
+    decompose.main(["--from", str(saved), "--plot", str(picture)])
+
+    texts = picture.read_text().split("<!-- ")[1:]  # Each before its glyphs.
+    assert {"adapter", "time of one child"} <= {x.split(" -->")[0] for x in texts}
 
 
 @pytest.mark.user_defaults
