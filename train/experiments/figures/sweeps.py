@@ -32,11 +32,12 @@ def energy(files: Files) -> Figure:
     Bars are paired 95 % intervals of the difference to the parent.
     """
     found = dict(reversed(sweep(files, "para", "epsilon").items()))
+    parent = files.parent()
     figure, (above, below) = style.panels(2, 1, width=6.4, height=6.2)
-    _differences(above, found, files.parent())
+    _differences(above, found, parent)
     above.set_ylabel("accuracy minus the parent's, points")
     ranks = ranks_by_task(files, list(found))
-    for task, marker in zip(ranks, style.MARKERS, strict=False):
+    for task, marker in _markers(parent).items():
         below.plot(
             range(len(found)),
             [ranks[task][policy] for policy in found],
@@ -69,10 +70,10 @@ def ranks_by_task(files: Files, policies: list[str]) -> dict[str, dict[str, floa
 
 def _differences(axes: Axes, found: Mapping[str, Measured], parent: Measured) -> None:
     """Draws paired intervals for each task, side by side around every policy."""
-    tasks = [x for x in parent.columns if x != MEAN]
+    markers = _markers(parent)
     all_of = [measured.differences(x, parent) for x in found.values()]
-    for number, (task, marker) in enumerate(zip(tasks, style.MARKERS, strict=False)):
-        shift = 0.1 * (number - (len(tasks) - 1) / 2)
+    for number, (task, marker) in enumerate(markers.items()):
+        shift = 0.1 * (number - (len(markers) - 1) / 2)
         axes.errorbar(
             [place + shift for place in range(len(found))],
             [100 * x[task].mean for x in all_of],
@@ -90,8 +91,7 @@ def _differences(axes: Axes, found: Mapping[str, Measured], parent: Measured) ->
 
 def _lines(axes: Axes, found: Mapping[str, Measured]) -> None:
     """Draws a line for each task, at evenly spaced values of the policy."""
-    tasks = [x for x in next(iter(found.values())).columns if x != MEAN]
-    for task, marker in zip(tasks, style.MARKERS, strict=False):
+    for task, marker in _markers(next(iter(found.values()))).items():
         style.line(
             axes,
             range(len(found)),
@@ -101,3 +101,9 @@ def _lines(axes: Axes, found: Mapping[str, Measured]) -> None:
             marker=marker,
         )
     axes.set_xticks(range(len(found)), [f"{value(policy):g}" for policy in found])
+
+
+def _markers(x: Measured) -> dict[str, str]:
+    """Returns a marker for each task, the same in every panel."""
+    tasks = [column for column in x.columns if column != MEAN]
+    return dict(zip(tasks, style.MARKERS, strict=False))
