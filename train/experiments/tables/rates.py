@@ -1,9 +1,11 @@
 """The learning rates that the validation part chose, and which end the grid has."""
 
+from collections.abc import Iterable
+
 from train.experiments import choice
 from train.experiments.names import label
 from train.experiments.results import Files
-from train.experiments.rows import TASKS
+from train.experiments.rows import TASKS, Row
 from train.experiments.tables.table import Table, source
 
 
@@ -11,23 +13,13 @@ def tables(files: Files) -> list[Table]:
     """Returns the chosen rate of each method and policy on each task."""
     rows = files.file("trained").rows
     best = choice.rates(rows)
-    tried: dict[tuple[str, str], set[float]] = {}
-    for x in rows:
-        tried.setdefault((x.method, x.policy), set()).add(x.learning_rate)
     found = {x.trained_on for x in rows}
     columns = [x for x in TASKS if x in found]
     result = []
-    for (method, policy), grid in tried.items():
+    for (method, policy), grid in _tried(rows).items():
         chosen = [best.get((x, method, policy)) for x in columns]
-        if grid <= set(chosen):  # One model of many ranks: chosen at another rank.
-            continue
-        result.append(
-            [
-                f"{label(method)} {policy}".strip(),
-                *(_shown(x, grid) for x in chosen),
-                f"{_power(min(grid))} to {_power(max(grid))}",
-            ]
-        )
+        name = f"{label(method)} {policy}".strip()
+        result.append([name, *(_shown(x, grid) for x in chosen), _range(grid)])
     return [
         Table(
             title="Learning rates, chosen on the validation part",
@@ -41,6 +33,29 @@ def tables(files: Files) -> list[Table]:
     ]
 
 
+def _tried(rows: Iterable[Row]) -> dict[tuple[str, str], set[float]]:
+    """Returns the rates that were tried, by method and policy.
+
+    A model of many ranks is searched at one of them: the others have what it chose.
+    """
+    tried: dict[tuple[str, str], dict[str, set[float]]] = {}
+    for x in rows:
+        by_task = tried.setdefault((x.method, x.policy), {})
+        by_task.setdefault(x.trained_on, set()).add(x.learning_rate)
+    searched = {k for k, v in tried.items() if any(len(x) > 1 for x in v.values())}
+    methods = {method for method, _ in searched}
+    return {
+        key: set.union(*by_task.values())
+        for key, by_task in tried.items()
+        if key in searched or key[0] not in methods
+    }
+
+
+def _range(grid: set[float]) -> str:
+    ends = sorted({min(grid), max(grid)})
+    return " to ".join(map(_power, ends))
+
+
 def _shown(rate: float | None, grid: set[float]) -> str:
     if rate is None:
         return "–"
@@ -49,5 +64,6 @@ def _shown(rate: float | None, grid: set[float]) -> str:
 
 
 def _power(rate: float) -> str:
-    """Returns a rate as a digit and a power of ten, such as `3e-4`."""
-    return f"{rate:.0e}".replace("e-0", "e-")
+    """Returns a rate of two digits and a power of ten, such as `3e-4` and `1.6e-2`."""
+    digits, power = f"{rate:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}"
