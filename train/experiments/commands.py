@@ -1,12 +1,13 @@
 """The commands that show results: `python -m train table` and `python -m train figure`.
 
-What cannot be made says why, and does not keep the rest from being made.
+Of all, what the results do not have the rows of is left out. What cannot be made for
+another reason says why, and does not keep the rest from being made.
 """
 
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import rich.console
@@ -14,6 +15,7 @@ import rich.console
 from train.experiments import documents
 from train.experiments.figures import FIGURES
 from train.experiments.figures.style import save
+from train.experiments.missing import Missing
 from train.experiments.results import FOLDER, Files
 from train.experiments.tables import TABLES
 from train.experiments.tables.table import markdown, terminal
@@ -33,7 +35,7 @@ def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -
       write: Also put it in its place in README.md and in the README.md of its results.
       folder: Where the JSON files of results are.
     """
-    made, reasons = _make(name, TABLES, Files(folder))
+    made, lacking, reasons = _make(name, TABLES, Files(folder))
     console = rich.console.Console()
     blocks = [terminal(block) for tables in made.values() for block in tables]
     # A number cut short would say something else: better a line too long.
@@ -53,8 +55,7 @@ def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -
             reasons.append(str(error))
         else:
             _say("Wrote", changed)
-    if reasons:
-        sys.exit("\n".join(reasons))
+    _end(lacking, reasons)
 
 
 def figure(
@@ -72,7 +73,7 @@ def figure(
       folder: Where the JSON files of results are.
       out: The folder to draw into, by default `figures` in that of the results.
     """
-    made, reasons = _make(name, FIGURES, Files(folder))
+    made, lacking, reasons = _make(name, FIGURES, Files(folder))
     out = out or folder / "figures"
     out.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -80,23 +81,37 @@ def figure(
         paths.append(out / f"{key}.png")
         save(picture, paths[-1])
     _say("Drew", paths)
-    if reasons:
-        sys.exit("\n".join(reasons))
+    _end(lacking, reasons)
 
 
 def _make(
     name: str, makers: Mapping[str, Callable[[Files], T]], files: Files
-) -> tuple[dict[str, T], list[str]]:
-    """Returns what could be made, by name, and why the rest could not."""
+) -> tuple[dict[str, T], dict[str, Missing], list[str]]:
+    """Returns what could be made, what the results lack for others, and errors.
+
+    Where nothing could be made, that the results lack it is an error too.
+    """
     if name != "all" and name not in makers:
         sys.exit(f"'{name}' is unknown, expected one of {', '.join(makers)}; or all.")
-    made, reasons = {}, []
+    made, lacking, reasons = {}, {}, []
     for key in makers if name == "all" else [name]:
         try:
             made[key] = makers[key](files)
-        except (FileNotFoundError, ValueError) as error:
+        except Missing as error:
+            lacking[key] = error
+        except ValueError as error:
             reasons.append(f"{key}: {error}")
-    return made, reasons
+    if not made:
+        return {}, {}, [*reasons, *(f"{key}: {x}" for key, x in lacking.items())]
+    return made, lacking, reasons
+
+
+def _end(lacking: Mapping[str, Missing], reasons: Sequence[str]) -> None:
+    """Says what was left out; where something is wrong, this ends the command."""
+    if lacking:
+        print("Left out:", ", ".join(f"{k} ({x.what})" for k, x in lacking.items()))
+    if reasons:
+        sys.exit("\n".join(reasons))
 
 
 def _say(what: str, paths: list[pathlib.Path]) -> None:

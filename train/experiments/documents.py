@@ -44,8 +44,8 @@ def body(marked: str) -> str:
     """Returns the Markdown of one table, by what its marks call it.
 
     Raises:
-      FileNotFoundError: if a file of results is missing.
-      ValueError: if the results do not suffice.
+      Missing: if the results do not suffice.
+      ValueError: if they are corrupt.
     """
     inside, _, name = marked.rpartition("/")
     return markdown(TABLES[name](Files(FOLDER / inside)))

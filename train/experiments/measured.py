@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from train.experiments import statistics
+from train.experiments.missing import Missing
 from train.experiments.rows import TASKS, Row
 from train.experiments.statistics import Interval, Sample
 
@@ -86,14 +87,19 @@ def measure(rows: Sequence[Row], method: str, policy: str) -> Measured:
     """Returns what the rows of one method and policy say.
 
     Raises:
-      ValueError: if a task that others were measured on is missing, or if a model was
-        not evaluated on the test part.
+      Missing: if there are none, or none of a task that others were measured on.
+      ValueError: if a model was not evaluated on the test part.
     """
     mine = [x for x in rows if x.method == method and x.policy == policy]
     what = f"method '{method}', policy '{policy}'"
+    if not mine:
+        raise Missing(f"There are no results of {what}.", what=f"no {method} {policy}")
     for task in tasks(rows):
         if not any(x.task == task for x in mine):
-            raise ValueError(f"There are no results of {what} on task '{task}'.")
+            raise Missing(
+                f"There are no results of {what} on task '{task}'.",
+                what=f"no {method} {policy} on {task}",
+            )
     for row in mine:
         if row.accuracy is None:
             raise ValueError(
@@ -120,12 +126,13 @@ def differences(left: Measured, right: Measured) -> dict[str, Interval]:
     """Returns the interval of `left - right`, paired by seed, for each column.
 
     Raises:
-      ValueError: if the two were measured on different tasks.
+      Missing: if the two were measured on different tasks.
     """
     if left.columns != right.columns:
-        raise ValueError(
+        raise Missing(
             f"Means over different tasks cannot be compared: {', '.join(left.columns)} "
-            f"and {', '.join(right.columns)}."
+            f"and {', '.join(right.columns)}.",
+            what="means over different tasks",
         )
     return {
         column: statistics.paired(left.accuracy[column], right.accuracy[column])

@@ -1,11 +1,13 @@
 """The folder of results, each file read when it is first asked for."""
 
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from train.experiments import choice, measured, store
 from train.experiments.measured import Measured
+from train.experiments.missing import Missing
 from train.experiments.rows import Cost, Row, Spectrum
 
 FOLDER = pathlib.Path(__file__).parent.parent / "results"
@@ -19,7 +21,7 @@ MADE_BY = {
     "spectra": _GRID,
     "cost": "python -m train cost",
 }
-"""Each file, and the command that makes it."""
+"""Each file, and the command that makes it of the sentiment tasks."""
 
 PARENT = ("lora", "rank 16")
 """The method and the policy of the parents of all children."""
@@ -39,14 +41,14 @@ class Files:
         """Returns all that a file holds: every learning rate that was tried.
 
         Raises:
-          FileNotFoundError: if it is missing; the message names what makes it.
+          Missing: if it is not there; the message names what makes it.
           ValueError: if it is corrupt, or not of this form.
         """
         if name not in self._files:
             path = self._path(name)
             if not path.is_file():
-                raise FileNotFoundError(
-                    f"{path} is missing: `{MADE_BY[name]}` makes it."
+                raise Missing(
+                    f"{path} is missing: {self.remedy(name)}", what=f"no {path.name}"
                 )
             self._files[name] = store.read(path, _KINDS.get(name, Row))
         return self._files[name]
@@ -58,7 +60,7 @@ class Files:
           name: `trained`, `children` or `retuned`.
 
         Raises:
-          FileNotFoundError: as `file`.
+          Missing: as `file`.
           ValueError: as `file`, and if no rate can be chosen.
         """
         if name not in self._rows:
@@ -74,15 +76,29 @@ class Files:
           policy: The rows' policy.
 
         Raises:
-          FileNotFoundError: as `file`.
-          ValueError: as `rows`, and if it was not measured, or not on all tasks.
+          Missing: as `file`, and if it was not measured, or not on all tasks.
+          ValueError: as `rows`.
         """
+        path, rows = self._path(name), self.rows(name)
         try:
-            return measured.measure(self.rows(name), method, policy)
-        except ValueError as error:
-            raise ValueError(
-                f"{self._path(name)}: {error} `{MADE_BY[name]}` makes what is missing."
+            return measured.measure(rows, method, policy)
+        except Missing as error:
+            raise Missing(
+                f"{path}: {error} What is missing: {self.remedy(name)}",
+                what=f"{error.what} in {path.name}",
             ) from None
+
+    def remedy(self, name: str) -> str:
+        """Returns what makes a file, or what it lacks, as the end of a sentence.
+
+        It is what made the file, or others of its folder.
+        """
+        there = [x for x in (name, *MADE_BY) if self._path(x).is_file()]
+        if not there:
+            return f"`{MADE_BY[name]}` makes it."
+        verb = "cost" if name == "cost" else "grid"
+        made = re.sub("train (grid|cost)", f"train {verb}", self.file(there[0]).command)
+        return f"`{made}` and then `collect` make it, if that comparison has it."
 
     def parent(self) -> Measured:
         """Returns what was measured of the parents."""

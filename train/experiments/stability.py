@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from scipy import stats
 
 import para_jax as para
+from train.experiments.missing import Missing
 from train.experiments.rows import TASKS, Spectrum
 
 RANK = 4
@@ -53,7 +54,7 @@ def over_seeds(found: Maps) -> dict[str, Agreement]:
     """Returns the agreement of each two seeds of the same task.
 
     Raises:
-      ValueError: if there are less than two seeds.
+      Missing: if there are less than two seeds.
     """
     return {
         task: _agreement(list(itertools.combinations(seeds.values(), 2)))
@@ -65,7 +66,7 @@ def over_tasks(found: Maps) -> Agreement:
     """Returns the agreement of each two tasks, of the same seed: what tasks share.
 
     Raises:
-      ValueError: if there are less than two tasks with a seed in common.
+      Missing: if there are less than two tasks with a seed in common.
     """
     pairs = [
         (left[seed], right[seed])
@@ -93,9 +94,10 @@ def _agreement(
     pairs: Sequence[tuple[Mapping[str, int], Mapping[str, int]]],
 ) -> Agreement:
     if not pairs:
-        raise ValueError(
+        raise Missing(
             "Rank maps agree or not in pairs: spectra.json needs two seeds of each "
-            "task, and two tasks."
+            "task, and two tasks.",
+            what="no pairs in spectra.json",
         )
     ranks = [
         ([left[path] for path in left], [right[path] for path in left])

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from train.experiments import documents
+from train.experiments.missing import Missing
 from train.experiments.results import FOLDER
 from train.experiments.tables import TABLES
 
@@ -31,7 +32,7 @@ def test_a_committed_table_is_what_the_command_gives(path, name):
     text = path.read_text()
     try:
         want = documents.body(name)
-    except FileNotFoundError:  # Not run yet: nothing may stand there.
+    except Missing:  # Not run yet: nothing may stand there.
         begin, end = f"<!-- table {name} -->\n", f"<!-- /table {name} -->"
         assert begin + end in text
     else:
@@ -48,7 +49,7 @@ def test_every_table_that_can_be_made_of_other_results_has_a_place(folder):
     placed = {name for path, name in WRITTEN if path.parent.name == folder}
     made = set()
     for name in TABLES:
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        with contextlib.suppress(Missing):
             documents.body(mark := f"{folder}/{name}")
             made.add(mark)
 

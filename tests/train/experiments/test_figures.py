@@ -7,6 +7,7 @@ from matplotlib.text import Text
 from tests.train.experiments import synthetic
 from train.experiments import stability, store
 from train.experiments.figures import FIGURES, rank_maps, style
+from train.experiments.missing import Missing
 from train.experiments.results import Files
 
 NAMES = sorted(FIGURES)
@@ -79,7 +80,7 @@ def test_a_saved_figure_is_small(figures, name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_figure_without_its_files_names_the_command(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=r"\.json is missing: `python -m"):
+    with pytest.raises(Missing, match=r"\.json is missing: `python -m"):
         FIGURES[name](Files(tmp_path))
 
 
@@ -113,6 +114,26 @@ def test_a_cell_of_a_rank_map_is_the_mean_over_seeds(figures, files):
     (cell,) = [x for x in axes.texts if x.get_position() == (2, row)]
     assert axes.get_title() == "movie, 3 seeds"
     assert cell.get_text() == f"{want:.1f}"
+
+
+def test_a_task_has_one_marker_in_both_panels_whatever_the_order_of_the_rows(
+    files, tmp_path
+):
+    for name in ("trained", "children"):
+        found = files.file(name)
+        rows = list(reversed(found.rows))
+        store.write(tmp_path / f"{name}.json", synthetic.results(rows, found.configs))
+
+    above, below = FIGURES["energy"](Files(tmp_path)).axes
+
+    def looks(lines):
+        return {x.get_color(): x.get_marker() for x in lines}
+
+    handles, labels = above.get_legend_handles_labels()
+    assert labels == list(synthetic.TASKS)
+    wanted = looks(x[0] for x in handles)
+    assert len(wanted) == len(set(wanted.values())) == 4
+    assert looks(below.get_lines()) == wanted
 
 
 def test_a_module_without_a_layer_number_is_refused():

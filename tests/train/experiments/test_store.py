@@ -5,6 +5,7 @@ import pytest
 
 from tests.train.experiments import synthetic
 from train.experiments import store
+from train.experiments.missing import Missing
 from train.experiments.results import Files
 from train.experiments.rows import Cost, Row, Spectrum
 
@@ -110,5 +111,5 @@ def test_what_could_not_be_read_is_not_written(path, row):
 
 
 def test_a_missing_file_names_the_command_that_makes_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"cost\.json is missing: `python -m"):
+    with pytest.raises(Missing, match=r"cost\.json is missing: `python -m"):
         Files(tmp_path).file("cost")

@@ -10,6 +10,7 @@ from scipy import stats
 
 from tests.train.experiments import synthetic
 from train.experiments import store
+from train.experiments.missing import Missing
 from train.experiments.results import Files
 from train.experiments.statistics import Interval
 from train.experiments.tables import TABLES, table
@@ -124,6 +125,7 @@ def test_a_method_that_was_not_trained_is_named(folder, tmp_path):
     accuracy, _ = TABLES["a"](Files(tmp_path))
 
     assert "Not in the results: GoRA." in accuracy.notes
+    assert accuracy.notes[-1].endswith("over 3 seeds; fewer for DyLoRA: 2.")
 
 
 def test_a_method_that_was_trained_on_some_tasks_is_told_of_and_not_compared(
@@ -145,7 +147,6 @@ def test_a_method_that_was_trained_on_some_tasks_is_told_of_and_not_compared(
 
 def found_rows(folder, method):
     return [x for x in Files(folder).rows("trained") if x.method == method]
-    assert accuracy.notes[-1].endswith("over 3 seeds; fewer for DyLoRA: 2.")
 
 
 def test_table_b_is_global_minus_local(files, folder):
@@ -254,6 +255,66 @@ def test_a_rate_at_the_end_of_the_grid_is_marked(row, tmp_path):
     assert found.rows == [["LoRA rank 4", "2e-1", "4e-1*", "1e-1 to 4e-1"]]
 
 
+def shown(rows, folder):
+    """The rows of the table of learning rates."""
+    store.write(folder / "trained.json", synthetic.results(rows, ["lora"]))
+    (found,) = TABLES["rates"](Files(folder))
+    return found.rows
+
+
+def test_a_method_whose_choices_cover_the_grid_keeps_its_row(row, tmp_path):
+    best = {"movie": 5e-5, "amazon": 2e-4, "tweets": 1e-3}
+    rows = [
+        row(task=task, learning_rate=rate, validation=0.9 if rate == x else 0.5)
+        for task, x in best.items()
+        for rate in best.values()
+    ]
+
+    assert shown(rows, tmp_path) == [
+        ["LoRA rank 4", "5e-5*", "2e-4", "1e-3*", "5e-5 to 1e-3"]
+    ]
+
+
+def test_methods_that_tried_one_rate_keep_their_rows(row, tmp_path):
+    policies = {"lora": ["rank 4"], "dylora": ["rank 8", "rank 4"]}
+    rows = [
+        row(task=task, method=method, policy=policy, learning_rate=5e-5)
+        for method, found in policies.items()
+        for policy in found
+        for task in ("movie", "nyt")
+    ]
+
+    assert shown(rows, tmp_path) == [
+        [name, "5e-5", "5e-5", "5e-5"]
+        for name in ("LoRA rank 4", "DyLoRA rank 8", "DyLoRA rank 4")
+    ]
+
+
+def test_other_ranks_of_a_model_that_was_searched_at_one_have_no_row(row, tmp_path):
+    best = {"movie": 0.1, "nyt": 0.2}
+    rows = [
+        row(task=task, learning_rate=rate, validation=0.9 if rate == x else 0.5)
+        for task, x in best.items()
+        for rate in (0.1, 0.2, 0.4)
+    ]
+    rows += [
+        row(task=task, policy="rank 8", learning_rate=x) for task, x in best.items()
+    ]
+
+    assert [x[0] for x in shown(rows, tmp_path)] == ["LoRA rank 4"]
+
+
+def test_a_rate_has_a_second_digit_if_it_needs_one(row, tmp_path):
+    rows = [
+        row(learning_rate=rate, validation=0.9 if rate == 0.003 else 0.5)
+        for rate in (0.00025, 0.003, 0.016)
+    ]
+
+    (got,) = shown(rows, tmp_path)
+
+    assert got[1:] == ["3e-3", "2.5e-4 to 1.6e-2"]
+
+
 @pytest.fixture
 def of_sets(row, tmp_path):
     """Results of one training a seed, tested on two sets; PARA is a point better."""
@@ -294,7 +355,7 @@ def test_what_was_trained_once_has_one_rate_in_one_column(of_sets):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_table_without_its_files_names_the_command(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=r"\.json is missing: `(.*)` makes it"):
+    with pytest.raises(Missing, match=r"\.json is missing: `(.*)` makes it"):
         TABLES[name](Files(tmp_path))
 
 

@@ -82,10 +82,9 @@ def test_a_preset_runs_goes_on_and_is_drawn(
         ("para", "epsilon 0.999"),
         ("drop-top", "drop 1"),
     }
-    main.main(["table", "b", "--folder", results])
-    for name in ("drop", "energy", "spectra", "rank-maps"):
-        main.main(["figure", name, "--folder", results, "--out", str(tmp_path / "f")])
-    assert len(list((tmp_path / "f").glob("*.png"))) == 4
+    main.main(["table", "all", "--folder", results])
+    main.main(["figure", "all", "--folder", results, "--out", str(tmp_path / "f")])
+    assert len(list((tmp_path / "f").glob("*.png"))) == 8  # Not scores, not retuned.
 
 
 @pytest.mark.slow
@@ -200,8 +199,7 @@ def test_answers_that_are_written_go_from_end_to_end(
     assert all(x.accuracy is not None for x in children)
     assert {x.task for x in read("spectra", Spectrum)} == {task}
     capsys.readouterr()
-    for name in ("a", "b", "rates", "stability"):
-        main.main(["table", name, "--folder", results])
+    main.main(["table", "all", "--folder", results])
     shown = [x.split() for x in capsys.readouterr().out.splitlines()]
     assert ["method", *sets.split(), "mean", "rank", "params"] in shown
     assert ["method", task, "tried"] in shown

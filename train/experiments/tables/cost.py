@@ -1,7 +1,8 @@
 """What training by each method takes, relative to LoRA."""
 
+from train.experiments.missing import Missing
 from train.experiments.names import label
-from train.experiments.results import MADE_BY, Files
+from train.experiments.results import Files
 from train.experiments.rows import Cost
 from train.experiments.tables.table import Table, source
 
@@ -12,14 +13,16 @@ def tables(files: Files) -> list[Table]:
     """Returns step time and peak memory, absolute and relative.
 
     Raises:
-      ValueError: if LoRA itself was not measured.
+      Missing: if LoRA itself was not measured.
     """
     found = {x.key: x for x in files.file("cost").rows}
     for key in REFERENCES.values():
         if key not in found:
-            raise ValueError(
-                f"{files.folder / 'cost.json'} has no row of {' '.join(key)}, which "
-                f"all others are compared with. `{MADE_BY['cost']}` makes it."
+            name = " ".join(key)
+            raise Missing(
+                f"{files.folder / 'cost.json'} has no row of {name}, which all others "
+                f"are compared with: {files.remedy('cost')}",
+                what=f"no {name} in cost.json",
             )
     references = [found[key] for key in REFERENCES.values()]
     ratios = [f"of {x}" for x in REFERENCES]

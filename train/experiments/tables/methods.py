@@ -37,14 +37,13 @@ def compared(files: Files) -> dict[str, Measured]:
     for method in METHODS:
         policy = _policy(files, method)
         if policy and not files.partial("trained", method, policy):
-            name = "LoRA r=4" if method == "lora" else label(method)
-            found[name] = files.measure("trained", method, policy)
+            found[_name(method)] = files.measure("trained", method, policy)
     return found
 
 
 def missing(files: Files) -> list[str]:
     """Returns the methods that were not trained at all."""
-    return [label(x) for x in METHODS if not _policy(files, x)]
+    return [_name(x) for x in METHODS if not _policy(files, x)]
 
 
 def incomplete(files: Files) -> list[str]:
@@ -54,19 +53,23 @@ def incomplete(files: Files) -> list[str]:
         found = files.partial("trained", method, _policy(files, method) or "")
         if found:
             seen = ", ".join(f"{task} {100 * x:.2f}" for task, x in found.items())
-            result.append(f"{label(method)} ({seen})")
+            result.append(f"{_name(method)} ({seen})")
     return result
+
+
+def _name(method: str) -> str:
+    return "LoRA r=4" if method == PARENT[0] else label(method)
 
 
 def _policy(files: Files, method: str) -> str | None:
     """Returns the average rank of 4, or the only one that a method can end with.
 
-    SoRA's sparsity of .7 leaves 4.8.
+    SoRA's sparsity of .7 leaves 4.8; LoRA of any other rank is none of these.
     """
     found = {x.policy for x in files.rows("trained") if x.method == method}
     if TARGET in found:
         return TARGET
-    return found.pop() if len(found) == 1 else None
+    return found.pop() if len(found) == 1 and method != PARENT[0] else None
 
 
 def tables(files: Files) -> list[Table]:

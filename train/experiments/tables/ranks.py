@@ -1,5 +1,7 @@
 """One parent's children against models of each rank (the paper's Figures 5, 6)."""
 
+import dataclasses
+
 from train.experiments import measured
 from train.experiments.measured import Measured
 from train.experiments.names import label
@@ -27,7 +29,7 @@ def by_rank(files: Files) -> dict[str, dict[str, Measured]]:
 
 
 def tables(files: Files) -> list[Table]:
-    """Returns the accuracies of all, and PARA's differences to them."""
+    """Returns the accuracies of all, and PARA's differences to what has its ranks."""
     found = by_rank(files)
     named = {
         f"{label(method)}, {policy}": x
@@ -41,12 +43,16 @@ def tables(files: Files) -> list[Table]:
         for policy, x in models.items()
         if policy in para and para[policy] is not x and (method, policy) != PARENT
     }
+    made = source(files, "trained", "children")
+    accuracies = blocks.accuracies(named, title="Accuracy at each rank", first="model")
+    if not pairs:
+        return [dataclasses.replace(accuracies, notes=[*accuracies.notes, made])]
     return [
-        blocks.accuracies(named, title="Accuracy at each rank", first="model"),
+        accuracies,
         blocks.differences(
             pairs,
             title="PARA minus the model of the same rank",
             first="model",
-            notes=[INTERVAL, source(files, "trained", "children")],
+            notes=[INTERVAL, made],
         ),
     ]

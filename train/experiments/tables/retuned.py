@@ -27,7 +27,8 @@ def budgets(files: Files) -> dict[str, Budget]:
     """Returns the budgets that children were trained on at, the largest rank first.
 
     Raises:
-      ValueError: if there are none, or a policy does not read `rank 2 steps 0.05`.
+      Missing: if there are none.
+      ValueError: if a policy does not read `rank 2 steps 0.05`.
     """
     found: dict[str, dict[float, Measured]] = {}
     policies = {x.policy for x in files.rows("retuned") if x.method == METHOD}

@@ -11,7 +11,7 @@ def sweep(files: Files, method: str, kind: str) -> dict[str, Measured]:
     """Returns what was measured of a method, by policy; the largest value first.
 
     Raises:
-      ValueError: if there is none.
+      Missing: if there is none.
     """
     found = measured.policies(files.rows("children"), method, kind)
     if not found:
