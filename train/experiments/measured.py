@@ -122,18 +122,30 @@ def measure(rows: Sequence[Row], method: str, policy: str) -> Measured:
     )
 
 
+def columns(found: Iterable[Measured]) -> tuple[str, ...]:
+    """Returns the columns of all, which have to be the same.
+
+    Raises:
+      Missing: if they were measured on different tasks.
+    """
+    first, *others = [x.columns for x in found]
+    for other in others:
+        if other != first:
+            raise Missing(
+                f"Means over different tasks cannot be compared: {', '.join(first)} "
+                f"and {', '.join(other)}.",
+                what="no means over equal tasks",
+            )
+    return first
+
+
 def differences(left: Measured, right: Measured) -> dict[str, Interval]:
     """Returns the interval of `left - right`, paired by seed, for each column.
 
     Raises:
       Missing: if the two were measured on different tasks.
     """
-    if left.columns != right.columns:
-        raise Missing(
-            f"Means over different tasks cannot be compared: {', '.join(left.columns)} "
-            f"and {', '.join(right.columns)}.",
-            what="means over different tasks",
-        )
+    columns([left, right])
     return {
         column: statistics.paired(left.accuracy[column], right.accuracy[column])
         for column in left.accuracy

@@ -1,12 +1,15 @@
 """All tables and figures of results that do not have the rows for each of them."""
 
+import dataclasses
 import re
 
 import pytest
 
 from tests.train.experiments import planned
 from train import __main__
+from train.experiments import store
 from train.experiments.figures import FIGURES
+from train.experiments.missing import Missing
 from train.experiments.results import Files
 from train.experiments.tables import TABLES
 
@@ -104,6 +107,39 @@ def test_the_parent_alone_is_compared_with_its_children_alone(tmp_path):
     assert accuracies.notes[-1].startswith("From `trained.json`, `children.json`")
     assert [x[0] for x in at_four.rows] == ["LoRA r=16, parent", "PARA γ=.25"]
     assert "Not in the results: LoRA r=4, rsLoRA" in at_four.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "lacking"),
+    [
+        ("table", {"a", "ranks", "epsilon", "drop"}),
+        ("figure", {"methods", "ranks", "energy", "drop"}),
+    ],
+)
+def test_what_stopped_between_two_tasks_is_left_out(command, lacking, tmp_path, capsys):
+    planned.write(tmp_path, "paper/glue", ["lora-16", "lora-8"])
+    found = Files(tmp_path).file("children")
+    rows = [x for x in found.rows if x.task != "mrpc"]  # Trained, and not cut yet.
+    store.write(tmp_path / "children.json", dataclasses.replace(found, rows=rows))
+
+    __main__.main([command, "all", "--folder", str(tmp_path)])
+
+    left_out = said(capsys.readouterr().out)
+    assert left_out.keys() - LACKING["paper/glue"][0] == lacking
+    assert left_out["drop"] == "no means over equal tasks"
+
+
+@pytest.mark.parametrize("made", [TABLES, FIGURES], ids=["table", "figure"])
+def test_the_retuned_of_some_tasks_are_not_beside_parents_of_all(
+    made, folder, tmp_path
+):
+    for name in ("trained", "children", "retuned"):
+        found = Files(folder).file(name)
+        rows = [x for x in found.rows if name == "trained" or x.task != "nyt"]
+        store.write(tmp_path / f"{name}.json", dataclasses.replace(found, rows=rows))
+
+    with pytest.raises(Missing, match="Means over different tasks"):
+        made["retuned"](Files(tmp_path))
 
 
 def test_a_corrupt_file_is_an_error_of_what_is_made_of_it(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 
+from train.experiments import measured
 from train.experiments.figures import style
 from train.experiments.measured import value
 from train.experiments.names import label
@@ -15,7 +16,7 @@ _APART = 1.06
 def draw(files: Files) -> Figure:
     """Returns a panel for each task and one for their mean."""
     found = by_rank(files)
-    columns = files.parent().columns
+    columns = measured.columns(x for models in found.values() for x in models.values())
     rows = -(-len(columns) // 3)
     across = min(len(columns), 3)
     figure, axes = style.panels(

@@ -91,7 +91,7 @@ def _differences(axes: Axes, found: Mapping[str, Measured], parent: Measured) ->
 
 def _lines(axes: Axes, found: Mapping[str, Measured]) -> None:
     """Draws a line for each task, at evenly spaced values of the policy."""
-    for task, marker in _markers(next(iter(found.values()))).items():
+    for task, marker in _markers(*found.values()).items():
         style.line(
             axes,
             range(len(found)),
@@ -103,7 +103,7 @@ def _lines(axes: Axes, found: Mapping[str, Measured]) -> None:
     axes.set_xticks(range(len(found)), [f"{value(policy):g}" for policy in found])
 
 
-def _markers(x: Measured) -> dict[str, str]:
+def _markers(*found: Measured) -> dict[str, str]:
     """Returns a marker for each task, the same in every panel."""
-    tasks = [column for column in x.columns if column != MEAN]
+    tasks = [x for x in measured.columns(found) if x != MEAN]
     return dict(zip(tasks, style.MARKERS, strict=False))

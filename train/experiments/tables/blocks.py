@@ -18,7 +18,7 @@ def accuracies(
       first: The name of the first column.
       notes: Below the table.
     """
-    columns = next(iter(found.values())).columns
+    columns = measured.columns(found.values())
     rows = [
         [
             name,

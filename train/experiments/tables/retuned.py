@@ -27,7 +27,7 @@ def budgets(files: Files) -> dict[str, Budget]:
     """Returns the budgets that children were trained on at, the largest rank first.
 
     Raises:
-      Missing: if there are none.
+      Missing: if there are none, or not of the tasks of native LoRA.
       ValueError: if a policy does not read `rank 2 steps 0.05`.
     """
     found: dict[str, dict[float, Measured]] = {}
@@ -40,10 +40,13 @@ def budgets(files: Files) -> dict[str, Budget]:
         models[share] = files.measure("retuned", METHOD, policy)
     if not found:
         files.measure("retuned", METHOD, "rank 1 steps 0.1")  # Says what is missing.
-    return {
+    result = {
         name: Budget(models, files.measure("trained", "lora", name))
         for name, models in found.items()
     }
+    for budget in result.values():
+        measured.columns([budget.native, *budget.retuned.values()])
+    return result
 
 
 def tables(files: Files) -> list[Table]:
