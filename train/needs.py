@@ -48,7 +48,8 @@ class Needs:
     Attributes:
       weights: The frozen model, if it does not ship with this package.
       data: Names of `sources.SOURCES`.
-      memory_bytes: Of one device, estimated.
+      memory_bytes: Of one device: the peak of LoRA's training, and half as much again
+        for what was not measured: other methods, and children side by side.
     """
 
     weights: Weights | None = None
