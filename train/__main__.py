@@ -52,6 +52,10 @@ def main(words: Sequence[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         # What is wrong is for the user to put right: no traceback needed.
         _stop(error, 2)
+    except SystemExit as stop:
+        if not isinstance(stop.code, str):
+            raise
+        _stop(stop.code, 2)  # Python itself would end with 1 after a sentence.
 
 
 def _help() -> str:

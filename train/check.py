@@ -76,11 +76,16 @@ def table(found: Sequence[Finding], *, title: str) -> rich.table.Table:
     for name in ("need", "name", "there"):
         result.add_column(name, no_wrap=True)
     result.add_column("download", justify="right", no_wrap=True)
-    # Paths are broken here; `summary` repeats what is missing on one line.
+    # Paths are broken here; `summary` repeats on one line what is missing, without the
+    # remarks: these are no reasons.
     result.add_column("note", overflow="fold")
     for x in found:
         download = "" if x.download == 0 else needs.size(x.download)
-        result.add_row(x.kind, x.name, "yes" if x.there else "no", download, x.note)
+        there, note = (
+            "yes" if x.there else "no",
+            "; ".join(filter(None, (x.note, x.remark))),
+        )
+        result.add_row(x.kind, x.name, there, download, note)
     return result
 
 

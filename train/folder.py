@@ -50,8 +50,7 @@ def opened(folder: pathlib.Path, config: Settings) -> Iterator[None]:
 
 def check(folder: pathlib.Path, run: Settings) -> None:
     """Raises unless the folder is new, or that of a run with the settings `run`."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"'{folder}' is a file, expected a folder. {_REMEDY}")
+    check_place(folder)
     if not (folder / CONFIG).exists():
         # A run that was killed at its very start left a hidden folder.
         names = folder.iterdir() if folder.exists() else ()
@@ -69,6 +68,16 @@ def check(folder: pathlib.Path, run: Settings) -> None:
             raise ValueError(
                 f"'{folder}' holds another run: its {name} is {json.dumps(old)}, and "
                 f"{json.dumps(new)} is asked for. {_REMEDY}"
+            )
+
+
+def check_place(folder: pathlib.Path) -> None:
+    """Raises FileExistsError if a file is where a folder is to be made, or above."""
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise FileExistsError(
+                f"'{place}' is a file, expected a folder. Choose another place with "
+                "--out."
             )
 
 

@@ -48,7 +48,8 @@ class Needs:
     Attributes:
       weights: The frozen model, if it does not ship with this package.
       data: Names of `sources.SOURCES`.
-      memory_bytes: Of one device, estimated.
+      memory_bytes: Of one device: the peak of LoRA's training, and half as much again
+        for what was not measured: other methods, and children side by side.
     """
 
     weights: Weights | None = None
@@ -65,6 +66,7 @@ class Finding:
       name: Which.
       there: Whether it is.
       note: Where it is, or what is missing.
+      remark: What else there is to know of what is missing: a licence, an oddity.
       download: Bytes that a run would download; None where it is not known.
       command: What brings it here, if a command does.
     """
@@ -73,6 +75,7 @@ class Finding:
     name: str
     there: bool
     note: str
+    remark: str = ""
     download: int | None = 0
     command: str = ""
 
@@ -85,8 +88,8 @@ def survey(
 ) -> list[Finding]:
     """Returns what of `needs` is there.
 
-    A data set counts as there when its folder is, or when the library has prepared it
-    before. Its rows are counted when it is loaded.
+    A data set counts as there when the files of its parts are in its folder, or when
+    the library has prepared it before. Its rows are counted when it is loaded.
 
     Args:
       needs: Of a preset.
@@ -123,7 +126,8 @@ def _weights(wanted: Weights, weights: pathlib.Path | None) -> Finding:
         kind="weights",
         name=name,
         there=False,
-        note="; ".join(x for x in (wanted.remark, note) if x),
+        note=note,
+        remark=wanted.remark,
         download=wanted.size if folder is None else 0,
         command=command,
     )
@@ -172,13 +176,18 @@ def _data(source: sources.Source, data: pathlib.Path | None) -> Finding:
     place = hub.root(data)
     folder = (place or pathlib.Path("DATA")) / source.hub
     where = "prepared" if place is None else f"in {folder}"
-    if importlib.util.find_spec("datasets") and hub.present(source, data):
+    if importlib.util.find_spec("datasets") is None:
+        missing = f"not {where}"
+    else:
+        missing = hub.missing(source, data)
+    if not missing:
         return Finding(kind="data", name=source.name, there=True, note=where)
     return Finding(
         kind="data",
         name=source.name,
         there=False,
-        note="; ".join(x for x in (f"not {where}", source.remark) if x),
+        note=missing,
+        remark=source.remark,
         # A run looks into the folder that it is given, and nowhere else.
         download=source.size if place is None else 0,
         command=hub.command(source, folder),

@@ -102,7 +102,9 @@ class Run:
         if self.batch % (self.accumulate * self.devices):
             raise ValueError(
                 f"A batch of {self.batch} cannot be computed in {self.accumulate} "
-                f"equal parts on {self.devices} devices."
+                f"equal parts on {self.devices} devices. Choose a batch that is a "
+                f"multiple of {self.accumulate * self.devices}, or fewer parts or "
+                "devices."
             )
         if self.devices > jax.device_count():
             raise ValueError(

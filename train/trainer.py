@@ -143,6 +143,9 @@ def begin(
         optimizer = ours.init(state.params), heads.init(head)
         return Learner(state, head, optimizer, jnp.zeros((), jnp.int32))
 
+    if trainer.method.gradient_batches:
+        # Gradients of all kernels are as large as the model: one member's at a time.
+        return jax.lax.map(lambda each: one(*each), (seeds, rates, rows))
     return jax.vmap(one)(seeds, rates, rows)
 
 

@@ -78,3 +78,20 @@ def test_presets_say_the_hours_and_the_memory_that_were_measured(saved):
         assert f"{row.hours:.1f} hours on one H200" in said
         assert f"with that {row.peak / 1e9:.1f} GB" in said
         assert row.device == "NVIDIA H200"
+
+
+def test_the_memory_that_is_asked_for_follows_from_what_was_measured(saved):
+    needs = importlib.import_module("train.presets").NEEDS
+
+    asked = {name: x.memory_bytes for name, x in needs.items()}
+
+    peaks = {x.preset: x.peak for x in saved}
+    for preset, peak in peaks.items():
+        assert peak <= asked[preset] <= 3 * peak
+        assert asked[preset] == pytest.approx(1.5 * peak, rel=0.03)
+    # Gemma's 3.88 billion params take 2 bytes each; MATH's sequences are twice as long.
+    base = 3.88e9 * 2
+    reckoned = base + 2 * (peaks["paper/commonsense"] - base)
+    assert asked["paper/math"] == pytest.approx(1.5 * reckoned, rel=0.03)
+    # The paper's GPU has 80 GB, and JAX takes 75 % of it.
+    assert max(asked.values()) <= 60e9

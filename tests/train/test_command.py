@@ -63,6 +63,13 @@ def stop(capsys, tmp_path, monkeypatch):
         ("run tiny --seeds 1 1", "seeds is [1, 1], expected different numbers."),
         ("run tiny --seeds", "seeds is [], expected different numbers."),
         ("run tiny --batch 9 --accumulate 2", "A batch of 9 cannot be computed in 2 "),
+        (
+            "run tiny --batch 32 --devices 3",
+            (
+                "A batch of 32 cannot be computed in 1 equal parts on 3 devices. "
+                "Choose a batch that is a multiple of 3, or fewer parts or devices."
+            ),
+        ),
         ("run tiny --devices 64 --batch 64", "devices is 64, and this machine has "),
         ("run tiny --method.rank 0", "rank is 0, expected at least 1."),
         ("run tiny --method.share 2", "share is 2, expected above 0, up to 1."),
@@ -75,6 +82,14 @@ def stop(capsys, tmp_path, monkeypatch):
             "run tiny --method para --cut.gammas",
             "Nothing is to be cut",
         ),
+        ("grid --preset x", "Unknown preset 'x'. There are: sentiment, "),
+        ("grid --tasks x", "Unknown task 'x'. There are: movie, "),
+        ("grid --methods x", "Unknown method 'x'. There are: lora-16, "),
+        ("cost --methods x", "Unknown method 'x'. There are: lora-16, "),
+        ("table x", "'x' is unknown, expected one of a, b, "),
+        ("figure x --out .", "'x' is unknown, expected one of rank-maps, "),
+        ("grid --tiny --data x", "--tiny makes models and data of its own, so it "),
+        ("cost --tiny --weights x", "--tiny makes models and data of its own, so it "),
     ],
 )
 def test_a_mistake_is_one_sentence(stop, words, said):
@@ -117,6 +132,22 @@ def test_a_foreign_folder_is_one_sentence(tmp_path, capsys):
 
     assert stopped.value.code == 2
     assert "so it is no run's folder. Choose another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["grid", "grid --tiny", "cost", "collect"])
+@pytest.mark.parametrize("below", ["", "/results"])
+def test_a_file_is_no_place_for_results(command, below, tmp_path, capsys):
+    (tmp_path / "thesis.tex").touch()
+    out = ["--out", f"{tmp_path / 'thesis.tex'}{below}"]
+
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main([*command.split(), *out])
+
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        f"python -m train: '{tmp_path / 'thesis.tex'}' is a file, expected a folder. "
+        "Choose another place with --out.\n"
+    )
 
 
 def test_words_become_settings():

@@ -89,7 +89,8 @@ def cached(tmp_path, repo, *names):
 def test_a_repository_is_looked_for_in_the_hub_s_cache(tmp_path):
     got = survey("google/gemma-3-4b-it", size=8_600_000_000, remark="gated")
     assert not got.there
-    assert got.note == "gated; config.json, model.safetensors not in the hub's cache"
+    assert got.note == "config.json, model.safetensors not in the hub's cache"
+    assert got.remark == "gated"
     assert got.download == 8_600_000_000
     assert got.command == "hf download google/gemma-3-4b-it"
 
@@ -99,10 +100,10 @@ def test_a_repository_is_looked_for_in_the_hub_s_cache(tmp_path):
 
 
 def test_data_sets_are_there_or_would_be_downloaded():
-    packages, cola, piqa = needs.survey(needs.Needs(data=("cola", "piqa")))
+    packages, first, piqa = needs.survey(needs.Needs(data=("cola", "piqa")))
 
     assert packages.there
-    assert (cola.name, cola.there, cola.download) == ("cola", False, 326_000)
+    assert (first.name, first.there, first.download) == ("cola", False, 326_000)
     assert (piqa.there, piqa.download) == (False, None)
     assert piqa.command.endswith("--local-dir DATA/ybisk/piqa")
 
@@ -113,18 +114,42 @@ def test_sets_of_one_repository_are_brought_by_one_command():
     assert len([x for x in lines if x.startswith("    hf download")]) == 2
 
 
-def test_a_folder_of_data_sets_is_the_only_place_that_is_looked_at(tmp_path):
-    (tmp_path / "data" / "nyu-mll" / "glue").mkdir(parents=True)
+def cola(data):
+    """The files of a configuration, empty: their rows are not read."""
+    folder = data / "nyu-mll" / "glue"
+    model(folder / "cola", "train-0.parquet", "validation-0.parquet")
+    lines = ["---", "configs:", "- config_name: cola", "  data_files:"]
+    for split in ("train", "validation"):
+        lines += [f"  - split: {split}", f"    path: cola/{split}-*"]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
 
-    _, cola, piqa = needs.survey(
+
+def test_a_folder_of_data_sets_is_the_only_place_that_is_looked_at(tmp_path):
+    cola(tmp_path / "data")
+
+    _, there, piqa = needs.survey(
         needs.Needs(data=("cola", "piqa")), data=tmp_path / "data"
     )
 
-    assert cola.there
+    assert there.there
     assert (piqa.there, piqa.download) == (False, 0)
     assert piqa.note == f"not in {tmp_path / 'data' / 'ybisk' / 'piqa'}"
     command = " --revision refs/convert/parquet --local-dir "
     assert piqa.command.endswith(f"{command}{tmp_path / 'data' / 'ybisk' / 'piqa'}")
+
+
+def test_an_empty_folder_holds_none_of_the_sets_that_it_is_for(tmp_path):
+    from train import presets
+
+    glue = tmp_path / "nyu-mll" / "glue"
+    glue.mkdir(parents=True)
+
+    found = needs.survey(presets.NEEDS["paper/glue"], data=tmp_path)
+
+    notes = [x.note for x in found if x.kind == "data"]
+    assert len(notes) == 5
+    assert notes[1] == f"no files of sst2/train, sst2/validation in {glue}"
+    assert not any(x.there for x in found if x.kind == "data")
 
 
 def test_missing_packages_are_named(monkeypatch):
@@ -179,6 +204,7 @@ def test_the_summary_says_what_would_be_downloaded():
             download=1_500_000_000,
             command="hf download b",
             note="not there",
+            remark="no licence stated",
         ),
         finding("c", there=False, download=None, command="hf download c"),
         finding("cpu", kind="memory", there=False, note="too small"),
@@ -186,6 +212,7 @@ def test_the_summary_says_what_would_be_downloaded():
 
     *first, download = check.summary(found)[:-4]
 
+    # The remark is in the table.
     assert first == [
         "3 of 4 missing:",
         "    b: not there",
@@ -218,6 +245,7 @@ def test_the_table_fits_80_columns():
 
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
+    assert "no licence stated" in " ".join(lines)
     (row,) = (line.split() for line in lines if " food " in line)
     assert row[:5] == ["data", "food", "no", "5.1", "GB"]
     (row,) = (line.split() for line in lines if " piqa " in line)
@@ -233,7 +261,7 @@ def test_the_command_ends_well_only_if_all_is_there(tmp_path, capsys):
     assert ended.value.code == 1
     assert "2 of 3 missing:\n    b: config.json" in capsys.readouterr().out
 
-    (tmp_path / "data" / "nyu-mll" / "glue").mkdir(parents=True)
+    cola(tmp_path / "data")
     model(tmp_path / "m" / "a" / "b", "config.json", "model.safetensors")
     ask("paper/glue", data=tmp_path / "data", weights=tmp_path / "m")
     assert "All is there." in capsys.readouterr().out

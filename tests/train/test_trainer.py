@@ -13,7 +13,7 @@ from para_jax.adapters import Adapter
 from train import run as runs
 from train import trainer
 from train.data import arrays
-from train.methods import lora
+from train.methods import gora, lora
 from train.methods.method import Method, State
 from train.models import bert
 
@@ -154,3 +154,17 @@ def test_a_method_can_start_from_the_gradients_of_the_first_batches(prepared):
     largest = float(jnp.abs(want).max())
     np.testing.assert_allclose(got[PATH], want, rtol=0, atol=1e-3 * largest)
     assert largest > 1e-4
+
+
+def test_the_gradients_of_all_kernels_are_there_for_one_member_at_a_time(prepared):
+    """By what XLA says that the compiled program keeps beside what it returns."""
+
+    def kept(members):
+        config = gora.Gora(rank=1, most=2, gradient_batches=2)
+        given = prepared(config, seeds=tuple(range(members)))
+        data, rows = next(runs.chunks(given, 0, 2, 2))
+        words = given.seeds, given.rates, given.base, data, rows
+        program = trainer.begin.lower(given.trainer, *words).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert kept(8) < 2 * kept(1)

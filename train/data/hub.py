@@ -25,6 +25,9 @@ FOLDER_VARIABLE = "PARA_DATA"
 
 _SAVED = "dataset_dict.json"
 
+_SHOWN = 3
+"""Names of what is missing: a set may have many."""
+
 
 def root(data: pathlib.Path | None = None) -> pathlib.Path | None:
     """Returns the folder of data sets: `data`, or that of `PARA_DATA`, or none."""
@@ -168,15 +171,44 @@ def class_names(rows: "datasets.Dataset") -> Sequence[str]:
     return tuple(getattr(rows.features.get("label"), "names", None) or ())
 
 
-def present(source: Source, data: pathlib.Path | None = None) -> bool:
-    """Returns whether loading a set would download nothing.
+def missing(source: Source, data: pathlib.Path | None = None) -> str:
+    """Returns what `load` would not find without a download; empty if it finds all.
 
-    It looks for folders, and reads no rows: whether they are all there is found out
-    by loading them.
+    It looks for the files of every part, and reads no rows: how many there are is found
+    out by loading them.
     """
-    if (place := root(data)) is not None:
-        return (place / source.hub).is_dir()
-    return all(_cached(source, config) for config in source.configs or ("*",))
+    configs = source.configs or ("",)
+    if (place := root(data)) is None:
+        return "" if all(_cached(source, x or "*") for x in configs) else "not prepared"
+    folder = place / source.hub
+    if not folder.is_dir():
+        return f"not in {folder}"
+    splits = [x for part in source.parts.values() for x in part.split.split("+")]
+    found = {config: _found(folder, config) for config in configs}
+    names = [
+        f"{config}/{split}".strip("/")
+        for config, there in found.items()
+        for split in splits
+        if split not in there
+    ]
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"no files of {', '.join(names[:_SHOWN])}{more} in {folder}"
+
+
+def _found(folder: pathlib.Path, config: str) -> set[str]:
+    """Returns the splits of a configuration that have files, where `_split` looks."""
+    import datasets
+
+    saved = folder / config
+    if (saved / _SAVED).is_file():
+        return {x.parent.name for x in saved.glob("*/*.arrow")}
+    try:
+        builder = datasets.load_dataset_builder(str(folder), config or None)
+    except (OSError, ValueError):  # No files, or none of this configuration.
+        return set()
+    return set(map(str, builder.config.data_files or ()))
 
 
 def _cached(source: Source, config: str) -> bool:

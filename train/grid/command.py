@@ -3,12 +3,11 @@
 import dataclasses
 import pathlib
 import subprocess
-import sys
 from collections.abc import Sequence
 
 import rich.console
 
-from train import arguments, presets
+from train import arguments, folder, presets
 from train.experiments import results
 from train.grid import plan as plans
 from train.grid import work
@@ -52,7 +51,7 @@ def grid(
       tiny: Use random tiny models and data, and a few steps, to see that all works.
       commit: Of this code, where git cannot say it.
     """
-    out = out or _place(preset)
+    out = _place(preset, out)
     plan = _plan(preset, out, weights, data, tiny=tiny)
     if steps is not None:
         settings = dataclasses.replace(plan.settings, steps=steps)
@@ -62,11 +61,10 @@ def grid(
     settings = dataclasses.replace(plan.settings, devices=devices)
     plan = dataclasses.replace(plan, settings=settings)
     for task in tasks:
-        if task not in plan.tasks:
-            sys.exit(f"Unknown task '{task}', expected: {', '.join(plan.tasks)}.")
+        arguments.known("task", task, plan.tasks)
     names = _names(plan, methods)
-    folder = _folder(plan, out, commit, f"grid{_words(preset, tiny=tiny)}")
-    work.run(folder, tasks or plan.tasks, names)
+    place = _folder(plan, out, commit, f"grid{_words(preset, tiny=tiny)}")
+    work.run(place, tasks or plan.tasks, names)
 
 
 def cost(
@@ -91,10 +89,10 @@ def cost(
       tiny: Use random tiny models and data, to see that all works.
       commit: Of this code, where git cannot say it.
     """
-    out = out or _place(preset)
+    out = _place(preset, out)
     plan = _plan(preset, out, weights, data, tiny=tiny)
-    folder = _folder(plan, out, commit, f"cost{_words(preset, tiny=tiny)}")
-    work.measure(folder, _names(plan, methods))
+    place = _folder(plan, out, commit, f"cost{_words(preset, tiny=tiny)}")
+    work.measure(place, _names(plan, methods))
 
 
 def collect(
@@ -106,7 +104,9 @@ def collect(
       source: What `grid` wrote.
       out: Where the joined files go; by default `train/results`.
     """
-    counts = work.collect(source, results.FOLDER if out is None else out)
+    target = results.FOLDER if out is None else out
+    folder.check_place(target)
+    counts = work.collect(source, target)
     for kind, count in counts.items():
         print(f"{kind}: {count:,} rows")
 
@@ -120,6 +120,11 @@ def _plan(
     tiny: bool,
 ) -> plans.Plan:
     plan = presets.PLANS[arguments.known("preset", preset, presets.PLANS)]
+    if tiny and (weights or data):
+        raise ValueError(
+            "--tiny makes models and data of its own, so it goes with neither "
+            "--weights nor --data: leave these out, or --tiny."
+        )
     if tiny:
         return tinies.shrunk(plan, out)
     folders = dataclasses.replace(plan.folders, weights=weights, data=data)
@@ -132,15 +137,18 @@ def _words(preset: str, *, tiny: bool) -> str:
     return f"{words}{' --tiny' * tiny}"
 
 
-def _place(preset: str) -> pathlib.Path:
-    return pathlib.Path("runs", "grid" if preset == _SENTIMENT else preset)
+def _place(preset: str, out: pathlib.Path | None) -> pathlib.Path:
+    """Returns where results go, which is no file."""
+    if out is None:
+        out = pathlib.Path("runs", "grid" if preset == _SENTIMENT else preset)
+    folder.check_place(out)
+    return out
 
 
 def _names(plan: plans.Plan, methods: Sequence[str]) -> Sequence[str]:
     known = [x.name for x in plan.entries]
     for name in methods:
-        if name not in known:
-            sys.exit(f"Unknown method '{name}', expected: {', '.join(known)}.")
+        arguments.known("method", name, known)
     return methods or known
 
 

@@ -86,12 +86,17 @@ def run(folder: Folder, tasks: Sequence[str], names: Sequence[str]) -> None:
       names: Of its entries.
     """
     places = load(tasks, folder.plan)
-    for entry in folder.plan.entries:
-        if entry.name not in names:
-            continue
+    chosen = [x for x in folder.plan.entries if x.name in names]
+    there = all(_is_made(folder, place, x) for x in chosen for place in places)
+    for entry in chosen:
         with locked(folder.path / f"{entry.name}.lock") as ours:
             for place in places if ours else ():
                 _make(folder, place, entry)
+    if there:
+        folder.say(
+            f"All is there already. `python -m train collect --source {folder.path}` "
+            "joins it."
+        )
 
 
 def measure(folder: Folder, names: Sequence[str]) -> None:
@@ -182,13 +187,27 @@ def _each(values: Iterable[str]) -> str:
     return ", ".join(sorted(set(values)))
 
 
-def _make(folder: Folder, place: training.Place, entry: plans.Entry) -> None:
-    name = f"{entry.name}-{place.task}"
-    wanted = ("trained",)
+def _name(place: training.Place, entry: plans.Entry) -> str:
+    return f"{entry.name}-{place.task}"
+
+
+def _files(
+    folder: Folder, place: training.Place, entry: plans.Entry
+) -> list[pathlib.Path]:
+    """Returns the results of one entry on one task."""
+    wanted: tuple[str, ...] = ("trained",)
     if entry == plans.PARENT:
         wanted = (*_OF_PARENTS, "retuned") if place.plan.retuned else _OF_PARENTS
-    files = [folder.file(kind, name) for kind in wanted]
-    if all(file.is_file() for file in files):
+    return [folder.file(kind, _name(place, entry)) for kind in wanted]
+
+
+def _is_made(folder: Folder, place: training.Place, entry: plans.Entry) -> bool:
+    return all(file.is_file() for file in _files(folder, place, entry))
+
+
+def _make(folder: Folder, place: training.Place, entry: plans.Entry) -> None:
+    name, files = _name(place, entry), _files(folder, place, entry)
+    if _is_made(folder, place, entry):
         _check(files[0], place.settings, entry)
         return
     for file in files:  # What belongs together comes from one training.

@@ -178,11 +178,77 @@ def test_without_a_network_the_error_says_how_to_bring_the_set(data):
     assert "set PARA_DATA" in str(caught.value)
 
 
-def test_a_set_is_present_if_its_folder_is(write, counts, data):
-    gsm8k(write, counts)
+def missing(name, data=None):
+    return hub.missing(sources.find(name), data)
 
-    assert hub.present(sources.find("gsm8k"), data)
-    assert not hub.present(sources.find("math"), data)
+
+def all_of_gsm8k(write):
+    write("openai/gsm8k", {"main": {"train": problems(), "test": problems()}})
+
+
+def test_a_set_is_there_if_the_files_of_its_parts_are(write, data):
+    all_of_gsm8k(write)
+
+    assert not missing("gsm8k", data)
+    assert missing("math", data) == f"not in {data / 'EleutherAI/hendrycks_math'}"
+
+
+def test_files_that_are_not_there_are_named(write, data):
+    folder = data / "openai" / "gsm8k"
+    folder.mkdir(parents=True)
+    (folder / "main").mkdir()
+    nothing = f"no files of main/train, main/test in {folder}"
+    assert missing("gsm8k", data) == nothing
+    shutil.rmtree(folder)
+    all_of_gsm8k(write)
+
+    (folder / "main" / "train-00000-of-00001.parquet").unlink()
+    for split in ("train", "test"):
+        with pytest.raises((OSError, ValueError)):
+            hub.load("gsm8k", split, data=data)
+    assert missing("gsm8k", data) == nothing
+
+
+def test_a_configuration_s_files_are_not_those_of_another(write, data):
+    write("nyu-mll/glue", {"mrpc": {x: problems() for x in ("train", "validation")}})
+
+    assert not missing("mrpc", data)
+    assert missing("cola", data) == (
+        f"no files of cola/train, cola/validation in {data / 'nyu-mll' / 'glue'}"
+    )
+
+
+def test_few_of_many_names_are_said(data):
+    (data / "EleutherAI" / "hendrycks_math").mkdir(parents=True)
+
+    assert missing("math", data).startswith(
+        "no files of algebra/train, algebra/test, counting_and_probability/train and "
+        "11 more in "
+    )
+
+
+def test_what_the_library_saved_is_there_if_its_splits_are(data):
+    folder = data / "openai" / "gsm8k" / "main"
+    datasets.DatasetDict({"train": problems(), "test": problems()}).save_to_disk(folder)
+    assert not missing("gsm8k", data)
+
+    for file in (folder / "test").glob("*.arrow"):
+        file.unlink()
+
+    assert missing("gsm8k", data).startswith("no files of main/test in ")
+
+
+def test_json_and_what_the_hub_has_converted_are_there(data):
+    folder = data / "meta-math" / "MetaMathQA"
+    folder.mkdir(parents=True)
+    (folder / "README.md").touch()
+    assert missing("metamathqa", data) == f"no files of train in {folder}"
+    (folder / "MetaMathQA-395K.json").write_text("[not read")
+    assert not missing("metamathqa", data)
+    folder = data / "ybisk" / "piqa" / "plain_text" / "validation"
+    folder.mkdir(parents=True)
+    (folder / "0000.parquet").touch()
+    assert not missing("piqa", data)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +258,7 @@ def test_a_set_is_present_if_its_folder_is(write, counts, data):
         ("metamathqa", "default", "meta-math___meta_math_qa"),
     ],
 )
-def test_a_set_is_present_if_the_library_has_prepared_it(
+def test_a_set_is_there_if_the_library_has_prepared_it(
     write, counts, data, name, config, folder
 ):
     """Where the library finds it without a network, so do we."""
@@ -202,7 +268,7 @@ def test_a_set_is_present_if_the_library_has_prepared_it(
     part = "train" if name == "metamathqa" else "test"
     write(source.hub, {config if source.configs else "": {part: rows}})
     counts(name, **{part: 2})
-    assert not hub.present(source)
+    assert hub.missing(source) == "not prepared"
 
     hub.load(name, part, data=data)  # It writes what a download would, under no name.
     cache = pathlib.Path(datasets.config.HF_DATASETS_CACHE)
@@ -210,6 +276,6 @@ def test_a_set_is_present_if_the_library_has_prepared_it(
     prepared.rename(cache / folder)
     shutil.rmtree(data)
 
-    assert hub.present(source)
+    assert not hub.missing(source)
     found = datasets.load_dataset(source.hub, config, split=part)
     assert len(found) == 2

@@ -256,6 +256,26 @@ def test_a_grid_is_shared_resumed_and_collected(place, folder, tmp_path, monkeyp
         work.run(folder, ["movie"], names)
 
 
+@pytest.mark.slow
+def test_a_grid_that_is_finished_says_so(place, folder, monkeypatch):
+    import dataclasses
+
+    from train.grid import work
+
+    said = []
+    folder = dataclasses.replace(folder, say=said.append)
+    monkeypatch.setattr(work, "load", lambda tasks, plan: [place])
+
+    work.run(folder, ["movie"], ["lora-half"])
+    assert not any("All is there" in x for x in said)
+    said.clear()
+    work.run(folder, ["movie"], ["lora-half"])
+
+    (line,) = said
+    assert line.startswith("All is there already.")
+    assert f"collect --source {folder.path}" in line
+
+
 def test_nothing_to_collect_is_said(tmp_path):
     from train.grid import work
 
@@ -289,9 +309,9 @@ def test_what_was_made_in_several_places_names_all_of_them(tmp_path):
 def test_unknown_methods_and_tasks_are_named(tmp_path):
     from train.grid import command
 
-    with pytest.raises(SystemExit, match="Unknown method 'lroa', expected: lora-16"):
+    with pytest.raises(ValueError, match=r"Unknown method 'lroa'.* are: lora-16, "):
         command.grid(out=tmp_path, methods=("lroa",))
-    with pytest.raises(SystemExit, match="Unknown task 'film', expected: movie"):
+    with pytest.raises(ValueError, match=r"Unknown task 'film'\. There are: movie, "):
         command.grid(out=tmp_path, tasks=("film",))
     with pytest.raises(ValueError, match="Did you mean 'paper/glue'"):
         command.grid(preset="paper/gleu")

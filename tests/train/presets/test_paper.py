@@ -48,6 +48,64 @@ def test_a_preset_says_its_command_its_cost_and_the_paper_s_scores(module):
     assert "(from a summary)" in said
 
 
+@pytest.mark.parametrize("module", ["vision", "glue", "commonsense", "math"])
+def test_a_preset_says_how_much_is_downloaded(module):
+    import importlib
+    import re
+
+    from train import presets
+    from train.data import sources
+
+    preset = importlib.import_module(f"train.presets.paper.{module}")
+    needs = presets.NEEDS[f"paper/{module}"]
+
+    doc = " ".join(preset.__doc__.split())
+    (said,) = re.findall(r"(\d+) (GB|MB) to download", doc)
+
+    sizes = [needs.weights.size, *(sources.find(x).size or 0 for x in needs.data)]
+    unit = {"GB": 1e9, "MB": 1e6}[said[1]]
+    # Those of unknown size are questions, a few MB each.
+    assert int(said[0]) * unit == pytest.approx(sum(sizes), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("vision", "{runs} trainings of SigLIP2-Base, with {members} members each"),
+        ("vision", "{children} children of each of {parents} parents"),
+        ("glue", "{runs} trainings of RoBERTa-base on 128 tokens, with {members} mem"),
+        ("commonsense", "{trained} trainings of Gemma3-4B, of {steps} steps"),
+        ("commonsense", "22,000 answers from each of {models} models"),
+        ("math", "{trained} trainings of Gemma3-4B, of {steps} steps"),
+        ("math", "6,300 answers of up to 1,024 tokens from each of {models} models"),
+    ],
+)
+def test_a_preset_counts_what_its_plan_makes(module, words):
+    import importlib
+
+    preset = importlib.import_module(f"train.presets.paper.{module}")
+    plan = preset.PLAN
+    runs = len(plan.entries) * len(plan.tasks)
+    seeds = len(plan.search_seeds) + len(plan.other_seeds)
+    members = len(plan.search_seeds) * len(plan.rates) + len(plan.other_seeds)
+    children = len({*plan.pruners, "local"}) * len(plan.cuts)
+    children += len(plan.energies) + len(plan.dropped)
+    parents = seeds * len(plan.tasks)
+    assert (plan.shares, plan.outer, plan.retuned) == ((), (), ())
+
+    expected = words.format(
+        runs=runs,
+        members={5: "five"}[members],
+        trained=runs * members,
+        steps=plan.settings.steps,
+        children=children,
+        parents=parents,
+        models=runs * seeds + children * parents,
+    )
+
+    assert expected in " ".join(preset.__doc__.split())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "task", "modules"),
