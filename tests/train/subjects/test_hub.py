@@ -284,3 +284,90 @@ def test_pictures_and_sentences_that_are_held_out_keep_their_labels(folders):
         ids = found.ids[place, : found.lengths[place]]
         np.testing.assert_array_equal(ids, [0, *words, 2])
         assert found.labels[place] == want[int(row)]["label"]
+
+
+def classifiers(subject):
+    """Three heads and adapters drawn at random, leaves `[3, ...]`."""
+    generator = np.random.default_rng(5)
+
+    def draw(*shape):
+        return generator.normal(size=(3, *shape)).astype(np.float32)
+
+    classes = subject.model.classes
+    heads = {
+        "dense": {"kernel": draw(24, 24), "bias": draw(24)},
+        "out_proj": {"kernel": draw(24, classes), "bias": draw(classes)},
+    }
+    return heads, {}
+
+
+def named(subject, head, found):
+    """The class that one model names of each row of a set, one row at a time."""
+    from train.models.bert import Tokens
+
+    variables = {"params": {**subject.base, "classifier": head}}
+    apply = jax.jit(subject.model.apply)
+    result = []
+    for row in found:
+        first, *second = (
+            [int(word[1:]) + 4 for word in row[name].split()]
+            for name in ("first", "second")
+            if name in row
+        )
+        ids = [0, *first, 2, *([2, *second[0], 2] if second else [])]
+        ids += [1] * (16 - len(ids))
+        tokens = np.array([ids], np.int32)
+        logits = apply(variables, Tokens(tokens, tokens != 1))
+        result.append(int(np.argmax(logits[0])))
+    return np.array(result)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "part"),
+    [
+        ("cola", "matthews", "test"),
+        ("mrpc", "f1", "test"),
+        ("mnli", "mismatched", "mismatched"),
+    ],
+)
+def test_what_glue_reports_beside_the_accuracy_is_what_sklearn_says(
+    folders, task, name, part
+):
+    from sklearn import metrics
+
+    from train import subjects
+    from train.grid import training
+    from train.presets import PLANS
+
+    score = {
+        "matthews": metrics.matthews_corrcoef,
+        "f1": metrics.f1_score,
+        "mismatched": metrics.accuracy_score,
+    }[name]
+    run = settings(task)
+    subject = subjects.load(run, folders)
+    heads, lora = classifiers(subject)
+    place = training.Place(task, subject, run, PLANS["paper/glue"])
+
+    got = training.tested(place, models(task), heads, lora)
+
+    found, tested = rows(folders, task, part), rows(folders, task, "test")
+    labels = np.array(found["label"][:])
+    assert [(x.task, x.seed) for x in got] == [(task, 0), (task, 1), (task, 2)]
+    turned = []
+    for index, row in enumerate(got):
+        head = jax.tree.map(lambda x: x[index], heads)  # noqa: B023
+        mine = named(subject, head, found)
+        assert row.measures == {name: pytest.approx(score(labels, mine))}
+        turned.append(abs(score(labels[::-1], mine) - score(labels, mine)))
+        right = named(subject, head, tested) == tested["label"][:]
+        assert row.accuracy == pytest.approx(np.mean(right))
+    assert max(turned) > 0.1  # Labels in another order give something else.
+
+
+def models(task):
+    from train.experiments.rows import Row
+
+    values = {"task": task, "method": "lora", "policy": "rank 4", "rank_total": 4}
+    values |= {"modules": 1, "params": 9, "learning_rate": 1e-3, "config": "lora-4"}
+    return [Row(**values, seed=seed, steps=3) for seed in range(3)]
