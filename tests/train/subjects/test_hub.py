@@ -1,6 +1,7 @@
 """The paper's image sets and GLUE, with tiny models and a few rows of each."""
 
 import dataclasses
+import functools
 import hashlib
 
 import jax
@@ -286,40 +287,46 @@ def test_pictures_and_sentences_that_are_held_out_keep_their_labels(folders):
         assert found.labels[place] == want[int(row)]["label"]
 
 
-def classifiers(subject):
-    """Three heads and adapters drawn at random, leaves `[3, ...]`."""
-    generator = np.random.default_rng(5)
-
-    def draw(*shape):
-        return generator.normal(size=(3, *shape)).astype(np.float32)
-
-    classes = subject.model.classes
-    heads = {
-        "dense": {"kernel": draw(24, 24), "bias": draw(24)},
-        "out_proj": {"kernel": draw(24, classes), "bias": draw(classes)},
-    }
-    return heads, {}
-
-
-def named(subject, head, found):
-    """The class that one model names of each row of a set, one row at a time."""
+def tokenized(found):
+    """The rows of a set in RoBERTa's form, in their order, as one batch."""
     from train.models.bert import Tokens
 
-    variables = {"params": {**subject.base, "classifier": head}}
-    apply = jax.jit(subject.model.apply)
-    result = []
-    for row in found:
+    ids = np.full((len(found), 16), 1, np.int32)
+    for place, row in zip(ids, found, strict=True):
         first, *second = (
             [int(word[1:]) + 4 for word in row[name].split()]
             for name in ("first", "second")
             if name in row
         )
-        ids = [0, *first, 2, *([2, *second[0], 2] if second else [])]
-        ids += [1] * (16 - len(ids))
-        tokens = np.array([ids], np.int32)
-        logits = apply(variables, Tokens(tokens, tokens != 1))
-        result.append(int(np.argmax(logits[0])))
-    return np.array(result)
+        words = [0, *first, 2, *([2, *second[0], 2] if second else [])]
+        place[: len(words)] = words
+    return Tokens(ids, ids != 1)
+
+
+def classifiers(subject, found):
+    """Three heads and no adapters; each head names several classes in a set."""
+    generator = np.random.default_rng(5)
+    result = []
+    for _ in range(3):
+        dense, out = generator.normal(size=(2, 24, 24)).astype(np.float32) / 5
+        bias = np.zeros(24, np.float32)
+        out = {"kernel": out[:, : subject.model.classes]}
+        out["bias"] = bias[: subject.model.classes]
+        head = {"dense": {"kernel": dense, "bias": bias}, "out_proj": out}
+        out["bias"] = -np.median(logits(subject, head, found), axis=0)
+        result.append(head)
+    return jax.tree.map(lambda *x: np.stack(x), *result), {}
+
+
+def logits(subject, head, found):
+    """The logits of one model without adapters, `[N, classes]`, in the set's order."""
+    variables = {"params": {**subject.base, "classifier": head}}
+    return np.asarray(apply(subject.model, variables, tokenized(found)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, variables, tokens):
+    return model.apply(variables, tokens)
 
 
 @pytest.mark.parametrize(
@@ -346,21 +353,21 @@ def test_what_glue_reports_beside_the_accuracy_is_what_sklearn_says(
     }[name]
     run = settings(task)
     subject = subjects.load(run, folders)
-    heads, lora = classifiers(subject)
+    found, tested = rows(folders, task, part), rows(folders, task, "test")
+    heads, lora = classifiers(subject, found)
     place = training.Place(task, subject, run, PLANS["paper/glue"])
 
     got = training.tested(place, models(task), heads, lora)
 
-    found, tested = rows(folders, task, part), rows(folders, task, "test")
     labels = np.array(found["label"][:])
     assert [(x.task, x.seed) for x in got] == [(task, 0), (task, 1), (task, 2)]
     turned = []
     for index, row in enumerate(got):
         head = jax.tree.map(lambda x: x[index], heads)  # noqa: B023
-        mine = named(subject, head, found)
+        mine = logits(subject, head, found).argmax(1)
         assert row.measures == {name: pytest.approx(score(labels, mine))}
         turned.append(abs(score(labels[::-1], mine) - score(labels, mine)))
-        right = named(subject, head, tested) == tested["label"][:]
+        right = logits(subject, head, tested).argmax(1) == tested["label"][:]
         assert row.accuracy == pytest.approx(np.mean(right))
     assert max(turned) > 0.1  # Labels in another order give something else.
 
