@@ -9,7 +9,7 @@ Axis letters: `C` classifiers with their adapters, `B` examples.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ AT_ONCE = 32
 """Classifiers in one call: a compiled program has one shape, and memory an end."""
 
 
+@runtime_checkable
 class Accuracies(Protocol):
     """What evaluates many adapters on one base, as `accuracies` does."""
 

@@ -96,8 +96,9 @@ def rows(
     """Returns a row of results a member, as plain JSON values.
 
     `validation` and `test` are accuracies; where a task has several sets to test on,
-    `test` is the mean of `tests`, which has each. They are null but for the members of
-    the best learning rate. All values of one that diverged are null.
+    `test` is the mean of `tests`, which has each. `measures` are what else its subject
+    reports. They are null but for the members of the best learning rate. All values of
+    one that diverged are null.
 
     Args:
       members: What is evaluated.
@@ -108,10 +109,10 @@ def rows(
     validation = _accuracies(members, subject, subject.validation, shapes)
     rate = best_rate(members, validation)
     chosen = [x if x.rate == rate else x._replace(adapter=None) for x in members]
-    tests = {
-        name: _accuracies(chosen, subject, part, shapes)
-        for name, part in subject.tests.items()
-    }
+    tests, measures = (
+        {name: _accuracies(chosen, subject, part, shapes) for name, part in found}
+        for found in (subject.tests.items(), subject.measures.items())
+    )
     return [
         {
             "seed": member.seed,
@@ -119,6 +120,7 @@ def rows(
             "validation": validation[i],
             "test": _mean([x[i] for x in tests.values()]),
             "tests": {name: x[i] for name, x in tests.items()},
+            "measures": {name: x[i] for name, x in measures.items()},
             **_size(member.adapter),
         }
         for i, member in enumerate(members)

@@ -33,6 +33,7 @@ def subject(tiny, params, tokens):
         validation=evaluate.Part(part()),
         tests={"a": evaluate.Part(part()), "b": evaluate.Part(part(1))},
         peft={},
+        measures={"c": evaluate.Part(part(2))},
     )
 
 
@@ -81,6 +82,7 @@ def test_each_member_has_the_accuracy_that_it_has_alone(subject, members):
         assert row["validation"] == alone(member, subject, batches)
         if row["test"] is None:
             assert row["tests"] == {"a": None, "b": None}
+            assert row["measures"] == {"c": None}
             continue
         want = {
             name: alone(member, subject, part.batches)
@@ -88,6 +90,8 @@ def test_each_member_has_the_accuracy_that_it_has_alone(subject, members):
         }
         assert row["tests"] == want
         assert row["test"] == (want["a"] + want["b"]) / 2
+        further = alone(member, subject, subject.measures["c"].batches)
+        assert row["measures"] == {"c": further}
     assert len({x["validation"] for x in rows}) > 2
     assert [x["test"] is None for x in rows] == [True, False] * 2
 
@@ -96,7 +100,7 @@ def test_a_member_that_diverged_has_no_results(subject, members):
     row = outcome.rows(members, subject)[2]
 
     wanted = dict.fromkeys(("validation", "test", "rank_total", "params"))
-    tests = {"tests": {"a": None, "b": None}}
+    tests = {"tests": {"a": None, "b": None}, "measures": {"c": None}}
     assert row == {"seed": 7, "learning_rate": 0.1, **wanted, **tests}
 
 

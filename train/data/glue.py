@@ -8,6 +8,7 @@ of other kinds of text. Axis letter: `N` sentences, or pairs of them. Host code.
 
 import math
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,10 @@ TASKS = tuple(x.name for x in sources.GLUE)
 
 MAX_LENGTH = 128
 """Tokens of a sentence or pair beyond so many are dropped, for RoBERTa."""
+
+
+Score = Callable[[Int[np.ndarray, "N"], Int[np.ndarray, "N"]], float]
+"""Maps the predicted classes and the true ones to at most 1, for all right."""
 
 
 class Sentences(NamedTuple):
@@ -68,26 +73,21 @@ def load(
     return Sentences(tuple(texts), labels, names)
 
 
-def scores(
-    task: str, predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]
-) -> dict[str, float]:
-    """Returns what a task is measured by, from 0 to 1 (Matthews' from -1).
+def parts(task: str) -> tuple[str, ...]:
+    """Returns the parts of a task, as `load` calls them."""
+    return tuple(sources.find(task).parts)
 
-    The accuracy always, and it comes first; for CoLA "matthews" and for MRPC "f1" too.
+
+def scores(task: str) -> dict[str, Score]:
+    """Returns what a task is measured by beside its accuracy.
+
+    It is "matthews" for CoLA and "f1" for MRPC; nothing for the others.
 
     Args:
       task: One of `TASKS`.
-      predictions: The predicted classes.
-      labels: The true ones.
     """
-    return {
-        name: _METRICS[name](predictions, labels) for name in sources.find(task).metrics
-    }
-
-
-def accuracy(predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]) -> float:
-    """Returns the share of right predictions."""
-    return float(np.mean(predictions == labels))
+    names = sources.find(task).metrics
+    return {name: _SCORES[name] for name in names if name != "accuracy"}
 
 
 def matthews(predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]) -> float:
@@ -108,7 +108,7 @@ def f1(predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]) -> float
     return 2 * tp / (2 * tp + fp + fn) if tp else 0.0
 
 
-_METRICS = {"accuracy": accuracy, "matthews": matthews, "f1": f1}
+_SCORES = {"matthews": matthews, "f1": f1}
 
 
 def _counts(

@@ -21,11 +21,14 @@ class Measured(NamedTuple):
       accuracy: By task, and then `mean`: a number for each seed.
       rank: The average rank, over tasks and seeds.
       params: The parameters of the LoRA factors, over tasks and seeds.
+      measures: What else was measured, by task and measure, such as `cola, matthews`: a
+        number for each seed.
     """
 
     accuracy: Mapping[str, Sample]
     rank: float
     params: float
+    measures: Mapping[str, Sample]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -119,7 +122,18 @@ def measure(rows: Sequence[Row], method: str, policy: str) -> Measured:
         accuracy=accuracy,
         rank=float(np.mean([x.average_rank for x in mine])),
         params=float(np.mean([x.params for x in mine])),
+        measures=_measures(mine),
     )
+
+
+def _measures(rows: Sequence[Row]) -> dict[str, Sample]:
+    """Returns what the rows of one method and policy measure beside the accuracy."""
+    found: dict[str, dict[int, float]] = {}
+    for task in tasks(rows):
+        for row in rows:
+            for name, x in (row.measures or {}).items() if row.task == task else ():
+                found.setdefault(f"{task}, {name}", {})[row.seed] = x
+    return dict(found)
 
 
 def columns(found: Iterable[Measured]) -> tuple[str, ...]:

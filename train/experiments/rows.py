@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 from train.data import digits, sentiment, sources
@@ -49,6 +50,8 @@ class Row:
       learning_rate: Of the training, or of the parent's.
       config: The name of its configuration in the file.
       steps: Of its training; those after the cut if it was trained on.
+      measures: What else GLUE reports of the task, -1 to 1: `matthews` of CoLA, `f1` of
+        MRPC, and the accuracy on the part `mismatched` of MNLI. No mean has it.
     """
 
     task: str
@@ -63,6 +66,7 @@ class Row:
     learning_rate: float
     config: str
     steps: int
+    measures: Mapping[str, float] | None = None
 
     limits: ClassVar = {
         "seed": _COUNT,
@@ -73,6 +77,7 @@ class Row:
         "validation": _SHARE,
         "learning_rate": _POSITIVE,
         "steps": _COUNT,
+        "measures": (-1.0, 1.0),
     }
 
     @property

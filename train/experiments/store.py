@@ -144,12 +144,19 @@ def _value(
     if not accepts(value):
         raise ValueError(f"{where} is {_name(value)}, expected {words}.")
     result = tuple(value) if isinstance(value, list) else value
-    for number in result if isinstance(result, tuple) else (result,):
+    for number in _numbers(result):
         if limits and number is not None and not limits[0] <= number <= limits[1]:
             raise ValueError(
                 f"{where} is {number}, expected {limits[0]:g} to {limits[1]:g}."
             )
     return result
+
+
+def _numbers(x: Any) -> Sequence[Any]:
+    """Returns each number of a value."""
+    if isinstance(x, Mapping):
+        return tuple(x.values())
+    return x if isinstance(x, tuple) else (x,)
 
 
 def _is_int(x: Any) -> bool:
@@ -170,6 +177,12 @@ _TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
         lambda x: isinstance(x, list) and all(map(_is_number, x)),
         "a list of numbers",
     ),
+    Mapping[str, float] | None: (
+        lambda x: (
+            x is None or (isinstance(x, dict) and all(map(_is_number, x.values())))
+        ),
+        "numbers by name, or null",
+    ),
 }
 
 
@@ -182,6 +195,8 @@ def _record(row: Row | Spectrum | Cost) -> dict[str, Any]:
 def _rounded(x: Any) -> Any:
     if isinstance(x, float):
         return float(f"{x:.6g}")
+    if isinstance(x, Mapping):
+        return {name: _rounded(y) for name, y in x.items()}
     return [_rounded(y) for y in x] if isinstance(x, tuple) else x
 
 

@@ -152,7 +152,7 @@ def served_rows(
 def tested(
     place: Place, models: Sequence[Row], heads: Any, lora: Mapping[str, Any]
 ) -> list[Row]:
-    """Returns a row for each model and each set to test on, with the accuracy.
+    """Returns a row for each model and each set to test on, with all that is measured.
 
     Args:
       place: Where.
@@ -160,12 +160,17 @@ def tested(
       heads: The classifiers, leaves `[C, ...]`.
       lora: The adapters, as for `evaluate.accuracies`.
     """
-    found = {
-        name: _accuracies(place, heads, lora, part)
-        for name, part in place.subject.tests.items()
-    }
+    found, more = (
+        {name: _accuracies(place, heads, lora, part) for name, part in parts.items()}
+        for parts in (place.subject.tests, place.subject.measures)
+    )
     return [
-        dataclasses.replace(row, task=name, accuracy=float(accuracies[i]))
+        dataclasses.replace(
+            row,
+            task=name,
+            accuracy=float(accuracies[i]),
+            measures={name: float(x[i]) for name, x in more.items()} or None,
+        )
         for i, row in enumerate(models)
         for name, accuracies in found.items()
     ]

@@ -2,20 +2,22 @@
 
 Its head, a dense layer with tanh and a linear classifier, is trained with the adapters.
 The official development part is tested on, as in the paper; what chooses the learning
-rate is cut from the training part, see `train.data.parts`.
+rate is cut from the training part, see `train.data.parts`. GLUE's own measures of CoLA
+and MRPC, and the second development part of MNLI, are reported beside the accuracy.
 """
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import evaluate
+from train import evaluate, predict
 from train.data import arrays, glue, parts, tokens
+from train.data.batch import Batch
 from train.models import roberta
 from train.run import Run
 from train.subjects.folders import Folders
@@ -55,16 +57,20 @@ def load(run: Run, folders: Folders) -> Subject:
     tokenizer = tokens.load_tokenizer(folder, run.max_length)
     found = {
         part: glue.load(run.task, part, data=folders.data, subset=folders.subset)
-        for part in ("train", "test")
+        for part in glue.parts(run.task)
     }
+    classes = found["train"].classes
     ids = {part: tokens.encode(tokenizer, x.texts) for part, x in found.items()}
     train, validation = (
         ([ids["train"][x] for x in rows], found["train"].labels[rows].tolist())
         for rows in parts.held_out(len(ids["train"]))
     )
-    test = ids["test"], found["test"].labels.tolist()
-    classes = found["train"].classes
     widths = tuple(run.max_length // x for x in (4, 2, 1))
+    test = {
+        part: tokens.batches(ids[part], x.labels.tolist(), widths=widths)
+        for part, x in found.items()
+        if part != "train"
+    }
     return Subject(
         model=roberta.RobertaClassifier(config, len(classes)),
         base=_base(folder),
@@ -73,9 +79,22 @@ def load(run: Run, folders: Folders) -> Subject:
             examples=len(train[0]),
         ),
         validation=evaluate.Part(tokens.batches(*validation, widths=widths)),
-        tests={run.task: evaluate.Part(tokens.batches(*test, widths=widths))},
+        tests={run.task: evaluate.Part(test["test"])},
         peft=PEFT,
+        measures=_measures(run.task, test),
     )
+
+
+def _measures(
+    task: str, test: Mapping[str, Sequence[Batch]]
+) -> dict[str, evaluate.Part]:
+    """Returns the further scores of the test part, and the further parts to test on."""
+    scores = {
+        name: evaluate.Part(test["test"], predict.scored(score))
+        for name, score in glue.scores(task).items()
+    }
+    others = {part: evaluate.Part(x) for part, x in test.items() if part != "test"}
+    return scores | others
 
 
 @functools.lru_cache(maxsize=1)  # The tasks share it, on the device too.

@@ -1,5 +1,6 @@
 """What a run trains and is evaluated on."""
 
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ class Subject(NamedTuple):
       tests: What to report, by the name of the set; a task that is its only set has
         its own name. The mean over tasks, or over sets, does not weigh them.
       peft: What the `adapter_config.json` of its adapters says of the model.
+      measures: What to report beside `tests`, of a task that is its only set. Nothing
+        is chosen by it, and no mean has it: some are no accuracies.
     """
 
     model: Model
@@ -27,3 +30,4 @@ class Subject(NamedTuple):
     validation: evaluate.Part
     tests: Mapping[str, evaluate.Part]
     peft: Mapping[str, Any]
+    measures: Mapping[str, evaluate.Part] = types.MappingProxyType({})

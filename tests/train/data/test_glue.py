@@ -100,19 +100,20 @@ def test_the_metrics_are_those_of_sklearn(predictions):
     metrics = pytest.importorskip("sklearn.metrics")
     got, labels = predictions
 
-    assert glue.scores("cola", got, labels) == pytest.approx(
-        {
-            "accuracy": metrics.accuracy_score(labels, got),
-            "matthews": metrics.matthews_corrcoef(labels, got),
-        }
-    )
-    assert glue.scores("mrpc", got, labels) == pytest.approx(
-        {
-            "accuracy": metrics.accuracy_score(labels, got),
-            "f1": metrics.f1_score(labels, got),
-        }
-    )
-    assert list(glue.scores("qnli", got, labels)) == ["accuracy"]
+    def scores(task):
+        return {name: score(got, labels) for name, score in glue.scores(task).items()}
+
+    matthews = metrics.matthews_corrcoef(labels, got)
+    assert scores("cola") == pytest.approx({"matthews": matthews})
+    assert scores("mrpc") == pytest.approx({"f1": metrics.f1_score(labels, got)})
+    assert scores("mnli") == scores("sst2") == scores("qnli") == {}
+
+
+def test_mnli_has_a_second_part_to_test_on():
+    parts = {task: glue.parts(task) for task in glue.TASKS}
+
+    assert parts.pop("mnli") == ("train", "test", "mismatched")
+    assert {*parts.values()} == {("train", "test")}
 
 
 def test_a_constant_prediction_correlates_with_nothing():

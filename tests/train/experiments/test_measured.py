@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from train.experiments import measured
@@ -22,6 +24,30 @@ def test_the_mean_over_tasks_is_taken_for_each_seed(rows):
         "mean": {0: 0.125, 1: 0.625},
     }
     assert (got.rank, got.params) == (1.5, 0.5)
+
+
+def test_what_else_was_measured_is_in_no_mean(row):
+    values = {("cola", 0): 0.5, ("cola", 1): 0.25, ("mrpc", 0): 0.0, ("mrpc", 1): 0.75}
+    rows = [
+        row(
+            task=task,
+            seed=seed,
+            accuracy=x,
+            measures={{"cola": "matthews", "mrpc": "f1"}[task]: x - 0.7},
+        )
+        for (task, seed), x in values.items()
+    ]
+
+    got = measured.measure(rows, "lora", "rank 4")
+
+    assert got.columns == ("cola", "mrpc", "mean")
+    assert got.accuracy["mean"] == {0: 0.25, 1: 0.5}
+    assert got.measures == {
+        "cola, matthews": pytest.approx({0: -0.2, 1: -0.45}),
+        "mrpc, f1": pytest.approx({0: -0.7, 1: 0.05}),
+    }
+    plain = [dataclasses.replace(x, measures=None) for x in rows]
+    assert measured.measure(plain, "lora", "rank 4") == got._replace(measures={})
 
 
 def test_a_task_that_was_left_out_is_named(rows, row):

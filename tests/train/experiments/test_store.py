@@ -33,7 +33,10 @@ def spoil(path, **changes):
 
 @pytest.mark.parametrize("kind", [Row, Spectrum, Cost])
 def test_what_is_read_is_what_was_written(tmp_path, row, kind):
-    want = {Row: row(accuracy=None), Spectrum: SPECTRUM, Cost: COST}[kind]
+    measures = {"matthews": -0.25, "f1": 1}
+    want = {Row: row(accuracy=None, measures=measures), Spectrum: SPECTRUM, Cost: COST}[
+        kind
+    ]
     if kind is Spectrum:
         want = dataclasses.replace(want, values=(2.0, 0.333333))
     results = synthetic.results([want], ["lora"])
@@ -58,6 +61,7 @@ def test_what_is_none_takes_no_space(path):
     first, second = json.loads(path.read_text())["rows"]
     assert first["accuracy"] == 0.75
     assert "accuracy" not in second
+    assert "measures" not in first
 
 
 @pytest.mark.parametrize(
@@ -66,6 +70,9 @@ def test_what_is_none_takes_no_space(path):
         ({"accuracy": 75.0}, "row 2: `accuracy` is 75.0, expected 0 to 1"),
         ({"seed": "1"}, 'row 2: `seed` is str "1", expected a whole number'),
         ({"seed": True}, "row 2: `seed` is bool true, expected a whole number"),
+        ({"measures": {"f1": 82.3}}, "row 2: `measures` is 82.3, expected -1 to 1"),
+        ({"measures": {"f1": None}}, "row 2: `measures` is dict .*, expected numbers"),
+        ({"measures": [0.5]}, "row 2: `measures` is list .*, expected numbers by name"),
         ({"params": ...}, "row 2 has no field `params`"),
         ({"parameters": 3}, "row 2 has a foreign field 'parameters', expected only"),
         ({"task": "sst3"}, "row 2: `task` is 'sst3', expected one of movie, amazon"),

@@ -346,6 +346,64 @@ def test_sets_have_a_column_each_and_their_mean(of_sets):
     assert {minus[x] for x in ("gsm8k", "math", "mean")} == {"▲ +1.00±.00"}
 
 
+@pytest.fixture
+def of_glue(row, tmp_path):
+    """Three tasks of GLUE, what each has beside its accuracy, and PARA's child."""
+    accuracies = {"mnli": 0.6, "sst2": 0.9, "cola": 0.8, "mrpc": 0.7}
+    beside = {"mnli": "mismatched", "cola": "matthews", "mrpc": "f1"}
+    made = {"trained": ("lora", "rank 16", 0), "children": ("para", "rank 4", 0.01)}
+    for name, (method, policy, more) in made.items():
+        rows = [
+            row(task=task, seed=seed, accuracy=x + more, method=method, policy=policy)
+            for task, x in accuracies.items()
+            for seed in range(2)
+        ]
+        rows = [
+            dataclasses.replace(x, measures={beside[x.task]: 0.1 * x.seed - more})
+            if x.task in beside
+            else x
+            for x in rows
+        ]
+        store.write(tmp_path / f"{name}.json", synthetic.results(rows, ["lora"]))
+    return Files(tmp_path)
+
+
+def test_what_glue_reports_beside_the_accuracy_has_a_block_of_its_own(of_glue):
+    first, second, beside = TABLES["a"](of_glue)
+
+    assert beside.columns == [
+        "method",
+        "mnli, mismatched",
+        "cola, matthews",
+        "mrpc, f1",
+    ]
+    parent, child = beside.rows
+    names = ["LoRA r=16, parent", "PARA γ=.25"]
+    assert [row[0] for row in beside.rows] == names
+    assert {*parent[1:]} == {"5.00±7.1"}
+    assert {*child[1:]} == {"4.00±7.1"}
+    columns = ["method", "mnli", "sst2", "cola", "mrpc", "mean"]
+    assert first.columns == [*columns, "rank", "params"]
+    assert second.columns == columns
+    assert cells([first], 0, names[0])["mean"] == "75.00±.00"  # Of 60, 90, 80 and 70.
+    (rates,) = TABLES["rates"](of_glue)
+    assert rates.columns == ["method", "mnli", "sst2", "cola", "mrpc", "tried"]
+
+
+def test_a_method_without_the_further_measures_has_none(of_glue):
+    results = of_glue.file("trained")
+    rows = [*results.rows]
+    rows += [
+        dataclasses.replace(x, method="gora", policy="rank 4", measures=None)
+        for x in rows
+    ]
+    store.write(of_glue.folder / "trained.json", synthetic.results(rows, ["lora"]))
+
+    *_, beside = TABLES["a"](Files(of_glue.folder))
+
+    assert beside.rows[1] == ["GoRA", "-", "-", "-"]
+
+
 def test_what_was_trained_once_has_one_rate_in_one_column(of_sets):
     (found,) = TABLES["rates"](of_sets)
 

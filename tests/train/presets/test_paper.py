@@ -131,6 +131,8 @@ def test_a_preset_runs_goes_on_and_is_drawn(
     trained = store.read(tmp_path / "results" / "trained.json", Row)
     assert {x.config for x in trained.rows} == {"lora-16", "lora-4", "gora"}
     assert {x.modules for x in trained.rows} == {modules}
+    measures = {name for x in trained.rows for name in x.measures or ()}
+    assert measures == ({"f1"} if task == "mrpc" else set())
     hashes = {x["backbone"] for x in trained.configs.values()}
     assert [len(x) for x in hashes] == [64]
     children = store.read(tmp_path / "results" / "children.json", Row).rows
@@ -143,6 +145,24 @@ def test_a_preset_runs_goes_on_and_is_drawn(
     main.main(["table", "all", "--folder", results])
     main.main(["figure", "all", "--folder", results, "--out", str(tmp_path / "f")])
     assert len(list((tmp_path / "f").glob("*.png"))) == 8  # Not scores, not retuned.
+
+
+@pytest.mark.slow
+def test_tiny_sentences_can_be_learned(tmp_path):
+    from train.grid import plan, training, work
+    from train.presets import PLANS
+    from train.presets.paper import tiny
+
+    shrunk = tiny.shrunk(PLANS["paper/glue"], tmp_path)
+    longer = dataclasses.replace(shrunk.settings, steps=40, batch=8)
+    shrunk = dataclasses.replace(shrunk, settings=longer, rates=(0.003,))
+    (place,) = work.load(("cola",), shrunk)
+
+    trained = training.train(place, plan.PARENT.config)
+
+    for row in training.rows(place, trained, plan.PARENT):
+        assert row.accuracy > 0.8
+        assert row.measures["matthews"] > 0.6
 
 
 @pytest.mark.slow

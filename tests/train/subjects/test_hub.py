@@ -1,6 +1,7 @@
 """The paper's image sets and GLUE, with tiny models and a few rows of each."""
 
 import dataclasses
+import functools
 import hashlib
 
 import jax
@@ -284,3 +285,96 @@ def test_pictures_and_sentences_that_are_held_out_keep_their_labels(folders):
         ids = found.ids[place, : found.lengths[place]]
         np.testing.assert_array_equal(ids, [0, *words, 2])
         assert found.labels[place] == want[int(row)]["label"]
+
+
+def tokenized(found):
+    """The rows of a set in RoBERTa's form, in their order, as one batch."""
+    from train.models.bert import Tokens
+
+    ids = np.full((len(found), 16), 1, np.int32)
+    for place, row in zip(ids, found, strict=True):
+        first, *second = (
+            [int(word[1:]) + 4 for word in row[name].split()]
+            for name in ("first", "second")
+            if name in row
+        )
+        words = [0, *first, 2, *([2, *second[0], 2] if second else [])]
+        place[: len(words)] = words
+    return Tokens(ids, ids != 1)
+
+
+def classifiers(subject, found):
+    """Three heads and no adapters; each head names several classes in a set."""
+    generator = np.random.default_rng(5)
+    result = []
+    for _ in range(3):
+        dense, out = generator.normal(size=(2, 24, 24)).astype(np.float32) / 5
+        bias = np.zeros(24, np.float32)
+        out = {"kernel": out[:, : subject.model.classes]}
+        out["bias"] = bias[: subject.model.classes]
+        head = {"dense": {"kernel": dense, "bias": bias}, "out_proj": out}
+        out["bias"] = -np.median(logits(subject, head, found), axis=0)
+        result.append(head)
+    return jax.tree.map(lambda *x: np.stack(x), *result), {}
+
+
+def logits(subject, head, found):
+    """The logits of one model without adapters, `[N, classes]`, in the set's order."""
+    variables = {"params": {**subject.base, "classifier": head}}
+    return np.asarray(apply(subject.model, variables, tokenized(found)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, variables, tokens):
+    return model.apply(variables, tokens)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "part"),
+    [
+        ("cola", "matthews", "test"),
+        ("mrpc", "f1", "test"),
+        ("mnli", "mismatched", "mismatched"),
+    ],
+)
+def test_what_glue_reports_beside_the_accuracy_is_what_sklearn_says(
+    folders, task, name, part
+):
+    from sklearn import metrics
+
+    from train import subjects
+    from train.grid import training
+    from train.presets import PLANS
+
+    score = {
+        "matthews": metrics.matthews_corrcoef,
+        "f1": metrics.f1_score,
+        "mismatched": metrics.accuracy_score,
+    }[name]
+    run = settings(task)
+    subject = subjects.load(run, folders)
+    found, tested = rows(folders, task, part), rows(folders, task, "test")
+    heads, lora = classifiers(subject, found)
+    place = training.Place(task, subject, run, PLANS["paper/glue"])
+
+    got = training.tested(place, models(task), heads, lora)
+
+    labels = np.array(found["label"][:])
+    assert [(x.task, x.seed) for x in got] == [(task, 0), (task, 1), (task, 2)]
+    turned = []
+    for index, row in enumerate(got):
+        head = jax.tree.map(lambda x: x[index], heads)  # noqa: B023
+        mine = logits(subject, head, found).argmax(1)
+        assert row.measures == {name: pytest.approx(score(labels, mine))}
+        turned.append(abs(score(labels[::-1], mine) - score(labels, mine)))
+        right = logits(subject, head, tested).argmax(1) == tested["label"][:]
+        assert row.accuracy == pytest.approx(np.mean(right))
+    assert max(turned) > 0.1  # Labels in another order give something else.
+
+
+def models(task):
+    from train.experiments.rows import Row
+
+    values = {"task": task, "method": "lora", "policy": "rank 4", "rank_total": 4}
+    values |= {"modules": 1, "params": 9, "learning_rate": 1e-3, "config": "lora-4"}
+    return [Row(**values, seed=seed, steps=3) for seed in range(3)]

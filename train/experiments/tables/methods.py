@@ -3,7 +3,7 @@
 from train.experiments.measured import Measured
 from train.experiments.names import label
 from train.experiments.results import PARENT, Files
-from train.experiments.tables import blocks
+from train.experiments.tables import blocks, measures
 from train.experiments.tables.table import INTERVAL, Table, source
 
 TARGET = "rank 4"
@@ -73,7 +73,7 @@ def _policy(files: Files, method: str) -> str | None:
 
 
 def tables(files: Files) -> list[Table]:
-    """Returns the accuracies, and the differences to PARA."""
+    """Returns the accuracies, the differences to PARA, and what GLUE reports beside."""
     para = files.measure("children", "para", TARGET)
     found = compared(files)
     notes = []
@@ -81,8 +81,9 @@ def tables(files: Files) -> list[Table]:
         notes.append(f"Not in the results: {', '.join(absent)}.")
     if some := incomplete(files):
         notes.append(f"Trained on some tasks only: {', '.join(some)}.")
+    everything = found | {PARA_LABEL: para}
     accuracies = blocks.accuracies(
-        found | {PARA_LABEL: para},
+        everything,
         title="Table A: accuracy at an average rank of 4, and of the parent",
         first="method",
         notes=notes,
@@ -97,4 +98,4 @@ def tables(files: Files) -> list[Table]:
             source(files, "trained", "children"),
         ],
     )
-    return [accuracies, differences]
+    return [accuracies, differences, *measures.tables(everything)]
