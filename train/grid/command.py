@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import rich.console
 
 from train import arguments, folder, presets
-from train.experiments import results
+from train.experiments import commands, results
 from train.grid import plan as plans
 from train.grid import work
 from train.presets.paper import tiny as tinies
@@ -31,6 +31,9 @@ def grid(
     commit: str = "",
 ) -> None:
     """Makes all results of a comparison; what is there already is kept.
+
+    When the last of them is there, it joins them in `results` in the folder, prints all
+    tables, and draws all figures into `figures`.
 
     The one of sentiment takes about 20 minutes on four H200, with one process for each:
 
@@ -65,6 +68,7 @@ def grid(
     names = _names(plan, methods)
     place = _folder(plan, out, commit, f"grid{_words(preset, tiny=tiny)}")
     work.run(place, tasks or plan.tasks, names)
+    _show(place)
 
 
 def cost(
@@ -109,6 +113,20 @@ def collect(
     counts = work.collect(source, target)
     for kind, count in counts.items():
         print(f"{kind}: {count:,} rows")
+
+
+def _show(place: work.Folder) -> None:
+    """Joins what a complete comparison has made, and shows it."""
+    if not work.is_complete(place):
+        place.say(
+            "The comparison is not complete. `python -m train collect --source "
+            f"{place.path} --out DIR` joins what is there."
+        )
+        return
+    joined = place.path / "results"
+    collect(source=place.path, out=joined)
+    commands.table("all", folder=joined)
+    commands.figure("all", folder=joined, out=place.path / "figures")
 
 
 def _plan(

@@ -87,16 +87,19 @@ def run(folder: Folder, tasks: Sequence[str], names: Sequence[str]) -> None:
     """
     places = load(tasks, folder.plan)
     chosen = [x for x in folder.plan.entries if x.name in names]
-    there = all(_is_made(folder, place, x) for x in chosen for place in places)
+    there = all(_is_made(folder, task, x) for x in chosen for task in tasks)
     for entry in chosen:
         with locked(folder.path / f"{entry.name}.lock") as ours:
             for place in places if ours else ():
                 _make(folder, place, entry)
     if there:
-        folder.say(
-            f"All is there already. `python -m train collect --source {folder.path}` "
-            "joins it."
-        )
+        folder.say("All of it was there already.")
+
+
+def is_complete(folder: Folder) -> bool:
+    """Returns whether the results of the whole comparison are there."""
+    plan = folder.plan
+    return all(_is_made(folder, task, x) for x in plan.entries for task in plan.tasks)
 
 
 def measure(folder: Folder, names: Sequence[str]) -> None:
@@ -187,27 +190,25 @@ def _each(values: Iterable[str]) -> str:
     return ", ".join(sorted(set(values)))
 
 
-def _name(place: training.Place, entry: plans.Entry) -> str:
-    return f"{entry.name}-{place.task}"
+def _name(task: str, entry: plans.Entry) -> str:
+    return f"{entry.name}-{task}"
 
 
-def _files(
-    folder: Folder, place: training.Place, entry: plans.Entry
-) -> list[pathlib.Path]:
+def _files(folder: Folder, task: str, entry: plans.Entry) -> list[pathlib.Path]:
     """Returns the results of one entry on one task."""
     wanted: tuple[str, ...] = ("trained",)
     if entry == plans.PARENT:
-        wanted = (*_OF_PARENTS, "retuned") if place.plan.retuned else _OF_PARENTS
-    return [folder.file(kind, _name(place, entry)) for kind in wanted]
+        wanted = (*_OF_PARENTS, "retuned") if folder.plan.retuned else _OF_PARENTS
+    return [folder.file(kind, _name(task, entry)) for kind in wanted]
 
 
-def _is_made(folder: Folder, place: training.Place, entry: plans.Entry) -> bool:
-    return all(file.is_file() for file in _files(folder, place, entry))
+def _is_made(folder: Folder, task: str, entry: plans.Entry) -> bool:
+    return all(file.is_file() for file in _files(folder, task, entry))
 
 
 def _make(folder: Folder, place: training.Place, entry: plans.Entry) -> None:
-    name, files = _name(place, entry), _files(folder, place, entry)
-    if _is_made(folder, place, entry):
+    name, files = _name(place.task, entry), _files(folder, place.task, entry)
+    if _is_made(folder, place.task, entry):
         _check(files[0], place.settings, entry)
         return
     for file in files:  # What belongs together comes from one training.

@@ -2,13 +2,11 @@
 
     python -m train check paper/glue
     python -m train grid --preset paper/glue --out DIR
-    python -m train collect --source DIR --out DIR/results
-    python -m train table all --folder DIR/results
-    python -m train figure all --folder DIR/results --out DIR/figures
 
-What was stopped goes on with the same command. Several processes with the same DIR
-share the work, one for each GPU: CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides
-every batch. With --tiny it runs on a CPU, with random models and sentences.
+It ends with the tables, and the figures in DIR/figures. What was stopped goes on with
+the same command. Several processes with the same DIR share the work, one for each GPU:
+CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides every batch. With --tiny it runs
+on a CPU, with random models and sentences.
 
 The official development parts are tested on and give the accuracy, also of CoLA: the
 numbers below are all possible so, in one run. Matthews' correlation of CoLA, F1 of MRPC

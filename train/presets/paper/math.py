@@ -2,12 +2,11 @@
 
     python -m train check paper/math
     python -m train grid --preset paper/math --out DIR
-    python -m train collect --source DIR --out DIR/results
-    python -m train table all --folder DIR/results
 
-What was stopped goes on with the same command. Several processes with the same DIR
-share the work, one for each GPU: CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides
-every batch. With --tiny it runs on a CPU, with random models and rows.
+It ends with the tables, and the figures in DIR/figures. What was stopped goes on with
+the same command. Several processes with the same DIR share the work, one for each GPU:
+CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides every batch. With --tiny it runs
+on a CPU, with random models and rows.
 
 Trained on MetaMathQA, on sequences of up to 512 tokens; answers are written greedily
 and graded. Tables have a column for each of the two sets, and their mean; one learning

@@ -2,13 +2,11 @@
 
     python -m train check paper/vision
     python -m train grid --preset paper/vision --out DIR
-    python -m train collect --source DIR --out DIR/results
-    python -m train table all --folder DIR/results
-    python -m train figure all --folder DIR/results --out DIR/figures
 
-What was stopped goes on with the same command. Several processes with the same DIR
-share the work, one for each GPU: CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides
-every batch. With --tiny it runs on a CPU, with random models and pictures.
+It ends with the tables, and the figures in DIR/figures. What was stopped goes on with
+the same command. Several processes with the same DIR share the work, one for each GPU:
+CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides every batch. With --tiny it runs
+on a CPU, with random models and pictures.
 
 Cost: 70 trainings of SigLIP2-Base, with five members each; 4.9 hours on one H200 at the
 speed of LoRA's steps, measured with random weights on pictures of CIFAR-10's size, and
