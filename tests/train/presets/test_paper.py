@@ -313,3 +313,26 @@ def test_the_cost_of_a_step_is_that_of_a_preset(tmp_path, monkeypatch):
         assert row.step_seconds == pytest.approx(1 / 12, rel=1e-5)
     with pytest.raises(SystemExit):
         main.main(["cost", "--preset", "paper/visoin"])
+
+
+@pytest.mark.slow
+def test_a_comparison_ends_with_its_tables_and_figures(tmp_path, monkeypatch, capsys):
+    from train import __main__ as main
+    from train import presets
+
+    plan = presets.PLANS["paper/glue"]
+    some = tuple(x for x in plan.entries if x.name in ("lora-16", "lora-4"))
+    less = dataclasses.replace(plan, tasks=("mrpc",), entries=some)
+    monkeypatch.setitem(presets.PLANS, "paper/glue", less)
+    words = ["grid", "--preset", "paper/glue", "--tiny", "--out", str(tmp_path)]
+
+    main.main([*words, "--methods", "lora-16"])
+    assert "The comparison is not complete." in capsys.readouterr().out
+    assert not (tmp_path / "results").exists()
+    main.main(words)
+
+    shown = capsys.readouterr().out
+    assert "trained: " in shown
+    assert "Table A: accuracy at an average rank of 4" in shown
+    drawn = {x.stem for x in (tmp_path / "figures").glob("*.png")}
+    assert {"ranks", "spectra", "rank-maps", "methods"} <= drawn
