@@ -133,6 +133,29 @@ def groups(members: Any, size: int) -> Iterator[Any]:
         yield jax.tree.map(lambda x: jnp.asarray(x[places]), members)  # noqa: B023
 
 
+def on_each(
+    function: Callable[[Mapping[str, Any]], jax.Array],
+    base: Mapping[str, Any],
+    heads: Mapping[str, Any],
+    lora: Mapping[str, Any],
+) -> jax.Array:
+    """Returns what a function of a model's variables gives for each classifier. Traced.
+
+    Args:
+      function: Of the variables of one of them.
+      base: The frozen params, without the classifier.
+      heads: The classifiers: leaves `[C, ...]`.
+      lora: Their adapters, leaves `[C, ...]`.
+    """
+
+    def one(head: Any, lora: Any) -> jax.Array:
+        # Whatever a GPU does by default: children differ by little.
+        with jax.default_matmul_precision("float32"):
+            return function({"params": {**base, "classifier": head}, "lora": lora})
+
+    return jax.vmap(one)(heads, lora)
+
+
 def check(batches: Sequence[Batch]) -> None:
     """Checks that there is something to evaluate.
 
@@ -159,10 +182,5 @@ def _count_each_right(
     lora: Mapping[str, Any],
     batch: Batch,
 ) -> Int[jax.Array, "C"]:
-    def one(head: Any, lora: Any) -> jax.Array:
-        params = {**base, "classifier": head}
-        # Whatever a GPU does by default: children differ by little.
-        with jax.default_matmul_precision("float32"):
-            return _count_right(model, {"params": params, "lora": lora}, batch)
-
-    return jax.vmap(one)(heads, lora)
+    count = functools.partial(_count_right, model, batch=batch)
+    return on_each(count, base, heads, lora)

@@ -93,10 +93,8 @@ def _predict_each(
     lora: Mapping[str, Any],
     inputs: Any,
 ) -> Int[jax.Array, "C B"]:
-    def one(head: Any, lora: Any) -> jax.Array:
-        variables = {"params": {**base, "classifier": head}, "lora": lora}
-        with jax.default_matmul_precision("float32"):  # As `evaluate.accuracies`.
-            logits: Any = model.apply(variables, inputs)
+    def predict(variables: Mapping[str, Any]) -> jax.Array:
+        logits: Any = model.apply(variables, inputs)
         return jnp.argmax(logits, axis=-1)
 
-    return jax.vmap(one)(heads, lora)
+    return evaluate.on_each(predict, base, heads, lora)

@@ -19,8 +19,9 @@ class Linear:
 
     adapted: None = None
 
-    def init(self, *args, **kwargs):
-        raise NotImplementedError
+    def init(self, rngs, inputs):
+        turn, kernel = np.eye(inputs.shape[-1]), np.zeros((inputs.shape[-1], 2))
+        return {"params": {"turn": turn, "classifier": {"kernel": kernel}}}
 
     def apply(self, variables, inputs):
         params = variables["params"]
