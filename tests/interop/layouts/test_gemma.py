@@ -8,6 +8,7 @@ these, and all that runs here is gemma's own code.
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import sys
 import types
 from typing import Any
@@ -30,6 +31,8 @@ NAME = "gemma"
 @pytest.fixture(scope="module")
 def gemma():
     """Returns what is used of `gm.nn`, and `gemma.peft`."""
+    if importlib.util.find_spec("gemma") is None:
+        pytest.skip("not installed: gemma")
     with pytest.MonkeyPatch.context() as patch:
         for name, module in _stand_ins().items():
             patch.setitem(sys.modules, name, module)
