@@ -50,8 +50,8 @@ def _floors(requirements: Iterable[str]) -> Iterator[tuple[str, str]]:
         found = _FLOOR.fullmatch(requirement)
         if found is None:
             raise ValueError(
-                f"pyproject.toml: the requirement {requirement!r} has no floor; expected "
-                "NAME>=VERSION."
+                f"pyproject.toml: the requirement {requirement!r} has no floor; "
+                "expected NAME>=VERSION."
             )
         yield found["name"], found["floor"]
 
