@@ -118,7 +118,7 @@ def _key(name: str) -> _Key | None:
         return None
     pair = match["pair"]
     part = "a" if pair.endswith(("down", "A")) else "b"
-    family = pair.removesuffix("down").removesuffix("up").rstrip("AB")
+    family = re.sub(r"[AB]$", "AB", re.sub(r"(?:down|up)$", "", pair))
     leaf = match["leaf"] or ""
     if leaf == "bias":
         if part == "a":
