@@ -142,7 +142,9 @@ def save(
             raise ValueError(f"{engine=} decides on format and profile: omit them.")
         from para_jax.formats import serving
 
-        checkpoint, format, profile = serving.prepare(checkpoint, engine)  # noqa: A001
+        checkpoint, format, profile = serving.prepare(  # noqa: A001
+            checkpoint, engine, one_file=target.suffix == ".safetensors"
+        )
     if format not in get_args(Format):
         raise ValueError(f"Unknown format {format!r}: expected {get_args(Format)}.")
     if profile not in PROFILES:
