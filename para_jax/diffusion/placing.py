@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 from para_jax.adapters import ordered
-from para_jax.diffusion import family, schemes, transformers
+from para_jax.diffusion import family, schemes, text, transformers
 from para_jax.diffusion.family import Family, Form, Match, Vocabulary
 from para_jax.diffusion.schemes import Name
 
@@ -83,9 +83,7 @@ def _match(one: Family, name: Name) -> Match | None:
         "comfyui": ("original",),
         "original": ("original",),
     }
-    rest = name.rest
-    if one in schemes.ENCODERS and rest.startswith("encoder.layers."):
-        rest = f"text_model.{rest}"  # As transformers 5 calls CLIP's.
+    rest = text.in_full(name.rest)
     for vocabulary in ways.get(name.scheme, ("diffusers",)):
         found = family.match(one, rest, vocabulary, separator=name.separator)
         if found is not None:

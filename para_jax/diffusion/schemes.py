@@ -95,6 +95,7 @@ def _prefixed(name: str) -> Name | None:
 
 
 def _is_diffusers(name: str) -> bool:
+    name = text.in_full(name)
     known = (family.match(x, name, "diffusers") for x in (*DENOISERS, *ENCODERS))
     return bool(_MODULE.fullmatch(name)) or any(known)
 

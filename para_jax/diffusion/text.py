@@ -29,3 +29,8 @@ T5 = Family(
     component="",
     modules=_alike(*(f"encoder.block.{{}}.layer.{x}" for x in _T5)),
 )
+
+
+def in_full(name: str) -> str:
+    """Add the `text_model` that transformers 5 drops from CLIP's names."""
+    return f"text_model.{name}" if name.startswith("encoder.layers.") else name

@@ -89,8 +89,9 @@ def costs(checkpoint: Checkpoint) -> list[Cost]:
     Example:
       >>> from para_jax.formats import serving
       >>> parent = para_jax.Checkpoint(adapters=adapters)
-      >>> {x.engine: x.bytes for x in serving.costs(parent)[:3]}
-      {'peft': 288, 'vllm': 288, 'sglang': 384}
+      >>> paid = {x.engine: x.bytes for x in serving.costs(parent)}
+      >>> paid["peft"], paid["vllm"], paid["sglang"]
+      (288, 288, 384)
     """
     bare = {
         path: dataclasses.replace(x, scale=1.0)  # So nothing is copied.
