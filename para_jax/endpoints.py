@@ -12,6 +12,7 @@ from para_jax.formats import (
     Format,
     directory,
     engine_names,
+    engine_rules,
     engines,
     recognise,
     serving,
@@ -102,7 +103,7 @@ def form(given: argparse.Namespace) -> Format:
     """Returns the format of DST."""
     if given.engine:
         one_file = given.target.suffix == ".safetensors"
-        return engines.form(engines.known(given.engine), one_file=one_file)
+        return engine_rules.form(engines.known(given.engine), one_file=one_file)
     return given.format or recognise(given.source)
 
 

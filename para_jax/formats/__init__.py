@@ -16,7 +16,7 @@ import numpy as np
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
 from para_jax.compress import as_checkpoint
 from para_jax.formats import directory, tensors
-from para_jax.formats.engines import Format as Format
+from para_jax.formats.engine_rules import Format as Format
 from para_jax.formats.profiles import PROFILES
 from para_jax.formats.profiles import Profile as Profile
 from para_jax.layouts import StackAxis

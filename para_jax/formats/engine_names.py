@@ -4,8 +4,8 @@ import dataclasses
 
 from para_jax import diffusion
 from para_jax.adapters import Checkpoint
-from para_jax.formats import engines
-from para_jax.formats.engines import Engine, Format
+from para_jax.formats import engine_rules, engines
+from para_jax.formats.engine_rules import Engine, Format
 from para_jax.layouts.pairs import members
 
 _WHAT = {
@@ -53,7 +53,7 @@ def _named(checkpoint: Checkpoint, rules: Engine, form: Format) -> Checkpoint:
         return checkpoint
     if _has_jax_paths(checkpoint, rules):
         return checkpoint
-    target = engines.target(rules, form)
+    target = engine_rules.target(rules, form)
     wrong = _unread(checkpoint, rules, form)
     if wrong and target is None:
         raise ValueError(
@@ -70,7 +70,7 @@ def _unread(
 ) -> tuple[str, diffusion.Scheme] | None:
     """Find a module whose name the engine does not read, and its scheme."""
     names = diffusion.read([*checkpoint.adapters, *checkpoint.absent])
-    reads = {*rules.reads, engines.target(rules, form)}
+    reads = {*rules.reads, engine_rules.target(rules, form)}
     return next(
         ((p, x.scheme) for p, x in names.items() if x.scheme not in reads), None
     )
@@ -102,7 +102,7 @@ def _has_jax_paths(checkpoint: Checkpoint, rules: Engine) -> bool:
 
 def spelled(checkpoint: Checkpoint, rules: Engine, form: Format) -> Checkpoint:
     """Name the tensors of a single file as the engine wants them."""
-    target = engines.target(rules, form)
+    target = engine_rules.target(rules, form)
     if form != "kohya" or target is None:
         return checkpoint
     if target == "diffusers":

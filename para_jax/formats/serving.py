@@ -10,8 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from para_jax.adapters import Checkpoint, Layer, ordered
-from para_jax.formats import engine_experts, engine_names, engines, profiles
-from para_jax.formats.engines import Format
+from para_jax.formats import (
+    engine_experts,
+    engine_names,
+    engine_rules,
+    engines,
+    profiles,
+)
+from para_jax.formats.engine_rules import Engine, Format
 from para_jax.formats.profiles import Profile, Shape
 
 
@@ -72,7 +78,7 @@ def prepare(checkpoint: Checkpoint, engine: str, *, one_file: bool = False) -> P
       ValueError: if the engine cannot serve the adapter. The message says why.
     """
     rules = engines.known(engine)
-    form = engines.form(rules, one_file=one_file)
+    form = engine_rules.form(rules, one_file=one_file)
     checkpoint = engine_names.named(checkpoint, engine, form=form)
     flat = profiles.flatten(checkpoint, trim=rules.profile != "padded")
     flat = profiles.fit(flat, _shapes(engine, flat))
@@ -124,7 +130,7 @@ def _cost(checkpoint: Checkpoint, engine: str) -> Cost:
 def _named(checkpoint: Checkpoint, engine: str) -> tuple[Format, Checkpoint]:
     """Returns the modules as an engine finds them, in the first format that can."""
     rules = engines.known(engine)
-    forms = {engines.form(rules, one_file=x): None for x in (False, True)}
+    forms = {engine_rules.form(rules, one_file=x): None for x in (False, True)}
     *others, last = forms
     for form in others:
         try:
@@ -152,13 +158,13 @@ def _shapes(engine: str, flat: Checkpoint) -> dict[str, Shape]:
         raise ValueError(f"{engine} cannot serve this adapter: {error}") from error
 
 
-def _group(rules: engines.Engine) -> Callable[[str], str]:
+def _group(rules: Engine) -> Callable[[str], str]:
     if rules.even and rules.profile != "padded":
         return lambda path: re.sub(r"(^|/)experts/\d+/", r"\1experts/", path)
     return profiles.GROUPS[rules.profile]
 
 
-def _check_kinds(flat: Checkpoint, rules: engines.Engine) -> None:
+def _check_kinds(flat: Checkpoint, rules: Engine) -> None:
     for path in flat.adapters:
         kind = flat.layers.get(path, Layer()).kind
         if kind not in rules.kinds:
@@ -172,7 +178,7 @@ def _check_kinds(flat: Checkpoint, rules: engines.Engine) -> None:
         raise ValueError(f"'{min(flat.biases)}' has a bias, which it does not add.")
 
 
-def _check_extra(flat: Checkpoint, rules: engines.Engine) -> None:
+def _check_extra(flat: Checkpoint, rules: Engine) -> None:
     """Raises ValueError for a tensor that an engine would refuse, or pass over."""
     if not rules.plain:
         return
@@ -185,7 +191,7 @@ def _check_extra(flat: Checkpoint, rules: engines.Engine) -> None:
         )
 
 
-def _is_skipped(name: str, flat: Checkpoint, rules: engines.Engine) -> bool:
+def _is_skipped(name: str, flat: Checkpoint, rules: Engine) -> bool:
     """Decide whether a tensor is a copy of the base's, which an engine needs not read.
 
     PEFT names it so only beside an adapted module: without an adapter, it is the
@@ -196,9 +202,7 @@ def _is_skipped(name: str, flat: Checkpoint, rules: engines.Engine) -> bool:
     return bool(inside) and bare not in flat.absent and name.endswith(rules.skips)
 
 
-def _check_ranks(
-    shapes: Mapping[str, Shape], rules: engines.Engine
-) -> dict[str, Shape]:
+def _check_ranks(shapes: Mapping[str, Shape], rules: Engine) -> dict[str, Shape]:
     """Returns the shapes at ranks that the engine has buffers for."""
     if not shapes:
         raise ValueError("no module has an adapter left. Keep at least one rank.")

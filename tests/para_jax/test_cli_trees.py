@@ -541,7 +541,8 @@ def test_an_engine_that_cannot_find_a_module_names_it(refused, done, engine):
 
     err = refused(*words, "--adapters-only")
 
-    assert re.search(rf"{engine} cannot serve this adapter: .*'bert/encoder/layer/0/", err)
+    match = rf"{engine} cannot serve this adapter: .*'bert/encoder/layer/0/"
+    assert re.search(match, err)
     found = json.loads(done("inspect", MINILM, "--engines", "--json"))
     (row,) = (x for x in found if x["engine"] == engine)
     assert row["refused"]
