@@ -16,7 +16,7 @@ import numpy as np
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
 from para_jax.compress import as_checkpoint
 from para_jax.formats import directory, tensors
-from para_jax.formats.engines import Format as Format
+from para_jax.formats.engine_rules import Format as Format
 from para_jax.formats.profiles import PROFILES
 from para_jax.formats.profiles import Profile as Profile
 from para_jax.layouts import StackAxis
@@ -154,7 +154,9 @@ def save(
             raise ValueError(f"{engine=} decides on format and profile: omit them.")
         from para_jax.formats import serving
 
-        checkpoint, format, profile = serving.prepare(checkpoint, engine)  # noqa: A001
+        checkpoint, format, profile = serving.prepare(  # noqa: A001
+            checkpoint, engine, one_file=target.suffix == ".safetensors"
+        )
     if format not in get_args(Format):
         raise ValueError(f"Unknown format {format!r}: expected {get_args(Format)}.")
     if profile not in PROFILES:
