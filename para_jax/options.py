@@ -11,6 +11,7 @@ from para_jax.formats.engines import ENGINES
 from para_jax.layouts import LAYOUTS
 from para_jax.names import MODELS
 
+_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 _UNITS = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -136,7 +137,7 @@ def cut(command: Parser) -> None:
     what = "make all ranks multiples of Q"
     add("--multiple-of", type=int, default=1, metavar="Q", help=what)
     what = "the dtype of DST; that of SRC if left out"
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help=what)
+    add("--dtype", choices=_DTYPES, help=what)
 
 
 def count(text: str) -> int:

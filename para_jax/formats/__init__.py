@@ -15,7 +15,7 @@ import numpy as np
 
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
 from para_jax.compress import as_checkpoint
-from para_jax.formats import directory, tensors
+from para_jax.formats import directory, other_files, tensors
 from para_jax.formats.engines import Format as Format
 from para_jax.formats.profiles import PROFILES
 from para_jax.formats.profiles import Profile as Profile
@@ -64,11 +64,6 @@ def load(
         names the file and the module.
     """
     folder = pathlib.Path(path).expanduser()
-    if folder.suffix == ".bin" and folder.exists() and not folder.is_dir():
-        raise ValueError(
-            f"'{folder}' is a pickle, which could run any code and is never opened. "
-            "Save the adapter as adapter_model.safetensors, PEFT's default."
-        )
     if folder.name == "adapter_model.safetensors":
         folder = folder.parent
     with contextlib.suppress(OSError):  # Where only reading is allowed.
@@ -83,6 +78,7 @@ def load(
     if found == "peft":
         from para_jax.formats import peft
 
+        other_files.check_weights(folder, peft.WEIGHTS)
         checkpoint = peft.load(folder)
     elif found == "kohya":
         from para_jax.formats import kohya
@@ -215,23 +211,16 @@ def recognise(path: Path) -> Format:
         return "peft"
     if folder.suffix == ".safetensors" and folder.is_file():
         return "kohya"
+    if not folder.exists():
+        other_files.refuse_missing(folder)
     if not folder.is_dir():
-        what = "is a file, expected a folder" if folder.exists() else "does not exist"
-        raise FileNotFoundError(f"'{folder}' {what}.")
+        other_files.refuse_file(folder)
     inside = [folder, *(folder / name for name in _ORBAX_PARTS)]
     if any((x / mark).exists() for x in inside for mark in _ORBAX_MARKS):
         return "orbax"
-    names = sorted(x.name for x in folder.iterdir())
-    if any(
-        x.startswith("adapter_") or x.endswith((".safetensors", ".bin")) for x in names
-    ):
+    if any(x.name.startswith("adapter_") for x in folder.iterdir()):
         return "peft"
-    steps = [name for name in names if name.isdigit()]
-    remedy = f" Name one of the steps in it, such as '{steps[-1]}'." if steps else ""
-    raise ValueError(
-        f"'{folder}' holds neither a PEFT adapter (adapter_config.json, "
-        f"adapter_model.safetensors) nor an Orbax checkpoint.{remedy}"
-    )
+    other_files.refuse_folder(folder)
 
 
 def _check_finite(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
