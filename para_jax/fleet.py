@@ -21,8 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from para_jax.formats import Format, recognise
-from para_jax.formats.peft import WEIGHTS
+from para_jax.formats import Format, mlx, peft, recognise
 from para_jax.manifest import Manifest, Row
 from para_jax.report import Report
 
@@ -66,7 +65,7 @@ def find(
 
     An adapter's name is its path below the pattern's fixed part, here `acme/adapter`,
     or its last part where nothing in the pattern varies. What lies in `folder` is left
-    out. An `adapter_model.safetensors` stands for the folder that it is in.
+    out. `adapter_model.safetensors` and `adapters.safetensors` stand for their folder.
 
     Args:
       patterns: As in a shell; `**` matches any number of folders.
@@ -121,7 +120,8 @@ def _matches(
         # `Path.glob` takes no pattern that begins at the root.
         matches = glob.glob(pattern, recursive=True)  # noqa: PTH207
         for path in map(pathlib.Path, sorted(matches)):
-            place = path.parent if path.name == WEIGHTS else path
+            weights = path.name in (peft.WEIGHTS, mlx.WEIGHTS)
+            place = path.parent if weights else path
             if place in seen or place.resolve().is_relative_to(inside):
                 continue
             seen.add(place)

@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 def source(command: Parser) -> None:
     """Adds SRC, one adapter."""
     add = command.add_argument
-    what = "an adapter: a PEFT folder, an Orbax checkpoint, or a kohya file"
+    what = "an adapter: a folder of PEFT or mlx-lm, an Orbax checkpoint, a kohya file"
     add("source", metavar="SRC", type=pathlib.Path, help=what)
     _whole(command)
 

@@ -1,4 +1,4 @@
-"""Adapters on disk: PEFT folders, Orbax checkpoints and kohya files. Host.
+"""Adapters on disk: PEFT and mlx-lm folders, Orbax checkpoints, kohya files. Host.
 
 A format's file is imported when it is used: Orbax alone takes longer to import than
 a small adapter takes to compress.
@@ -15,7 +15,7 @@ import numpy as np
 
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
 from para_jax.compress import as_checkpoint
-from para_jax.formats import directory, other_files, tensors
+from para_jax.formats import directory, mlx, other_files, tensors
 from para_jax.formats.engines import Format as Format
 from para_jax.formats.profiles import PROFILES
 from para_jax.formats.profiles import Profile as Profile
@@ -23,6 +23,10 @@ from para_jax.layouts import StackAxis
 
 Path = str | pathlib.Path
 
+_WEIGHTS: dict[str, Format] = {
+    "adapter_model.safetensors": "peft",
+    "adapters.safetensors": "mlx",
+}
 _ORBAX_PARTS = ("state", "default", "pytree", "items", "params", "model_params")
 _ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 
@@ -47,8 +51,8 @@ def load(
       (['down', 'up'], {'down': 2})
 
     Args:
-      path: A PEFT folder, or `adapter_model.safetensors` in it; an Orbax checkpoint;
-        or a file in kohya's format, `*.safetensors`.
+      path: A folder of PEFT or mlx-lm, or the file of weights in it; an Orbax
+        checkpoint; or a file in kohya's format, `*.safetensors`.
       layout: What wrote an Orbax checkpoint, a name in `para_jax.layouts.LAYOUTS`;
         recognised if left out. What `save` wrote needs none of the next three.
       alpha: The numerator of its scale, which arrays cannot tell; one number, or one a
@@ -64,12 +68,12 @@ def load(
         names the file and the module.
     """
     folder = pathlib.Path(path).expanduser()
-    if folder.name == "adapter_model.safetensors":
+    if folder.name in _WEIGHTS:
         folder = folder.parent
     with contextlib.suppress(OSError):  # Where only reading is allowed.
         directory.recover(folder)
     found = recognise(folder)
-    if found in ("peft", "kohya"):
+    if found in ("peft", "kohya", "mlx"):
         for name in ("layout", "alpha", "scale", "stack_axis"):
             if (value := locals()[name]) is not None:
                 raise ValueError(
@@ -84,6 +88,8 @@ def load(
         from para_jax.formats import kohya
 
         checkpoint = kohya.load(folder)
+    elif found == "mlx":
+        checkpoint = mlx.load(folder)
     else:
         from para_jax.formats import orbax
 
@@ -119,7 +125,7 @@ def save(
     Args:
       checkpoint: What `load` or `compress` gave, or just adapters by path.
       path: The folder to make; for kohya, the file.
-      format: `peft`, `orbax` or `kohya`.
+      format: `peft`, `orbax`, `kohya` or `mlx`.
       profile: For `peft`, what its ranks and alphas are for: `ragged` (PEFT, vLLM),
         `padded` with zeros to one rank (every engine), `uniform-by-type` (scanned
         models) or `per-tensor-alpha` (llama.cpp). See `formats.profiles.shaped`.
@@ -149,28 +155,41 @@ def save(
         raise ValueError(f"'{target}' is to be one file: end it in '.safetensors'.")
     if format != "orbax":
         _check_at_hand(checkpoint.adapters)
+    mlx.check_crossing(checkpoint, format)
     with _replacing(format)(target, overwrite=overwrite) as new:
-        if format == "peft":
-            from para_jax.formats import peft
-
-            wanted = peft.save(checkpoint, new, profile=profile)
-            got = peft.load(new, dict(peft.named(wanted)))
-        elif format == "kohya":
-            from para_jax.formats import kohya
-
-            wanted = kohya.save(checkpoint, new)
-            got = kohya.load(new, dict(kohya.named(wanted)))
-        else:
-            from para_jax.formats import orbax
-
-            wanted = orbax.save(checkpoint, new)
-            got = orbax.reload(new, wanted)
+        wanted, got = _written(checkpoint, new, format, profile)
         _check_finite(target, got)
         check_same(wanted, got)
         if format != "orbax":
             from para_jax.formats import consumers
 
             consumers.check(new, wanted, checkpoint, profile)
+
+
+def _written(
+    checkpoint: Checkpoint,
+    new: pathlib.Path,
+    format: Format,
+    profile: Profile,  # noqa: A002
+) -> tuple[Checkpoint, Checkpoint]:
+    """Write a checkpoint; return what it should read back as, and what it does."""
+    if format == "peft":
+        from para_jax.formats import peft
+
+        wanted = peft.save(checkpoint, new, profile=profile)
+        return wanted, peft.load(new, dict(peft.named(wanted)))
+    if format == "kohya":
+        from para_jax.formats import kohya
+
+        wanted = kohya.save(checkpoint, new)
+        return wanted, kohya.load(new, dict(kohya.named(wanted)))
+    if format == "mlx":
+        wanted = mlx.save(checkpoint, new)
+        return wanted, mlx.load(new)
+    from para_jax.formats import orbax
+
+    wanted = orbax.save(checkpoint, new)
+    return wanted, orbax.reload(new, wanted)
 
 
 def _check_at_hand(adapters: Adapters) -> None:
@@ -187,7 +206,7 @@ def _replacing(format: Format) -> Any:  # noqa: A002
     """Returns what makes room for a format. Processes share Orbax's alone."""
     if format == "kohya":
         return directory.replacing_file
-    if format == "peft":
+    if format in ("peft", "mlx"):
         return directory.replacing
     from para_jax.formats import processes
 
@@ -207,8 +226,8 @@ def recognise(path: Path) -> Format:
       ValueError: if it holds neither.
     """
     folder = pathlib.Path(path)
-    if folder.name == "adapter_model.safetensors":
-        return "peft"
+    if folder.name in _WEIGHTS:
+        return _WEIGHTS[folder.name]
     if folder.suffix == ".safetensors" and folder.is_file():
         return "kohya"
     if not folder.exists():
@@ -218,6 +237,13 @@ def recognise(path: Path) -> Format:
     inside = [folder, *(folder / name for name in _ORBAX_PARTS)]
     if any((x / mark).exists() for x in inside for mark in _ORBAX_MARKS):
         return "orbax"
+    if len(there := [name for name in _WEIGHTS if (folder / name).exists()]) == 2:
+        raise ValueError(
+            f"'{folder}' holds two adapters, {' and '.join(there)}: move one of them "
+            "to a folder of its own, with its adapter_config.json."
+        )
+    if there:
+        return _WEIGHTS[there[0]]
     if any(x.name.startswith("adapter_") for x in folder.iterdir()):
         return "peft"
     other_files.refuse_folder(folder)

@@ -10,6 +10,7 @@ that is right here is right for the engines, and one that is not is never put in
   `llama-adapter.h`, where 0 means 1; TensorRT-LLM `lora_manager.py`).
 - kohya: `alpha / rank` of each module, 1 without an alpha (ComfyUI
   `comfy/weight_adapter/lora.py`).
+- mlx: one raw `scale` for all (mlx-lm `tuner/lora.py`).
 
 Simulated: of these, only PEFT is run by our tests.
 """
@@ -23,7 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from para_jax.adapters import Adapter, Checkpoint, Layer, member, unstack
-from para_jax.formats import peft, peft_config, peft_experts, peft_tensors, tensors
+from para_jax.formats import (
+    mlx,
+    peft,
+    peft_config,
+    peft_experts,
+    peft_tensors,
+    tensors,
+)
 from para_jax.formats.profiles import Profile
 
 Rule = Callable[[Mapping[str, Any], str, int], float]
@@ -53,7 +61,9 @@ def check(
       wanted: What was to be saved.
       profile: The profile of a PEFT folder.
     """
-    if path.is_dir():
+    if (path / mlx.WEIGHTS).is_file():
+        _check_mlx(path, written, wanted)
+    elif path.is_dir():
         _check_peft(path, written, wanted, profile)
     else:
         _check_kohya(path, written, wanted)
@@ -87,6 +97,21 @@ def _check_kohya(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) ->
         scale = float(alpha) / a.shape[0]
         _check_scale(path, "kohya", scale, 1.0)
         _check_update(path, peft_tensors.from_torch(a, b, kind, scale), left)
+    _check_rest(left)
+
+
+def _check_mlx(folder: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
+    given = json.loads((folder / mlx.CONFIG).read_text(encoding="utf-8"))
+    rank, scale = (given["lora_parameters"][name] for name in ("rank", "scale"))
+    left = unstack(wanted.adapters)
+    names = {path: mlx.keys(path) for path in written.adapters}
+    for path, factors in _raw(folder / mlx.WEIGHTS, names):
+        got = Adapter(*mlx.oriented(*factors), scale=scale)
+        if got.rank != rank:
+            raise ValueError(
+                f"'{path}' has rank {got.rank}, and mlx-lm makes all of rank {rank}."
+            )
+        _check_update(path, got, left)
     _check_rest(left)
 
 

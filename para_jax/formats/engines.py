@@ -9,7 +9,7 @@ from typing import Literal
 
 from para_jax.formats.profiles import Profile
 
-Format = Literal["peft", "orbax", "kohya"]
+Format = Literal["peft", "orbax", "kohya", "mlx"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,13 @@ ENGINES: dict[str, Engine] = {
     ),
     "comfyui": Engine(  # comfy/weight_adapter/lora.py
         form="kohya", kinds=("linear", "conv"), note="One file, an alpha a module."
+    ),
+    "mlx": Engine(  # mlx_lm/tuner/utils.py, tuner/lora.py
+        form="mlx",
+        profile="padded",
+        kinds=("linear", "embedding", "experts"),
+        buffers=True,
+        note="mlx_lm.generate --adapter-path with the folder.",
     ),
     "gemma": Engine(  # gemma/gm/nn/_lora.py: one `rank`, and no alpha
         form="orbax",

@@ -179,7 +179,8 @@ def named(flat: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
 
 def _metadata(flat: Checkpoint) -> dict[str, str]:
     """Returns the file's metadata: those it was read with, if from such a file."""
-    source: Mapping[str, Any] = {} if "peft_type" in flat.config else flat.config
+    other = {"peft_type", "lora_parameters"} & flat.config.keys()
+    source: Mapping[str, Any] = {} if other else flat.config
     kept = {key: x for key, x in source.items() if isinstance(x, str)}
     kept.pop(_DIFFUSERS, None)  # The ranks and alphas of the source.
     ranks = {x.rank for x in flat.adapters.values()}

@@ -98,7 +98,10 @@ def refuse_folder(folder: pathlib.Path) -> NoReturn:
     """Raise ValueError for a folder without an adapter, naming what it holds."""
     names = sorted(x.name for x in folder.iterdir())
     if not names:
-        raise ValueError(f"'{folder}' is empty.")
+        raise ValueError(
+            f"'{folder}' is empty: it holds neither a PEFT adapter (adapter_config.json"
+            ", adapter_model.safetensors) nor an Orbax checkpoint."
+        )
     if found := _adapters_in(folder):
         raise ValueError(
             f"'{folder}' holds adapters in folders of their own: name one of them, "

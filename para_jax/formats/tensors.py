@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import re
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -90,7 +91,7 @@ def each(path: pathlib.Path, names: Iterable[str]) -> Iterator[tuple[str, np.nda
 @contextlib.contextmanager
 def _opened(
     path: pathlib.Path,
-) -> Iterator[tuple[BinaryIO, list[str], dict[str, str]]]:
+) -> Iterator[tuple[io.BufferedReader, list[str], dict[str, str]]]:
     """Yield a file that the library has checked, its names and its metadata.
 
     Its bytes are read here: the library's reader for NumPy knows no float8, and it maps
@@ -111,7 +112,7 @@ def _opened(
         yield file, names, metadata
 
 
-def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
+def _header(file: io.BufferedReader) -> tuple[dict[str, Any], int]:
     """Return the entry of each tensor, and where the first one begins."""
     length = int.from_bytes(file.read(8), "little")
     return json.loads(file.read(length)), 8 + length
@@ -144,7 +145,7 @@ def _dtype(name: str, entry: Mapping[str, Any]) -> np.dtype:
 
 
 def _tensor(
-    file: BinaryIO, start: int, entry: Mapping[str, Any], name: str
+    file: io.BufferedReader, start: int, entry: Mapping[str, Any], name: str
 ) -> np.ndarray:
     dtype = _dtype(name, entry)
     first, last = entry["data_offsets"]

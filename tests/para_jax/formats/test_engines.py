@@ -203,9 +203,9 @@ def test_the_experts_of_a_layer_have_one_rank(engine, tmp_path):
 # --- What an engine cannot serve ------------------------------------------------------
 
 KINDS = {
-    "embedding": {"peft", "llamacpp"},
+    "embedding": {"peft", "llamacpp", "mlx"},
     "conv": {"peft", "diffusers", "comfyui"},
-    "experts": {"peft"},
+    "experts": {"peft", "mlx"},
 }
 
 
