@@ -169,8 +169,8 @@ def save(
 def _written(
     checkpoint: Checkpoint,
     new: pathlib.Path,
-    format: Format,
-    profile: Profile,  # noqa: A002
+    format: Format,  # noqa: A002
+    profile: Profile,
 ) -> tuple[Checkpoint, Checkpoint]:
     """Write a checkpoint; return what it should read back as, and what it does."""
     if format == "peft":
