@@ -52,11 +52,13 @@ def load(
 
     Args:
       path: A folder of PEFT or mlx-lm, or the file of weights in it; an Orbax
-        checkpoint; or a file in kohya's format, `*.safetensors`.
+        checkpoint; or a single file, `*.safetensors`, as of kohya's sd-scripts or of
+        diffusers.
       layout: What wrote an Orbax checkpoint, a name in `para_jax.layouts.LAYOUTS`;
         recognised if left out. What `save` wrote needs none of the next three.
       alpha: The numerator of its scale, which arrays cannot tell; one number, or one a
-        module by path.
+        module by path. For a single file, where neither a tensor nor the header nor a
+        file beside it says it: without a word its scale is 1.
       scale: `alpha / r`, instead of `alpha`.
       stack_axis: Where its layers are stacked, if shapes alone do not tell.
       adapters_only: Whether to leave out all that is no adapter: the base weights in
@@ -73,12 +75,8 @@ def load(
     with contextlib.suppress(OSError):  # Where only reading is allowed.
         directory.recover(folder)
     found = recognise(folder)
-    if found in ("peft", "kohya", "mlx"):
-        for name in ("layout", "alpha", "scale", "stack_axis"):
-            if (value := locals()[name]) is not None:
-                raise ValueError(
-                    f"'{folder}' holds its own scales: leave out {name}={value}."
-                )
+    given = {"alpha": alpha, "scale": scale}
+    _check_words(folder, found, {"layout": layout, "stack_axis": stack_axis} | given)
     if found == "peft":
         from para_jax.formats import peft
 
@@ -87,7 +85,7 @@ def load(
     elif found == "kohya":
         from para_jax.formats import kohya
 
-        checkpoint = kohya.load(folder)
+        checkpoint = kohya.load(folder, given=kohya.Given(alpha, scale))
     elif found == "mlx":
         checkpoint = mlx.load(folder)
     else:
@@ -99,6 +97,19 @@ def load(
         checkpoint = dataclasses.replace(checkpoint, extra={})
     _check_finite(folder, checkpoint)
     return dataclasses.replace(checkpoint, source=folder.resolve().name)
+
+
+def _check_words(
+    path: pathlib.Path, found: Format, words: Mapping[str, object]
+) -> None:
+    """Check that a format leaves open what the caller says."""
+    for name, value in words.items():
+        if value is None or found == "orbax":
+            continue
+        if found == "kohya" and name in ("alpha", "scale"):
+            continue  # Where the file says nothing.
+        what = "own scales" if name in ("alpha", "scale") else "own layout"
+        raise ValueError(f"'{path}' holds its {what}: leave out {name}={value}.")
 
 
 def save(
@@ -157,7 +168,7 @@ def save(
         _check_at_hand(checkpoint.adapters)
     mlx.check_crossing(checkpoint, format)
     with _replacing(format)(target, overwrite=overwrite) as new:
-        wanted, got = _written(checkpoint, new, format, profile)
+        wanted, got = _written(checkpoint, target, new, format, profile)
         _check_finite(target, got)
         check_same(wanted, got)
         if format != "orbax":
@@ -168,6 +179,7 @@ def save(
 
 def _written(
     checkpoint: Checkpoint,
+    target: pathlib.Path,
     new: pathlib.Path,
     format: Format,  # noqa: A002
     profile: Profile,
@@ -179,9 +191,10 @@ def _written(
         wanted = peft.save(checkpoint, new, profile=profile)
         return wanted, peft.load(new, dict(peft.named(wanted)))
     if format == "kohya":
-        from para_jax.formats import kohya
+        from para_jax.formats import kohya, stated
 
         wanted = kohya.save(checkpoint, new)
+        stated.check_alone(target, wanted)
         return wanted, kohya.load(new, dict(kohya.named(wanted)))
     if format == "mlx":
         wanted = mlx.save(checkpoint, new)

@@ -109,8 +109,8 @@ def merged(model, updates):
     params = dict(tree_flatten(model.parameters()))
     for name, delta in updates.items():
         weight = np.asarray(params[f"{name}.weight"], np.float64)
-        # An embedding's rows are its inputs; experts have a leading axis.
-        new = weight + (delta if weight.shape == delta.shape else delta.mT)
+        # The rows of an embedding are its inputs.
+        new = weight + (delta if name.endswith("embed_tokens") else delta.mT)
         model.load_weights(
             [(f"{name}.weight", mx.array(new.astype(np.float32)))], strict=False
         )
@@ -173,7 +173,7 @@ def test_a_child_of_peft_gives_the_logits_of_peft(name, gamma, tmp_path):
     for form in ("format", "engine"):
         got = logits(load_adapters(mlx_llama(), str(tmp_path / form)))
         assert effect(got, want) < 3e-5
-        assert effect(got, base) > 1e-2
+        assert effect(got, base) > 1e-3
 
 
 CONFIGS = {
