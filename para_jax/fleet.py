@@ -91,6 +91,8 @@ def find(
                 f"'{old.source}' and '{path}' would both become '{new.target}'. Use "
                 "one pattern whose fixed part is above both, in quotes."
             )
+    if not found and others:
+        recognise(others[0])  # Raises, and says what it is.
     _check(patterns, folder, found)
     above = {parent for x in found.values() for parent in x.source.parents}
     sources = {x.source for x in found.values()}
@@ -101,11 +103,9 @@ def find(
 def _form(path: pathlib.Path) -> Format | None:
     """Returns the format of an adapter, and None for anything else."""
     try:
-        found = recognise(path)
+        return recognise(path)
     except (FileNotFoundError, ValueError):
         return None
-    # A folder may hold other weights, such as a whole model's.
-    return None if found == "peft" and not any(path.glob("adapter_*")) else found
 
 
 def _matches(

@@ -76,6 +76,8 @@ def _squares(exact: Adapter, stored: Adapter) -> tuple[float, float]:
     if one is None or two is None:
         return 0.0, 0.0
     (a, b), (c, d) = one, two
+    if not (np.isfinite(c).all() and np.isfinite(d).all()):
+        return math.inf, _square(a, b)
     left = np.concatenate([a, c], axis=-1)
     right = np.concatenate([b, -d], axis=-2)
     return _square(left, right), _square(a, b)

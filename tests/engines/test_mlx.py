@@ -80,6 +80,7 @@ def mlx_moe():
 
 
 def logits(model):
+    model.eval()  # Dropout is on in a new model.
     return np.asarray(model(mx.array(TOKENS)), np.float64)
 
 
