@@ -38,9 +38,7 @@ def rank_and_scale(config: Config) -> tuple[int, float]:
         )
     rank, scale = given.get("rank", _MISSING), given.get("scale", _MISSING)
     if scale is _MISSING:
-        hint = (
-            " alpha is there, which mlx-lm does not read." if "alpha" in given else ""
-        )
+        hint = " It reads no alpha." if "alpha" in given else ""
         raise ValueError(
             f"lora_parameters has no scale, so mlx-lm cannot load it either.{hint} "
             "Add the scale that it was trained with."
@@ -74,11 +72,8 @@ def _check_kind(config: Config) -> None:
 
 def _check_number(value: Any, name: str, *, whole: bool) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if (
-        not number
-        or not math.isfinite(value)
-        or (whole and value not in range(1, 2**31))
-    ):
+    good = number and math.isfinite(value)
+    if not good or (whole and (value < 1 or value != int(value))):
         got = "missing" if value is _MISSING else repr(value)
         kind = "whole number from 1 up" if whole else "finite number"
         raise ValueError(f"lora_parameters: {name} is {got}, expected a {kind}.")
