@@ -1,4 +1,4 @@
-"""Adapters on disk: PEFT and mlx-lm folders, Orbax checkpoints, kohya files. Host.
+"""Adapters on disk: PEFT and mlx-lm folders, Orbax checkpoints, single files. Host.
 
 A format's file is imported when it is used: Orbax alone takes longer to import than
 a small adapter takes to compress.
@@ -16,7 +16,7 @@ import numpy as np
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
 from para_jax.compress import as_checkpoint
 from para_jax.formats import directory, mlx, other_files, tensors
-from para_jax.formats.engines import Format as Format
+from para_jax.formats.engine_rules import Format as Format
 from para_jax.formats.profiles import PROFILES
 from para_jax.formats.profiles import Profile as Profile
 from para_jax.layouts import StackAxis
@@ -70,7 +70,7 @@ def load(
         names the file and the module.
     """
     folder = pathlib.Path(path).expanduser()
-    if folder.name in _WEIGHTS:
+    if folder.name in _WEIGHTS and not _is_alone(folder):
         folder = folder.parent
     with contextlib.suppress(OSError):  # Where only reading is allowed.
         directory.recover(folder)
@@ -136,7 +136,8 @@ def save(
     Args:
       checkpoint: What `load` or `compress` gave, or just adapters by path.
       path: The folder to make; for kohya, the file.
-      format: `peft`, `orbax`, `kohya` or `mlx`.
+      format: `peft`, `mlx`, `orbax`, or `kohya` for a single safetensors file, under
+        the names that it was read with, or kohya's.
       profile: For `peft`, what its ranks and alphas are for: `ragged` (PEFT, vLLM),
         `padded` with zeros to one rank (every engine), `uniform-by-type` (scanned
         models) or `per-tensor-alpha` (llama.cpp). See `formats.profiles.shaped`.
@@ -155,7 +156,9 @@ def save(
             raise ValueError(f"{engine=} decides on format and profile: omit them.")
         from para_jax.formats import serving
 
-        checkpoint, format, profile = serving.prepare(checkpoint, engine)  # noqa: A001
+        checkpoint, format, profile = serving.prepare(  # noqa: A001
+            checkpoint, engine, one_file=target.suffix == ".safetensors"
+        )
     if format not in get_args(Format):
         raise ValueError(f"Unknown format {format!r}: expected {get_args(Format)}.")
     if profile not in PROFILES:
@@ -239,7 +242,7 @@ def recognise(path: Path) -> Format:
       ValueError: if it holds neither.
     """
     folder = pathlib.Path(path)
-    if folder.name in _WEIGHTS:
+    if folder.name in _WEIGHTS and not _is_alone(folder):
         return _WEIGHTS[folder.name]
     if folder.suffix == ".safetensors" and folder.is_file():
         return "kohya"
@@ -260,6 +263,12 @@ def recognise(path: Path) -> Format:
     if any(x.name.startswith("adapter_") for x in folder.iterdir()):
         return "peft"
     other_files.refuse_folder(folder)
+
+
+def _is_alone(weights: pathlib.Path) -> bool:
+    """Return whether PEFT's weights lack their configuration: a single file."""
+    alone = not weights.with_name("adapter_config.json").exists()
+    return weights.name == "adapter_model.safetensors" and weights.is_file() and alone
 
 
 def _check_finite(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
