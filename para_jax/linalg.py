@@ -92,7 +92,7 @@ def has_kernels(x: Array) -> bool:
 
 
 def by_kernel(
-    kernel: Callable[..., Any], plain: Callable[..., Any], *args: Array, **static: Any
+    kernel: Any, plain: Callable[..., Any], *args: Array, **static: Any
 ) -> Any:
     """Return `plain(*args)`, by a kernel where the program runs on an NVIDIA GPU.
 
