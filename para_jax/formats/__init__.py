@@ -1,4 +1,4 @@
-"""Adapters on disk: PEFT folders, Orbax checkpoints and kohya files. Host.
+"""Adapters on disk: PEFT folders, Orbax checkpoints, single files. Host.
 
 A format's file is imported when it is used: Orbax alone takes longer to import than
 a small adapter takes to compress.
@@ -16,13 +16,14 @@ import numpy as np
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
 from para_jax.compress import as_checkpoint
 from para_jax.formats import directory, tensors
-from para_jax.formats.engines import Format as Format
+from para_jax.formats.engine_rules import Format as Format
 from para_jax.formats.profiles import PROFILES
 from para_jax.formats.profiles import Profile as Profile
 from para_jax.layouts import StackAxis
 
 Path = str | pathlib.Path
 
+_WEIGHTS = "adapter_model.safetensors"
 _ORBAX_PARTS = ("state", "default", "pytree", "items", "params", "model_params")
 _ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 
@@ -48,11 +49,12 @@ def load(
 
     Args:
       path: A PEFT folder, or `adapter_model.safetensors` in it; an Orbax checkpoint;
-        or a file in kohya's format, `*.safetensors`.
+        or a single file, `*.safetensors`, as of kohya's sd-scripts or of diffusers.
       layout: What wrote an Orbax checkpoint, a name in `para_jax.layouts.LAYOUTS`;
         recognised if left out. What `save` wrote needs none of the next three.
       alpha: The numerator of its scale, which arrays cannot tell; one number, or one a
-        module by path.
+        module by path. For a single file, where neither a tensor nor the header nor a
+        file beside it says it: without a word its scale is 1.
       scale: `alpha / r`, instead of `alpha`.
       stack_axis: Where its layers are stacked, if shapes alone do not tell.
       adapters_only: Whether to leave out all that is no adapter: the base weights in
@@ -69,17 +71,13 @@ def load(
             f"'{folder}' is a pickle, which could run any code and is never opened. "
             "Save the adapter as adapter_model.safetensors, PEFT's default."
         )
-    if folder.name == "adapter_model.safetensors":
+    if folder.name == _WEIGHTS and not _is_alone(folder):
         folder = folder.parent
     with contextlib.suppress(OSError):  # Where only reading is allowed.
         directory.recover(folder)
     found = recognise(folder)
-    if found in ("peft", "kohya"):
-        for name in ("layout", "alpha", "scale", "stack_axis"):
-            if (value := locals()[name]) is not None:
-                raise ValueError(
-                    f"'{folder}' holds its own scales: leave out {name}={value}."
-                )
+    given = {"alpha": alpha, "scale": scale}
+    _check_words(folder, found, {"layout": layout, "stack_axis": stack_axis} | given)
     if found == "peft":
         from para_jax.formats import peft
 
@@ -87,7 +85,7 @@ def load(
     elif found == "kohya":
         from para_jax.formats import kohya
 
-        checkpoint = kohya.load(folder)
+        checkpoint = kohya.load(folder, given=kohya.Given(alpha, scale))
     else:
         from para_jax.formats import orbax
 
@@ -97,6 +95,19 @@ def load(
         checkpoint = dataclasses.replace(checkpoint, extra={})
     _check_finite(folder, checkpoint)
     return dataclasses.replace(checkpoint, source=folder.resolve().name)
+
+
+def _check_words(
+    path: pathlib.Path, found: Format, words: Mapping[str, object]
+) -> None:
+    """Check that a format leaves open what the caller says."""
+    for name, value in words.items():
+        if value is None or found == "orbax":
+            continue
+        if found == "kohya" and name in ("alpha", "scale"):
+            continue  # Where the file says nothing.
+        what = "own scales" if name in ("alpha", "scale") else "own layout"
+        raise ValueError(f"'{path}' holds its {what}: leave out {name}={value}.")
 
 
 def save(
@@ -123,7 +134,8 @@ def save(
     Args:
       checkpoint: What `load` or `compress` gave, or just adapters by path.
       path: The folder to make; for kohya, the file.
-      format: `peft`, `orbax` or `kohya`.
+      format: `peft`, `orbax`, or `kohya` for a single safetensors file, under the
+        names that it was read with, or kohya's.
       profile: For `peft`, what its ranks and alphas are for: `ragged` (PEFT, vLLM),
         `padded` with zeros to one rank (every engine), `uniform-by-type` (scanned
         models) or `per-tensor-alpha` (llama.cpp). See `formats.profiles.shaped`.
@@ -142,7 +154,9 @@ def save(
             raise ValueError(f"{engine=} decides on format and profile: omit them.")
         from para_jax.formats import serving
 
-        checkpoint, format, profile = serving.prepare(checkpoint, engine)  # noqa: A001
+        checkpoint, format, profile = serving.prepare(  # noqa: A001
+            checkpoint, engine, one_file=target.suffix == ".safetensors"
+        )
     if format not in get_args(Format):
         raise ValueError(f"Unknown format {format!r}: expected {get_args(Format)}.")
     if profile not in PROFILES:
@@ -160,9 +174,10 @@ def save(
             wanted = peft.save(checkpoint, new, profile=profile)
             got = peft.load(new, dict(peft.named(wanted)))
         elif format == "kohya":
-            from para_jax.formats import kohya
+            from para_jax.formats import kohya, stated
 
             wanted = kohya.save(checkpoint, new)
+            stated.check_alone(target, wanted)
             got = kohya.load(new, dict(kohya.named(wanted)))
         else:
             from para_jax.formats import orbax
@@ -211,7 +226,7 @@ def recognise(path: Path) -> Format:
       ValueError: if it holds neither.
     """
     folder = pathlib.Path(path)
-    if folder.name == "adapter_model.safetensors":
+    if folder.name == _WEIGHTS and not _is_alone(folder):
         return "peft"
     if folder.suffix == ".safetensors" and folder.is_file():
         return "kohya"
@@ -232,6 +247,11 @@ def recognise(path: Path) -> Format:
         f"'{folder}' holds neither a PEFT adapter (adapter_config.json, "
         f"adapter_model.safetensors) nor an Orbax checkpoint.{remedy}"
     )
+
+
+def _is_alone(weights: pathlib.Path) -> bool:
+    """Return whether PEFT's weights lack their configuration: a single file."""
+    return weights.is_file() and not weights.with_name("adapter_config.json").exists()
 
 
 def _check_finite(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
