@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp_v0
 from orbax.checkpoint import v1 as ocp
 
-from para_jax.formats import orbax_leaves, processes, tensors
+from para_jax.formats import orbax_leaves, other_files, processes, tensors
 
 PLACEHOLDER = ocp.PLACEHOLDER
 """Stands for a leaf that is not to be read."""
@@ -170,6 +170,7 @@ def first_line(error: Exception) -> str:
 
 
 def _unreadable(folder: pathlib.Path, error: Exception) -> ValueError:
+    other_files.check_pointers(folder)
     return ValueError(
         f"Orbax cannot read '{folder}' ({first_line(error)}). It may be damaged."
     )
