@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from para_jax import rounding
 from para_jax.adapters import (
     Adapter,
     Adapters,
@@ -19,6 +20,7 @@ from para_jax.adapters import (
     Checkpoint,
     Child,
     by_member,
+    member,
 )
 from para_jax.groups import Progress
 from para_jax.policy import Policy
@@ -27,7 +29,7 @@ from para_jax.report import Report, report
 from para_jax.select import exact_masks
 from para_jax.spectra import joined_spectra
 from para_jax.spectra import wide as wide
-from para_jax.spectrum import Method, Spectra, Spectrum, check
+from para_jax.spectrum import Method, Spectra, Spectrum, check, check_dtype
 
 
 def compress(
@@ -113,8 +115,8 @@ def spectra_of(
     """
     checkpoint = as_checkpoint(parent)
     _check_parent(checkpoint)
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype is {np.dtype(dtype).name}, expected floating point.")
+    if dtype is not None:
+        check_dtype("dtype", np.dtype(dtype))
     adapters = checkpoint.adapters
     result: dict[str, Spectrum] = {}
     for group, whole in joined_spectra(adapters, method, progress):
@@ -199,10 +201,21 @@ def _repacked(
     form: Form,
     progress: Progress,
 ) -> dict[str, Adapter]:
+    narrow = {path for path, x in spectra.items() if rounding.is_narrow(x.dtype)}
+    exact = {
+        path: dataclasses.replace(x, dtype="float32") if path in narrow else x
+        for path, x in spectra.items()
+    }
     with wide():
-        result = repack(spectra, kept, parent.adapters, form=form, progress=progress)
+        result = repack(exact, kept, parent.adapters, form=form, progress=progress)
     _check_range(result)
-    return result
+    dtypes = {
+        name: spectra[path].dtype
+        for path in narrow
+        for index in np.ndindex(parent.adapters[path].stack)
+        for name in (path, member(path, index))
+    }
+    return rounding.store(result, dtypes) if narrow else result
 
 
 def _first(adapter: Adapter, rank: int) -> Adapter:
