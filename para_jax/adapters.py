@@ -118,9 +118,13 @@ class Checkpoint:
         with its scale folded in.
       absent: `(m, n)` of the modules that kept nothing, by path. Formats that want an
         entry for every module write zeros for these.
+      shared: The modules whose update is another's, and which one's, by path: a tied
+        output layer and its embedding. See `para_jax/shared.py`.
       extra: Tensors that are no LoRA factors (a classifier head, norms), under the
         names that they were stored with. They pass through bit for bit.
       config: The source's configuration, such as PEFT's `adapter_config.json`.
+      modules: The paths that were read together with `config`. What it says of
+        modules without their full names holds for all of these alone.
       provenance: How the adapters came to be: plain JSON values.
       residual: Where the adapters do not belong to the original weights: the name of
         the initialisation (PiSSA, ...) that changed these. Not to be pruned before
@@ -141,8 +145,10 @@ class Checkpoint:
     layers: Mapping[str, Layer] = dataclasses.field(default_factory=dict)
     biases: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     absent: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    shared: Mapping[str, str] = dataclasses.field(default_factory=dict)
     extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    modules: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     residual: str = ""
     source: str = ""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from para_jax import shared
 from para_jax.adapters import (
     Adapter,
     Adapters,
@@ -102,6 +103,8 @@ def spectra_of(
 ) -> dict[str, Spectrum]:
     """Returns the spectrum of each update in float64: `decompose`, compiled once.
 
+    Of modules that share an update (`Checkpoint.shared`), the owner alone has one.
+
     Args:
       parent: As for `compress`.
       method: As for `compress`.
@@ -115,7 +118,7 @@ def spectra_of(
     _check_parent(checkpoint)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"dtype is {np.dtype(dtype).name}, expected floating point.")
-    adapters = checkpoint.adapters
+    adapters = _owners(checkpoint)
     result: dict[str, Spectrum] = {}
     for group, whole in joined_spectra(adapters, method, progress):
         s, left, right = map(group.split, (whole.s, whole.left, whole.right))
@@ -199,8 +202,13 @@ def _repacked(
     form: Form,
     progress: Progress,
 ) -> dict[str, Adapter]:
+    adapters = {
+        path: x
+        for path, x in parent.adapters.items()
+        if path in spectra or path not in parent.shared
+    }
     with wide():
-        result = repack(spectra, kept, parent.adapters, form=form, progress=progress)
+        result = repack(spectra, kept, adapters, form=form, progress=progress)
     _check_range(result)
     return result
 
@@ -228,7 +236,18 @@ def _child(
     one = {"parent": parent.source, **account.summary(), "ranks": ranks}
     cuts = [*parent.provenance.get("cuts", []), one]
     fields |= {"source": "", "provenance": {**parent.provenance, "cuts": cuts}}
-    return Child(**fields, report=account)
+    others = {x: y for x, y in shared.held(parent).items() if x not in ranks}
+    fields["shared"] = others
+    if others:
+        notes = (*account.notes, shared.note(others))
+        account = dataclasses.replace(account, notes=notes)
+    return shared.spread(Child(**fields, report=account), others)
+
+
+def _owners(parent: Checkpoint) -> dict[str, Adapter]:
+    """Returns the adapters but for those that share another module's update."""
+    others = shared.held(parent)
+    return {path: x for path, x in parent.adapters.items() if path not in others}
 
 
 def _check_parent(parent: Checkpoint) -> None:
