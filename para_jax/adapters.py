@@ -107,6 +107,23 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Spelling:
+    """Name the tensors of one module in a single safetensors file.
+
+    Attributes:
+      a: The down factor, such as `unet.mid.to_q.lora.down.weight`.
+      b: The up factor.
+      alpha: The scale's numerator, or "" where the file has none.
+      bias: The bias of the up factor, or "" where the file has none.
+    """
+
+    a: str
+    b: str
+    alpha: str = ""
+    bias: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A model's adapters, with everything that was stored beside them.
 
@@ -125,6 +142,8 @@ class Checkpoint:
       config: The source's configuration, such as PEFT's `adapter_config.json`.
       modules: The paths that were read together with `config`. What it says of
         modules without their full names holds for all of these alone.
+      spelling: The names of the tensors in the single file that it was read from, by
+        path. Children are written under the same names; other paths get the default.
       provenance: How the adapters came to be: plain JSON values.
       residual: Where the adapters do not belong to the original weights: the name of
         the initialisation (PiSSA, ...) that changed these. Not to be pruned before
@@ -149,6 +168,7 @@ class Checkpoint:
     extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     modules: tuple[str, ...] = ()
+    spelling: Mapping[str, Spelling] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     residual: str = ""
     source: str = ""

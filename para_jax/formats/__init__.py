@@ -48,11 +48,12 @@ def load(
 
     Args:
       path: A PEFT folder, or `adapter_model.safetensors` in it; an Orbax checkpoint;
-        or a file in kohya's format, `*.safetensors`.
+        or a single file, `*.safetensors`, as of kohya's sd-scripts or of diffusers.
       layout: What wrote an Orbax checkpoint, a name in `para_jax.layouts.LAYOUTS`;
         recognised if left out. What `save` wrote needs none of the next three.
       alpha: The numerator of its scale, which arrays cannot tell; one number, or one a
-        module by path.
+        module by path. For a single file, where neither a tensor nor the header nor a
+        file beside it says it: without a word its scale is 1.
       scale: `alpha / r`, instead of `alpha`.
       stack_axis: Where its layers are stacked, if shapes alone do not tell.
       adapters_only: Whether to leave out all that is no adapter: the base weights in
@@ -74,12 +75,8 @@ def load(
     with contextlib.suppress(OSError):  # Where only reading is allowed.
         directory.recover(folder)
     found = recognise(folder)
-    if found in ("peft", "kohya"):
-        for name in ("layout", "alpha", "scale", "stack_axis"):
-            if (value := locals()[name]) is not None:
-                raise ValueError(
-                    f"'{folder}' holds its own scales: leave out {name}={value}."
-                )
+    given = {"alpha": alpha, "scale": scale}
+    _check_words(folder, found, {"layout": layout, "stack_axis": stack_axis} | given)
     if found == "peft":
         from para_jax.formats import peft
 
@@ -87,7 +84,7 @@ def load(
     elif found == "kohya":
         from para_jax.formats import kohya
 
-        checkpoint = kohya.load(folder)
+        checkpoint = kohya.load(folder, given=kohya.Given(alpha, scale))
     else:
         from para_jax.formats import orbax
 
@@ -97,6 +94,19 @@ def load(
         checkpoint = dataclasses.replace(checkpoint, extra={})
     _check_finite(folder, checkpoint)
     return dataclasses.replace(checkpoint, source=folder.resolve().name)
+
+
+def _check_words(
+    path: pathlib.Path, found: Format, words: Mapping[str, object]
+) -> None:
+    """Check that a format leaves open what the caller says."""
+    for name, value in words.items():
+        if value is None or found == "orbax":
+            continue
+        if found == "kohya" and name in ("alpha", "scale"):
+            continue  # Where the file says nothing.
+        what = "own scales" if name in ("alpha", "scale") else "own layout"
+        raise ValueError(f"'{path}' holds its {what}: leave out {name}={value}.")
 
 
 def save(
@@ -160,9 +170,10 @@ def save(
             wanted = peft.save(checkpoint, new, profile=profile)
             got = peft.load(new, dict(peft.named(wanted)))
         elif format == "kohya":
-            from para_jax.formats import kohya
+            from para_jax.formats import kohya, stated
 
             wanted = kohya.save(checkpoint, new)
+            stated.check_alone(target, wanted)
             got = kohya.load(new, dict(kohya.named(wanted)))
         else:
             from para_jax.formats import orbax

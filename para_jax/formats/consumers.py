@@ -9,7 +9,11 @@ that is right here is right for the engines, and one that is not is never put in
 - `tensor`: `lora_alpha / rank`, the rank of each tensor itself (llama.cpp
   `llama-adapter.h`, where 0 means 1; TensorRT-LLM `lora_manager.py`).
 - kohya: `alpha / rank` of each module, 1 without an alpha (ComfyUI
-  `comfy/weight_adapter/lora.py`).
+  `comfy/weight_adapter/lora.py`; sd-scripts `networks/lora.py`; A1111
+  `extensions-builtin/Lora/network.py`).
+- diffusers, of kohya's files: the most common alpha of all, over each module's rank
+  (`loaders/lora_conversion_utils.py` files alphas of attention under names that match
+  no module; `utils/peft_utils.py` then takes the most common one).
 
 Simulated: of these, only PEFT is run by our tests.
 """
@@ -17,6 +21,7 @@ Simulated: of these, only PEFT is run by our tests.
 import dataclasses
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -83,15 +88,25 @@ def _check_peft(
 
 def _check_kohya(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
     left = unstack(wanted.adapters)
-    ends = ("lora_down.weight", "lora_up.weight", "alpha")
-    dotted = {path: path.replace("/", ".") for path in written.adapters}
-    names = {path: [f"{x}.{end}" for end in ends] for path, x in dotted.items()}
-    for path, (a, b, alpha) in _raw(file, names):
-        kind = written.layers.get(path, Layer())
-        scale = float(alpha) / a.shape[0]
-        _check_scale(path, "kohya", scale, 1.0)
+    names = {
+        path: [name for name in (x.a, x.b, x.alpha) if name]
+        for path, x in written.spelling.items()
+    }
+    alphas = _alphas(file, written)
+    for path, (a, b, *alpha) in _raw(file, names):
+        kind, rank = written.layers.get(path, Layer()), a.shape[0]
+        scale = float(alpha[0]) / rank if alpha else 1.0
+        common = alphas.most_common(1)[0][0] / rank if alphas else 1.0
+        _check_scale(path, "kohya", scale, written.adapters[path].scale)
+        _check_scale(path, "diffusers", common, scale)
         _check_update(path, peft_tensors.from_torch(a, b, kind, scale), left)
     _check_rest(left)
+
+
+def _alphas(file: pathlib.Path, written: Checkpoint) -> Counter[float]:
+    """Return how often each alpha is in a single file."""
+    names = {path: [x.alpha] for path, x in written.spelling.items() if x.alpha}
+    return Counter(float(alpha) for _, (alpha,) in _raw(file, names))
 
 
 def _raw(

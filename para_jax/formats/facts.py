@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from para_jax.adapters import Checkpoint, Layer
+from para_jax.adapters import Checkpoint, Layer, Spelling
 
 
 class Facts(NamedTuple):
@@ -18,6 +18,7 @@ class Facts(NamedTuple):
       nominal: The ranks that budgets count, where they are not those of the factors.
       provenance: How the adapters came to be.
       renamed: The original names of other tensors, by those they were written under.
+      spelling: The names of the factors in the single file that they came from.
     """
 
     layers: Mapping[str, Layer]
@@ -26,6 +27,7 @@ class Facts(NamedTuple):
     nominal: Mapping[str, int]
     provenance: Mapping[str, Any]
     renamed: Mapping[str, str]
+    spelling: Mapping[str, Spelling]
 
 
 def to_json(checkpoint: Checkpoint, renamed: Mapping[str, str] | None = None) -> str:
@@ -39,6 +41,11 @@ def to_json(checkpoint: Checkpoint, renamed: Mapping[str, str] | None = None) ->
             "nominal": {p: x.nominal for p, x in adapters.items() if x.nominal},
             "provenance": dict(checkpoint.provenance),
             "renamed": {new: old for new, old in (renamed or {}).items() if new != old},
+            "spelling": {
+                path: [x.a, x.b, x.alpha, x.bias]
+                for path, x in checkpoint.spelling.items()
+                if path in adapters
+            },
         }
     )
 
@@ -61,6 +68,10 @@ def from_json(text: str) -> Facts:
             nominal={path: int(rank) for path, rank in found["nominal"].items()},
             provenance=dict(found["provenance"]),
             renamed=dict(found["renamed"]),
+            spelling={
+                path: Spelling(a=a, b=b, alpha=alpha, bias=bias)
+                for path, (a, b, alpha, bias) in found.get("spelling", {}).items()
+            },
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"its metadata 'para_jax' is damaged ({error}).") from error
@@ -81,4 +92,5 @@ def restored(checkpoint: Checkpoint, facts: Facts) -> Checkpoint:
         absent=facts.absent,
         shared=facts.shared,
         provenance=facts.provenance,
+        spelling={**facts.spelling, **checkpoint.spelling},
     )

@@ -1,6 +1,7 @@
 """safetensors files, read and written with errors that name the file."""
 
 import errno
+import hashlib
 import json
 import os
 import pathlib
@@ -86,8 +87,7 @@ def write(
       OSError: if the disk is full or the file cannot be written.
       ValueError: if it cannot hold a dtype.
     """
-    # The library's order, by which each tensor starts at a multiple of its item's size.
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    names = _ordered(tensors)
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name in names:
@@ -104,6 +104,22 @@ def write(
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             file.write(_bytes(tensors[name]))
+
+
+def digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of a file's tensors, without its header, as hexadecimal."""
+    result = hashlib.sha256()
+    for name in _ordered(tensors):
+        result.update(_bytes(tensors[name]))
+    return result.hexdigest()
+
+
+def _ordered(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """Return the names as the library orders them.
+
+    By this order each tensor starts at a multiple of its item's size.
+    """
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
 def _type(name: str, dtype: np.dtype) -> str:
