@@ -7,6 +7,7 @@ A file then has the same factors twice: transposed, where one module is an embed
 """
 
 import dataclasses
+import typing
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -14,10 +15,11 @@ import numpy as np
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer, ordered
 
 _Layers = Mapping[str, Layer]
+_Any = typing.TypeVar("_Any", bound=Checkpoint)
 
 
 def found(adapters: Adapters, layers: _Layers) -> dict[str, str]:
-    """Returns the modules whose update is another's, and which one's: `{path: owner}`.
+    """Return the modules whose update is another's, and which one's: `{path: owner}`.
 
     Their factors are equal bit for bit, and their scales. A dense layer can share with
     an embedding; any other module with one whose path ends in the same name, as both
@@ -45,7 +47,7 @@ def found(adapters: Adapters, layers: _Layers) -> dict[str, str]:
 
 
 def held(checkpoint: Checkpoint) -> dict[str, str]:
-    """Returns `checkpoint.shared`, but for updates that are not equal any more."""
+    """Return `checkpoint.shared`, but for updates that are not equal any more."""
     adapters, layers = checkpoint.adapters, checkpoint.layers
     return {
         path: owner
@@ -56,8 +58,8 @@ def held(checkpoint: Checkpoint) -> dict[str, str]:
     }
 
 
-def spread(checkpoint: Checkpoint, paths: Iterable[str]) -> Checkpoint:
-    """Returns the checkpoint where these modules have what their owners have.
+def spread(checkpoint: _Any, paths: Iterable[str]) -> _Any:
+    """Return the checkpoint where these modules have what their owners have.
 
     Adapters are views of the owners' arrays. A module is absent if its owner is.
 
@@ -81,12 +83,12 @@ def spread(checkpoint: Checkpoint, paths: Iterable[str]) -> Checkpoint:
 
 
 def transposed(path: str, owner: str, layers: _Layers) -> bool:
-    """Returns whether a module's update is its owner's transpose."""
+    """Return whether a module's update is its owner's transpose."""
     return _embeds(owner, layers) and not _embeds(path, layers)
 
 
 def note(shared: Mapping[str, str]) -> str:
-    """Returns what a report says of modules that are not in it."""
+    """Return what a report says of modules that are not in it."""
     path = min(shared)
     more = f", and {len(shared) - 1} more" if len(shared) > 1 else ""
     return f"'{path}' shares the update of '{shared[path]}', counted once{more}"
@@ -123,6 +125,6 @@ def _flipped(x: Adapter) -> Adapter:
 
 
 def _print(x: Adapter) -> tuple[object, ...]:
-    """Returns what equal factors have in common, and few others: no whole array."""
+    """Return what equal factors have in common, and few others: no whole array."""
     row = np.asarray(x.a[..., :1, :])
     return x.a.shape, x.b.shape, str(x.a.dtype), row.tobytes()

@@ -49,18 +49,20 @@ class Expert(NamedTuple):
 
 
 def expert(path: str) -> Expert | None:
-    """Returns what a path says of an expert's projection, if it is one."""
+    """Return what a path says of an expert's projection, if it is one."""
     match = _PATH.fullmatch(path)
     if match is None:
         return None
     mixer = match["owner"].endswith("mixer/experts")
-    known = (UNGATED,) if mixer else GATED
+    known: tuple[tuple[str, ...], ...] = (UNGATED,) if mixer else GATED
     names = next((names for names in known if match["name"] in names), None)
-    return None if names is None else Expert(*match.groups(), names)
+    if names is None:
+        return None
+    return Expert(match["owner"], match["number"], match["name"], names)
 
 
 def group(path: str) -> str:
-    """Returns what has to have one rank with a module: the parameter it is part of.
+    """Return what has to have one rank with a module: the parameter it is part of.
 
     Example:
       >>> from para_jax.formats import expert_modules
@@ -80,7 +82,7 @@ def _parameter(one: Expert) -> str:
 
 
 def missing(shapes: Mapping[str, Shape], *, every: bool = False) -> dict[str, Shape]:
-    """Returns the shapes, at rank 0, of projections that some expert lacks.
+    """Return the shapes, at rank 0, of projections that some expert lacks.
 
     PEFT reads gate and up together, and neither without down; down it reads alone. An
     expert that lacks a projection has it of the shape of any other expert's.
@@ -124,7 +126,7 @@ def _like(name: str, names: tuple[str, ...], found: Mapping[str, Shape]) -> Shap
 
 
 def stacked_ranks(ranks: Mapping[str, int], most: int) -> dict[str, int]:
-    """Returns the ranks of the parameters that PEFT makes of these modules.
+    """Return the ranks of the parameters that PEFT makes of these modules.
 
     Gate's and up's factors follow each other, so their parameter has twice the rank;
     a router has its own. By PEFT's names in transformers 5, and where PEFT would not
@@ -148,7 +150,7 @@ def stacked_ranks(ranks: Mapping[str, int], most: int) -> dict[str, int]:
 
 
 def note(paths: Iterable[str]) -> str:
-    """Returns what to know of a file of such experts, or nothing if it has none."""
+    """Return what to know of a file of such experts, or nothing if it has none."""
     paths = ordered(list(paths))
     experts = [one for one in map(expert, paths) if one]
     if not experts:

@@ -34,7 +34,7 @@ class Content(NamedTuple):
 
 
 def config(source: Config, content: Content, profile: Profile) -> dict[str, Any]:
-    """Returns the configuration of a child.
+    """Return the configuration of a child.
 
     Every scale is 1: `lora_alpha == r` and `alpha_pattern == rank_pattern`; for
     `per-tensor-alpha`, 1 over the module's rank. Modules are listed by their full
@@ -65,7 +65,7 @@ def config(source: Config, content: Content, profile: Profile) -> dict[str, Any]
 
 
 def _pattern(content: Content, most: int) -> dict[str, int]:
-    """Returns the ranks that are not the largest, by names that PEFT can tell apart."""
+    """Return the ranks that are not the largest, by names that PEFT can tell apart."""
     ranks = content.ranks
     pattern = {name: r for name, r in ranks.items() if r != most}
     alike = any(x != y and peft_matching.matches(x, y) for x in pattern for y in ranks)
@@ -96,7 +96,7 @@ def _fields(source: Config, content: Content) -> dict[str, Any]:
 
 
 def _parents_list_holds(source: Config, content: Content) -> bool:
-    """Returns whether the parent's own list reaches what the file holds, and no more.
+    """Return whether the parent's own list reaches what the file holds, and no more.
 
     It may reach modules of the base model that are not known here, unless the child
     has all modules that the parent had. Lists of short names can be compared with a
@@ -109,7 +109,7 @@ def _parents_list_holds(source: Config, content: Content) -> bool:
 
 
 def _excluded(source: Config, content: Content) -> str | list[str] | None:
-    """Returns the regular expression of all other modules, where one is needed.
+    """Return the regular expression of all other modules, where one is needed.
 
     PEFT takes a listed name as the end of a name too. That can reach modules that a
     regular expression or an exclusion of the parent kept out, or that have no adapter
@@ -123,7 +123,7 @@ def _excluded(source: Config, content: Content) -> str | list[str] | None:
 
 
 def _agreed(config: dict[str, Any], content: Content) -> dict[str, Any]:
-    """Returns `config` if PEFT, reading it, would find these modules and ranks."""
+    """Return `config` if PEFT, reading it, would find these modules and ranks."""
     wrong = [
         x
         for x, r in content.ranks.items()

@@ -88,7 +88,7 @@ _HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 def unknown(config: Config) -> str | None:
-    """Returns a field that may be a variant of LoRA, and is not known here, if any.
+    """Return a field that may be a variant of LoRA, and is not known here, if any.
 
     PEFT names its variants `use_...` or `..._config`.
     """
@@ -97,7 +97,7 @@ def unknown(config: Config) -> str | None:
 
 
 def passed_on(source: Config, extra: Collection[str]) -> dict[str, Any]:
-    """Returns the fields that do not depend on the child's ranks and modules.
+    """Return the fields that do not depend on the child's ranks and modules.
 
     Args:
       source: The parent's configuration. No field is added to it.
@@ -126,7 +126,7 @@ def passed_on(source: Config, extra: Collection[str]) -> dict[str, Any]:
 
 
 def _is_in(module: str, names: Collection[str]) -> bool:
-    """Returns whether a tensor is of a module whose name ends so: PEFT's rule."""
+    """Return whether a tensor is of a module whose name ends so: PEFT's rule."""
     parts = [name.split(".")[:-1] for name in names]
     return any(
         ".".join(x[:i]).endswith(module) for x in parts for i in range(1, len(x) + 1)
@@ -134,7 +134,7 @@ def _is_in(module: str, names: Collection[str]) -> bool:
 
 
 def ties(config: Config, *, factors: bool) -> dict[str, Any]:
-    """Returns `ensure_weight_tying` for a child, if its configuration has the field.
+    """Return `ensure_weight_tying` for a child, if its configuration has the field.
 
     PEFT ties what a list of names holds where it did not for the parent's expression:
     then the output layer would get an update that no file has.

@@ -93,12 +93,14 @@ def flatten(checkpoint: Checkpoint, *, trim: bool) -> Checkpoint:
     if trim:
         flat = {path: x if path in whole else _trim(x) for path, x in flat.items()}
         flat = {path: x for path, x in flat.items() if x.rank}
-    return dataclasses.replace(
+    result = dataclasses.replace(
         checkpoint,
         adapters=flat,
         layers=_layers(checkpoint),
         biases=by_member(checkpoint.biases, checkpoint.adapters),
     )
+    # A scale that is folded into each by itself would make two updates of one.
+    return shared.spread(result, shared.held(checkpoint))
 
 
 def _layers(checkpoint: Checkpoint) -> dict[str, Layer]:
