@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 def source(command: Parser) -> None:
     """Adds SRC, one adapter."""
     add = command.add_argument
-    what = "an adapter: a PEFT folder, an Orbax checkpoint, or a kohya file"
+    what = "an adapter: a PEFT folder, an Orbax checkpoint, or a .safetensors file"
     add("source", metavar="SRC", type=pathlib.Path, help=what)
     _whole(command)
 
@@ -48,13 +48,15 @@ def _whole(command: Parser) -> None:
 
 
 def foreign(command: Parser) -> None:
-    """Adds what a tree of arrays cannot tell of itself."""
-    group = command.add_argument_group("an Orbax checkpoint that another program wrote")
+    """Add what a tree of arrays, or a file without alphas, cannot tell of itself."""
+    group = command.add_argument_group(
+        "an Orbax checkpoint that another program wrote, or one file without alphas"
+    )
     add = group.add_argument
     what = "what wrote it; recognised if left out"
     add("--layout", choices=tuple(LAYOUTS), metavar="NAME", help=f"{what}: %(choices)s")
     add_one = group.add_mutually_exclusive_group().add_argument
-    what = "the numerator of the scale alpha / r, where the library has one"
+    what = "the numerator of the scale alpha / r, where SRC does not hold it"
     add_one("--alpha", type=number, metavar="X", help=what)
     what = "alpha / r itself"
     add_one("--scale", type=number, metavar="X", help=what)

@@ -1,4 +1,4 @@
-"""Adapters on disk: PEFT folders, Orbax checkpoints and kohya files. Host.
+"""Adapters on disk: PEFT folders, Orbax checkpoints, single files. Host.
 
 A format's file is imported when it is used: Orbax alone takes longer to import than
 a small adapter takes to compress.
@@ -16,13 +16,14 @@ import numpy as np
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
 from para_jax.compress import as_checkpoint
 from para_jax.formats import directory, tensors
-from para_jax.formats.engines import Format as Format
+from para_jax.formats.engine_rules import Format as Format
 from para_jax.formats.profiles import PROFILES
 from para_jax.formats.profiles import Profile as Profile
 from para_jax.layouts import StackAxis
 
 Path = str | pathlib.Path
 
+_WEIGHTS = "adapter_model.safetensors"
 _ORBAX_PARTS = ("state", "default", "pytree", "items", "params", "model_params")
 _ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 
@@ -70,7 +71,7 @@ def load(
             f"'{folder}' is a pickle, which could run any code and is never opened. "
             "Save the adapter as adapter_model.safetensors, PEFT's default."
         )
-    if folder.name == "adapter_model.safetensors":
+    if folder.name == _WEIGHTS and not _is_alone(folder):
         folder = folder.parent
     with contextlib.suppress(OSError):  # Where only reading is allowed.
         directory.recover(folder)
@@ -133,7 +134,8 @@ def save(
     Args:
       checkpoint: What `load` or `compress` gave, or just adapters by path.
       path: The folder to make; for kohya, the file.
-      format: `peft`, `orbax` or `kohya`.
+      format: `peft`, `orbax`, or `kohya` for a single safetensors file, under the
+        names that it was read with, or kohya's.
       profile: For `peft`, what its ranks and alphas are for: `ragged` (PEFT, vLLM),
         `padded` with zeros to one rank (every engine), `uniform-by-type` (scanned
         models) or `per-tensor-alpha` (llama.cpp). See `formats.profiles.shaped`.
@@ -152,7 +154,9 @@ def save(
             raise ValueError(f"{engine=} decides on format and profile: omit them.")
         from para_jax.formats import serving
 
-        checkpoint, format, profile = serving.prepare(checkpoint, engine)  # noqa: A001
+        checkpoint, format, profile = serving.prepare(  # noqa: A001
+            checkpoint, engine, one_file=target.suffix == ".safetensors"
+        )
     if format not in get_args(Format):
         raise ValueError(f"Unknown format {format!r}: expected {get_args(Format)}.")
     if profile not in PROFILES:
@@ -222,7 +226,7 @@ def recognise(path: Path) -> Format:
       ValueError: if it holds neither.
     """
     folder = pathlib.Path(path)
-    if folder.name == "adapter_model.safetensors":
+    if folder.name == _WEIGHTS and not _is_alone(folder):
         return "peft"
     if folder.suffix == ".safetensors" and folder.is_file():
         return "kohya"
@@ -243,6 +247,11 @@ def recognise(path: Path) -> Format:
         f"'{folder}' holds neither a PEFT adapter (adapter_config.json, "
         f"adapter_model.safetensors) nor an Orbax checkpoint.{remedy}"
     )
+
+
+def _is_alone(weights: pathlib.Path) -> bool:
+    """Return whether PEFT's weights lack their configuration: a single file."""
+    return weights.is_file() and not weights.with_name("adapter_config.json").exists()
 
 
 def _check_finite(folder: pathlib.Path, checkpoint: Checkpoint) -> None:

@@ -3,9 +3,12 @@
 Read from the raw files, tensor by tensor, not by what loads a checkpoint: so a file
 that is right here is right for the engines, and one that is not is never put in place.
 
-- `pattern`: `alpha_i / r_i`, each module's own by name. PEFT; diffusers.
-- `global`: `lora_alpha / r` for all (vLLM `lora/peft_helper.py`; SGLang
-  `srt/lora/lora.py`; LoRAX `adapters/lora.py`; S-LoRA; MaxText).
+- `pattern`: `alpha_i / r_i`, each module's own by name. PEFT; vLLM since 0.32.0
+  (`lora/peft_helper.py`).
+- `global`: `lora_alpha / r` for all (vLLM before 0.32.0; SGLang `srt/lora/lora.py`;
+  LoRAX `adapters/lora.py`; sglang-jax; S-LoRA; MaxText).
+- `none`: 1 for all: diffusers reads no configuration, and no alpha is in a folder's
+  tensors (since 0.40.0, `utils/peft_utils.py`).
 - `tensor`: `lora_alpha / rank`, the rank of each tensor itself (llama.cpp
   `llama-adapter.h`, where 0 means 1; TensorRT-LLM `lora_manager.py`).
 - kohya: `alpha / rank` of each module, 1 without an alpha (ComfyUI
@@ -15,7 +18,7 @@ that is right here is right for the engines, and one that is not is never put in
   (`loaders/lora_conversion_utils.py` files alphas of attention under names that match
   no module; `utils/peft_utils.py` then takes the most common one).
 
-Simulated: of these, only PEFT is run by our tests.
+The rules are simulated here. `docs/engines.md` says which engines were run on files.
 """
 
 import dataclasses
@@ -40,12 +43,13 @@ Rule = Callable[[Mapping[str, Any], str, int], float]
 RULES: dict[str, Rule] = {
     "pattern": lambda config, name, rank: peft_config.scale(config, name),
     "global": lambda config, name, rank: config["lora_alpha"] / config["r"],
+    "none": lambda config, name, rank: 1.0,
     "tensor": lambda config, name, rank: config["lora_alpha"] / rank,
 }
 READERS: dict[Profile, tuple[str, ...]] = {
-    "ragged": ("pattern", "global"),
-    "padded": ("pattern", "global", "tensor"),
-    "uniform-by-type": ("pattern", "global"),
+    "ragged": ("pattern", "global", "none"),
+    "padded": ("pattern", "global", "none", "tensor"),
+    "uniform-by-type": ("pattern", "global", "none"),
     "per-tensor-alpha": ("pattern", "tensor"),
 }
 """The rules by which a file of each profile has to be right."""

@@ -76,7 +76,7 @@ def _check_given(given: Given, modules: Mapping[str, Module]) -> None:
     if given.alpha is not None and given.scale is not None:
         raise ValueError("Give alpha= or scale=, not both.")
     by_path = given.alpha if isinstance(given.alpha, Mapping) else {}
-    alphas = by_path.values() if by_path else [given.alpha]
+    alphas = [*by_path.values()] if given.alpha is by_path else [given.alpha]
     for name, value in [*(("alpha", x) for x in alphas), ("scale", given.scale)]:
         if value is not None and not _is_scale(value):
             raise ValueError(f"{name}={value}: expected a finite number but 0.")

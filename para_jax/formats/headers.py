@@ -9,7 +9,7 @@ the one table. Sources: sd-scripts `train_network.py`, `library/train_util.py` a
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
 Rule = Literal["kept", "recomputed", "dropped"]
@@ -55,19 +55,22 @@ RULES: dict[str, Rule] = {
     "software": "kept",
     "training_info": "kept",
 }
-"""What becomes of a key; those that are not here, by `PREFIXES`, then by `rule`."""
+"""What becomes of a key; `rule` decides on all that are not here."""
 
-PREFIXES: dict[str, Rule] = {
-    "ss_": "kept",  # sd-scripts and musubi-tuner: the training, the base model's hash.
-    "ssmd_": "kept",  # A user's notes, by sd-webui-additional-networks.
-    "modelspec.": "kept",  # Title, author, architecture ...
-    "ot_": "kept",  # OneTrainer.
-}
+PREFIXES = (
+    "ss_",  # sd-scripts and musubi-tuner: the training, the base model.
+    "ssmd_",  # A user's notes, by sd-webui-additional-networks.
+    "modelspec.",  # Title, author, architecture ...
+    "ot_",  # OneTrainer.
+)
+"""What keys begin with that are kept, but for hashes, ranks and alphas."""
 
-_OF_THE_FILE = re.compile(
-    r"(?:^|[._-])(?:alphas?|ranks?|dims?|r|hash|sha256|md5|crc32|blake3|autov\d"
-    r"|rs_?lora|rank_pattern|alpha_pattern)$",
+_RANKS = re.compile(
+    r"(?:^|[._-])(?:alphas?|ranks?|dims?|r|rs_?lora|rank_pattern|alpha_pattern)$",
     re.IGNORECASE,
+)
+_HASHES = re.compile(
+    r"(?:^|[._-])(?:hash|sha256|md5|crc32|blake3|autov\d)$", re.IGNORECASE
 )
 
 
@@ -75,7 +78,8 @@ def rule(key: str, value: str = "") -> Rule:
     """Return what becomes of a key of a parent's header in its child.
 
     Keys that are not known stay, unless their last word is that of a rank, an alpha or
-    a hash, or their value is a LoRA configuration.
+    a hash (but `ss_..._hash`, of the base model), or their value is a LoRA
+    configuration.
 
     Example:
       >>> from para_jax.formats import headers
@@ -84,12 +88,14 @@ def rule(key: str, value: str = "") -> Rule:
     """
     if key in RULES:
         return RULES[key]
-    for prefix, kept in PREFIXES.items():
-        if key.startswith(prefix):
-            return kept
-    if _OF_THE_FILE.search(key) or "lora_alpha" in parsed(value):
+    if _RANKS.search(key):
         return "dropped"
-    return "kept"
+    if _HASHES.search(key) and not key.startswith("ss_"):  # `ss_`: the base model's.
+        return "dropped"
+    if key.startswith(PREFIXES):
+        return "kept"
+    config = value.lstrip().startswith("{") and "lora_alpha" in value
+    return "dropped" if config else "kept"
 
 
 def parsed(value: str) -> Mapping[str, Any]:
@@ -101,6 +107,13 @@ def parsed(value: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def components(keys: Iterable[str]) -> list[str]:
+    """Return the components that flat keys configure: `unet` for `unet.lora_alpha`."""
+    keys = set(keys)
+    names = sorted(key.removesuffix(".r") for key in keys if key.endswith(".r"))
+    return [name for name in names if f"{name}.lora_alpha" in keys]
 
 
 def child(
@@ -120,8 +133,13 @@ def child(
         is 1.
       digest: Gives the SHA-256 of its tensors, which takes time.
     """
+    configs = tuple(f"{x}." for x in components(parent))
     result = {"format": "pt"}
-    result |= {key: x for key, x in parent.items() if rule(key, x) == "kept"}
+    result |= {
+        key: x
+        for key, x in parent.items()
+        if rule(key, x) == "kept" and not key.startswith(configs)
+    }
     for key in ("ss_network_args", "network_args", "ot_config"):
         if key in parent:
             result[key] = _without_ranks(parent[key])
@@ -147,6 +165,6 @@ def _network(ranks: Collection[int], alpha: float | None) -> dict[str, str]:
 def _without_ranks(value: str) -> str:
     """Return a JSON object without the ranks and alphas that it sets."""
     found = parsed(value)
-    if not any(map(_OF_THE_FILE.search, found)):
+    if not any(map(_RANKS.search, found)):
         return value
-    return json.dumps({k: x for k, x in found.items() if not _OF_THE_FILE.search(k)})
+    return json.dumps({k: x for k, x in found.items() if not _RANKS.search(k)})

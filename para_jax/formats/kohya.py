@@ -73,9 +73,10 @@ def _checkpoint(
             f"it holds no LoRA factors ({len(found)} tensors: {spellings.some(found)})."
         )
     shapes = {name: file_scales.shape(x) for name, x in modules.items()}
-    # What we wrote has all scales in its tensors, whatever lies beside it.
-    said = [*stated.statements(metadata, shapes), *stated.beside(path)]
-    said = [] if _OURS in metadata else said
+    if _OURS in metadata:  # All scales are in the tensors, whatever lies beside it.
+        said = [stated.ones(f"'{_OURS}' in the header")]
+    else:
+        said = [*stated.statements(metadata, shapes), *stated.beside(path)]
     scales = file_scales.of_modules(modules, said, given)
     adapters, layers, biases, names = {}, {}, {}, {}
     for name in ordered(modules):

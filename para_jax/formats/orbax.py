@@ -125,6 +125,7 @@ def _ours(tree: Mapping[str, Any], own: Mapping[str, Any]) -> Checkpoint:
         config=own["config"],
         provenance=found.provenance,
         residual=own["residual"],
+        spelling=found.spelling,
     )
 
 

@@ -234,8 +234,6 @@ def _check_rest(
         return
     module, _, end = name.rpartition(".")
     whole = any(f"{module}.{x}" in rest for x in ("diff", "w_norm"))
-    if end == "alpha" and module not in halves and not whole:
-        raise ValueError(f"'{module}' has no lora_down, one of the two factors.")
     inside = name.split(".")
     if any(map(_MARK.fullmatch, inside)):
         what = "of a quantised factor" if _QUANTISED.search(name) else "not known here"
@@ -244,6 +242,8 @@ def _check_rest(
             "Known are lora_down/lora_up, lora_A/lora_B, lora.down/lora.up and "
             "lora_linear_layer.down/up, each with .weight, and .alpha of the module."
         )
+    if end == "alpha" and module not in halves and not whole:
+        raise ValueError(f"'{module}' has no lora_down, one of the two factors.")
     if module in halves and _SCALES.search(end):
         raise ValueError(
             f"'{name}' may be a scale of the factors beside it, which readers take "

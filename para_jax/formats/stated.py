@@ -73,8 +73,8 @@ def statements(metadata: Mapping[str, str], modules: Modules) -> list[Statement]
     flat = {key: x for key, x in metadata.items() if "." in key}
     found += _components("the header", flat)
     for key, value in metadata.items():
-        if key in headers.PREFIXES or key == "para_jax" or key.startswith("ot_"):
-            continue
+        if key.startswith(headers.PREFIXES):
+            continue  # What is said of the training.
         found += _configs(f"'{key}' in the header", headers.parsed(value))
     return found
 
@@ -177,8 +177,7 @@ def _configs(where: str, found: Mapping[str, Any]) -> list[Statement]:
 
 def _components(where: str, flat: Mapping[str, Any]) -> list[Statement]:
     """Return the configurations in flat keys such as `unet.lora_alpha`."""
-    names = [key.removesuffix(".lora_alpha") for key in flat if "." in key]
-    names = [x for x in names if f"{x}.lora_alpha" in flat and f"{x}.r" in flat]
+    names = headers.components(flat)
     result = []
     for name in names:
         inside = {k: x for k, x in flat.items() if k.startswith(f"{name}.")}
@@ -220,6 +219,11 @@ def _config(where: str, component: str, config: Mapping[str, Any]) -> Statement:
         return peft_config.scale(config, inside)
 
     return Statement(where, scale, residual=peft_config.residual(config))
+
+
+def ones(where: str) -> Statement:
+    """Return the statement that every scale is 1."""
+    return Statement(where, lambda *_: 1.0)
 
 
 def _mistral(where: str, lora: Mapping[str, Any]) -> Statement:
