@@ -7,6 +7,7 @@ a small adapter takes to compress.
 import contextlib
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
 from para_jax.compress import as_checkpoint
-from para_jax.formats import directory, tensors
+from para_jax.formats import directory, expert_modules, tensors
 from para_jax.formats.engine_rules import Format as Format
 from para_jax.formats.profiles import PROFILES
 from para_jax.formats.profiles import Profile as Profile
@@ -190,6 +191,9 @@ def save(
             from para_jax.formats import consumers
 
             consumers.check(new, wanted, checkpoint, profile)
+    known = expert_modules.note([*wanted.adapters, *wanted.absent])
+    if known and format == "peft" and engine in (None, "peft"):
+        warnings.warn(known, stacklevel=2)
 
 
 def _check_at_hand(adapters: Adapters) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pathlib
 import types
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 from para_jax import shared
 from para_jax.adapters import Adapter, Checkpoint, Layer, ordered
 from para_jax.formats import (
-    expert_modules,
     facts,
     peft_child,
     peft_config,
@@ -152,8 +150,6 @@ def save(
     metadata = {"format": "pt", "para_jax": facts.to_json(flat, renamed)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors.write(folder / WEIGHTS, dict(named(flat)), metadata)
-    if known := expert_modules.note([*flat.adapters, *flat.absent]):
-        warnings.warn(known, stacklevel=2)
     return flat
 
 
