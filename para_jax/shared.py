@@ -8,7 +8,7 @@ A file then has the same factors twice: transposed, where one module is an embed
 
 import dataclasses
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -46,16 +46,28 @@ def found(adapters: Adapters, layers: _Layers) -> dict[str, str]:
     return result
 
 
-def held(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return `checkpoint.shared`, but for updates that are not equal any more."""
+def held(checkpoint: Checkpoint, besides: Collection[str] = ()) -> dict[str, str]:
+    """Return `checkpoint.shared`, but for updates that are not equal any more.
+
+    Args:
+      checkpoint: The adapters.
+      besides: Modules to leave out.
+    """
     adapters, layers = checkpoint.adapters, checkpoint.layers
     return {
         path: owner
         for path, owner in checkpoint.shared.items()
         if path in adapters
         and owner in adapters
+        and path not in besides
         and _share(path, owner, adapters, layers)
     }
+
+
+def owners(checkpoint: Checkpoint) -> dict[str, Adapter]:
+    """Return the adapters but for those that share another module's update."""
+    others = held(checkpoint)
+    return {path: x for path, x in checkpoint.adapters.items() if path not in others}
 
 
 def spread(checkpoint: _Any, paths: Iterable[str]) -> _Any:
@@ -87,11 +99,13 @@ def transposed(path: str, owner: str, layers: _Layers) -> bool:
     return _embeds(owner, layers) and not _embeds(path, layers)
 
 
-def note(shared: Mapping[str, str]) -> str:
+def notes(shared: Mapping[str, str]) -> list[str]:
     """Return what a report says of modules that are not in it."""
+    if not shared:
+        return []
     path = min(shared)
     more = f", and {len(shared) - 1} more" if len(shared) > 1 else ""
-    return f"'{path}' shares the update of '{shared[path]}', counted once{more}"
+    return [f"'{path}' shares the update of '{shared[path]}', counted once{more}"]
 
 
 def _share(path: str, owner: str, adapters: Adapters, layers: _Layers) -> bool:

@@ -17,6 +17,7 @@ that is right here is right for the engines, and one that is not is never put in
 - diffusers, of kohya's files: the most common alpha of all, over each module's rank
   (`loaders/lora_conversion_utils.py` files alphas of attention under names that match
   no module; `utils/peft_utils.py` then takes the most common one).
+- mlx: one raw `scale` for all (mlx-lm `tuner/lora.py`).
 
 The rules are simulated here. `docs/engines.md` says which engines were run on files.
 """
@@ -30,13 +31,17 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 
 from para_jax.adapters import Adapter, Checkpoint, Layer, member, unstack
-from para_jax.formats import peft, peft_config, peft_experts, peft_tensors
+from para_jax.formats import (
+    mlx,
+    peft,
+    peft_config,
+    peft_experts,
+    peft_tensors,
+    tensors,
+)
 from para_jax.formats.profiles import Profile
-
-_AT_ONCE = 16  # Modules to read before the file is opened again.
 
 Rule = Callable[[Mapping[str, Any], str, int], float]
 
@@ -66,7 +71,9 @@ def check(
       wanted: What was to be saved.
       profile: The profile of a PEFT folder.
     """
-    if path.is_dir():
+    if (path / mlx.WEIGHTS).is_file():
+        _check_mlx(path, written, wanted)
+    elif path.is_dir():
         _check_peft(path, written, wanted, profile)
     else:
         _check_kohya(path, written, wanted)
@@ -107,6 +114,21 @@ def _check_kohya(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) ->
     _check_rest(left)
 
 
+def _check_mlx(folder: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
+    given = json.loads((folder / mlx.CONFIG).read_text(encoding="utf-8"))
+    rank, scale = (given["lora_parameters"][name] for name in ("rank", "scale"))
+    left = unstack(wanted.adapters)
+    names = {path: mlx.keys(path) for path in written.adapters}
+    for path, factors in _raw(folder / mlx.WEIGHTS, names):
+        got = Adapter(*mlx.oriented(*factors), scale=scale)
+        if got.rank != rank:
+            raise ValueError(
+                f"'{path}' has rank {got.rank}, and mlx-lm makes all of rank {rank}."
+            )
+        _check_update(path, got, left)
+    _check_rest(left)
+
+
 def _alphas(file: pathlib.Path, written: Checkpoint) -> Counter[float]:
     """Return how often each alpha is in a single file."""
     names = {path: [x.alpha] for path, x in written.spelling.items() if x.alpha}
@@ -117,12 +139,10 @@ def _raw(
     file: pathlib.Path, names: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, list[np.ndarray]]]:
     """Yields the tensors of each module by its path."""
-    todo = list(names.items())
-    for start in range(0, len(todo), _AT_ONCE):
-        # Opened again and again: what was read of an open file stays in memory.
-        with safetensors.safe_open(file, framework="numpy") as opened:
-            for path, tensors in todo[start : start + _AT_ONCE]:
-                yield path, [opened.get_tensor(name) for name in tensors]
+    wanted = [name for group in names.values() for name in group]
+    found = tensors.each(file, wanted)
+    for path, group in names.items():
+        yield path, [next(found)[1] for _ in group]
 
 
 def _check_scale(path: str, rule: str, got: float, wanted: float) -> None:
@@ -185,6 +205,8 @@ def _same(got: _Pair, scale: float, want: Adapter) -> bool:
     info = jnp.finfo(b.dtype)
     error = np.abs(got.b[:kept].astype(np.float64) * scale - wide)
     bound = float(info.eps) * np.abs(wide) + float(info.smallest_subnormal)
+    if np.linalg.norm(error) > 2 * float(info.eps) * np.linalg.norm(wide):
+        return False  # Values below the dtype's range were lost.
     rests = _Pair(got.a[:, kept:], got.b[kept:]), _Pair(a[:, kept:], b[kept:])
     equal = np.array_equal(got.a[:, :kept], a[:, :kept])
     return equal and bool((error <= bound).all()) and all(map(_is_zero, rests))

@@ -11,6 +11,7 @@ From `conversion_mapping.py` (transformers 5.24) and `transformers_weight_conver
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -149,19 +150,20 @@ def stacked_ranks(ranks: Mapping[str, int], most: int) -> dict[str, int]:
     return result
 
 
-def note(paths: Iterable[str]) -> str:
-    """Return what to know of a file of such experts, or nothing if it has none."""
+def warn(paths: Iterable[str]) -> None:
+    """Warn of what PEFT leaves out of a file of such experts, if it has any."""
     paths = ordered(list(paths))
     experts = [one for one in map(expert, paths) if one]
     if not experts:
-        return ""
-    first = experts[0]
+        return
     names = {name for one in experts for name in one.names}
     dense = [x for x in paths if x.rpartition("/")[2] in names and not expert(x)]
     beside = f", and of every model '{dense[0]}' and its like" if dense else ""
-    return (
-        f"'{first.owner}' has one module for each expert, and transformers 5 has one "
-        "parameter for all. PEFT 0.21 stacks these factors for Mixtral, Qwen3-MoE and "
-        "models like them; of Qwen2-MoE, Phi-3.5-MoE and others it leaves the experts "
-        f"out without a word{beside}. Compare its outputs with those you expect."
+    warnings.warn(
+        f"'{experts[0].owner}' has one module for each expert, and transformers 5 has "
+        "one parameter for all. PEFT 0.21 stacks these factors for Mixtral, Qwen3-MoE "
+        "and models like them; of Qwen2-MoE, Phi-3.5-MoE and others it leaves the "
+        f"experts out without a word{beside}. Compare its outputs with those you "
+        "expect.",
+        stacklevel=3,
     )

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from para_jax.formats import processes, tensors
+from para_jax.formats import other_files, processes, tensors
 
 PLACEHOLDER = ocp.PLACEHOLDER
 
@@ -129,6 +129,7 @@ def first_line(error: Exception) -> str:
 
 
 def _unreadable(folder: pathlib.Path, error: Exception) -> ValueError:
+    other_files.check_pointers(folder)
     return ValueError(
         f"Orbax cannot read '{folder}' ({first_line(error)}). It may be damaged."
     )

@@ -13,6 +13,7 @@ from para_jax import shared
 from para_jax.adapters import Adapter, Checkpoint, Layer, ordered
 from para_jax.formats import (
     facts,
+    other_files,
     peft_child,
     peft_config,
     peft_experts,
@@ -57,12 +58,6 @@ def _existing(folder: pathlib.Path, name: str) -> pathlib.Path:
     path = folder / name
     if path.is_file():
         return path
-    pickles = sorted(x.name for x in folder.glob("*.bin"))
-    if name == WEIGHTS and pickles:
-        raise ValueError(
-            f"'{folder / pickles[0]}' is a pickle, which could run any code and is "
-            f"never opened. Save the adapter as {WEIGHTS}, PEFT's default."
-        )
     raise FileNotFoundError(
         f"'{path}' is missing: a PEFT adapter has {CONFIG} and {WEIGHTS}."
     )
@@ -75,7 +70,7 @@ def _checkpoint(
     metadata: Mapping[str, str],
 ) -> Checkpoint:
     if not modules:
-        raise ValueError(f"{WEIGHTS} holds no LoRA factors ({len(extra)} tensors).")
+        raise ValueError(f"{WEIGHTS} {other_files.no_factors(extra)}")
     modules = peft_experts.by_parameter(modules, config)
     tied = peft_tensors.tied(modules) if config.get("ensure_weight_tying") else set()
     adapters, layers, biases = {}, {}, {}

@@ -70,6 +70,12 @@ def pair(name: str, module: Module, rank: int) -> tuple[np.ndarray, np.ndarray]:
     if a is None or b is None:
         there, missing = ("A", "B") if b is None else ("B", "A")
         raise ValueError(f"'{name}' has lora_{there} but no lora_{missing}.")
+    if not (a.size and b.size):
+        raise ValueError(
+            f"'{name}' has empty factors: A {list(a.shape)}, B {list(b.shape)}. "
+            "DeepSpeed's ZeRO-3 leaves such if it saves without gathering: save again "
+            "with stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py."
+        )
     if "base_layer" in name.split("."):
         raise ValueError(
             f"'{name}' is adapted inside another adapted module (as PEFT does for "

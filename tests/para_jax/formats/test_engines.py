@@ -275,9 +275,9 @@ def test_llamacpp_finds_all_experts_of_a_layer_or_none(kept, names, tmp_path):
 # --- What an engine cannot serve ------------------------------------------------------
 
 KINDS = {
-    "embedding": {"peft", "vllm", "tpu-inference", "sglang", "llamacpp"},
+    "embedding": {"peft", "vllm", "tpu-inference", "sglang", "llamacpp", "mlx"},
     "conv": {"peft", *IMAGES},
-    "experts": {"peft"},
+    "experts": {"peft", "mlx"},
 }
 
 
