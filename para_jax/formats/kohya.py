@@ -75,7 +75,9 @@ def _checkpoint(
     if _OURS in metadata:  # All scales are in the tensors, whatever lies beside it.
         said = [stated.ones(f"'{_OURS}' in the header")]
     else:
-        said = [*stated.statements(metadata, shapes), *stated.beside(path)]
+        said = stated.statements(metadata, shapes)
+        if any(x.alpha is None for x in modules.values()):
+            said += stated.beside(path)
     scales = file_scales.of_modules(modules, said, given)
     adapters, layers, biases, names = {}, {}, {}, {}
     for name in ordered(modules):
