@@ -1,7 +1,6 @@
 """safetensors files, read and written with errors that name the file."""
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -239,10 +238,12 @@ def _bytes(x: np.ndarray) -> memoryview:
     return np.ascontiguousarray(little).reshape(-1).view(np.uint8).data
 
 
-def os_error(error: Exception, path: pathlib.Path) -> OSError:
-    """Returns the system's error that a writer hid in the text of its own."""
+def os_error(error: Exception, path: pathlib.Path) -> OSError | None:
+    """Return the system's error that a writer hid in the text of its own, if any."""
     code = re.search(r"os.error\D{1,8}(\d+)", str(error))
-    number = int(code[1]) if code else errno.EIO
+    if code is None:
+        return None
+    number = int(code[1])
     return OSError(number, os.strerror(number), str(path))
 
 
