@@ -15,7 +15,7 @@ import numpy as np
 
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
 from para_jax.compress import as_checkpoint
-from para_jax.formats import directory, mlx, other_files, tensors
+from para_jax.formats import directory, expert_modules, mlx, other_files, tensors
 from para_jax.formats.engine_rules import Format as Format
 from para_jax.formats.profiles import PROFILES
 from para_jax.formats.profiles import Profile as Profile
@@ -171,6 +171,8 @@ def save(
             from para_jax.formats import consumers
 
             consumers.check(new, wanted, checkpoint, profile)
+    if format == "peft" and engine in (None, "peft"):
+        expert_modules.warn([*wanted.adapters, *wanted.absent])
 
 
 def _written(
