@@ -26,9 +26,7 @@ class Parser(argparse.ArgumentParser):
 def source(command: Parser) -> None:
     """Adds SRC, one adapter."""
     add = command.add_argument
-    what = (
-        "an adapter: a PEFT or mlx-lm folder, Orbax checkpoint, or .safetensors file"
-    )
+    what = "an adapter: a PEFT or mlx-lm folder, Orbax checkpoint, or .safetensors file"
     add("source", metavar="SRC", type=pathlib.Path, help=what)
     _whole(command)
 
