@@ -40,13 +40,14 @@ endef
 .DELETE_ON_ERROR:
 # Two installs into one environment would break each other.
 .NOTPARALLEL:
-.PHONY: help demo colabs test test-all lint format-check style types imports format clean distclean
+.PHONY: help demo colabs test test-all test-engines lint format-check style types imports format clean distclean
 
 help:
 	@echo 'make demo       watch two real LoRA adapters lose most of their ranks'
 	@echo 'make colabs     run the notebooks from top to bottom, and time them'
 	@echo 'make test       run the tests; PYTEST_ARGS="-k spectrum -x" goes to pytest'
 	@echo 'make test-all   the same, and the slow ones, among them the whole demo'
+	@echo 'make test-engines  run real engines on what we write (GBs): ENGINES="vllm"'
 	@echo 'make lint       check style, format, types and the direction of imports'
 	@echo 'make format     format the code, and repair what ruff can'
 	@echo 'make clean      remove caches and build outputs'
@@ -69,7 +70,14 @@ test: $(READY_TEST)
 	@$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 test-all: $(READY_TEST)
-	@$(PYTEST) $(PYTEST_ARGS)
+	@$(PYTEST) -m 'not engines' $(PYTEST_ARGS)
+
+# Real engines on what we write. Each has an environment of its own in .venv-engines, of
+# some GB in all; `make test-engines ENGINES="vllm llamacpp"` makes and runs those.
+test-engines: $(READY_TEST)
+	@$(PY) -m tests.engines.environments $(ENGINES)
+	@$(PY) -m pytest $(if $(ENGINES),$(ENGINES:%=tests/engines/test_%.py),tests/engines) \
+	  --engines-results tests/engines/results.json $(PYTEST_ARGS)
 
 # `make --keep-going lint` shows the complaints of all four.
 lint: style format-check types imports
@@ -129,7 +137,7 @@ $(READY_TEST): pyproject.toml | $(READY)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-engines
