@@ -61,8 +61,18 @@ def _named(checkpoint: Checkpoint, rules: Engine, form: Format) -> Checkpoint:
             "Face's names alone."
         )
     if wrong and target is not None:
+        _check_image(checkpoint)
         return diffusion.convert(checkpoint, target)
     return checkpoint
+
+
+def _check_image(checkpoint: Checkpoint) -> None:
+    names = diffusion.read([*checkpoint.adapters, *checkpoint.absent])
+    if path := next((p for p, x in names.items() if x.scheme == "hf"), None):
+        raise ValueError(
+            f"it finds modules of image and video models, and '{path}' is in none that "
+            "is known here."
+        )
 
 
 def _unread(
