@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from para_jax.diffusion import Scheme, Target
 from para_jax.formats.profiles import Profile
 
-Format = Literal["peft", "orbax", "kohya"]
+Format = Literal["peft", "orbax", "kohya", "mlx"]
 
 
 class Evidence(NamedTuple):

@@ -147,6 +147,19 @@ ENGINES: dict[str, Engine] = {
         ),
         note="Put the file into models/loras.",
     ),
+    "mlx": Engine(
+        form="mlx",
+        profile="padded",
+        kinds=("linear", "embedding", "experts"),
+        buffers=True,
+        known=Evidence(
+            "run",
+            "0.32.2 on CPU",
+            "2026-11",
+            "tuner/utils.py, tuner/lora.py; tests/engines/test_mlx.py",
+        ),
+        note="mlx_lm.generate --adapter-path with the folder.",
+    ),
     "sd-scripts": Engine(
         form="kohya",
         reads=("kohya",),

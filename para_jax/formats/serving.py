@@ -4,7 +4,6 @@ An engine that would read an adapter wrongly, or in part, is refused with the re
 """
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from para_jax.formats import (
     engine_names,
     engine_rules,
     engines,
+    expert_modules,
     profiles,
 )
 from para_jax.formats.engine_rules import Engine, Format
@@ -160,7 +160,7 @@ def _shapes(engine: str, flat: Checkpoint) -> dict[str, Shape]:
 
 def _group(rules: Engine) -> Callable[[str], str]:
     if rules.even and rules.profile != "padded":
-        return lambda path: re.sub(r"(^|/)experts/\d+/", r"\1experts/", path)
+        return expert_modules.group
     return profiles.GROUPS[rules.profile]
 
 
