@@ -13,7 +13,12 @@ from para_jax.formats.engines import ENGINES
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = (ROOT / "README.md", ROOT / "docs" / "engines.md")
-FORMATS = {"peft": "a PEFT folder", "kohya": "one file", "orbax": "an Orbax tree"}
+FORMATS = {
+    "peft": "a PEFT folder",
+    "mlx": "a folder of mlx-lm",
+    "kohya": "one file",
+    "orbax": "an Orbax tree",
+}
 SCHEMES = {
     "hf": "transformers",
     "module": "a diffusers model",
@@ -62,7 +67,6 @@ def ranks(engine):
 
 TOGETHER = {
     "fused": "q, k and v; gate and up",
-    "even": "one rank for the experts of a layer",
     "whole": "all experts of a layer, or none",
     "every": "a type of module in every layer",
 }
