@@ -429,7 +429,7 @@ def test_an_adapter_from_no_tree_has_none_to_run_in(engine, tmp_path):
 
 
 def test_sglang_jax_compares_the_types_of_modules(tmp_path):
-    """As its `can_support` does: a set within those that the server was started with."""
+    """As its `can_support` does: with the types that the server was started for."""
     ranks = {
         f"model/layers/{i}/self_attn/{x}_proj": 1 + i for i in (0, 1) for x in "qv"
     }
