@@ -107,6 +107,23 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Spelling:
+    """Name the tensors of one module in a single safetensors file.
+
+    Attributes:
+      a: The down factor, such as `unet.mid.to_q.lora.down.weight`.
+      b: The up factor.
+      alpha: The scale's numerator, or "" where the file has none.
+      bias: The bias of the up factor, or "" where the file has none.
+    """
+
+    a: str
+    b: str
+    alpha: str = ""
+    bias: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A model's adapters, with everything that was stored beside them.
 
@@ -118,9 +135,13 @@ class Checkpoint:
         with its scale folded in.
       absent: `(m, n)` of the modules that kept nothing, by path. Formats that want an
         entry for every module write zeros for these.
+      shared: The modules whose update is another's, and which one's: see `shared.py`.
       extra: Tensors that are no LoRA factors (a classifier head, norms), under the
         names that they were stored with. They pass through bit for bit.
       config: The source's configuration, such as PEFT's `adapter_config.json`.
+      modules: The paths that `config` was read with, and whose short names it has.
+      spelling: The names of the tensors in the single file that it was read from, by
+        path. Children are written under the same names; other paths get the default.
       provenance: How the adapters came to be: plain JSON values.
       residual: Where the adapters do not belong to the original weights: the name of
         the initialisation (PiSSA, ...) that changed these. Not to be pruned before
@@ -141,8 +162,11 @@ class Checkpoint:
     layers: Mapping[str, Layer] = dataclasses.field(default_factory=dict)
     biases: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     absent: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    shared: Mapping[str, str] = dataclasses.field(default_factory=dict)
     extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    modules: tuple[str, ...] = ()
+    spelling: Mapping[str, Spelling] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     residual: str = ""
     source: str = ""

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import para_jax as para
 from para_jax import arguments, endpoints, fleet, manifest, tables, wording
 from para_jax.compress import cuts, spectra_of
-from para_jax.formats import serving
+from para_jax.formats import engine_rules, serving
 from para_jax.formats.engines import ENGINES
 from para_jax.inspection import inspect
 from para_jax.select import ranks
@@ -245,7 +245,8 @@ def _check_tables(given: argparse.Namespace) -> None:
 def _note(given: argparse.Namespace) -> None:
     """Prints what to know about the engine that is to serve DST."""
     if given.engine:
-        print(tables.wrapped(f"{given.engine}: {ENGINES[given.engine].note}"))
+        note = engine_rules.note(ENGINES[given.engine], endpoints.form(given))
+        print(tables.wrapped(f"{given.engine}: {note}"))
 
 
 def _cache_programs() -> None:
@@ -280,7 +281,7 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("default")
         yield
     for text in dict.fromkeys(str(x.message) for x in found):
-        print(f"para: note: {text}", file=sys.stderr)
+        print(f"para: note: {wording.spoken(text)}", file=sys.stderr)
     # Not after a failure: the threads speak until the process ends.
     sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
     logging.disable(level)

@@ -72,11 +72,9 @@ def _spectra(
 
     if gram_a.shape[-1] > jacobi.MOST:
         return plain(gram_a, gram_b)
-
-    def kernel(gram_a: Array, gram_b: Array) -> tuple[Array, ...]:
-        return jacobi.spectra(gram_a, gram_b, resolution=RESOLUTION)
-
-    return linalg.on_gpu(kernel, plain)(gram_a, gram_b)
+    return linalg.by_kernel(
+        jacobi.spectra, plain, gram_a, gram_b, resolution=RESOLUTION
+    )
 
 
 def _of_roots(r_a: Float[Array, "L r r"], r_b: Float[Array, "L r r"]) -> Core:

@@ -8,8 +8,15 @@ import numpy as np
 
 import para_jax as para
 from para_jax import arguments, names, tables
-from para_jax.formats import Format, directory, recognise, serving
-from para_jax.formats.engines import ENGINES
+from para_jax.formats import (
+    Format,
+    directory,
+    engine_names,
+    engine_rules,
+    engines,
+    recognise,
+    serving,
+)
 from para_jax.names import models
 from para_jax.report import human_bytes
 
@@ -51,7 +58,11 @@ def _load(given: argparse.Namespace) -> para.Checkpoint:
         stack_axis=given.stack_axis,
         adapters_only=given.adapters_only,
     )
-    return found if table is None else _renamed(given, found, table)
+    if table is not None:
+        found = _renamed(given, found, table)
+    if engine := vars(given).get("engine"):
+        return engine_names.named(found, engine, form=form(given))
+    return found
 
 
 def _table(given: argparse.Namespace) -> models.Names | None:
@@ -91,7 +102,8 @@ def _renamed(
 def form(given: argparse.Namespace) -> Format:
     """Returns the format of DST."""
     if given.engine:
-        return ENGINES[given.engine].form
+        one_file = given.target.suffix == ".safetensors"
+        return engine_rules.form(engines.known(given.engine), one_file=one_file)
     return given.format or recognise(given.source)
 
 
@@ -139,7 +151,8 @@ def check_engine(given: argparse.Namespace, parent: para.Checkpoint) -> None:
             for path, x in parent.adapters.items()
         }
         smallest = dataclasses.replace(parent, adapters=one_rank)
-        serving.prepare(smallest, given.engine)
+        one_file = given.target.suffix == ".safetensors"
+        serving.prepare(smallest, given.engine, one_file=one_file)
 
 
 def save(

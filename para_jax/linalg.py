@@ -10,6 +10,7 @@ On a GPU some operations are kernels of ours (`para_jax.kernels`). The plain ope
 defines what they compute, runs everywhere else, and gives their derivative.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,12 +47,9 @@ def gram(x: Float[Array, "... _ _"], *, tall: bool) -> Float[Array, "... r r"]:
 
     if x.shape[-1 if tall else -2] > gram.MOST:
         return plain(x)
-
-    def kernel(x: Array) -> Array:
-        found = gram.gram(x.reshape(-1, *x.shape[-2:]), tall=tall)
-        return found.reshape(*x.shape[:-2], *found.shape[-2:])
-
-    return on_gpu(kernel, plain)(x)
+    rows = x.reshape(-1, *x.shape[-2:])
+    found = by_kernel(gram.gram, plain, rows, tall=tall)
+    return found.reshape(*x.shape[:-2], *found.shape[-2:])
 
 
 def applied(
@@ -91,6 +89,31 @@ def has_kernels(x: Array) -> bool:
     # On a mesh the compiler divides what it knows, and a kernel it does not know.
     on_one = jax.default_backend() == "gpu" and sharding.mesh_of(x) is None
     return wide and on_one and kernels.exist()
+
+
+def by_kernel(
+    kernel: Any, plain: Callable[..., Any], *args: Array, **static: Any
+) -> Any:
+    """Return `plain(*args)`, by a kernel where the program runs on an NVIDIA GPU.
+
+    Run the plain operations there too if this JAX fails to trace or to lower the
+    kernel. To find out, lower it by itself first, for these shapes: JAX keeps the
+    result, so this takes some 50 ms once a shape and 0.2 ms after that. Do not warn:
+    the results are the same, and only another JAX could change it. What a compiler
+    says of a program that JAX did lower comes too late to be caught here.
+
+    Args:
+      kernel: A compiled function (`jax.jit`) of `args`.
+      plain: Its definition in plain operations.
+      *args: Arrays on one device.
+      **static: The static arguments of `kernel`.
+    """
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args]
+    try:
+        kernel.trace(*shapes, **static).lower(lowering_platforms=("cuda",))
+        return on_gpu(functools.partial(kernel, **static), plain)(*args)
+    except Exception:  # Of any kind: they are the faults of a compiler.
+        return plain(*args)
 
 
 def on_gpu(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from para_jax.formats.engines import ENGINES
 from para_jax.layouts import LAYOUTS
 from para_jax.names import MODELS
 
+_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 _UNITS = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -25,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 def source(command: Parser) -> None:
     """Adds SRC, one adapter."""
     add = command.add_argument
-    what = "an adapter: a PEFT folder, an Orbax checkpoint, or a kohya file"
+    what = "an adapter: a PEFT or mlx-lm folder, Orbax checkpoint, or .safetensors file"
     add("source", metavar="SRC", type=pathlib.Path, help=what)
     _whole(command)
 
@@ -48,13 +49,15 @@ def _whole(command: Parser) -> None:
 
 
 def foreign(command: Parser) -> None:
-    """Adds what a tree of arrays cannot tell of itself."""
-    group = command.add_argument_group("an Orbax checkpoint that another program wrote")
+    """Add what a tree of arrays, or a file without alphas, cannot tell of itself."""
+    group = command.add_argument_group(
+        "an Orbax checkpoint that another program wrote, or one file without alphas"
+    )
     add = group.add_argument
     what = "what wrote it; recognised if left out"
     add("--layout", choices=tuple(LAYOUTS), metavar="NAME", help=f"{what}: %(choices)s")
     add_one = group.add_mutually_exclusive_group().add_argument
-    what = "the numerator of the scale alpha / r, where the library has one"
+    what = "the numerator of the scale alpha / r, where SRC does not hold it"
     add_one("--alpha", type=number, metavar="X", help=what)
     what = "alpha / r itself"
     add_one("--scale", type=number, metavar="X", help=what)
@@ -136,7 +139,7 @@ def cut(command: Parser) -> None:
     what = "make all ranks multiples of Q"
     add("--multiple-of", type=int, default=1, metavar="Q", help=what)
     what = "the dtype of DST; that of SRC if left out"
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help=what)
+    add("--dtype", choices=_DTYPES, help=what)
 
 
 def count(text: str) -> int:

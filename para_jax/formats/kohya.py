@@ -1,188 +1,255 @@
-"""kohya's adapters: single safetensors files, read by ComfyUI and sd-scripts. Host.
+"""Single safetensors files: kohya's, diffusers', and others with such factors. Host.
 
-A module has `<name>.lora_down.weight [r, in]`, `<name>.lora_up.weight [out, r]`, and
-`<name>.alpha`, a number: its scale is `alpha / r`, or 1 if there is none. Some write
-`lora_A` and `lora_B` for the two factors. Convolutions are stored as PEFT stores them.
+Each module has a down factor `[r, in]`, an up factor `[out, r]`, and may have an alpha:
+its scale is `alpha / r`, or 1 if there is none. `spellings` knows the names,
+`file_scales` the scales that no tensor holds, `headers` the metadata. Convolutions are
+stored as PEFT stores them.
 
-Names such as `lora_unet_down_blocks_0_attn_to_q` stand for paths whose dots became
-underscores, which no one can undo: they stay as they are.
+A child is written under its parent's names. Where the parent had alphas, all modules of
+the child have the same one: diffusers' reader of kohya's files gives the most common
+alpha to attention modules (its `loaders/lora_conversion_utils.py`), others divide each
+module's own by its rank, and only one alpha for all is right under both.
 """
 
+import dataclasses
+import math
 import pathlib
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from para_jax.adapters import Adapter, Checkpoint, Layer, ordered
-from para_jax.formats import facts, peft_tensors, profiles, tensors
+from para_jax.adapters import Adapter, Checkpoint, Layer, Spelling, ordered
+from para_jax.formats import (
+    facts,
+    file_scales,
+    headers,
+    other_files,
+    peft_tensors,
+    profiles,
+    spellings,
+    stated,
+    tensors,
+)
+from para_jax.formats.file_scales import Given
 from para_jax.spectrum import check
 
-_PARTS = {
-    "lora_down.weight": "a",
-    "lora_A.weight": "a",
-    "lora_up.weight": "b",
-    "lora_B.weight": "b",
-    "alpha": "alpha",
-}
-_DIFFUSERS = "lora_adapter_metadata"  # Its `loaders/lora_base.py`.
-# Updates that are not the product of two factors alone (LyCORIS and others).
-_VARIANTS = {
-    "hada_": "LoHa",
-    "lokr_": "LoKr",
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "lora_mid": "LoCon with a core tensor (Tucker)",
-    "oft_": "OFT",
-    "glora_": "GLoRA",
-}
+_OURS = "para_jax"
 
 
 def load(
     path: pathlib.Path,
     known: Mapping[str, np.ndarray] = types.MappingProxyType({}),
+    given: Given = Given(),  # noqa: B008
 ) -> Checkpoint:
-    """Returns the adapter in a kohya file; its metadata become the configuration.
+    """Read the adapter in a single file; its metadata become the configuration.
 
     Args:
       path: The file.
       known: What may be in it and is in memory already, see `tensors.read`.
+      given: Scales that the file does not hold.
 
     Raises:
-      ValueError: if the file is broken, a pair incomplete, or the adapter is no plain
-        LoRA. The message names the file and the module.
+      ValueError: if the file is broken, a pair incomplete, a scale not clear, or the
+        adapter is no plain LoRA. The message names the file and the tensor.
     """
     found, metadata = tensors.read(path, known)
     try:
-        return _checkpoint(found, metadata)
+        return _checkpoint(path, found, metadata, given)
     except ValueError as error:
         raise ValueError(f"Cannot read the adapter in '{path}': {error}") from error
 
 
 def _checkpoint(
-    found: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+    path: pathlib.Path,
+    found: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    given: Given,
 ) -> Checkpoint:
-    modules, extra = _by_module(found)
+    modules, extra = spellings.by_module(found)
     if not modules:
-        raise ValueError(f"it holds no LoRA factors ({len(extra)} tensors).")
-    prefix = peft_tensors.PREFIX
-    if all(x.startswith(prefix) and "alpha" not in modules[x] for x in modules):
-        raise ValueError(
-            "its names are PEFT's, and without adapter_config.json its scales are not "
-            "known. Put both files into one folder, and load that."
-        )
-    if _DIFFUSERS in metadata and any("alpha" not in x for x in modules.values()):
-        raise ValueError(
-            f"diffusers wrote it, with alphas in the metadata '{_DIFFUSERS}' alone, "
-            "which is not read. Save it with an .alpha for each module."
-        )
-    adapters, layers = {}, {}
+        raise ValueError(f"it {other_files.no_factors(found)}")
+    shapes = {name: file_scales.shape(x) for name, x in modules.items()}
+    if _OURS in metadata:  # All scales are in the tensors, whatever lies beside it.
+        said = [stated.ones(f"'{_OURS}' in the header")]
+    else:
+        said = stated.statements(metadata, shapes)
+        if any(x.alpha is None for x in modules.values()):
+            said += stated.beside(path)
+    scales = file_scales.of_modules(modules, said, given)
+    adapters, layers, biases, names = {}, {}, {}, {}
     for name in ordered(modules):
-        path = name.replace(".", "/")
-        adapters[path], layer = _adapter(name, modules[name])
-        check(name, adapters[path])
+        module, where = modules[name], name.replace(".", "/")
+        adapters[where], layer = _adapter(name, module, scales[name])
+        check(name, adapters[where])
+        names[where] = module.spelling
         if layer != Layer():
-            layers[path] = layer
-    config = {key: x for key, x in metadata.items() if key != "para_jax"}
-    result = Checkpoint(adapters=adapters, layers=layers, extra=extra, config=config)
-    if "para_jax" in metadata:
-        return facts.restored(result, facts.from_json(metadata["para_jax"]))
+            layers[where] = layer
+        if module.bias is not None:
+            biases[where] = _times(module.bias, scales[name])
+    result = Checkpoint(
+        adapters=adapters,
+        layers=layers,
+        biases=biases,
+        extra=extra,
+        config={key: x for key, x in metadata.items() if key != _OURS},
+        spelling=names,
+        residual=next((x.residual for x in said if x.residual), ""),
+    )
+    if _OURS in metadata:
+        return facts.restored(result, facts.from_json(metadata[_OURS]))
     return result
 
 
-def _by_module(
-    found: Mapping[str, np.ndarray],
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Returns the parts of each module by its name, and all other tensors."""
-    modules: dict[str, dict[str, np.ndarray]] = {}
-    extra: dict[str, np.ndarray] = {}
-    for key, value in found.items():
-        end = key.removesuffix(".weight").rpartition(".")[2]
-        for mark, variant in _VARIANTS.items():
-            if end.startswith(mark):
-                raise ValueError(
-                    f"'{key}' makes this a {variant} adapter: its update is not the "
-                    "product of two factors alone, so it cannot be compressed as LoRA."
-                )
-        if "/" in key:
-            raise ValueError(
-                f"'{key}' has a slash in its name, which parts paths here."
-            )
-        for ending, part in _PARTS.items():
-            if key.endswith(f".{ending}"):
-                module = modules.setdefault(key.removesuffix(f".{ending}"), {})
-                if part in module:
-                    raise ValueError(f"'{key}' is there under another name too.")
-                module[part] = value
-                break
-        else:
-            extra[key] = value
-    return modules, extra
-
-
-def _adapter(name: str, parts: Mapping[str, np.ndarray]) -> tuple[Adapter, Layer]:
-    if missing := {"a", "b"} - parts.keys():
-        half = "lora_down" if "a" in missing else "lora_up"
-        raise ValueError(f"'{name}' has no {half}, one of the two factors.")
-    module = peft_tensors.Module(a=parts["a"], b=parts["b"])
-    rank = parts["a"].shape[0] if parts["a"].ndim else 0
+def _adapter(name: str, found: spellings.Module, scale: float) -> tuple[Adapter, Layer]:
+    module = peft_tensors.Module(a=found.a, b=found.b)
+    rank = file_scales.shape(found).rank
     a, b = peft_tensors.pair(name, module, rank)
     layer = peft_tensors.layer(module, a)
-    return peft_tensors.from_torch(a, b, layer, _scale(name, parts, rank)), layer
+    return peft_tensors.from_torch(a, b, layer, scale), layer
 
 
-def _scale(name: str, parts: Mapping[str, np.ndarray], rank: int) -> float:
-    if "alpha" not in parts:
-        return 1.0
-    alpha = parts["alpha"]
-    if alpha.size != 1 or not np.isfinite(alpha.astype(np.float64)).all():
-        raise ValueError(f"'{name}.alpha' is {alpha}: expected one finite number.")
-    return float(alpha.reshape(())) / rank
+def _times(bias: Any, factor: float) -> np.ndarray:
+    """Return the bias that an update adds: PEFT scales what the up factor gives."""
+    bias = np.asarray(bias)
+    return (bias.astype(np.float64) * factor).astype(bias.dtype)
 
 
 def save(checkpoint: Checkpoint, path: pathlib.Path) -> Checkpoint:
-    """Writes a file, each module at its own rank, `alpha` equal to it: a scale of 1.
+    """Write a file, each module at its own rank, under the names that it had.
 
     Args:
-      checkpoint: What to write. Stacks are unstacked; slashes in paths become dots.
+      checkpoint: What to write. Stacks are unstacked. Paths without a spelling become
+        dotted names with `lora_down`, `lora_up` and `alpha`.
       path: The file. Nothing there is protected: see `para_jax.save`.
 
     Returns:
-      What the file should read back as.
+      What the file should read back as, with the spelling of every module.
 
     Raises:
-      ValueError: if nothing is left to write, or kohya has no form for it.
+      ValueError: if nothing is left to write, or a file has no form for it.
     """
-    flat = profiles.shaped(checkpoint, "ragged")
-    if not flat.adapters:
-        raise ValueError("No module has an adapter left. Keep at least one rank.")
-    for module in flat.adapters:
-        kind = flat.layers.get(module, Layer()).kind
-        if kind not in ("linear", "conv") or module in flat.biases:
-            what = "bias" if module in flat.biases else f"layer of the kind '{kind}'"
-            raise ValueError(f"'{module}' has a {what}: kohya's files hold no such.")
-    tensors.write(path, dict(named(flat)), _metadata(flat))
+    flat = _shaped(checkpoint)
+    metadata = _metadata(flat)
+    tensors.write(path, dict(named(flat)), metadata)
     return flat
 
 
+def _shaped(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint as it is to be in the file, scales and names included."""
+    if any(x.stack for x in checkpoint.adapters.values()):
+        checkpoint = profiles.flatten(checkpoint, trim=True)
+    names = _spelled(checkpoint)
+    alpha = _alpha(checkpoint, names)
+    if alpha is not None:  # One rounding for the scale and the rank.
+        adapters = {
+            path: dataclasses.replace(x, scale=x.scale * x.rank / alpha)
+            for path, x in checkpoint.adapters.items()
+        }
+        checkpoint = dataclasses.replace(checkpoint, adapters=adapters)
+    flat = profiles.shaped(checkpoint, "ragged")
+    _check(flat, names)
+    adapters = {
+        path: dataclasses.replace(x, scale=1.0 if alpha is None else alpha / x.rank)
+        for path, x in flat.adapters.items()
+    }
+    names = {path: names[path] for path in adapters}
+    return dataclasses.replace(flat, adapters=adapters, spelling=names)
+
+
+def _spelled(checkpoint: Checkpoint) -> dict[str, Spelling]:
+    """Return the names of all tensors by path: all modules have an alpha, or none.
+
+    With a bias there is none: some readers multiply it by the scale, others do not.
+    Nor where eight bits would have to hold `b` times unequal ranks.
+    """
+    known = checkpoint.spelling
+    paths = [*checkpoint.adapters, *(checkpoint.biases.keys() & checkpoint.absent)]
+    mine = [known[path] for path in paths if path in known]
+    ranks = {x.rank for x in checkpoint.adapters.values()}
+    narrow = any(x.b.dtype.itemsize == 1 for x in checkpoint.adapters.values())
+    alphas = not mine or any(x.alpha for x in mine)
+    alphas = alphas and not checkpoint.biases and not (narrow and len(ranks) > 1)
+    result = {}
+    for path in paths:
+        one = known.get(path) or spellings.default(path.replace("/", "."))
+        alpha = (one.alpha or spellings.alpha(one)) if alphas else ""
+        result[path] = dataclasses.replace(one, alpha=alpha)
+    return result
+
+
+def _alpha(checkpoint: Checkpoint, names: Mapping[str, Spelling]) -> float | None:
+    """Return the alpha of all modules: 1, and the rank itself where they share one.
+
+    A larger power of two, where `b` times the rank would not fit its dtype.
+    """
+    if not any(x.alpha for x in names.values()):
+        return None
+    adapters = [x for x in checkpoint.adapters.values() if x.rank]
+    ranks = {x.rank for x in adapters}
+    if len(ranks) == 1:
+        return float(ranks.pop())
+    over = max((_excess(x) for x in adapters), default=0.0)
+    return 2.0 ** max(math.ceil(math.log2(over)), 0) if 0 < over < math.inf else 1.0
+
+
+def _excess(adapter: Adapter) -> float:
+    """Return the largest value of `b` times the rank, over the largest of its dtype."""
+    largest = float(jnp.finfo(adapter.b.dtype).max)
+    most = np.abs(np.asarray(adapter.b).astype(np.float64)).max(initial=0.0)
+    return float(most) * abs(adapter.scale) * adapter.rank / largest
+
+
+def _check(flat: Checkpoint, names: Mapping[str, Spelling]) -> None:
+    if not flat.adapters:
+        raise ValueError("No module has an adapter left. Keep at least one rank.")
+    if flat.residual:
+        raise ValueError(
+            f"This adapter was initialised by {flat.residual}, so it belongs to "
+            "changed base weights, which no single file can say. Make it plain first: "
+            "para_jax.plain(trained, initial)."
+        )
+    for path in flat.adapters:
+        kind = flat.layers.get(path, Layer()).kind
+        bias = path in flat.biases and not names[path].bias
+        if kind not in ("linear", "conv") or bias:
+            what = "bias" if bias else f"layer of the kind '{kind}'"
+            raise ValueError(f"'{path}' has a {what}: kohya's files hold no such.")
+
+
 def named(flat: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the name and tensor of all that the checkpoint holds."""
+    """Yield the name and tensor of all that the checkpoint holds.
+
+    Args:
+      flat: What `save` returned.
+    """
     for path, adapter in flat.adapters.items():
-        name = path.replace("/", ".")
+        name = flat.spelling[path]
         down, up = peft_tensors.to_torch(adapter, flat.layers.get(path, Layer()))
-        yield f"{name}.lora_down.weight", down
-        yield f"{name}.lora_up.weight", up
-        yield f"{name}.alpha", np.asarray(adapter.rank, np.float32)
+        yield name.a, down
+        yield name.b, up
+        if name.alpha:
+            yield name.alpha, np.asarray(adapter.scale * adapter.rank, np.float32)
+        if path in flat.biases:
+            yield name.bias, np.asarray(flat.biases[path])
     yield from flat.extra.items()
 
 
 def _metadata(flat: Checkpoint) -> dict[str, str]:
-    """Returns the file's metadata: those it was read with, if from such a file."""
-    source: Mapping[str, Any] = {} if "peft_type" in flat.config else flat.config
-    kept = {key: x for key, x in source.items() if isinstance(x, str)}
-    kept.pop(_DIFFUSERS, None)  # The ranks and alphas of the source.
-    ranks = {x.rank for x in flat.adapters.values()}
-    dim = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"  # As resize_lora.py says.
-    ours = {"ss_network_dim": dim, "ss_network_alpha": dim}
-    return {"format": "pt"} | kept | ours | {"para_jax": facts.to_json(flat)}
+    """Return the file's metadata: those it was read with, if from such a file."""
+    other = {"peft_type", "lora_parameters"} & flat.config.keys()
+    source: Mapping[str, Any] = {} if other else flat.config
+    parent = {key: x for key, x in source.items() if isinstance(x, str)}
+    alphas = [
+        x.scale * x.rank for p, x in flat.adapters.items() if flat.spelling[p].alpha
+    ]
+    ranks = [x.rank for x in flat.adapters.values()]
+    own = dataclasses.replace(flat, spelling={})  # The tensors have these names.
+    return headers.child(
+        parent,
+        ranks,
+        alphas[0] if alphas else None,
+        lambda: tensors.digest(dict(named(flat))),
+    ) | {_OURS: facts.to_json(own)}

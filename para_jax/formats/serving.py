@@ -4,16 +4,20 @@ An engine that would read an adapter wrongly, or in part, is refused with the re
 """
 
 import dataclasses
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from para_jax.adapters import Checkpoint, Layer, ordered
-from para_jax.formats import engines, profiles
-from para_jax.formats.engines import Format
+from para_jax.formats import (
+    engine_names,
+    engine_rules,
+    engines,
+    expert_modules,
+    profiles,
+)
+from para_jax.formats.engine_rules import Engine, Format
 from para_jax.formats.profiles import Profile, Shape
-from para_jax.layouts.pairs import members
 
 
 class Prepared(NamedTuple):
@@ -50,11 +54,11 @@ class Cost(NamedTuple):
     refused: str = ""
 
 
-def prepare(checkpoint: Checkpoint, engine: str) -> Prepared:
+def prepare(checkpoint: Checkpoint, engine: str, *, one_file: bool = False) -> Prepared:
     """Returns equal updates as an engine takes them.
 
-    Ranks are padded up to those it needs, and modules that it wants beside others are
-    filled in as zeros.
+    Modules get the names that it finds them by. Ranks are padded up to those it needs,
+    and modules that it wants beside others are filled in as zeros.
 
     Example:
       >>> from para_jax.formats import serving
@@ -66,18 +70,23 @@ def prepare(checkpoint: Checkpoint, engine: str) -> Prepared:
     Args:
       checkpoint: What is to be served.
       engine: A name in `engines.ENGINES`.
+      one_file: Whether the target is a single file. Engines of a folder alone get a
+        folder.
 
     Raises:
       ValueError: if the engine cannot serve the adapter. The message says why.
     """
     rules = engines.known(engine)
+    form = engine_rules.form(rules, one_file=one_file)
+    checkpoint = engine_names.named(checkpoint, engine, form=form)
     flat = profiles.flatten(checkpoint, trim=rules.profile != "padded")
     flat = profiles.fit(flat, _shapes(engine, flat))
     if flat.tree is not None and rules.layouts:
         tree = dataclasses.replace(flat.tree, one_rank=True)
         flat = dataclasses.replace(flat, tree=tree)
-    profile = rules.profile if rules.form == "peft" else "ragged"
-    return Prepared(flat, rules.form, profile)
+    profile = rules.profile if form == "peft" else "ragged"
+    flat = engine_names.listed(engine_names.spelled(flat, rules, form), rules)
+    return Prepared(flat, form, profile)
 
 
 def costs(checkpoint: Checkpoint) -> list[Cost]:
@@ -86,8 +95,9 @@ def costs(checkpoint: Checkpoint) -> list[Cost]:
     Example:
       >>> from para_jax.formats import serving
       >>> parent = para_jax.Checkpoint(adapters=adapters)
-      >>> {x.engine: x.bytes for x in serving.costs(parent)[:3]}
-      {'peft': 288, 'vllm': 288, 'sglang': 384}
+      >>> paid = {x.engine: x.bytes for x in serving.costs(parent)}
+      >>> paid["peft"], paid["vllm"], paid["sglang"]
+      (288, 288, 384)
     """
     bare = {
         path: dataclasses.replace(x, scale=1.0)  # So nothing is copied.
@@ -102,8 +112,9 @@ def _cost(checkpoint: Checkpoint, engine: str) -> Cost:
     flat = profiles.flatten(checkpoint, trim=True)
     size = max((x.a.dtype.itemsize for x in flat.adapters.values()), default=0)
     ragged = size * sum(x.parameters for x in flat.adapters.values())
-    flat = profiles.flatten(checkpoint, trim=rules.profile != "padded")
     try:
+        form, named = _named(checkpoint, engine)
+        flat = profiles.flatten(named, trim=rules.profile != "padded")
         fitted = _shapes(engine, flat)
     except ValueError as error:
         return Cost(engine, rules.form, rules.profile, 0, 0, 0, ragged, 0, str(error))
@@ -113,19 +124,34 @@ def _cost(checkpoint: Checkpoint, engine: str) -> Cost:
     absent = {path: (m, 0, n) for path, (m, n) in flat.absent.items()}
     every = size * sum(m + n for m, _, n in (absent | fitted).values())
     memory = allocated * every if rules.buffers else written
-    form, profile = rules.form, rules.profile
-    return Cost(engine, form, profile, rank, allocated, written, ragged, memory)
+    return Cost(engine, form, rules.profile, rank, allocated, written, ragged, memory)
+
+
+def _named(checkpoint: Checkpoint, engine: str) -> tuple[Format, Checkpoint]:
+    """Returns the modules as an engine finds them, in the first format that can."""
+    rules = engines.known(engine)
+    forms = {engine_rules.form(rules, one_file=x): None for x in (False, True)}
+    *others, last = forms
+    for form in others:
+        try:
+            return form, engine_names.named(checkpoint, engine, form=form)
+        except ValueError:  # Such as components that a folder cannot hold together.
+            continue
+    return last, engine_names.named(checkpoint, engine, form=last)
 
 
 def _shapes(engine: str, flat: Checkpoint) -> dict[str, Shape]:
     """Returns the shapes that an engine wants, or raises ValueError."""
     rules = engines.known(engine)
     try:
-        _check_tree(flat, rules)
         _check_kinds(flat, rules)
-        shapes = profiles.shapes(flat, _group(rules))
+        _check_extra(flat, rules)
+        shapes = profiles.shapes(flat, profiles.GROUPS[rules.profile])
         if rules.fused:
             shapes |= _siblings(shapes)
+        if rules.whole:
+            others = expert_modules.missing(shapes, every=True)
+            shapes |= {path: (m, 1, n) for path, (m, _, n) in others.items()}
         if rules.every:
             _check_layers(shapes)
         return _check_ranks(shapes, rules)
@@ -133,51 +159,45 @@ def _shapes(engine: str, flat: Checkpoint) -> dict[str, Shape]:
         raise ValueError(f"{engine} cannot serve this adapter: {error}") from error
 
 
-def _group(rules: engines.Engine) -> Callable[[str], str]:
-    if rules.even and rules.profile != "padded":
-        return lambda path: re.sub(r"(^|/)experts/\d+/", r"\1experts/", path)
-    return profiles.GROUPS[rules.profile]
-
-
-def _check_tree(flat: Checkpoint, rules: engines.Engine) -> None:
-    found = "no tree" if flat.tree is None else f"a tree of {flat.tree.layout}"
-    if rules.layouts and (flat.tree is None or flat.tree.layout not in rules.layouts):
-        raise ValueError(
-            f"it runs trees of {' and '.join(rules.layouts)}, and this came from "
-            f"{found}."
-        )
-    if flat.tree is None or rules.layouts or not rules.hugging_face:
-        return
-    known = {name for pair in flat.tree.pairs for name in members(pair)}
-    if ours := sorted(flat.adapters.keys() & known):
-        raise ValueError(
-            f"'{ours[0]}' is a JAX path, and it knows modules by Hugging Face's names. "
-            "Rename them first: para_jax.names.to_hf."
-        )
-
-
-def _check_kinds(flat: Checkpoint, rules: engines.Engine) -> None:
+def _check_kinds(flat: Checkpoint, rules: Engine) -> None:
     for path in flat.adapters:
         kind = flat.layers.get(path, Layer()).kind
         if kind not in rules.kinds:
             raise ValueError(
                 f"'{path}' is of the kind '{kind}', which it takes no LoRA for."
             )
-        if path.rpartition("/")[2] in rules.unseen:
+        name = path.rpartition("/")[2]
+        if name in rules.unseen or (rules.only and name not in rules.only):
             raise ValueError(f"it passes over '{path}' without a word.")
     if flat.biases and not rules.biases:
         raise ValueError(f"'{min(flat.biases)}' has a bias, which it does not add.")
-    if rules.plain and flat.extra:
+
+
+def _check_extra(flat: Checkpoint, rules: Engine) -> None:
+    """Raises ValueError for a tensor that an engine would refuse, or pass over."""
+    if not rules.plain:
+        return
+    left = [x for x in sorted(flat.extra) if not _is_skipped(x, flat, rules)]
+    if left:
         raise ValueError(
-            f"'{min(flat.extra)}' is no LoRA factor ({len(flat.extra)} such tensors, "
-            "as of modules_to_save): merge these into the base model, and leave them "
-            "out, with adapters_only=True."
+            f"'{left[0]}' is not a LoRA factor ({len(left)} such tensors, as of "
+            "modules_to_save): merge these into the base model, and leave them out, "
+            "with adapters_only=True."
         )
 
 
-def _check_ranks(
-    shapes: Mapping[str, Shape], rules: engines.Engine
-) -> dict[str, Shape]:
+def _is_skipped(name: str, flat: Checkpoint, rules: Engine) -> bool:
+    """Decide whether a tensor is a copy of the base's, which an engine needs not read.
+
+    PEFT names it so only beside an adapted module: without an adapter, it is the
+    module's own tensor.
+    """
+    module, inside, _ = name.rpartition(".base_layer.")
+    bare = module.removeprefix("base_model.model.").replace(".", "/")
+    return bool(inside) and bare not in flat.absent and name.endswith(rules.skips)
+
+
+def _check_ranks(shapes: Mapping[str, Shape], rules: Engine) -> dict[str, Shape]:
     """Returns the shapes at ranks that the engine has buffers for."""
     if not shapes:
         raise ValueError("no module has an adapter left. Keep at least one rank.")
@@ -218,6 +238,7 @@ _ALIKE = {
 
 def _siblings(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """Returns the shapes of modules that are missing beside those of one fusion."""
+    types = {profiles.module_type(path): x for path, x in shapes.items()}
     result: dict[str, Shape] = {}
     for path in ordered(shapes):
         owner, slash, name = path.rpartition("/")
@@ -226,10 +247,13 @@ def _siblings(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
                 if (beside := owner + slash + other) in shapes:
                     continue
                 like = owner + slash + _ALIKE.get(other, "")
-                if like not in shapes:
+                kind = profiles.module_type(beside)
+                if like not in shapes and kind not in types:
                     raise ValueError(
-                        f"it reads '{path}' only beside '{beside}', whose shape is not "
-                        "known here. Keep every module with min_rank=1."
+                        f"it reads '{path}' only beside '{beside}', which this adapter "
+                        "has in no layer, so that its shape is not known. Adapt "
+                        f"{', '.join(group)} together, or use an engine that reads "
+                        "each by itself, such as vllm."
                     )
-                result[beside] = shapes[like]
+                result[beside] = shapes.get(like) or types[kind]
     return result

@@ -68,11 +68,14 @@ def _kernel(
     row, block = (pl.program_id(i).astype(jnp.int64) for i in (0, 1))
     width = sum_ref.shape[-1]
     columns = jnp.arange(width) < rank
+    # JAX 0.12 refuses a slice from a known start that ends beyond the array, masked or
+    # not. The compiler makes a zero of this one before anything else.
+    first = 0 * row
 
     def add(tile: Array, total: Array) -> Array:
         start = (block * tiles + tile) * _TILE
         inside = start + jnp.arange(_TILE) < depth
-        depths, ranks = pl.ds(start, _TILE), pl.ds(0, width)
+        depths, ranks = pl.ds(start, _TILE), pl.ds(first, width)
         at = (depths, ranks) if tall else (ranks, depths)
         mask = (inside, columns) if tall else (columns, inside)
         x = triton.load(

@@ -39,6 +39,7 @@ _MOST_SWEEPS = 20
 _TINY = 1e-30  # In float32, whose smallest is 1e-38.
 
 
+@functools.partial(jax.jit, static_argnames=("resolution", "interpret"))
 def spectra(
     gram_a: Float[Array, "L r r"],
     gram_b: Float[Array, "L r r"],

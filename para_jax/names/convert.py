@@ -130,6 +130,7 @@ def _moved(
         layers=_layers(checkpoint, found),
         biases=_biases(checkpoint, found, way, head_dim),
         absent=empty | _absent(checkpoint, found, way, adapters),
+        spelling={},
     )
 
 

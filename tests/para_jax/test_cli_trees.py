@@ -530,7 +530,51 @@ def test_a_tree_becomes_a_kohya_file(done, saved, tmp_path):
 # Engines
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+OTHERS = ("sglang-jax", "diffusers", "comfyui", "sd-scripts")
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_an_engine_that_cannot_find_a_module_names_it(refused, done, engine):
+    words = ("compress", MINILM, "x", "--gamma", 0.25, "--for", engine)
+    one_file = ENGINES[engine].form == "kohya"
+    words = (*words[:2], "x.safetensors" if one_file else "x", *words[3:])
+
+    err = refused(*words, "--adapters-only")
+
+    match = rf"{engine} cannot serve this adapter: .*'bert/encoder/layer/0/"
+    assert re.search(match, err)
+    found = json.loads(done("inspect", MINILM, "--engines", "--json"))
+    (row,) = (x for x in found if x["engine"] == engine)
+    assert row["refused"]
+
+
+@pytest.mark.parametrize("target", ["child", "child.safetensors"])
+@pytest.mark.parametrize("command", ["compress", "convert", "sweep", "fleet"])
+def test_a_kohya_file_for_diffusers_has_its_names(done, tmp_path, command, target):
+    block = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    name = f"lora_unet_{block.replace('.', '_')}_to_q"
+    arrays = {f"{name}.lora_down.weight": np.ones((2, 5), np.float32)}
+    arrays |= {f"{name}.lora_up.weight": np.ones((3, 2), np.float32)}
+    (tmp_path / "in").mkdir()
+    safetensors.numpy.save_file(arrays, tmp_path / "in/x.safetensors")
+    many = command in ("sweep", "fleet")
+    if many and target != "child":
+        return
+    source = "in/*.safetensors" if command == "fleet" else "in/x.safetensors"
+    budget = () if command == "convert" else ("--gamma", 0.5)
+
+    out = done(command, source, target, *budget, "--for", "diffusers")
+
+    single = target.endswith("safetensors")
+    inside = "pipe.load_lora_weights(file)" if single else "prefix='base_model.model'"
+    assert inside in " ".join(out.split())
+    (file,) = (x for x in tmp_path.rglob("*.safetensors") if "in" not in x.parts)
+    prefix = "unet" if single else "base_model.model"
+    found = safetensors.numpy.load_file(file)
+    assert sorted(found) == [f"{prefix}.{block}.to_q.lora_{x}.weight" for x in "AB"]
+
+
+@pytest.mark.parametrize("engine", [x for x in ENGINES if x not in OTHERS])
 def test_an_engine_gets_what_it_takes_or_the_reason_is_said(
     call, refused, tmp_path, engine
 ):

@@ -46,11 +46,23 @@ def delta(adapter):
     return adapter.scale * a @ b
 
 
-def same_updates(got, want):
+def same_updates(got, want, *, exact=True):
+    """Compare by the bits, or but for a rounding of `b`.
+
+    A single file of unequal ranks has one alpha, and `b` times the rank.
+    """
     assert got.keys() == want.keys()
     for path, adapter in want.items():
         assert got[path].rank == adapter.rank
-        np.testing.assert_array_equal(delta(got[path]), delta(adapter), err_msg=path)
+        if exact:
+            np.testing.assert_array_equal(
+                delta(got[path]), delta(adapter), err_msg=path
+            )
+            continue
+        a, b = (np.asarray(x, np.float64) for x in (adapter.a, adapter.b))
+        ulp = float(jnp.finfo(adapter.b.dtype).eps)
+        bound = 2 * ulp * abs(adapter.scale) * abs(a) @ abs(b)
+        assert (abs(delta(got[path]) - delta(adapter)) <= bound).all(), path
 
 
 @pytest.fixture(params=FORMATS)
@@ -67,7 +79,7 @@ def test_updates_ranks_and_dtypes_come_back(form, tmp_path):
 
         got = para_jax.load(target)
         # The scales are powers of two: folded or not, no bit is lost.
-        same_updates(got.adapters, want.adapters)
+        same_updates(got.adapters, want.adapters, exact=form not in FILES)
         assert {np.dtype(x.a.dtype).name for x in got.adapters.values()} == {dtype}
         assert all(isinstance(x.a, np.ndarray) for x in got.adapters.values())
 
@@ -109,9 +121,12 @@ def test_any_format_becomes_any_other(form, other, tmp_path):
     first, second = place(tmp_path, form, "first"), place(tmp_path, other, "second")
 
     para_jax.save(want, first, format=form)
-    para_jax.save(para_jax.load(first), second, format=other)
+    # mlx-lm loads factors alone, so what PEFT trained beside them is left out.
+    found = para_jax.load(first, adapters_only=other == "mlx")
+    para_jax.save(found, second, format=other)
 
-    same_updates(para_jax.load(second).adapters, want.adapters)
+    exact = form not in FILES and other not in FILES
+    same_updates(para_jax.load(second).adapters, want.adapters, exact=exact)
 
 
 def test_what_is_there_is_replaced_if_asked_alone(form, tmp_path):
@@ -121,10 +136,11 @@ def test_what_is_there_is_replaced_if_asked_alone(form, tmp_path):
 
     with pytest.raises(FileExistsError, match="exists"):
         para_jax.save(new, target, format=form)
-    same_updates(para_jax.load(target).adapters, old.adapters)
+    exact = form not in FILES
+    same_updates(para_jax.load(target).adapters, old.adapters, exact=exact)
 
     para_jax.save(new, target, format=form, overwrite=True)
-    same_updates(para_jax.load(target).adapters, new.adapters)
+    same_updates(para_jax.load(target).adapters, new.adapters, exact=exact)
     assert [x.name for x in tmp_path.iterdir()] == [target.name]
 
 

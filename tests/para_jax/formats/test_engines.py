@@ -1,7 +1,7 @@
 """What `engine=` makes of an adapter, and what each engine pays for it.
 
-The engines themselves are not run: the limits are those of their sources, which
-`para_jax/formats/engines.py` names.
+The engines themselves are not run here: the limits are those that
+`para_jax/formats/engines.py` gives the evidence for.
 """
 
 import json
@@ -21,6 +21,8 @@ pytestmark = pytest.mark.user_defaults
 SIZES = {"q_proj": (8, 6), "k_proj": (8, 4), "v_proj": (8, 4)}
 SIZES |= {"gate_proj": (8, 11), "up_proj": (8, 11), "down_proj": (11, 8)}
 TREES = {name: x.layouts[-1] for name, x in engines.ENGINES.items() if x.layouts}
+# Engines of image models, which find modules by such names alone.
+IMAGES = ("diffusers", "comfyui", "sd-scripts")
 every_engine = pytest.mark.parametrize(
     "engine", [name for name in engines.ENGINES if name not in TREES]
 )
@@ -57,12 +59,35 @@ def small():
     )
 
 
+def named(engine):
+    """Returns a name that an engine finds, of a linear or a convolutional layer."""
+    if engine == "diffusers":
+        return "down_blocks/0/resnets/0/conv1"
+    if engine in IMAGES:
+        return "lora_unet_down_blocks_0_resnets_0_conv1"
+    return "layers/0/o_proj"
+
+
+def image(engine):
+    """Returns a child of an image model, of which a part kept nothing."""
+    block = "down_blocks/0/attentions/0/transformer_blocks/0/attn1"
+    ranks = {f"{block}/to_q": 5, f"{block}/to_k": 0, f"{block}/to_v": 2}
+    if engine != "diffusers":
+        ranks = {f"lora_unet_{x.replace('/', '_')}": r for x, r in ranks.items()}
+    return checkpoint(ranks)
+
+
+def served(engine):
+    return image(engine) if engine in IMAGES else small()
+
+
 def delta(x):
     return x.scale * np.asarray(x.a, np.float64) @ np.asarray(x.b, np.float64)
 
 
 def target(folder, engine):
-    return folder / ("x.safetensors" if engine == "comfyui" else engine)
+    one_file = engines.ENGINES[engine].form == "kohya"
+    return folder / ("x.safetensors" if one_file else engine)
 
 
 def shapes_of(folder):
@@ -80,7 +105,7 @@ def shapes_of(folder):
 
 @every_engine
 def test_every_update_is_in_what_is_saved(engine, tmp_path):
-    parent = small()
+    parent = served(engine)
 
     para.save(parent, target(tmp_path, engine), engine=engine)
 
@@ -93,9 +118,9 @@ def test_every_update_is_in_what_is_saved(engine, tmp_path):
 
 @every_engine
 def test_the_table_says_what_the_file_has(engine, tmp_path):
-    para.save(small(), target(tmp_path, engine), engine=engine)
+    para.save(served(engine), target(tmp_path, engine), engine=engine)
 
-    (cost,) = (x for x in serving.costs(small()) if x.engine == engine)
+    (cost,) = (x for x in serving.costs(served(engine)) if x.engine == engine)
 
     got = para.load(target(tmp_path, engine)).adapters.values()
     assert cost.bytes == 4 * sum(x.rank * (x.inputs + x.outputs) for x in got)
@@ -110,7 +135,7 @@ def test_the_table_counts_what_an_engine_allocates():
     one = 2 * (14 + 12 + 12)
     ragged = 5 * 14 + 2 * 12 + 1 * 14 + 2 * 12
     assert {x.ragged for x in table.values()} == {4 * ragged}
-    assert {name for name, x in table.items() if x.refused} == TREES.keys()
+    assert {name for name, x in table.items() if x.refused} == {*TREES, *IMAGES}
     assert table["peft"].memory == table["llamacpp"].memory == 4 * ragged
     assert table["vllm"].bytes == 4 * ragged
     assert (table["vllm"].rank, table["vllm"].allocated) == (5, 8)
@@ -160,9 +185,22 @@ def test_a_sibling_of_unknown_shape_is_asked_for(names, tmp_path):
     parent = checkpoint({f"layers/0/{name}": 2 for name in names})
 
     with pytest.raises(
-        ValueError, match=r"sglang cannot serve.*only beside 'layers/0/"
+        ValueError,
+        match=r"sglang cannot serve.*only beside 'layers/0/.*Adapt q_proj, k_proj, "
+        r"v_proj together, or use an engine that reads each by itself, such as vllm",
     ):
         para.save(parent, tmp_path / "x", engine="sglang")
+    para.save(parent, tmp_path / "y", engine="vllm")
+
+
+def test_a_sibling_has_the_shape_that_it_has_in_another_layer(tmp_path):
+    ranks = {f"layers/0/{x}": 2 for x in ("q_proj", "k_proj", "v_proj")}
+
+    para.save(
+        checkpoint(ranks | {"layers/1/q_proj": 1}), tmp_path / "x", engine="sglang"
+    )
+
+    assert shapes_of(tmp_path / "x")["layers/1/k_proj"] == (8, 2, 4)
 
 
 def test_a_sibling_that_kept_nothing_is_filled_in(tmp_path):
@@ -185,27 +223,67 @@ def test_lorax_has_each_type_in_every_layer(tmp_path):
         para.save(uneven, tmp_path / "y", engine="lorax")
 
 
-@pytest.mark.parametrize("engine", ["vllm", "llamacpp", "tensorrt-llm"])
+@pytest.mark.filterwarnings("ignore:.*one module for each expert")
+@pytest.mark.parametrize("engine", ["vllm", "tensorrt-llm"])
 def test_the_experts_of_a_layer_have_one_rank(engine, tmp_path):
     ranks = {"layers/0/experts/0/w1": 3, "layers/0/experts/1/w1": 1}
     ranks |= {"layers/0/experts/2/w1": 0, "layers/1/experts/0/w1": 2, "layers/1/q": 5}
+    experts = [x for x in ranks if "experts" in x]
 
     para.save(checkpoint(ranks), tmp_path / "x", engine=engine)
 
     got = {path: r for path, (_, r, _) in shapes_of(tmp_path / "x").items()}
     assert got == {
-        **dict.fromkeys([x for x in ranks if "layers/0" in x], 3),
-        "layers/1/experts/0/w1": 2,
+        **{x[:-2] + name: 3 for x in experts[:3] for name in ("w1", "w3")},
+        **{experts[3][:-2] + name: 2 for name in ("w1", "w3")},
+        **{x[:-2] + "w2": 1 for x in experts},  # Gate and up are read beside down.
         "layers/1/q": 5,
     }
+
+
+EXPERTS = {"w1": (8, 11), "w2": (11, 8), "w3": (8, 11)}
+# The same three projections by their other names.
+LONG = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+
+@pytest.mark.parametrize("kept", [("w1",), ("w2",), ("w3", "w2"), ("w1", "w2", "w3")])
+@pytest.mark.parametrize("names", [{x: x for x in EXPERTS}, LONG])
+def test_llamacpp_finds_all_experts_of_a_layer_or_none(kept, names, tmp_path):
+    adapters = {
+        f"layers/1/experts/0/{names[x]}": adapter(*EXPERTS[x], 2, seed=i)
+        for i, x in enumerate(kept)
+    }
+    absent = {
+        f"layers/{layer}/experts/{i}/{names[x]}": EXPERTS[x]
+        for layer in range(2)
+        for i in range(3)
+        for x in kept
+        if f"layers/{layer}/experts/{i}/{names[x]}" not in adapters
+    }
+    parent = para.Checkpoint(adapters=adapters, absent=absent)
+
+    para.save(parent, tmp_path / "x", engine="llamacpp")
+
+    got = {path: (m, n) for path, (m, _, n) in shapes_of(tmp_path / "x").items()}
+    assert got == {
+        f"layers/{layer}/experts/{i}/{names[x]}": shape
+        for layer in range(2)  # PEFT asks for all layers that the parent has.
+        for i in range(3)
+        for x, shape in EXPERTS.items()
+    }
+    back = para.load(tmp_path / "x").adapters
+    for path in got:
+        path = path.replace(".", "/")
+        want = delta(adapters[path]) if path in adapters else 0
+        np.testing.assert_allclose(delta(back[path]), want, rtol=1e-5, atol=1e-6)
 
 
 # --- What an engine cannot serve ------------------------------------------------------
 
 KINDS = {
-    "embedding": {"peft", "llamacpp"},
-    "conv": {"peft", "diffusers", "comfyui"},
-    "experts": {"peft"},
+    "embedding": {"peft", "vllm", "tpu-inference", "sglang", "llamacpp", "mlx"},
+    "conv": {"peft", *IMAGES},
+    "experts": {"peft", "mlx"},
 }
 
 
@@ -219,8 +297,9 @@ def stacked():
 @every_engine
 def test_a_kind_of_layer_is_served_or_refused(engine, kind, tmp_path):
     window = (2, 4) if kind == "conv" else ()
-    one = {"mlp/x": para.Layer(kind=kind, window=window)}
-    adapters = {"mlp/x": stacked() if kind == "experts" else adapter(8, 6, 2)}
+    path = named(engine)
+    one = {path: para.Layer(kind=kind, window=window)}
+    adapters = {path: stacked() if kind == "experts" else adapter(8, 6, 2)}
     parent = para.Checkpoint(adapters=adapters, layers=one)
 
     if engine in KINDS[kind]:
@@ -234,11 +313,10 @@ def test_a_kind_of_layer_is_served_or_refused(engine, kind, tmp_path):
 
 
 FIELDS = {
-    "biases": ({"biases": {"q": np.ones(6, np.float32)}}, "'q' has a bias", {"peft"}),
+    "biases": (lambda path: {"biases": {path: np.ones(6, np.float32)}}, "has a bias"),
     "extra": (
-        {"extra": {"head.weight": np.ones((3, 2), np.float32)}},
-        r"'head.weight' is no LoRA factor.*modules_to_save",
-        {"peft"},
+        lambda path: {"extra": {"head.weight": np.ones((3, 2), np.float32)}},
+        r"'head.weight' is not a LoRA factor.*modules_to_save",
     ),
 }
 
@@ -246,12 +324,12 @@ FIELDS = {
 @pytest.mark.parametrize("field", FIELDS)
 @every_engine
 def test_what_is_no_factor_is_served_or_refused(engine, field, tmp_path):
-    fields, match, served = FIELDS[field]
-    parent = checkpoint({"q": 2}, **fields)
+    fields, match = FIELDS[field]
+    parent = checkpoint({named(engine): 2}, **fields(named(engine)))
 
     (cost,) = (x for x in serving.costs(parent) if x.engine == engine)
-    assert (not cost.refused) == (engine in served)
-    if engine in served:
+    assert (not cost.refused) == (engine == "peft")
+    if engine == "peft":
         para.save(parent, tmp_path / "x", engine=engine)
     else:
         assert re.search(match, cost.refused)
@@ -259,15 +337,50 @@ def test_what_is_no_factor_is_served_or_refused(engine, field, tmp_path):
             para.save(parent, target(tmp_path, engine), engine=engine)
 
 
-def test_what_tensorrt_llm_passes_over_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="passes over 'lm_head' without a word"):
-        para.save(checkpoint({"lm_head": 2}), tmp_path / "x", engine="tensorrt-llm")
+@pytest.mark.parametrize(
+    ("engine", "path"),
+    [
+        ("tensorrt-llm", "lm_head"),
+        ("tensorrt-llm", "model/embed_tokens"),
+        ("sglang-jax", "lm_head"),
+        ("sglang-jax", "layers/0/self_attn/dense"),
+    ],
+)
+def test_what_an_engine_passes_over_is_refused(engine, path, tmp_path):
+    with pytest.raises(ValueError, match=f"passes over '{path}' without a word"):
+        para.save(checkpoint({path: 2}), tmp_path / "x", engine=engine)
+
+
+COPIES = ("vllm", "tpu-inference", "sglang", "llamacpp")
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
+@pytest.mark.parametrize("engine", [*COPIES, "lorax", "tensorrt-llm"])
+def test_a_copy_of_an_adapted_embedding_is_passed_over_or_refused(
+    engine, name, tmp_path
+):
+    """PEFT saves the base's own tensor beside an adapter of a resized embedding."""
+    kinds = {name: para.Layer(kind="embedding")} if name == "embed_tokens" else {}
+    extra = {f"base_model.model.{name}.base_layer.weight": np.ones((8, 6), np.float32)}
+    parent = checkpoint({name: 2}, layers=kinds, extra=extra)
+
+    if engine in COPIES:
+        para.save(parent, tmp_path / "x", engine=engine)
+    else:
+        with pytest.raises(ValueError, match=f"{engine} cannot serve"):
+            para.save(parent, tmp_path / "x", engine=engine)
+    # Without an adapter it is the module's own tensor, which no engine takes.
+    gone = checkpoint({name: 0, "layers/0/q_proj": 2}, layers=kinds, extra=extra)
+    with pytest.raises(ValueError, match="is not a LoRA factor"):
+        para.save(gone, tmp_path / "y", engine="vllm")
 
 
 @every_engine
 def test_nothing_left_to_serve_is_refused(engine, tmp_path):
     with pytest.raises(ValueError, match="no module has an adapter left"):
-        para.save(checkpoint({"q": 0}), target(tmp_path, engine), engine=engine)
+        para.save(
+            checkpoint({named(engine): 0}), target(tmp_path, engine), engine=engine
+        )
 
 
 # --- Trees ----------------------------------------------------------------------------
@@ -313,6 +426,89 @@ def test_a_tree_has_one_rank_for_all_modules(engine, tmp_path):
 def test_an_adapter_from_no_tree_has_none_to_run_in(engine, tmp_path):
     with pytest.raises(ValueError, match=f"{engine} cannot serve.*came from no tree"):
         para.save(small(), tmp_path / "x", engine=engine)
+
+
+def test_sglang_jax_compares_the_types_of_modules(tmp_path):
+    """As its `can_support` does: with the types that the server was started for."""
+    ranks = {
+        f"model/layers/{i}/self_attn/{x}_proj": 1 + i for i in (0, 1) for x in "qv"
+    }
+    parent = checkpoint(ranks)
+
+    para.save(parent, tmp_path / "x", engine="sglang-jax")
+
+    config = json.loads((tmp_path / "x/adapter_config.json").read_text())
+    assert config["target_modules"] == ["q_proj", "v_proj"]
+    assert config["r"] == config["lora_alpha"] == 2
+
+
+# --- Names ----------------------------------------------------------------------------
+
+SCHEMES = {
+    "hf": "model/layers/0/self_attn/o_proj",
+    "gpt2": "transformer/h/0/attn/c_attn",
+    "module": "transformer_blocks/0/attn/to_q",
+    "unet": "unet/mid_block/attentions/0/transformer_blocks/0/attn1/to_q",
+    "diffusers": "transformer/transformer_blocks/0/attn/to_q",
+    "original": "double_blocks/0/img_attn/proj",
+    "comfyui": "diffusion_model/double_blocks/0/img_attn/proj",
+    "kohya": "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q",
+    "unknown": "lora_unet_some_model_0_attn",
+}
+TEXT = {"hf", "gpt2"}
+SERVED = {
+    "peft": SCHEMES.keys() - {"unknown"},
+    "diffusers": SCHEMES.keys() - TEXT - {"unknown"},
+    "comfyui": SCHEMES.keys() - TEXT,  # It has a name for each module of any model.
+    "sd-scripts": SCHEMES.keys() - TEXT - {"module", "diffusers", "unet"},
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@every_engine
+def test_a_name_is_read_or_converted_or_refused(engine, scheme, tmp_path):
+    parent = checkpoint({SCHEMES[scheme]: 2})
+    wanted = SERVED.get(engine, {"hf"} if engine == "sglang-jax" else TEXT)
+
+    (cost,) = (x for x in serving.costs(parent) if x.engine == engine)
+
+    assert (not cost.refused) == (scheme in wanted)
+    if scheme in wanted:
+        para.save(parent, target(tmp_path, engine), engine=engine)
+        return
+    with pytest.raises(ValueError, match=f"{engine} cannot serve this adapter: "):
+        para.save(parent, target(tmp_path, engine), engine=engine)
+    assert not list(tmp_path.iterdir())
+
+
+def keys(path):
+    return sorted(safetensors.numpy.load_file(path))
+
+
+def test_a_single_file_for_diffusers_has_its_names(tmp_path):
+    para.save(checkpoint({SCHEMES["kohya"]: 2}), tmp_path / "x", engine="diffusers")
+    file = tmp_path / "x.safetensors"
+    para.save(checkpoint({SCHEMES["kohya"]: 2}), file, engine="diffusers")
+
+    inside = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    assert keys(tmp_path / "x/adapter_model.safetensors") == [
+        f"base_model.model.{inside}.lora_A.weight",
+        f"base_model.model.{inside}.lora_B.weight",
+    ]
+    assert keys(file) == [f"unet.{inside}.lora_{x}.weight" for x in "AB"]
+
+
+def test_a_folder_holds_one_component_and_a_file_holds_all(tmp_path):
+    text = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    parent = checkpoint({SCHEMES["kohya"]: 2, text: 1})
+
+    with pytest.raises(ValueError, match=r"text_encoder, unet.*ends in '.safetensors'"):
+        para.save(parent, tmp_path / "x", engine="diffusers")
+    with pytest.raises(ValueError, match=r"of a text encoder.*ends in '.safetensors'"):
+        para.save(checkpoint({text: 1}), tmp_path / "x", engine="diffusers")
+    para.save(parent, tmp_path / "x.safetensors", engine="diffusers")
+    (cost,) = (x for x in serving.costs(parent) if x.engine == "diffusers")
+    assert (cost.format, cost.refused) == ("kohya", "")
 
 
 # --- The call -------------------------------------------------------------------------
