@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax import rounding
+from para_jax import rounding, shared
 from para_jax.adapters import (
     Adapter,
     Adapters,
@@ -104,6 +104,8 @@ def spectra_of(
 ) -> dict[str, Spectrum]:
     """Returns the spectrum of each update in float64: `decompose`, compiled once.
 
+    Of modules that share an update (`Checkpoint.shared`), the owner alone has one.
+
     Args:
       parent: As for `compress`.
       method: As for `compress`.
@@ -117,7 +119,7 @@ def spectra_of(
     _check_parent(checkpoint)
     if dtype is not None:
         check_dtype("dtype", np.dtype(dtype))
-    adapters = checkpoint.adapters
+    adapters = shared.owners(checkpoint)
     result: dict[str, Spectrum] = {}
     for group, whole in joined_spectra(adapters, method, progress):
         s, left, right = map(group.split, (whole.s, whole.left, whole.right))
@@ -201,13 +203,18 @@ def _repacked(
     form: Form,
     progress: Progress,
 ) -> dict[str, Adapter]:
+    adapters = {
+        path: x
+        for path, x in parent.adapters.items()
+        if path in spectra or path not in parent.shared
+    }
     narrow = {path for path, x in spectra.items() if rounding.is_narrow(x.dtype)}
     exact = {
         path: dataclasses.replace(x, dtype="float32") if path in narrow else x
         for path, x in spectra.items()
     }
     with wide():
-        result = repack(exact, kept, parent.adapters, form=form, progress=progress)
+        result = repack(exact, kept, adapters, form=form, progress=progress)
     _check_range(result)
     dtypes = {
         name: spectra[path].dtype
@@ -241,7 +248,10 @@ def _child(
     one = {"parent": parent.source, **account.summary(), "ranks": ranks}
     cuts = [*parent.provenance.get("cuts", []), one]
     fields |= {"source": "", "provenance": {**parent.provenance, "cuts": cuts}}
-    return Child(**fields, report=account)
+    fields["shared"] = shared.held(parent, besides=ranks)
+    notes = (*account.notes, *shared.notes(fields["shared"]))
+    account = dataclasses.replace(account, notes=notes)
+    return shared.spread(Child(**fields, report=account), fields["shared"])
 
 
 def _check_parent(parent: Checkpoint) -> None:

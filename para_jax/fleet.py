@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from para_jax.formats import Format, mlx, peft, recognise
+from para_jax.formats import Format, recognise, recognition
 from para_jax.manifest import Manifest, Row
 from para_jax.report import Report
 
@@ -120,8 +120,7 @@ def _matches(
         # `Path.glob` takes no pattern that begins at the root.
         matches = glob.glob(pattern, recursive=True)  # noqa: PTH207
         for path in map(pathlib.Path, sorted(matches)):
-            weights = path.name in (peft.WEIGHTS, mlx.WEIGHTS)
-            place = path.parent if weights else path
+            place = recognition.place(path)
             if place in seen or place.resolve().is_relative_to(inside):
                 continue
             seen.add(place)

@@ -13,22 +13,18 @@ from typing import Any, get_args
 import jax
 import numpy as np
 
+from para_jax import rounding
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
 from para_jax.compress import as_checkpoint
-from para_jax.formats import directory, mlx, other_files, tensors
+from para_jax.formats import directory, expert_modules, mlx, other_files, tensors
 from para_jax.formats.engine_rules import Format as Format
 from para_jax.formats.profiles import PROFILES
 from para_jax.formats.profiles import Profile as Profile
+from para_jax.formats.recognition import place
+from para_jax.formats.recognition import recognise as recognise
 from para_jax.layouts import StackAxis
 
 Path = str | pathlib.Path
-
-_WEIGHTS: dict[str, Format] = {
-    "adapter_model.safetensors": "peft",
-    "adapters.safetensors": "mlx",
-}
-_ORBAX_PARTS = ("state", "default", "pytree", "items", "params", "model_params")
-_ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 
 
 def load(
@@ -69,9 +65,7 @@ def load(
       ValueError: if the adapter is broken or cannot be represented. The message
         names the file and the module.
     """
-    folder = pathlib.Path(path).expanduser()
-    if folder.name in _WEIGHTS and not _is_alone(folder):
-        folder = folder.parent
+    folder = place(pathlib.Path(path).expanduser())
     with contextlib.suppress(OSError):  # Where only reading is allowed.
         directory.recover(folder)
     found = recognise(folder)
@@ -178,6 +172,9 @@ def save(
             from para_jax.formats import consumers
 
             consumers.check(new, wanted, checkpoint, profile)
+            rounding.check_folded(checkpoint.adapters, wanted.adapters)
+    if format == "peft" and engine in (None, "peft"):
+        expert_modules.warn([*wanted.adapters, *wanted.absent])
 
 
 def _written(
@@ -227,48 +224,6 @@ def _replacing(format: Format) -> Any:  # noqa: A002
     from para_jax.formats import processes
 
     return processes.replacing
-
-
-def recognise(path: Path) -> Format:
-    """Returns the format of a folder.
-
-    Example:
-      >>> para_jax.save(adapters, "run", format="orbax")
-      >>> para_jax.formats.recognise("run")
-      'orbax'
-
-    Raises:
-      FileNotFoundError: if there is no such folder.
-      ValueError: if it holds neither.
-    """
-    folder = pathlib.Path(path)
-    if folder.name in _WEIGHTS and not _is_alone(folder):
-        return _WEIGHTS[folder.name]
-    if folder.suffix == ".safetensors" and folder.is_file():
-        return "kohya"
-    if not folder.exists():
-        other_files.refuse_missing(folder)
-    if not folder.is_dir():
-        other_files.refuse_file(folder)
-    inside = [folder, *(folder / name for name in _ORBAX_PARTS)]
-    if any((x / mark).exists() for x in inside for mark in _ORBAX_MARKS):
-        return "orbax"
-    if len(there := [name for name in _WEIGHTS if (folder / name).exists()]) == 2:
-        raise ValueError(
-            f"'{folder}' holds two adapters, {' and '.join(there)}: move one of them "
-            "to a folder of its own, with its adapter_config.json."
-        )
-    if there:
-        return _WEIGHTS[there[0]]
-    if any(x.name.startswith("adapter_") for x in folder.iterdir()):
-        return "peft"
-    other_files.refuse_folder(folder)
-
-
-def _is_alone(weights: pathlib.Path) -> bool:
-    """Return whether PEFT's weights lack their configuration: a single file."""
-    alone = not weights.with_name("adapter_config.json").exists()
-    return weights.name == "adapter_model.safetensors" and weights.is_file() and alone
 
 
 def _check_finite(folder: pathlib.Path, checkpoint: Checkpoint) -> None:

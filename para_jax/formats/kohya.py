@@ -163,11 +163,15 @@ def _spelled(checkpoint: Checkpoint) -> dict[str, Spelling]:
     """Return the names of all tensors by path: all modules have an alpha, or none.
 
     With a bias there is none: some readers multiply it by the scale, others do not.
+    Nor where eight bits would have to hold `b` times unequal ranks.
     """
     known = checkpoint.spelling
     paths = [*checkpoint.adapters, *(checkpoint.biases.keys() & checkpoint.absent)]
     mine = [known[path] for path in paths if path in known]
-    alphas = not checkpoint.biases and (not mine or any(x.alpha for x in mine))
+    ranks = {x.rank for x in checkpoint.adapters.values()}
+    narrow = any(x.b.dtype.itemsize == 1 for x in checkpoint.adapters.values())
+    alphas = not mine or any(x.alpha for x in mine)
+    alphas = alphas and not checkpoint.biases and not (narrow and len(ranks) > 1)
     result = {}
     for path in paths:
         one = known.get(path) or spellings.default(path.replace("/", "."))

@@ -118,6 +118,7 @@ def _ours(tree: Mapping[str, Any], own: Mapping[str, Any]) -> Checkpoint:
         layers=found.layers,
         biases=unnest(tree.get("bias", {})),
         absent=found.absent,
+        shared=found.shared,
         extra=tree.get("extra", {}),
         config=own["config"],
         provenance=found.provenance,

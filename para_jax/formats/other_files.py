@@ -142,6 +142,11 @@ def _check_weights(folder: pathlib.Path, names: list[str]) -> None:
             f"'{folder / whole[0]}' holds a whole model's weights, not an adapter. "
             "para_jax.extract makes an adapter of a tuned model and its base."
         )
+    if steps := [x for x in files if x.endswith("_adapters.safetensors")]:
+        raise ValueError(
+            f"'{folder}' holds {listed(steps)}, which mlx-lm saves while it trains: "
+            "copy one to adapters.safetensors, beside its adapter_config.json."
+        )
     if len(files) == 1:
         raise ValueError(f"'{folder}' holds one file: name it, '{folder / files[0]}'.")
     if files:
@@ -196,8 +201,8 @@ def _advice(names: list[str]) -> str:
     ends = {name.rpartition(".")[2] for name in names}
     if ends & {"lora_a", "lora_b"}:
         return (
-            " lora_a and lora_b are mlx-lm's: name the folder with adapters.safetensors"
-            " and adapter_config.json, which has the scale."
+            " lora_a and lora_b are mlx-lm's: name it adapters.safetensors, beside its "
+            "adapter_config.json, which has the scale."
         )
     if {"A", "B"} <= ends:
         return (

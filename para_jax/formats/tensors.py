@@ -132,7 +132,8 @@ def _check_factor(name: str, entry: Mapping[str, Any], path: pathlib.Path) -> No
             "scaled float8), which is not read. Dequantise them with the program that "
             "wrote them, and save them in bfloat16."
         )
-    check_dtype(inside, _dtype(name, entry))
+    if len(entry["shape"]) > 1:  # A `reshape_weight` beside factors is two numbers.
+        check_dtype(inside, _dtype(name, entry))
 
 
 def _dtype(name: str, entry: Mapping[str, Any]) -> np.dtype:
