@@ -593,12 +593,11 @@ def test_an_engine_gets_what_it_takes_or_the_reason_is_said(
     assert f"Written to {child}" in out
     assert f"\n{engine}: " in out
     assert not [line for line in out.splitlines() if len(line) > 80]
-    weights = (
-        tmp_path / child / ("" if form == "kohya" else "adapter_model.safetensors")
-    )
-    found = safetensors.numpy.load_file(weights)
+    names = {"peft": "adapter_model.safetensors", "mlx": "adapters.safetensors"}
+    found = safetensors.numpy.load_file(tmp_path / child / names.get(form, ""))
     assert not [name for name in found if "classifier" in name]
-    ranks = {len(x) for key, x in found.items() if "lora_A" in key or "down" in key}
+    by_rank = ("lora_A.weight", "lora_down.weight", "lora_b")  # Whose rows are ranks.
+    ranks = {len(x) for key, x in found.items() if key.endswith(by_rank)}
     assert (len(ranks) == 1) == (ENGINES[engine].profile == "padded")
 
 
