@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax.adapters import Adapter
+from para_jax.adapters import Adapter, unstack
 
 
 def is_narrow(dtype: str) -> bool:
@@ -63,6 +63,32 @@ def store(
             stacklevel=2,
         )
     return result
+
+
+def check_folded(wanted: Mapping[str, Adapter], written: Mapping[str, Adapter]) -> None:
+    """Warn if folding scales into factors of 8 bits has rounded them.
+
+    Args:
+      wanted: What was to be saved.
+      written: What the files hold, under the same paths.
+    """
+    moved, whole, dtypes, found = 0.0, 0.0, set(), unstack(written)
+    for path, x in unstack(wanted).items():
+        if path not in found or not is_narrow(np.dtype(x.b.dtype).name):
+            continue
+        exact = np.asarray(x.b).astype(np.float64) * x.scale
+        got = np.asarray(found[path].b).astype(np.float64) * found[path].scale
+        kept = min(len(exact), len(got))  # Either may have zeros beyond.
+        moved += float(np.sum((got[:kept] - exact[:kept]) ** 2))
+        whole += float(np.sum(exact**2))
+        dtypes.add(np.dtype(x.b.dtype).name)
+    if moved:
+        warnings.warn(
+            f"Folding its scales into factors of {', '.join(sorted(dtypes))} moves "
+            f"what is written by {_share(moved, whole)}. Compress it with "
+            "dtype=bfloat16 instead, where Gamma(1) keeps all.",
+            stacklevel=3,
+        )
 
 
 def _share(error: float, size: float) -> str:

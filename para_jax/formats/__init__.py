@@ -13,6 +13,7 @@ from typing import Any, get_args
 import jax
 import numpy as np
 
+from para_jax import rounding
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
 from para_jax.compress import as_checkpoint
 from para_jax.formats import directory, expert_modules, mlx, other_files, tensors
@@ -171,6 +172,7 @@ def save(
             from para_jax.formats import consumers
 
             consumers.check(new, wanted, checkpoint, profile)
+            rounding.check_folded(checkpoint.adapters, wanted.adapters)
     if format == "peft" and engine in (None, "peft"):
         expert_modules.warn([*wanted.adapters, *wanted.absent])
 

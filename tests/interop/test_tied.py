@@ -26,6 +26,7 @@ PREFIX = "base_model.model."
 # PEFT speaks of tied modules, of fields that match nothing, of an attribute of torch's.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Model has `tie_word_embeddings:UserWarning",
+    "ignore:gamma .* is less than one:UserWarning",
     "ignore:You have requested `ensure_weight_tying:UserWarning",
     "ignore:ensure_weight_tying=True but:UserWarning",
     "ignore:.*keys did not match any targeted module:RuntimeWarning",

@@ -253,7 +253,13 @@ def test_llamacpp_finds_all_experts_of_a_layer_or_none(kept, names, tmp_path):
         f"layers/1/experts/0/{names[x]}": adapter(*EXPERTS[x], 2, seed=i)
         for i, x in enumerate(kept)
     }
-    absent = {f"layers/0/experts/2/{names['w1']}": EXPERTS["w1"]}
+    absent = {
+        f"layers/{layer}/experts/{i}/{names[x]}": EXPERTS[x]
+        for layer in range(2)
+        for i in range(3)
+        for x in kept
+        if f"layers/{layer}/experts/{i}/{names[x]}" not in adapters
+    }
     parent = para.Checkpoint(adapters=adapters, absent=absent)
 
     para.save(parent, tmp_path / "x", engine="llamacpp")
@@ -420,6 +426,20 @@ def test_a_tree_has_one_rank_for_all_modules(engine, tmp_path):
 def test_an_adapter_from_no_tree_has_none_to_run_in(engine, tmp_path):
     with pytest.raises(ValueError, match=f"{engine} cannot serve.*came from no tree"):
         para.save(small(), tmp_path / "x", engine=engine)
+
+
+def test_sglang_jax_compares_the_types_of_modules(tmp_path):
+    """As its `can_support` does: with the types that the server was started for."""
+    ranks = {
+        f"model/layers/{i}/self_attn/{x}_proj": 1 + i for i in (0, 1) for x in "qv"
+    }
+    parent = checkpoint(ranks)
+
+    para.save(parent, tmp_path / "x", engine="sglang-jax")
+
+    config = json.loads((tmp_path / "x/adapter_config.json").read_text())
+    assert config["target_modules"] == ["q_proj", "v_proj"]
+    assert config["r"] == config["lora_alpha"] == 2
 
 
 # --- Names ----------------------------------------------------------------------------

@@ -199,6 +199,20 @@ def test_a_scale_that_does_not_fit_into_the_factors_is_refused(form, scale, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_scale_that_rounds_the_factors_is_said(tmp_path):
+    a, b = factors(ml_dtypes.float8_e4m3fn)
+    parent = para.Checkpoint(adapters={"q": para.Adapter(a, b, 1.5)})
+
+    with pytest.warns(UserWarning, match="Folding its scales") as caught:
+        para.save(parent, tmp_path / "x")
+
+    got = para.load(tmp_path / "x").adapters["q"]
+    error = got.scale * np.asarray(got.b, np.float64) - 1.5 * b.astype(np.float64)
+    share = np.linalg.norm(error) / np.linalg.norm(1.5 * b.astype(np.float64))
+    assert share > 0.01
+    assert f"{share:.1%}" in str(caught[0].message)
+
+
 def test_stacks_of_unequal_ranks_are_stored_in_8_bits(tmp_path):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(3, M, R)), rng.normal(size=(3, R, N))
