@@ -21,6 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from para_jax import precision
+
 if typing.TYPE_CHECKING:
     from para_jax.layouts import Tree
     from para_jax.report import Report
@@ -180,6 +182,7 @@ class Child(Checkpoint):
     report: "Report"
 
 
+@precision.kept
 def folded(adapter: Adapter) -> Adapter:
     """Returns the same update with its scale folded into `b`: a scale of 1. Traced."""
     if adapter.scale == 1:

@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from para_jax import linalg, sharding
+from para_jax import linalg, precision, sharding
 from para_jax.adapters import Adapter
 from para_jax.core import SIGNING
 from para_jax.groups import Group, groups, joined
@@ -31,6 +32,7 @@ def mask(
     return _apply(spectra, masks, adapters, _in_place)
 
 
+@precision.kept
 def pack(
     spectra: Spectra,
     masks: Masks,
@@ -152,7 +154,9 @@ def _in_front(
     column = jnp.cumsum(mask, axis=-1) - 1
     width = min(width, mask.shape[-1])
     chosen = mask[..., None] & jax.nn.one_hot(column, width, dtype=bool)
-    source, some = jnp.argmax(chosen, axis=-2), chosen.any(-2)
+    # An argmax of int64 is lowered in the precision of a later moment.
+    source = jax.lax.argmax(chosen, axis=chosen.ndim - 2, index_dtype=np.int32)
+    some = chosen.any(-2)
     left = jnp.take_along_axis(spectrum.left, source[..., None, :], axis=-1)
     right = jnp.take_along_axis(spectrum.right, source[..., :, None], axis=-2)
     return jnp.where(some[..., None, :], left, 0), jnp.where(some[..., None], right, 0)

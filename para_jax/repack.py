@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax import columns, host, host_children, placed, sharding
+from para_jax import columns, host, host_children, placed, precision, sharding
 from para_jax.adapters import Adapter, member
 from para_jax.columns import Masks
 from para_jax.groups import Progress, all_pieces, joined
@@ -23,6 +23,7 @@ Form = Literal["masked", "padded", "ragged"]
 Packed = Iterator[tuple[str, tuple[int, ...], Adapter]]
 
 
+@precision.kept
 def repack(
     spectra: Spectra,
     masks: Masks,
