@@ -116,7 +116,9 @@ def _signs(
     """Returns the signs that make equal updates equal children.
 
     A decomposition leaves the sign of a component open, differently on each platform.
-    The largest of the first entries of each row of the new `b` shall be positive.
+    The largest of the first entries of each row of the new `b` shall be positive; of
+    entries that are equal but for their sign, the first. By reductions alone, which a
+    mesh of devices makes without moving a row.
     """
     if together.apart:  # On a mesh a piece of `b` would have to be moved.
         first = together.join(b)
@@ -125,7 +127,14 @@ def _signs(
         first = together.join({p: _first(jnp.asarray(x), width) for p, x in b.items()})
     row = linalg.applied(first, right, tall=False, dtype=right.dtype)
     row = jnp.where(jnp.arange(row.shape[-1]) < SIGNING, row, 0)
-    negative = jnp.max(row, axis=-1) < -jnp.min(row, axis=-1)
+    index = jnp.arange(row.shape[-1])
+
+    def first_of(value: Array) -> Array:
+        return jnp.where(row == value[..., None], index, len(index)).min(-1)
+
+    most, least = row.max(-1), row.min(-1)
+    sooner = first_of(least) < first_of(most)
+    negative = (most < -least) | ((most == -least) & sooner)
     return jnp.where(negative, -1, 1).astype(right.dtype)
 
 

@@ -36,7 +36,8 @@ def repack(
 
     With `U_k S_k V_k^T` the kept part of an update, `a_hat^T a_hat = b_hat b_hat^T =
     S_k` and `a_hat @ b_hat` is that part (Eq. 3). The largest of the first 512 entries
-    of each row of `b_hat` is positive, so equal updates give equal files.
+    of each row of `b_hat` is positive, the first of equal ones, so equal updates give
+    equal files.
 
     - `masked`: the parent's shapes, dropped components zero. Traced.
     - `padded`: the parent's paths and stacks, each at the largest rank kept in its

@@ -143,7 +143,9 @@ class Half(Gamma):
 
 
 def test_the_base_of_all_policies_is_none():
-    with pytest.raises(TypeError, match=r"is abstract, and chooses nothing: use Gamma, Rank"):
+    with pytest.raises(
+        TypeError, match=r"is abstract, and chooses nothing: use Gamma, Rank"
+    ):
         para_jax.Policy(0.5)
 
 
