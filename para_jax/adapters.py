@@ -137,9 +137,11 @@ class Checkpoint:
         with its scale folded in.
       absent: `(m, n)` of the modules that kept nothing, by path. Formats that want an
         entry for every module write zeros for these.
+      shared: The modules whose update is another's, and which one's: see `shared.py`.
       extra: Tensors that are no LoRA factors (a classifier head, norms), under the
         names that they were stored with. They pass through bit for bit.
       config: The source's configuration, such as PEFT's `adapter_config.json`.
+      modules: The paths that `config` was read with, and whose short names it has.
       spelling: The names of the tensors in the single file that it was read from, by
         path. Children are written under the same names; other paths get the default.
       provenance: How the adapters came to be: plain JSON values.
@@ -162,8 +164,10 @@ class Checkpoint:
     layers: Mapping[str, Layer] = dataclasses.field(default_factory=dict)
     biases: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     absent: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    shared: Mapping[str, str] = dataclasses.field(default_factory=dict)
     extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    modules: tuple[str, ...] = ()
     spelling: Mapping[str, Spelling] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     residual: str = ""

@@ -281,7 +281,7 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("default")
         yield
     for text in dict.fromkeys(str(x.message) for x in found):
-        print(f"para: note: {text}", file=sys.stderr)
+        print(f"para: note: {wording.spoken(text)}", file=sys.stderr)
     # Not after a failure: the threads speak until the process ends.
     sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
     logging.disable(level)

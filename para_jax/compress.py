@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from para_jax import rounding, shared
 from para_jax.adapters import (
     Adapter,
     Adapters,
@@ -19,6 +20,7 @@ from para_jax.adapters import (
     Checkpoint,
     Child,
     by_member,
+    member,
 )
 from para_jax.groups import Progress
 from para_jax.policy import Policy
@@ -27,7 +29,7 @@ from para_jax.report import Report, report
 from para_jax.select import exact_masks
 from para_jax.spectra import joined_spectra
 from para_jax.spectra import wide as wide
-from para_jax.spectrum import Method, Spectra, Spectrum, check
+from para_jax.spectrum import Method, Spectra, Spectrum, check, check_dtype
 
 
 def compress(
@@ -102,6 +104,8 @@ def spectra_of(
 ) -> dict[str, Spectrum]:
     """Returns the spectrum of each update in float64: `decompose`, compiled once.
 
+    Of modules that share an update (`Checkpoint.shared`), the owner alone has one.
+
     Args:
       parent: As for `compress`.
       method: As for `compress`.
@@ -113,9 +117,9 @@ def spectra_of(
     """
     checkpoint = as_checkpoint(parent)
     _check_parent(checkpoint)
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype is {np.dtype(dtype).name}, expected floating point.")
-    adapters = checkpoint.adapters
+    if dtype is not None:
+        check_dtype("dtype", np.dtype(dtype))
+    adapters = shared.owners(checkpoint)
     result: dict[str, Spectrum] = {}
     for group, whole in joined_spectra(adapters, method, progress):
         s, left, right = map(group.split, (whole.s, whole.left, whole.right))
@@ -199,10 +203,26 @@ def _repacked(
     form: Form,
     progress: Progress,
 ) -> dict[str, Adapter]:
+    adapters = {
+        path: x
+        for path, x in parent.adapters.items()
+        if path in spectra or path not in parent.shared
+    }
+    narrow = {path for path, x in spectra.items() if rounding.is_narrow(x.dtype)}
+    exact = {
+        path: dataclasses.replace(x, dtype="float32") if path in narrow else x
+        for path, x in spectra.items()
+    }
     with wide():
-        result = repack(spectra, kept, parent.adapters, form=form, progress=progress)
+        result = repack(exact, kept, adapters, form=form, progress=progress)
     _check_range(result)
-    return result
+    dtypes = {
+        name: spectra[path].dtype
+        for path in narrow
+        for index in np.ndindex(parent.adapters[path].stack)
+        for name in (path, member(path, index))
+    }
+    return rounding.store(result, dtypes) if narrow else result
 
 
 def _first(adapter: Adapter, rank: int) -> Adapter:
@@ -228,7 +248,10 @@ def _child(
     one = {"parent": parent.source, **account.summary(), "ranks": ranks}
     cuts = [*parent.provenance.get("cuts", []), one]
     fields |= {"source": "", "provenance": {**parent.provenance, "cuts": cuts}}
-    return Child(**fields, report=account)
+    fields["shared"] = shared.held(parent, besides=ranks)
+    notes = (*account.notes, *shared.notes(fields["shared"]))
+    account = dataclasses.replace(account, notes=notes)
+    return shared.spread(Child(**fields, report=account), fields["shared"])
 
 
 def _check_parent(parent: Checkpoint) -> None:

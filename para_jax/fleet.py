@@ -21,8 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from para_jax.formats import Format, recognise
-from para_jax.formats.peft import WEIGHTS
+from para_jax.formats import Format, recognise, recognition
 from para_jax.manifest import Manifest, Row
 from para_jax.report import Report
 
@@ -66,7 +65,7 @@ def find(
 
     An adapter's name is its path below the pattern's fixed part, here `acme/adapter`,
     or its last part where nothing in the pattern varies. What lies in `folder` is left
-    out. An `adapter_model.safetensors` stands for the folder that it is in.
+    out. `adapter_model.safetensors` and `adapters.safetensors` stand for their folder.
 
     Args:
       patterns: As in a shell; `**` matches any number of folders.
@@ -92,6 +91,8 @@ def find(
                 f"'{old.source}' and '{path}' would both become '{new.target}'. Use "
                 "one pattern whose fixed part is above both, in quotes."
             )
+    if not found and others:
+        recognise(others[0])  # Raises, and says what it is.
     _check(patterns, folder, found)
     above = {parent for x in found.values() for parent in x.source.parents}
     sources = {x.source for x in found.values()}
@@ -102,11 +103,9 @@ def find(
 def _form(path: pathlib.Path) -> Format | None:
     """Returns the format of an adapter, and None for anything else."""
     try:
-        found = recognise(path)
+        return recognise(path)
     except (FileNotFoundError, ValueError):
         return None
-    # A folder may hold other weights, such as a whole model's.
-    return None if found == "peft" and not any(path.glob("adapter_*")) else found
 
 
 def _matches(
@@ -121,7 +120,7 @@ def _matches(
         # `Path.glob` takes no pattern that begins at the root.
         matches = glob.glob(pattern, recursive=True)  # noqa: PTH207
         for path in map(pathlib.Path, sorted(matches)):
-            place = path.parent if path.name == WEIGHTS else path
+            place = recognition.place(path)
             if place in seen or place.resolve().is_relative_to(inside):
                 continue
             seen.add(place)

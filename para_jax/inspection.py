@@ -112,7 +112,7 @@ def inspect(
     alone = [ranks(spectra, Epsilon(x, scope="local")) for x in shares]
     together = [ranks(spectra, Epsilon(x)) for x in shares]
     kept = {path: np.ones(x.s.shape, bool) for path, x in spectra.items()}
-    adapters = checkpoint.adapters
+    adapters = {path: checkpoint.adapters[path] for path in spectra}
     return Inspection(
         rows=tuple(
             Row(

@@ -11,6 +11,7 @@ from para_jax.formats.engines import ENGINES
 from para_jax.layouts import LAYOUTS
 from para_jax.names import MODELS
 
+_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 _UNITS = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
@@ -25,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 def source(command: Parser) -> None:
     """Adds SRC, one adapter."""
     add = command.add_argument
-    what = "an adapter: a PEFT folder, an Orbax checkpoint, or a .safetensors file"
+    what = "an adapter: a PEFT or mlx-lm folder, Orbax checkpoint, or .safetensors file"
     add("source", metavar="SRC", type=pathlib.Path, help=what)
     _whole(command)
 
@@ -138,7 +139,7 @@ def cut(command: Parser) -> None:
     what = "make all ranks multiples of Q"
     add("--multiple-of", type=int, default=1, metavar="Q", help=what)
     what = "the dtype of DST; that of SRC if left out"
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help=what)
+    add("--dtype", choices=_DTYPES, help=what)
 
 
 def count(text: str) -> int:

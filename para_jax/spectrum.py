@@ -14,7 +14,7 @@ as nonzero, and a `Spectrum` takes `2 r k` numbers a kernel, however large the k
 import dataclasses
 import typing
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -160,8 +160,23 @@ def check(path: str, adapter: Adapter) -> None:
             "A module of rank 0 is left out instead."
         )
     for name, x in (("a", a), ("b", b)):
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"'{path}': {name} is {x.dtype}, expected floating point.")
+        check_dtype(f"'{path}': {name}", x.dtype)
+
+
+def check_dtype(name: str, dtype: Any) -> None:
+    """Raise ValueError unless factors can be of a dtype.
+
+    Args:
+      name: What is of this dtype, for the message.
+      dtype: The dtype. float8_e8m0fnu has powers of two alone, and no zero.
+    """
+    if jnp.issubdtype(dtype, jnp.floating) and dtype != jnp.float8_e8m0fnu:
+        return
+    raise ValueError(
+        f"{name} is {np.dtype(dtype).name}, expected floating point. Whole numbers are "
+        "what quantisation leaves (bitsandbytes, torchao): dequantise the factors with "
+        "the program that wrote them, and save them in bfloat16."
+    )
 
 
 def _way(method: Method, adapters: Mapping[str, Adapter]) -> ways.Way:

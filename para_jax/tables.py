@@ -146,7 +146,7 @@ def engines(paid: "Sequence[Cost]") -> None:
     taken = [x for x in paid if not x.refused]
     _print(
         _table(
-            ["engine", "format", "profile", "rank", "file", "of ragged", "in memory"],
+            ["engine", "format", "profile", "rank", "file", "of ragged", "memory"],
             [
                 (
                     x.engine,

@@ -5,7 +5,7 @@ import re
 # The library's keyword arguments that are flags here: `head_dim=` is --head-dim.
 _KEYWORDS = (
     *("layout", "alpha", "scale", "stack_axis", "adapters_only"),
-    *("ecosystem", "head_dim", "layers", "min_rank", "max_rank"),
+    *("ecosystem", "head_dim", "layers", "min_rank", "max_rank", "dtype"),
 )
 
 

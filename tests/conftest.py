@@ -4,6 +4,7 @@ Neither this file nor a conftest below it imports our packages at module level: 
 import hook checks only what is imported after it.
 """
 
+import ast
 import importlib.util
 import os
 import pathlib
@@ -39,22 +40,54 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("compiling")
 
 _INTEROP = pathlib.Path(__file__).parent / "interop"
-_MISSING = [
-    name
-    for name in ("peft", "torch", "transformers")
-    if importlib.util.find_spec(name) is None
-]
-collect_ignore = [_INTEROP] if _MISSING else []
+# What tests/interop runs beside what we need ourselves. PyTorch is not in every
+# environment: for some Pythons there is no build for the CPU.
+_LIBRARIES = ("chex", "einops", "gemma", "peft", "qwix", "ray", "torch", "transformers")
+_MISSING = {name for name in _LIBRARIES if importlib.util.find_spec(name) is None}
 
 
 def pytest_report_header() -> list[str]:
     header = [f"jax {jax.__version__} on {os.environ['JAX_PLATFORMS']}"]
     if _MISSING:
         header.append(
-            f"tests/interop is left out: the extra `interop` has to be installed "
-            f"(missing: {', '.join(_MISSING)})"
+            "tests/interop is left out where it needs what is not installed: "
+            + ", ".join(sorted(_MISSING))
         )
     return header
+
+
+class _Absent(pytest.File):
+    """A file of tests that cannot run here."""
+
+    reason = ""
+
+    def collect(self) -> list[pytest.Item]:
+        pytest.skip(self.reason, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(
+    module_path: pathlib.Path, parent: pytest.Collector
+) -> pytest.Collector | None:
+    """Skips a file of tests/interop that imports what is not installed."""
+    if _INTEROP not in module_path.parents:
+        return None
+    missing = _MISSING & _imported(module_path)
+    if not missing:
+        return None
+    absent = _Absent.from_parent(parent, path=module_path)
+    absent.reason = f"not installed: {', '.join(sorted(missing))}"
+    return absent
+
+
+def _imported(path: pathlib.Path) -> set[str]:
+    """Returns the packages that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return {name.partition(".")[0] for name in found}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

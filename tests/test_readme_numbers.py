@@ -50,7 +50,7 @@ SPEED = {
 }
 # `table ...`: tests/train/experiments/test_documents.py; the others: test_serve.py,
 # test_gemma.py and test_parity.py in tests/benchmarks.
-ELSEWHERE = re.compile(r"table [\w/]+|serve:\w+|gemma|parity")
+ELSEWHERE = re.compile(r"table [\w/]+|serve:\w+|engines: \w+|gemma|parity")
 
 
 def blocks(path):

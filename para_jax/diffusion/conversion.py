@@ -57,7 +57,7 @@ def convert(checkpoint: Checkpoint, target: Target) -> Checkpoint:
         path: Split(tuple(_path(x.component, y) for y in x.parts), x.form)
         for path, x in placed.places.items()
     }
-    found = moving.split(dataclasses.replace(checkpoint, spelling={}), moves)
+    found = moving.split(checkpoint, moves)
     if target == "module":
         return _stripped(found)
     if target == "diffusers":
@@ -97,7 +97,7 @@ def _stripped(checkpoint: Checkpoint) -> Checkpoint:
             "into. Write to a path that ends in '.safetensors', for one file."
         )
     moves = {path: Split((path.partition("/")[2],)) for path in paths}
-    return moving.split(dataclasses.replace(checkpoint, spelling={}), moves)
+    return moving.split(checkpoint, moves)
 
 
 def _parts(placed: Placed) -> dict[str, tuple[str, str]]:

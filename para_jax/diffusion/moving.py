@@ -73,7 +73,14 @@ def split(checkpoint: Checkpoint, moves: Mapping[str, Split]) -> Checkpoint:
         for target in moves[path].targets
     }
     return dataclasses.replace(
-        checkpoint, adapters=adapters, absent=absent, biases=biases, layers=layers
+        checkpoint,
+        adapters=adapters,
+        absent=absent,
+        biases=biases,
+        layers=layers,
+        modules=(),  # What the configuration says is of the old names.
+        shared={},
+        spelling={},
     )
 
 
@@ -131,7 +138,14 @@ def join(checkpoint: Checkpoint, moves: Mapping[str, Join]) -> Checkpoint:
         if there[0] in checkpoint.layers:
             layers[target] = checkpoint.layers[there[0]]
     return dataclasses.replace(
-        checkpoint, adapters=adapters, absent=absent, biases=biases, layers=layers
+        checkpoint,
+        adapters=adapters,
+        absent=absent,
+        biases=biases,
+        layers=layers,
+        modules=(),  # What the configuration says is of the old names.
+        shared={},
+        spelling={},
     )
 
 

@@ -1,4 +1,4 @@
-"""Adapters on disk: PEFT folders, Orbax checkpoints, single files. Host.
+"""Adapters on disk: PEFT and mlx-lm folders, Orbax checkpoints, single files. Host.
 
 A format's file is imported when it is used: Orbax alone takes longer to import than
 a small adapter takes to compress.
@@ -13,19 +13,18 @@ from typing import Any, get_args
 import jax
 import numpy as np
 
+from para_jax import rounding
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
 from para_jax.compress import as_checkpoint
-from para_jax.formats import directory, tensors
+from para_jax.formats import directory, expert_modules, mlx, other_files, tensors
 from para_jax.formats.engine_rules import Format as Format
 from para_jax.formats.profiles import PROFILES
 from para_jax.formats.profiles import Profile as Profile
+from para_jax.formats.recognition import place
+from para_jax.formats.recognition import recognise as recognise
 from para_jax.layouts import StackAxis
 
 Path = str | pathlib.Path
-
-_WEIGHTS = "adapter_model.safetensors"
-_ORBAX_PARTS = ("state", "default", "pytree", "items", "params", "model_params")
-_ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 
 
 def load(
@@ -48,8 +47,9 @@ def load(
       (['down', 'up'], {'down': 2})
 
     Args:
-      path: A PEFT folder, or `adapter_model.safetensors` in it; an Orbax checkpoint;
-        or a single file, `*.safetensors`, as of kohya's sd-scripts or of diffusers.
+      path: A folder of PEFT or mlx-lm, or the file of weights in it; an Orbax
+        checkpoint; or a single file, `*.safetensors`, as of kohya's sd-scripts or of
+        diffusers.
       layout: What wrote an Orbax checkpoint, a name in `para_jax.layouts.LAYOUTS`;
         recognised if left out. What `save` wrote needs none of the next three.
       alpha: The numerator of its scale, which arrays cannot tell; one number, or one a
@@ -65,14 +65,7 @@ def load(
       ValueError: if the adapter is broken or cannot be represented. The message
         names the file and the module.
     """
-    folder = pathlib.Path(path).expanduser()
-    if folder.suffix == ".bin" and folder.exists() and not folder.is_dir():
-        raise ValueError(
-            f"'{folder}' is a pickle, which could run any code and is never opened. "
-            "Save the adapter as adapter_model.safetensors, PEFT's default."
-        )
-    if folder.name == _WEIGHTS and not _is_alone(folder):
-        folder = folder.parent
+    folder = place(pathlib.Path(path).expanduser())
     with contextlib.suppress(OSError):  # Where only reading is allowed.
         directory.recover(folder)
     found = recognise(folder)
@@ -81,11 +74,14 @@ def load(
     if found == "peft":
         from para_jax.formats import peft
 
+        other_files.check_weights(folder, peft.WEIGHTS)
         checkpoint = peft.load(folder)
     elif found == "kohya":
         from para_jax.formats import kohya
 
         checkpoint = kohya.load(folder, given=kohya.Given(alpha, scale))
+    elif found == "mlx":
+        checkpoint = mlx.load(folder)
     else:
         from para_jax.formats import orbax
 
@@ -134,8 +130,8 @@ def save(
     Args:
       checkpoint: What `load` or `compress` gave, or just adapters by path.
       path: The folder to make; for kohya, the file.
-      format: `peft`, `orbax`, or `kohya` for a single safetensors file, under the
-        names that it was read with, or kohya's.
+      format: `peft`, `mlx`, `orbax`, or `kohya` for a single safetensors file, under
+        the names that it was read with, or kohya's.
       profile: For `peft`, what its ranks and alphas are for: `ragged` (PEFT, vLLM),
         `padded` with zeros to one rank (every engine), `uniform-by-type` (scanned
         models) or `per-tensor-alpha` (llama.cpp). See `formats.profiles.shaped`.
@@ -167,29 +163,46 @@ def save(
         raise ValueError(f"'{target}' is to be one file: end it in '.safetensors'.")
     if format != "orbax":
         _check_at_hand(checkpoint.adapters)
+    mlx.check_crossing(checkpoint, format)
     with _replacing(format)(target, overwrite=overwrite) as new:
-        if format == "peft":
-            from para_jax.formats import peft
-
-            wanted = peft.save(checkpoint, new, profile=profile)
-            got = peft.load(new, dict(peft.named(wanted)))
-        elif format == "kohya":
-            from para_jax.formats import kohya, stated
-
-            wanted = kohya.save(checkpoint, new)
-            stated.check_alone(target, wanted)
-            got = kohya.load(new, dict(kohya.named(wanted)))
-        else:
-            from para_jax.formats import orbax
-
-            wanted = orbax.save(checkpoint, new)
-            got = orbax.reload(new, wanted)
+        wanted, got = _written(checkpoint, target, new, format, profile)
         _check_finite(target, got)
         check_same(wanted, got)
         if format != "orbax":
             from para_jax.formats import consumers
 
             consumers.check(new, wanted, checkpoint, profile)
+            rounding.check_folded(checkpoint.adapters, wanted.adapters)
+    if format == "peft" and engine in (None, "peft"):
+        expert_modules.warn([*wanted.adapters, *wanted.absent])
+
+
+def _written(
+    checkpoint: Checkpoint,
+    target: pathlib.Path,
+    new: pathlib.Path,
+    format: Format,  # noqa: A002
+    profile: Profile,
+) -> tuple[Checkpoint, Checkpoint]:
+    """Write a checkpoint; return what it should read back as, and what it does."""
+    if format == "peft":
+        from para_jax.formats import peft
+
+        wanted = peft.save(checkpoint, new, profile=profile)
+        return wanted, peft.load(new, dict(peft.named(wanted)))
+    if format == "kohya":
+        from para_jax.formats import kohya, stated
+
+        wanted = kohya.save(checkpoint, new)
+        stated.check_alone(target, wanted)
+        return wanted, kohya.load(new, dict(kohya.named(wanted)))
+    if format == "mlx":
+        wanted = mlx.save(checkpoint, new)
+        return wanted, mlx.load(new)
+    from para_jax.formats import orbax
+
+    wanted = orbax.save(checkpoint, new)
+    return wanted, orbax.reload(new, wanted)
 
 
 def _check_at_hand(adapters: Adapters) -> None:
@@ -206,52 +219,11 @@ def _replacing(format: Format) -> Any:  # noqa: A002
     """Returns what makes room for a format. Processes share Orbax's alone."""
     if format == "kohya":
         return directory.replacing_file
-    if format == "peft":
+    if format in ("peft", "mlx"):
         return directory.replacing
     from para_jax.formats import processes
 
     return processes.replacing
-
-
-def recognise(path: Path) -> Format:
-    """Returns the format of a folder.
-
-    Example:
-      >>> para_jax.save(adapters, "run", format="orbax")
-      >>> para_jax.formats.recognise("run")
-      'orbax'
-
-    Raises:
-      FileNotFoundError: if there is no such folder.
-      ValueError: if it holds neither.
-    """
-    folder = pathlib.Path(path)
-    if folder.name == _WEIGHTS and not _is_alone(folder):
-        return "peft"
-    if folder.suffix == ".safetensors" and folder.is_file():
-        return "kohya"
-    if not folder.is_dir():
-        what = "is a file, expected a folder" if folder.exists() else "does not exist"
-        raise FileNotFoundError(f"'{folder}' {what}.")
-    inside = [folder, *(folder / name for name in _ORBAX_PARTS)]
-    if any((x / mark).exists() for x in inside for mark in _ORBAX_MARKS):
-        return "orbax"
-    names = sorted(x.name for x in folder.iterdir())
-    if any(
-        x.startswith("adapter_") or x.endswith((".safetensors", ".bin")) for x in names
-    ):
-        return "peft"
-    steps = [name for name in names if name.isdigit()]
-    remedy = f" Name one of the steps in it, such as '{steps[-1]}'." if steps else ""
-    raise ValueError(
-        f"'{folder}' holds neither a PEFT adapter (adapter_config.json, "
-        f"adapter_model.safetensors) nor an Orbax checkpoint.{remedy}"
-    )
-
-
-def _is_alone(weights: pathlib.Path) -> bool:
-    """Return whether PEFT's weights lack their configuration: a single file."""
-    return weights.is_file() and not weights.with_name("adapter_config.json").exists()
 
 
 def _check_finite(folder: pathlib.Path, checkpoint: Checkpoint) -> None:

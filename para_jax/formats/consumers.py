@@ -17,10 +17,12 @@ that is right here is right for the engines, and one that is not is never put in
 - diffusers, of kohya's files: the most common alpha of all, over each module's rank
   (`loaders/lora_conversion_utils.py` files alphas of attention under names that match
   no module; `utils/peft_utils.py` then takes the most common one).
+- mlx: one raw `scale` for all (mlx-lm `tuner/lora.py`).
 
 The rules are simulated here. `docs/engines.md` says which engines were run on files.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections import Counter
@@ -29,13 +31,17 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 
 from para_jax.adapters import Adapter, Checkpoint, Layer, member, unstack
-from para_jax.formats import peft, peft_config, peft_experts, peft_tensors
+from para_jax.formats import (
+    mlx,
+    peft,
+    peft_config,
+    peft_experts,
+    peft_tensors,
+    tensors,
+)
 from para_jax.formats.profiles import Profile
-
-_AT_ONCE = 16  # Modules to read before the file is opened again.
 
 Rule = Callable[[Mapping[str, Any], str, int], float]
 
@@ -65,7 +71,9 @@ def check(
       wanted: What was to be saved.
       profile: The profile of a PEFT folder.
     """
-    if path.is_dir():
+    if (path / mlx.WEIGHTS).is_file():
+        _check_mlx(path, written, wanted)
+    elif path.is_dir():
         _check_peft(path, written, wanted, profile)
     else:
         _check_kohya(path, written, wanted)
@@ -106,6 +114,21 @@ def _check_kohya(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) ->
     _check_rest(left)
 
 
+def _check_mlx(folder: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
+    given = json.loads((folder / mlx.CONFIG).read_text(encoding="utf-8"))
+    rank, scale = (given["lora_parameters"][name] for name in ("rank", "scale"))
+    left = unstack(wanted.adapters)
+    names = {path: mlx.keys(path) for path in written.adapters}
+    for path, factors in _raw(folder / mlx.WEIGHTS, names):
+        got = Adapter(*mlx.oriented(*factors), scale=scale)
+        if got.rank != rank:
+            raise ValueError(
+                f"'{path}' has rank {got.rank}, and mlx-lm makes all of rank {rank}."
+            )
+        _check_update(path, got, left)
+    _check_rest(left)
+
+
 def _alphas(file: pathlib.Path, written: Checkpoint) -> Counter[float]:
     """Return how often each alpha is in a single file."""
     names = {path: [x.alpha] for path, x in written.spelling.items() if x.alpha}
@@ -116,12 +139,10 @@ def _raw(
     file: pathlib.Path, names: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, list[np.ndarray]]]:
     """Yields the tensors of each module by its path."""
-    todo = list(names.items())
-    for start in range(0, len(todo), _AT_ONCE):
-        # Opened again and again: what was read of an open file stays in memory.
-        with safetensors.safe_open(file, framework="numpy") as opened:
-            for path, tensors in todo[start : start + _AT_ONCE]:
-                yield path, [opened.get_tensor(name) for name in tensors]
+    wanted = [name for group in names.values() for name in group]
+    found = tensors.each(file, wanted)
+    for path, group in names.items():
+        yield path, [next(found)[1] for _ in group]
 
 
 def _check_scale(path: str, rule: str, got: float, wanted: float) -> None:
@@ -146,12 +167,23 @@ def _check_update(path: str, got: Adapter, left: dict[str, Adapter]) -> None:
         if want is None:
             same = _is_zero(pair)
         else:
-            same = _same(pair, got.scale, want)
+            same = _same(pair, got.scale, want) or _same(
+                _flipped(pair), got.scale, _flipped_adapter(want)
+            )
         if not same:
             raise ValueError(
                 f"'{path}': the files do not hold the update that was to be saved. "
                 "Do the factors fit the range of their dtype?"
             )
+
+
+def _flipped(pair: _Pair) -> _Pair:
+    return _Pair(pair.b.mT, pair.a.mT)
+
+
+def _flipped_adapter(x: Adapter) -> Adapter:
+    """Returns the transposed update: a tied output layer has its scale in `a`."""
+    return dataclasses.replace(x, a=np.asarray(x.b).mT, b=np.asarray(x.a).mT)
 
 
 def _check_rest(left: Mapping[str, Adapter]) -> None:
@@ -173,6 +205,8 @@ def _same(got: _Pair, scale: float, want: Adapter) -> bool:
     info = jnp.finfo(b.dtype)
     error = np.abs(got.b[:kept].astype(np.float64) * scale - wide)
     bound = float(info.eps) * np.abs(wide) + float(info.smallest_subnormal)
+    if np.linalg.norm(error) > 2 * float(info.eps) * np.linalg.norm(wide):
+        return False  # Values below the dtype's range were lost.
     rests = _Pair(got.a[:, kept:], got.b[kept:]), _Pair(a[:, kept:], b[kept:])
     equal = np.array_equal(got.a[:, :kept], a[:, :kept])
     return equal and bool((error <= bound).all()) and all(map(_is_zero, rests))

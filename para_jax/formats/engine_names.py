@@ -1,6 +1,7 @@
 """Modules under the names by which an engine finds them, or the reason why not."""
 
 import dataclasses
+from typing import Any
 
 from para_jax import diffusion
 from para_jax.adapters import Checkpoint
@@ -61,8 +62,18 @@ def _named(checkpoint: Checkpoint, rules: Engine, form: Format) -> Checkpoint:
             "Face's names alone."
         )
     if wrong and target is not None:
+        _check_image(checkpoint)
         return diffusion.convert(checkpoint, target)
     return checkpoint
+
+
+def _check_image(checkpoint: Checkpoint) -> None:
+    names = diffusion.read([*checkpoint.adapters, *checkpoint.absent])
+    if path := next((p for p, x in names.items() if x.scheme == "hf"), None):
+        raise ValueError(
+            f"it finds modules of image and video models, and '{path}' is in none that "
+            "is known here."
+        )
 
 
 def _unread(
@@ -110,3 +121,27 @@ def spelled(checkpoint: Checkpoint, rules: Engine, form: Format) -> Checkpoint:
     if target == "kohya":  # The only spelling that sd-scripts reads.
         return dataclasses.replace(checkpoint, spelling={})
     return checkpoint
+
+
+def listed(checkpoint: Checkpoint, rules: Engine) -> Checkpoint:
+    """List types of modules in PEFT's configuration, for engines that compare these.
+
+    They are the last names of all modules. PEFT takes them for modules of the base
+    that the file lacks, too: there it makes updates of zero.
+    """
+    if not rules.short:
+        return checkpoint
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None,
+    }
+    if checkpoint.config.get("peft_type") == "LORA":
+        config = {**checkpoint.config}
+    for key in ("exclude_modules", "layers_to_transform", "layers_pattern"):
+        config.pop(key, None)
+    config["target_modules"] = sorted(
+        {path.rpartition("/")[2] for path in checkpoint.adapters}
+    )
+    modules = tuple(checkpoint.adapters)
+    return dataclasses.replace(checkpoint, config=config, modules=modules)

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from para_jax.diffusion import Scheme, Target
 from para_jax.formats.profiles import Profile
 
-Format = Literal["peft", "orbax", "kohya"]
+Format = Literal["peft", "orbax", "kohya", "mlx"]
 
 
 class Evidence(NamedTuple):
@@ -58,7 +58,6 @@ class Engine:
       exact: Whether the file has to have one of these ranks.
       buffers: Whether it holds every module at the rank of its buffers.
       fused: Whether q, k and v, and gate and up, have to be there together.
-      even: Whether the experts of one layer have to have one rank.
       whole: Whether a layer has to have all modules of all its experts, or none.
       every: Whether a type of module has to be there in all layers.
       short: Whether it compares `target_modules` with names of types of modules.
@@ -82,7 +81,6 @@ class Engine:
     exact: bool = False
     buffers: bool = False
     fused: bool = False
-    even: bool = False
     whole: bool = False
     every: bool = False
     short: bool = False

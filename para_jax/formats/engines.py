@@ -15,7 +15,6 @@ _VLLM = Engine(
     kinds=("linear", "embedding"),
     skips=_BASE_EMBEDDINGS,
     buffers=True,
-    even=True,
     known=Evidence(
         "run",
         "0.32.0 on CPU",
@@ -98,7 +97,6 @@ ENGINES: dict[str, Engine] = {
         profile="per-tensor-alpha",
         kinds=("linear", "embedding"),
         skips=(".base_layer.weight",),
-        even=True,
         whole=True,
         known=Evidence(
             "run",
@@ -110,7 +108,6 @@ ENGINES: dict[str, Engine] = {
     ),
     "tensorrt-llm": Engine(
         profile="per-tensor-alpha",
-        even=True,
         unseen=("lm_head", "embed_tokens"),
         known=Evidence("read", "037d4ba", "2026-11", "tensorrt_llm/lora_manager.py"),
         note="Build it with max_lora_rank of at least the rank.",
@@ -146,6 +143,19 @@ ENGINES: dict[str, Engine] = {
             "comfy/lora.py, comfy/weight_adapter/lora.py",
         ),
         note="Put the file into models/loras.",
+    ),
+    "mlx": Engine(
+        form="mlx",
+        profile="padded",
+        kinds=("linear", "embedding", "experts"),
+        buffers=True,
+        known=Evidence(
+            "run",
+            "0.32.2 on CPU",
+            "2026-11",
+            "tuner/utils.py, tuner/lora.py; tests/engines/test_mlx.py",
+        ),
+        note="mlx_lm.generate --adapter-path with the folder.",
     ),
     "sd-scripts": Engine(
         form="kohya",

@@ -14,6 +14,7 @@ class Facts(NamedTuple):
     Attributes:
       layers: The kinds of layers, those of absent modules included.
       absent: The shapes of the modules that kept nothing.
+      shared: The modules whose update is another's, and which one's.
       nominal: The ranks that budgets count, where they are not those of the factors.
       provenance: How the adapters came to be.
       renamed: The original names of other tensors, by those they were written under.
@@ -22,6 +23,7 @@ class Facts(NamedTuple):
 
     layers: Mapping[str, Layer]
     absent: Mapping[str, tuple[int, int]]
+    shared: Mapping[str, str]
     nominal: Mapping[str, int]
     provenance: Mapping[str, Any]
     renamed: Mapping[str, str]
@@ -35,6 +37,7 @@ def to_json(checkpoint: Checkpoint, renamed: Mapping[str, str] | None = None) ->
         {
             "layers": {path: [x.kind, list(x.window)] for path, x in layers.items()},
             "absent": {path: list(shape) for path, shape in checkpoint.absent.items()},
+            "shared": dict(checkpoint.shared),
             "nominal": {p: x.nominal for p, x in adapters.items() if x.nominal},
             "provenance": dict(checkpoint.provenance),
             "renamed": {new: old for new, old in (renamed or {}).items() if new != old},
@@ -61,6 +64,7 @@ def from_json(text: str) -> Facts:
                 for path, (kind, window) in found["layers"].items()
             },
             absent={p: (int(m), int(n)) for p, (m, n) in found["absent"].items()},
+            shared=dict(found.get("shared", {})),  # Older files lack it.
             nominal={path: int(rank) for path, rank in found["nominal"].items()},
             provenance=dict(found["provenance"]),
             renamed=dict(found["renamed"]),
@@ -86,6 +90,7 @@ def restored(checkpoint: Checkpoint, facts: Facts) -> Checkpoint:
         extra=extra,
         layers={**facts.layers, **checkpoint.layers},
         absent=facts.absent,
+        shared=facts.shared,
         provenance=facts.provenance,
         spelling={**facts.spelling, **checkpoint.spelling},
     )

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from para_jax.formats.other_files import listed
 from para_jax.formats.peft_tensors import PREFIX
-from para_jax.formats.spellings import Module, some
+from para_jax.formats.spellings import Module
 from para_jax.formats.stated import Shape, Statement
 
 _REMEDY = "Say it with alpha= or scale="
@@ -83,7 +84,7 @@ def _check_given(given: Given, modules: Mapping[str, Module]) -> None:
     paths = {name.replace(".", "/") for name in modules}
     if unknown := sorted(by_path.keys() - paths):
         raise ValueError(
-            f"alpha= names '{unknown[0]}', expected one of {some(sorted(paths))}."
+            f"alpha= names '{unknown[0]}', expected one of {listed(sorted(paths))}."
         )
 
 

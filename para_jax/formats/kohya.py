@@ -26,6 +26,7 @@ from para_jax.formats import (
     facts,
     file_scales,
     headers,
+    other_files,
     peft_tensors,
     profiles,
     spellings,
@@ -69,14 +70,14 @@ def _checkpoint(
 ) -> Checkpoint:
     modules, extra = spellings.by_module(found)
     if not modules:
-        raise ValueError(
-            f"it holds no LoRA factors ({len(found)} tensors: {spellings.some(found)})."
-        )
+        raise ValueError(f"it {other_files.no_factors(found)}")
     shapes = {name: file_scales.shape(x) for name, x in modules.items()}
     if _OURS in metadata:  # All scales are in the tensors, whatever lies beside it.
         said = [stated.ones(f"'{_OURS}' in the header")]
     else:
-        said = [*stated.statements(metadata, shapes), *stated.beside(path)]
+        said = stated.statements(metadata, shapes)
+        if any(x.alpha is None for x in modules.values()):
+            said += stated.beside(path)
     scales = file_scales.of_modules(modules, said, given)
     adapters, layers, biases, names = {}, {}, {}, {}
     for name in ordered(modules):
@@ -162,11 +163,15 @@ def _spelled(checkpoint: Checkpoint) -> dict[str, Spelling]:
     """Return the names of all tensors by path: all modules have an alpha, or none.
 
     With a bias there is none: some readers multiply it by the scale, others do not.
+    Nor where eight bits would have to hold `b` times unequal ranks.
     """
     known = checkpoint.spelling
     paths = [*checkpoint.adapters, *(checkpoint.biases.keys() & checkpoint.absent)]
     mine = [known[path] for path in paths if path in known]
-    alphas = not checkpoint.biases and (not mine or any(x.alpha for x in mine))
+    ranks = {x.rank for x in checkpoint.adapters.values()}
+    narrow = any(x.b.dtype.itemsize == 1 for x in checkpoint.adapters.values())
+    alphas = not mine or any(x.alpha for x in mine)
+    alphas = alphas and not checkpoint.biases and not (narrow and len(ranks) > 1)
     result = {}
     for path in paths:
         one = known.get(path) or spellings.default(path.replace("/", "."))
@@ -234,7 +239,8 @@ def named(flat: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
 
 def _metadata(flat: Checkpoint) -> dict[str, str]:
     """Return the file's metadata: those it was read with, if from such a file."""
-    source: Mapping[str, Any] = {} if "peft_type" in flat.config else flat.config
+    other = {"peft_type", "lora_parameters"} & flat.config.keys()
+    source: Mapping[str, Any] = {} if other else flat.config
     parent = {key: x for key, x in source.items() if isinstance(x, str)}
     alphas = [
         x.scale * x.rank for p, x in flat.adapters.items() if flat.spelling[p].alpha

@@ -13,7 +13,6 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from para_jax.adapters import Checkpoint
@@ -95,8 +94,7 @@ def load(
             return orbax_trees.reload(
                 folder, form, metadata, known, adapters_only=hints.adapters_only
             )
-        wanted = jax.tree.map(lambda _: np.ndarray, form)
-        return _ours(orbax_io.read(folder, wanted, known), own)
+        return _ours(orbax_io.read(folder, form, known), own)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"'{folder}' is damaged: its metadata or a part of its tree is not as it "
@@ -120,6 +118,7 @@ def _ours(tree: Mapping[str, Any], own: Mapping[str, Any]) -> Checkpoint:
         layers=found.layers,
         biases=unnest(tree.get("bias", {})),
         absent=found.absent,
+        shared=found.shared,
         extra=tree.get("extra", {}),
         config=own["config"],
         provenance=found.provenance,
@@ -143,11 +142,11 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _foreign(
     folder: pathlib.Path,
-    form: Mapping[str, Any],
+    form: Any,
     metadata: Mapping[str, Any],
     hints: Hints,
 ) -> Checkpoint:
-    if form.keys() == {"lora", "bias", "extra"}:
+    if isinstance(form, Mapping) and form.keys() == {"lora", "bias", "extra"}:
         raise ValueError(
             f"'{folder}' was written by para_jax, but its metadata, which holds the "
             "scales, is gone. Copy the whole folder again."

@@ -26,6 +26,8 @@ from para_jax.layouts.tree import flatten, found_in, take_out, tree_of
 KEY = "para_jax"
 VERSION = 1
 
+_LEFT_OUT = orbax_io.PLACEHOLDER
+
 
 class Hints(NamedTuple):
     """What a user says of a checkpoint whose arrays do not tell.
@@ -47,7 +49,7 @@ class Hints(NamedTuple):
 
 def load(
     folder: pathlib.Path,
-    form: Mapping[str, Any],
+    form: Any,
     metadata: Mapping[str, Any],
     hints: Hints,
 ) -> Checkpoint:
@@ -61,7 +63,8 @@ def load(
     shapes, _ = flatten(form)
     chosen, pairs = found_in(shapes, layout=hints.layout, stack_axis=hints.stack_axis)
     wanted = _wanted(shapes, pairs, adapters_only=hints.adapters_only)
-    leaves, structure = flatten(_read(folder, form, wanted, {}))
+    found = _read(folder, form, wanted, {}, adapters_only=hints.adapters_only)
+    leaves, structure = flatten(found)
     alpha = hints.alpha
     if chosen.alpha and alpha is None and hints.scale is None:
         alpha = _alpha(metadata)
@@ -106,7 +109,7 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
 
 def reload(
     folder: pathlib.Path,
-    form: Mapping[str, Any],
+    form: Any,
     metadata: Mapping[str, Any],
     known: Mapping[str, np.ndarray],
     *,
@@ -122,7 +125,7 @@ def reload(
     pairs = tuple(_pair(x) for x in own["pairs"])
     shapes, _ = flatten(form)
     wanted = _wanted(shapes, pairs, adapters_only=adapters_only)
-    tree = _read(folder, form, wanted, known)
+    tree = _read(folder, form, wanted, known, adapters_only=adapters_only)
     leaves, structure = flatten(tree)
     found = facts.from_json(own["facts"])
     new = layouts.Tree(
@@ -179,29 +182,40 @@ def _wanted(
 
 
 def _read(
-    folder: pathlib.Path, form: Any, wanted: set[Key], known: Mapping[str, np.ndarray]
+    folder: pathlib.Path,
+    form: Any,
+    wanted: set[Key],
+    known: Mapping[str, np.ndarray],
+    *,
+    adapters_only: bool,
 ) -> Any:
-    """Returns the tree of the wanted leaves."""
+    """Read the tree of the wanted leaves."""
     shapes, structure = flatten(form)
-    kinds = [np.ndarray if x in wanted else orbax_io.PLACEHOLDER for x in shapes]
-    return _pruned(orbax_io.read(folder, jax.tree.unflatten(structure, kinds), known))
+    kinds = [x if key in wanted else _LEFT_OUT for key, x in shapes.items()]
+    tree = orbax_io.read(folder, jax.tree.unflatten(structure, kinds), known)
+    return _pruned(tree, (), adapters_only=adapters_only)
 
 
-def _pruned(tree: Any) -> Any:
-    """Returns a tree without the leaves that were not read.
+def _pruned(tree: Any, key: Key, *, adapters_only: bool) -> Any:
+    """Return a tree without the leaves that were not read.
 
-    A list of which some are missing becomes a dict by index, so that keys stay.
+    `None` and empty containers stay where leaves do: they are not part of an
+    optimizer's state, and other leaves than adapters are wanted. A list of which some
+    entries are missing becomes a dict by index, so that keys stay.
     """
-    if isinstance(tree, list | tuple):
-        found = {str(i): _pruned(x) for i, x in enumerate(tree)}
-        kept = {name: x for name, x in found.items() if x is not orbax_io.PLACEHOLDER}
-        whole = len(kept) == len(found)
-        return list(found.values()) if whole else kept or orbax_io.PLACEHOLDER
-    if not isinstance(tree, Mapping) or not tree:
+    if tree is None or (isinstance(tree, list | tuple | Mapping) and not tree):
+        return _LEFT_OUT if adapters_only or is_optimizer(key) else tree
+    if not isinstance(tree, list | tuple | Mapping):
         return tree
-    found = {name: _pruned(x) for name, x in tree.items()}
-    kept = {name: x for name, x in found.items() if x is not orbax_io.PLACEHOLDER}
-    return kept or orbax_io.PLACEHOLDER
+    is_dict = isinstance(tree, Mapping)
+    below = tree.items() if is_dict else ((str(i), x) for i, x in enumerate(tree))
+    found = {
+        name: _pruned(x, (*key, name), adapters_only=adapters_only) for name, x in below
+    }
+    kept = {name: x for name, x in found.items() if x is not _LEFT_OUT}
+    if not is_dict and len(kept) == len(found):
+        return list(found.values())
+    return kept or _LEFT_OUT
 
 
 def _pair(saved: Mapping[str, Any]) -> Pair:

@@ -1,5 +1,6 @@
 """PEFT's folders: `adapter_config.json` and `adapter_model.safetensors`. Host."""
 
+import dataclasses
 import json
 import pathlib
 import types
@@ -8,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from para_jax import shared
 from para_jax.adapters import Adapter, Checkpoint, Layer, ordered
 from para_jax.formats import (
     facts,
+    other_files,
+    peft_child,
     peft_config,
     peft_experts,
     peft_tensors,
@@ -54,12 +58,6 @@ def _existing(folder: pathlib.Path, name: str) -> pathlib.Path:
     path = folder / name
     if path.is_file():
         return path
-    pickles = sorted(x.name for x in folder.glob("*.bin"))
-    if name == WEIGHTS and pickles:
-        raise ValueError(
-            f"'{folder / pickles[0]}' is a pickle, which could run any code and is "
-            f"never opened. Save the adapter as {WEIGHTS}, PEFT's default."
-        )
     raise FileNotFoundError(
         f"'{path}' is missing: a PEFT adapter has {CONFIG} and {WEIGHTS}."
     )
@@ -72,12 +70,13 @@ def _checkpoint(
     metadata: Mapping[str, str],
 ) -> Checkpoint:
     if not modules:
-        raise ValueError(f"{WEIGHTS} holds no LoRA factors ({len(extra)} tensors).")
+        raise ValueError(f"{WEIGHTS} {other_files.no_factors(extra)}")
     modules = peft_experts.by_parameter(modules, config)
+    tied = peft_tensors.tied(modules) if config.get("ensure_weight_tying") else set()
     adapters, layers, biases = {}, {}, {}
     for name in ordered(modules):
         module, path = modules[name], name.replace(".", "/")
-        adapters[path], layer = _adapter(name, module, config)
+        adapters[path], layer = _adapter(name, module, config, tied=name in tied)
         check(name, adapters[path])
         if layer != Layer():
             layers[path] = layer
@@ -92,17 +91,24 @@ def _checkpoint(
         biases=biases,
         extra=extra,
         config=config,
+        modules=tuple(adapters),
         residual=residual,
     )
     if "para_jax" in metadata:
-        return facts.restored(checkpoint, facts.from_json(metadata["para_jax"]))
-    return checkpoint
+        own = facts.from_json(metadata["para_jax"])
+        checkpoint = facts.restored(checkpoint, own)
+    gone = {x: y for x, y in checkpoint.shared.items() if y in checkpoint.absent}
+    equal = shared.found(adapters, checkpoint.layers)
+    return dataclasses.replace(checkpoint, shared=gone | equal)
 
 
 def _adapter(
-    name: str, module: peft_tensors.Module, config: dict[str, Any]
+    name: str, module: peft_tensors.Module, config: dict[str, Any], *, tied: bool
 ) -> tuple[Adapter, Layer]:
     rank, scale = peft_config.rank(config, name), peft_config.scale(config, name)
+    if tied and module.a is not None:
+        # PEFT puts the embedding's factors in, and leaves the scale that it had made.
+        rank = module.a.shape[0]
     if module.parameter:
         a, b = peft_experts.pair(name, module, rank)
         return peft_experts.from_torch(a, b, rank, scale), Layer(kind="experts")
@@ -143,16 +149,21 @@ def save(
 
 
 def _config(flat: Checkpoint, profile: Profile) -> dict[str, Any]:
-    paths = ordered(flat.adapters)
-    ranks = {_dotted(path): flat.adapters[path].rank for path in paths}
-    bare = {_dotted(path) for path in paths if profiles.is_expert(flat, path)}
+    paths, both = ordered(flat.adapters), shared.held(flat)
     gone = {_dotted(profiles.module(flat, path)) for path in flat.absent}
-    if profile == "padded":
-        config = peft_config.padded(flat.config, ranks, bare=bare)
-    else:
-        config = peft_config.ragged(flat.config, ranks, sorted(gone), bare=bare)
-    if profile == "per-tensor-alpha":
-        config = peft_config.over_ranks(config)
+    content = peft_child.Content(
+        ranks={_dotted(path): flat.adapters[path].rank for path in paths},
+        others=sorted(gone),
+        bare={_dotted(path) for path in paths if profiles.is_expert(flat, path)},
+        tied={
+            _dotted(path)
+            for path, owner in both.items()
+            if shared.transposed(path, owner, flat.layers)
+        },
+        extra=[peft_tensors.name_of_extra(x, flat) for x in flat.extra],
+        whole=flat.adapters.keys() == set(flat.modules),
+    )
+    config = peft_child.config(flat.config, content, profile)
     return config | {"lora_bias": bool(flat.biases)}
 
 

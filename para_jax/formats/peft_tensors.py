@@ -6,6 +6,7 @@ are flattened in Flax's axis order, and an embedding's `m` is the vocabulary.
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -16,6 +17,8 @@ _KEY = re.compile(
     r"(?P<module>.+)\.(?:lora_(?P<factor>[AB])\.weight|lora_embedding_(?P<table>[AB])"
     r"|lora_(?P<bias>B)\.bias)$"
 )
+# VeLoRA's directions, along which activations are compressed for the gradient alone.
+_TRAINING = ".lora_velora_embed"
 Tensors = dict[str, np.ndarray]
 
 
@@ -41,6 +44,8 @@ def by_module(found: Tensors) -> tuple[dict[str, Module], Tensors]:
             )
         match = _KEY.match(name.removeprefix(PREFIX))
         if match is None:
+            if name.endswith(_TRAINING):
+                continue
             if ".lora_magnitude_vector" in name:
                 raise ValueError(
                     f"'{name}' makes this a DoRA adapter: its update is not the "
@@ -65,6 +70,12 @@ def pair(name: str, module: Module, rank: int) -> tuple[np.ndarray, np.ndarray]:
     if a is None or b is None:
         there, missing = ("A", "B") if b is None else ("B", "A")
         raise ValueError(f"'{name}' has lora_{there} but no lora_{missing}.")
+    if not (a.size and b.size):
+        raise ValueError(
+            f"'{name}' has empty factors: A {list(a.shape)}, B {list(b.shape)}. "
+            "DeepSpeed's ZeRO-3 leaves such if it saves without gathering: save again "
+            "with stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py."
+        )
     if "base_layer" in name.split("."):
         raise ValueError(
             f"'{name}' is adapted inside another adapted module (as PEFT does for "
@@ -90,6 +101,25 @@ def pair(name: str, module: Module, rank: int) -> tuple[np.ndarray, np.ndarray]:
             f"'{name}': A is {a.dtype} and B {b.dtype}: expected one dtype."
         )
     return a, b
+
+
+def tied(modules: Mapping[str, Module]) -> set[str]:
+    """Returns the dense layers whose factors are the transposed ones of an embedding.
+
+    PEFT's `ensure_weight_tying` makes them so, whatever rank the layer would have.
+    """
+    tables = [x for x in modules.values() if x.embedding and x.a is not None]
+    return {
+        name
+        for name, x in modules.items()
+        if not x.embedding and any(_transposed(x, table) for table in tables)
+    }
+
+
+def _transposed(one: Module, two: Module) -> bool:
+    if one.a is None or one.b is None or two.a is None or two.b is None:
+        return False
+    return np.array_equal(one.a, two.b.T) and np.array_equal(one.b, two.a.T)
 
 
 def layer(module: Module, a: np.ndarray) -> Layer:

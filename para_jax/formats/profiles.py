@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from para_jax import shared
 from para_jax.adapters import (
     Adapter,
     Checkpoint,
@@ -23,13 +24,12 @@ from para_jax.adapters import (
     stack,
     unstack,
 )
+from para_jax.formats import expert_modules
+from para_jax.formats.expert_modules import Shape as Shape
 from para_jax.padding import pad
 
 Profile = Literal["ragged", "padded", "uniform-by-type", "per-tensor-alpha"]
 PROFILES: tuple[Profile, ...] = typing.get_args(Profile)
-
-Shape = tuple[int, int, int]
-"""Inputs, rank and outputs of one kernel."""
 
 _NUMBER = re.compile(r"^(?:((?:layer|block)s?)_)?\d+$")
 
@@ -44,7 +44,9 @@ def shaped(checkpoint: Checkpoint, profile: Profile) -> Checkpoint:
     - `per-tensor-alpha`: `ragged`, where `alpha` is 1 for all modules: `b` is
       multiplied by the module's rank, by which the engine divides.
 
-    Fused experts (a kind of layer) are one stack, at one rank.
+    Fused experts (a kind of layer) are one stack, at one rank. Experts of one module
+    each have one rank too where a reader stacks them, and zeros where one of them kept
+    nothing: see `expert_modules`. So have modules that share an update.
 
     Example:
       >>> from para_jax.formats import profiles
@@ -59,13 +61,23 @@ def shaped(checkpoint: Checkpoint, profile: Profile) -> Checkpoint:
 
     Returns:
       Adapters of scale 1, or `1 / r` for `per-tensor-alpha`.
+
+    Raises:
+      ValueError: if the adapters belong to changed base weights (PiSSA).
     """
+    if checkpoint.residual:
+        raise ValueError(
+            f"This adapter was initialised by {checkpoint.residual}, so it belongs to "
+            "changed base weights, which no file of adapters says. Make it plain "
+            "first: para_jax.plain(trained, initial)."
+        )
+    both = shared.held(checkpoint)
     flat = flatten(checkpoint, trim=profile != "padded")
     flat = join_experts(fit(flat, shapes(flat, GROUPS[profile])))
     if profile != "per-tensor-alpha":
         return flat
     adapters = {path: _over_rank(x) for path, x in flat.adapters.items()}
-    return dataclasses.replace(flat, adapters=adapters)
+    return shared.spread(dataclasses.replace(flat, adapters=adapters), both)
 
 
 def flatten(checkpoint: Checkpoint, *, trim: bool) -> Checkpoint:
@@ -81,12 +93,14 @@ def flatten(checkpoint: Checkpoint, *, trim: bool) -> Checkpoint:
     if trim:
         flat = {path: x if path in whole else _trim(x) for path, x in flat.items()}
         flat = {path: x for path, x in flat.items() if x.rank}
-    return dataclasses.replace(
+    result = dataclasses.replace(
         checkpoint,
         adapters=flat,
         layers=_layers(checkpoint),
         biases=by_member(checkpoint.biases, checkpoint.adapters),
     )
+    # A scale that is folded into each by itself would make two updates of one.
+    return shared.spread(result, shared.held(checkpoint))
 
 
 def _layers(checkpoint: Checkpoint) -> dict[str, Layer]:
@@ -101,7 +115,8 @@ def shapes(flat: Checkpoint, group: Callable[[str], str]) -> dict[str, Shape]:
     """Returns the shapes of all kernels, where those of a group have one rank.
 
     A kernel of an absent module is there if its group has a rank, or if it has a bias,
-    which would have no place else.
+    which would have no place else; an expert's, if any expert's is, in any layer: PEFT
+    takes a name for that of all layers.
 
     Args:
       flat: From `flatten`.
@@ -110,12 +125,26 @@ def shapes(flat: Checkpoint, group: Callable[[str], str]) -> dict[str, Shape]:
     found = {p: (m, int(p in flat.biases), n) for p, (m, n) in flat.absent.items()}
     for path, x in flat.adapters.items():
         found[path] = x.inputs, x.rank, x.outputs
-    groups = {path: group(module(flat, path)) for path in found}
+    fitted = _grouped(flat, found, group)
+    if any(rank and expert_modules.expert(p) for p, (_, rank, _) in fitted.items()):
+        fitted = _grouped(flat, found | expert_modules.missing(found), group)
+        fitted |= {
+            path: (m, max(rank, 1), n)
+            for path, (m, rank, n) in fitted.items()
+            if expert_modules.expert(path)
+        }
+    return {path: shape for path, shape in fitted.items() if shape[1]}
+
+
+def _grouped(
+    flat: Checkpoint, found: Mapping[str, Shape], group: Callable[[str], str]
+) -> dict[str, Shape]:
+    """Returns the shapes at the largest rank of each one's group."""
+    groups = {x: group(module(flat, flat.shared.get(x, x))) for x in found}
     most: dict[str, int] = {}
     for path, (_, rank, _) in found.items():
         most[groups[path]] = max(rank, most.get(groups[path], 0))
-    fitted = {p: (m, most[groups[p]], n) for p, (m, _, n) in found.items()}
-    return {path: shape for path, shape in fitted.items() if shape[1]}
+    return {path: (m, most[groups[path]], n) for path, (m, _, n) in found.items()}
 
 
 def fit(flat: Checkpoint, wanted: Mapping[str, Shape]) -> Checkpoint:
@@ -171,10 +200,10 @@ def module_type(path: str) -> str:
 
 
 GROUPS: dict[Profile, Callable[[str], str]] = {
-    "ragged": lambda path: path,
+    "ragged": expert_modules.group,
     "padded": lambda path: "",
-    "uniform-by-type": module_type,
-    "per-tensor-alpha": lambda path: path,
+    "uniform-by-type": lambda path: module_type(expert_modules.group(path)),
+    "per-tensor-alpha": expert_modules.group,
 }
 
 

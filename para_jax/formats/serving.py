@@ -4,17 +4,16 @@ An engine that would read an adapter wrongly, or in part, is refused with the re
 """
 
 import dataclasses
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from para_jax.adapters import Checkpoint, Layer, ordered
 from para_jax.formats import (
-    engine_experts,
     engine_names,
     engine_rules,
     engines,
+    expert_modules,
     profiles,
 )
 from para_jax.formats.engine_rules import Engine, Format
@@ -86,7 +85,8 @@ def prepare(checkpoint: Checkpoint, engine: str, *, one_file: bool = False) -> P
         tree = dataclasses.replace(flat.tree, one_rank=True)
         flat = dataclasses.replace(flat, tree=tree)
     profile = rules.profile if form == "peft" else "ragged"
-    return Prepared(engine_names.spelled(flat, rules, form), form, profile)
+    flat = engine_names.listed(engine_names.spelled(flat, rules, form), rules)
+    return Prepared(flat, form, profile)
 
 
 def costs(checkpoint: Checkpoint) -> list[Cost]:
@@ -146,22 +146,17 @@ def _shapes(engine: str, flat: Checkpoint) -> dict[str, Shape]:
     try:
         _check_kinds(flat, rules)
         _check_extra(flat, rules)
-        shapes = profiles.shapes(flat, _group(rules))
+        shapes = profiles.shapes(flat, profiles.GROUPS[rules.profile])
         if rules.fused:
             shapes |= _siblings(shapes)
         if rules.whole:
-            shapes |= engine_experts.missing(shapes, flat.absent)
+            others = expert_modules.missing(shapes, every=True)
+            shapes |= {path: (m, 1, n) for path, (m, _, n) in others.items()}
         if rules.every:
             _check_layers(shapes)
         return _check_ranks(shapes, rules)
     except ValueError as error:
         raise ValueError(f"{engine} cannot serve this adapter: {error}") from error
-
-
-def _group(rules: Engine) -> Callable[[str], str]:
-    if rules.even and rules.profile != "padded":
-        return lambda path: re.sub(r"(^|/)experts/\d+/", r"\1experts/", path)
-    return profiles.GROUPS[rules.profile]
 
 
 def _check_kinds(flat: Checkpoint, rules: Engine) -> None:

@@ -16,7 +16,7 @@ underscores, which cannot be undone by a rule: they stay as they are.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -36,9 +36,6 @@ _MARK = re.compile(
 )
 # Beside factors, what could scale them.
 _SCALES = re.compile(r"scal|alpha|multiplier|rank")
-_QUANTISED = re.compile(
-    r"absmax|quant_|nested_|SCB|_scale|_zero_point|qweight|qzeros|\._data$"
-)
 # Updates that are not the product of two factors alone (LyCORIS and others).
 _VARIANTS = {
     "hada_": "LoHa",
@@ -201,12 +198,6 @@ def _check_values(name: str, value: np.ndarray) -> None:
             "before saving (zero_to_fp32.py, or "
             "stage3_gather_16bit_weights_on_model_save)."
         )
-    if value.dtype.kind in "biu":
-        raise ValueError(
-            f"'{name}' is of {value.dtype.name}: a factor quantised to integers "
-            "(bitsandbytes, GPTQ, quanto), which cannot be cut. Save the adapter in "
-            "bfloat16 or float32 before it is quantised."
-        )
 
 
 def _module(raw: str, parts: Mapping[str, str]) -> str:
@@ -236,10 +227,9 @@ def _check_rest(
     whole = any(f"{module}.{x}" in rest for x in ("diff", "w_norm"))
     inside = name.split(".")
     if any(map(_MARK.fullmatch, inside)):
-        what = "of a quantised factor" if _QUANTISED.search(name) else "not known here"
         raise ValueError(
-            f"'{name}' is a LoRA tensor of a kind {what}, so it would be left uncut. "
-            "Known are lora_down/lora_up, lora_A/lora_B, lora.down/lora.up and "
+            f"'{name}' is a LoRA tensor of a kind not known here, so it would be left "
+            "uncut. Known are lora_down/lora_up, lora_A/lora_B, lora.down/lora.up and "
             "lora_linear_layer.down/up, each with .weight, and .alpha of the module."
         )
     if end == "alpha" and module not in halves and not whole:
@@ -261,10 +251,3 @@ def alpha(spelling: Spelling) -> str:
     """Return the name of the alpha that belongs to factors."""
     key = _key(spelling.a)
     return f"{spelling.a if key is None else key.module}.alpha"
-
-
-def some(names: Iterable[str]) -> str:
-    """Return three of the names that were found, for a message."""
-    names = list(names)
-    shown = ", ".join(f"'{x}'" for x in names[:3])
-    return shown + (", ..." if len(names) > 3 else "")

@@ -1,64 +1,164 @@
 """safetensors files, read and written with errors that name the file."""
 
-import errno
+import contextlib
 import hashlib
+import io
 import json
+import math
 import os
 import pathlib
 import re
+import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-_AT_ONCE = 16  # Tensors to read before the file is opened again.
+from para_jax.formats import other_files
+from para_jax.spectrum import check_dtype
+
+# The names of dtypes in a safetensors file (its `tensor.rs`, 0.8.0). Those of 4 and 6
+# bits (F4, F6_E2M3, F6_E3M2) are packed, which no NumPy array is.
+_DTYPES: dict[str, np.dtype] = {
+    "BOOL": np.dtype(bool),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "U16": np.dtype(np.uint16),
+    "I16": np.dtype(np.int16),
+    "U32": np.dtype(np.uint32),
+    "I32": np.dtype(np.int32),
+    "U64": np.dtype(np.uint64),
+    "I64": np.dtype(np.int64),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "C64": np.dtype(np.complex64),
+}
+# What quantised tensors have beside them.
+_SCALES = re.compile(
+    r"\.(absmax|quant_map|quant_state\b.*|nested_absmax|nested_quant_map|SCB"
+    r"|\w*_qdata|(\w+_)?weight_scale|scale_weight|weight_scale_inv)$"
+)
 
 
 def read(
     path: pathlib.Path, known: Mapping[str, np.ndarray] = types.MappingProxyType({})
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Returns the tensors and the metadata of a safetensors file.
+    """Read the tensors and the metadata of a safetensors file.
 
     Args:
       path: The file.
-      known: Arrays that are in memory already: one that is equal to the tensor of its
-        name takes its place, so reading back what was written takes no memory.
+      known: Arrays in memory already: one that equals the tensor of its name takes its
+        place, so reading back what was written takes no memory.
 
     Raises:
-      ValueError: if it is truncated, or its header is not true.
+      ValueError: if the file is truncated, is a Git LFS pointer, has a false header, or
+        holds a dtype that NumPy has no name for.
     """
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            names, metadata = list(file.keys()), dict(file.metadata() or {})
-        found = _each(path, names)
-        return {name: shared(x, name, known) for name, x in found}, metadata
-    except (safetensors.SafetensorError, TypeError, ValueError) as error:
+    with _opened(path) as (file, names, metadata):
+        entries, start = _header(file)
+        for name in names:
+            _check_factor(name, entries[name], path)
+        return {
+            name: shared(_tensor(file, start, entries[name], name), name, known)
+            for name in names
+        }, metadata
+
+
+def each(path: pathlib.Path, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the tensors of these names one by one.
+
+    Raises:
+      KeyError: if there is no such tensor.
+      ValueError: as `read`.
+    """
+    with _opened(path) as (file, _, _):
+        entries, start = _header(file)
+        for name in names:
+            yield name, _tensor(file, start, entries[name], name)
+
+
+@contextlib.contextmanager
+def _opened(
+    path: pathlib.Path,
+) -> Iterator[tuple[io.BufferedReader, list[str], dict[str, str]]]:
+    """Yield a file that the library has checked, its names and its metadata.
+
+    Its bytes are read here: the library's reader for NumPy knows no float8, and it maps
+    the file, of which whatever was touched stays in memory until it is closed.
+    """
+    with path.open("rb") as file:
+        try:
+            with safetensors.safe_open(path, framework="numpy") as checked:
+                names, metadata = list(checked.keys()), dict(checked.metadata() or {})
+        except (safetensors.SafetensorError, TypeError, ValueError) as error:
+            other_files.check_pointer(path)
+            raise ValueError(
+                f"'{path}' is not a whole safetensors file ({error}). Download or save "
+                "it again."
+            ) from error
+        if _identity(path.stat()) != _identity(os.fstat(file.fileno())):
+            raise ValueError(f"'{path}' was replaced while it was read. Try again.")
+        yield file, names, metadata
+
+
+def _header(file: io.BufferedReader) -> tuple[dict[str, Any], int]:
+    """Return the entry of each tensor, and where the first one begins."""
+    length = int.from_bytes(file.read(8), "little")
+    return json.loads(file.read(length)), 8 + length
+
+
+def _check_factor(name: str, entry: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Raise ValueError if a tensor belongs to a quantised factor.
+
+    Before shapes are compared: a factor of 4 bits is packed into `[n / 2, 1]`.
+    """
+    if "lora" not in name.lower() or math.prod(entry["shape"]) == 1:
+        return  # An alpha may be a whole number.
+    inside = f"'{name}' in {path.name}"
+    if _SCALES.search(name):
         raise ValueError(
-            f"'{path}' is not a whole safetensors file ({error}). Download or save it "
-            "again."
-        ) from error
+            f"{inside} is what quantised factors are scaled by (bitsandbytes, torchao, "
+            "scaled float8), which is not read. Dequantise them with the program that "
+            "wrote them, and save them in bfloat16."
+        )
+    if len(entry["shape"]) > 1:  # A `reshape_weight` beside factors is two numbers.
+        check_dtype(inside, _dtype(name, entry))
 
 
-def _each(path: pathlib.Path, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the tensors of a file, which itself never takes much memory.
-
-    It is mapped, and what was touched of a map stays in memory until the file is
-    closed. So it is closed now and then, and must be the same file again.
-    """
-    first = _identity(path)
-    for start in range(0, len(names), _AT_ONCE):
-        with safetensors.safe_open(path, framework="numpy") as file:
-            if _identity(path) != first:
-                raise ValueError("it was replaced while it was read")
-            for name in names[start : start + _AT_ONCE]:
-                yield name, file.get_tensor(name)
+def _dtype(name: str, entry: Mapping[str, Any]) -> np.dtype:
+    if (dtype := _DTYPES.get(entry["dtype"])) is None:
+        raise ValueError(
+            f"'{name}' is of {entry['dtype']}, which NumPy cannot hold. Store it in "
+            "bfloat16."
+        )
+    return dtype
 
 
-def _identity(path: pathlib.Path) -> tuple[int, ...]:
-    found = path.stat()
+def _tensor(
+    file: io.BufferedReader, start: int, entry: Mapping[str, Any], name: str
+) -> np.ndarray:
+    dtype = _dtype(name, entry)
+    first, last = entry["data_offsets"]
+    data = np.empty(last - first, np.uint8)
+    file.seek(start + first)
+    if file.readinto(data.data) != data.size:
+        raise ValueError(f"'{name}' is incomplete: the file was cut while it was read.")
+    stored = data.view(dtype.newbyteorder("<")).reshape(entry["shape"])
+    return stored if sys.byteorder == "little" else stored.astype(dtype)
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
@@ -139,10 +239,12 @@ def _bytes(x: np.ndarray) -> memoryview:
     return np.ascontiguousarray(little).reshape(-1).view(np.uint8).data
 
 
-def os_error(error: Exception, path: pathlib.Path) -> OSError:
-    """Returns the system's error that a writer hid in the text of its own."""
+def os_error(error: Exception, path: pathlib.Path) -> OSError | None:
+    """Return the system's error that a writer hid in the text of its own, if any."""
     code = re.search(r"os.error\D{1,8}(\d+)", str(error))
-    number = int(code[1]) if code else errno.EIO
+    if code is None:
+        return None
+    number = int(code[1])
     return OSError(number, os.strerror(number), str(path))
 
 
@@ -155,6 +257,7 @@ def read_json(path: pathlib.Path) -> dict[str, object]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        other_files.check_pointer(path)
         raise ValueError(f"'{path}' is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise ValueError(

@@ -63,7 +63,7 @@ def _scale(
     scale: float | None,
 ) -> float:
     if pair.alpha:
-        return float(np.asarray(leaves[pair.alpha])) / max(pair.rank, 1)
+        return _number(pair, leaves[pair.alpha]) / max(pair.rank, 1)
     if scale is not None:
         return float(scale)
     one = alpha.get(pair.path) if isinstance(alpha, Mapping) else alpha
@@ -73,6 +73,17 @@ def _scale(
             f"multiplied with. Give {layout.alpha}."
         )
     return float(one) / max(pair.rank, 1)
+
+
+def _number(pair: Pair, leaf: Any) -> float:
+    """Return the alpha in a leaf: a Python number, or an array of one."""
+    value = np.asarray(leaf)
+    if value.size != 1 or value.dtype.kind not in "iufV" or not np.isfinite(value):
+        raise ValueError(
+            f"'{'/'.join(pair.alpha)}' is {leaf!r}: expected one finite number, the "
+            f"alpha of '{pair.path}'."
+        )
+    return float(value.item())
 
 
 def _is_finite(value: Any) -> bool:

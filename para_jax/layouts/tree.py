@@ -116,11 +116,16 @@ def to_tree(checkpoint: Checkpoint, *, rank: int | None = None) -> Any:
             host = not isinstance(tree.leaves[key], jax.Array)
             leaves[key] = value if host else jnp.asarray(value)
         if pair.alpha:
-            old = tree.leaves[pair.alpha]
-            leaves[pair.alpha] = np.full(
-                np.shape(old), adapter.rank, np.asarray(old).dtype
-            )
+            leaves[pair.alpha] = _like(tree.leaves[pair.alpha], adapter.rank)
     return jax.tree.unflatten(tree.structure, list(leaves.values()))
+
+
+def _like(old: Any, value: int) -> Any:
+    """Return a number in the form of another: of Python, NumPy or JAX."""
+    if isinstance(old, int | float):
+        return type(old)(value)
+    new = np.full(np.shape(old), value, np.asarray(old).dtype)
+    return jnp.asarray(new) if isinstance(old, jax.Array) else new
 
 
 def flatten(tree: Any) -> tuple[dict[Key, Any], Any]:

@@ -572,6 +572,9 @@ def check_passed_on(parent, child, ranks, profile):
     alike = profile == "ragged" or isinstance(before["target_modules"], str)
     if alike and before["exclude_modules"] is None:
         after.pop("exclude_modules")  # A name that ends alike may need it.
+    if before["target_modules"] != after["target_modules"]:
+        for key in ("layers_to_transform", "layers_pattern"):
+            assert after.pop(key) is None  # They are about short names.
     for key in after.keys() - OURS:
         assert after[key] == before[key], key
 

@@ -15,7 +15,12 @@ import transformers
 import para_jax as para
 from para_jax.formats import engines, profiles, serving
 
-FOLDERS = [name for name, x in engines.ENGINES.items() if x.form == "peft"]
+# Those that find modules of language models.
+FOLDERS = [
+    name
+    for name, x in engines.ENGINES.items()
+    if x.form == "peft" and "hf" in x.reads and not x.short
+]
 
 
 def llama():

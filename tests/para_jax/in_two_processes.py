@@ -80,6 +80,21 @@ def check_saved_and_restored(child, folder):
             np.testing.assert_array_equal(x.data, y.data)
 
 
+def check_leaves_that_are_no_arrays(folder):
+    """A tree that one program saved is read, compressed and saved by both processes."""
+    x = adapters()["outputs"]
+    tree = {"q": {"lora_a": x.a, "lora_b": x.b}, "key": jax.random.key(7)}
+    tree |= {"flag": True, "name": "run", "scale": np.float32(2)}
+    child = para_jax.compress(para_jax.from_tree(tree), Gamma(0.5))
+    para_jax.save(child, folder / "first", format="orbax")
+    child = para_jax.compress(para_jax.load(folder / "first"), Gamma(0.5))
+    para_jax.save(child, folder / "second", format="orbax")
+    leaves = para_jax.load(folder / "second").tree.leaves
+    assert (leaves["flag",], leaves["name",]) == (True, "run")
+    assert leaves["scale",].dtype == np.float32
+    assert jax.random.key_data(leaves["key",]).tolist() == [0, 7]
+
+
 def message_of_failure(child, folder, form="orbax"):
     try:
         para_jax.save(child, folder, format=form)
@@ -102,6 +117,7 @@ def main():
         check_saved_and_restored(child, folder / form)
         alone = para_jax.compress(adapters(), Gamma(0.5), form=form)
         para_jax.save(alone, folder / f"{form}-of-numpy", format="orbax")
+    check_leaves_that_are_no_arrays(folder / "leaves")
     print(message_of_failure(child, folder / "peft", "peft"))
     print(message_of_failure(child, folder / "padded"))
     if process == 1:  # It cannot write its tree, where a name has two uses.

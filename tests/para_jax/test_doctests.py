@@ -27,7 +27,7 @@ PUBLIC = (
 SINGLE = {
     "para_jax.diffusion.conversion.convert",
     "para_jax.diffusion.schemes.read",
-    "para_jax.formats.recognise",
+    "para_jax.formats.recognition.recognise",
     "para_jax.formats.engine_names.named",
     "para_jax.formats.engines.known",
     "para_jax.formats.profiles.shaped",

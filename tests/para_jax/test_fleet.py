@@ -307,7 +307,7 @@ def test_a_real_fleet_prints_a_table(call, tmp_path):
     code, out, err = call("fleet", "in/*", "out", *GAMMA)
 
     assert (code, err) == (0, "")
-    assert "median  4.00   15     185,472  28.0%  766.9 kB  94.23%" in out
+    assert "median  4.00   15     185,472  28.0%  767.0 kB  94.23%" in out
     assert "2 tenants: 2 compressed, 0 there already, 0 failed." in out
     assert "tenants/s. 1.5 MB on disk." in out
     fourth = para.load(tmp_path / "out/bolt").adapters

@@ -8,9 +8,11 @@ these, and all that runs here is gemma's own code.
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import sys
 import types
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,8 @@ NAME = "gemma"
 @pytest.fixture(scope="module")
 def gemma():
     """Returns what is used of `gm.nn`, and `gemma.peft`."""
+    if importlib.util.find_spec("gemma") is None:
+        pytest.skip("not installed: gemma")
     with pytest.MonkeyPatch.context() as patch:
         for name, module in _stand_ins().items():
             patch.setitem(sys.modules, name, module)
@@ -57,14 +61,19 @@ def _stand_ins() -> dict[str, types.ModuleType]:
             named = isinstance(shape, str)
             return jaxtyping.Shaped[jax.Array, shape] if named else shape
 
+    types_of_arrays = {
+        "typechecked": lambda function: function,
+        "__getattr__": lambda name: Shaped,
+    }
     contents: dict[str, dict[str, Any]] = {
+        "dialog": {"__getattr__": lambda name: mock.MagicMock()},  # gemma 4
         "kauldron": {},
         "kauldron.kd": {"nn": types.SimpleNamespace(Identity=Identity)},
         "kauldron.kontext": {"Key": str, "REQUIRED": ""},
-        "kauldron.typing": {
-            "typechecked": lambda function: function,
-            "__getattr__": lambda name: Shaped,
-        },
+        "kauldron.ktyping": types_of_arrays,  # gemma 4
+        # It asks of each annotation whose it is, and takes jaxtyping's too.
+        "kauldron.ktyping.array_type_meta": {"is_array_type": lambda annotation: False},
+        "kauldron.typing": types_of_arrays,  # gemma 3
         "kauldron.utils": {"immutabledict": types.SimpleNamespace(ImmutableDict=dict)},
         "sentencepiece": {"sentencepiece_model_pb2": None},
     }

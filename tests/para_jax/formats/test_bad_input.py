@@ -450,7 +450,8 @@ def test_the_values_of_patterns_are_positive_numbers(folder, field, value):
         ("kasa_config", {"beta": 1e-4}, r"KaSA.*kasa_config"),
         ("use_qalora", True, r"QA-LoRA.*use_qalora"),
         ("use_bdlora", {"nblocks": 2}, r"BD-LoRA.*use_bdlora"),
-        ("velora_config", {"groups": 4}, r"VeLoRA.*velora_config"),
+        ("next_config", {"groups": 4}, r"next_config.*not known"),
+        ("enable_lora", [True, False], r"merged.*enable_lora"),
         ("monteclora_config", {"samples": 4}, r"MonteCLoRA.*monteclora_config"),
         ("arrow_config", {"top_k": 2}, r"Arrow.*arrow_config"),
         ("init_lora_weights", "mica", r"MiCA.*init_lora_weights"),
@@ -471,7 +472,10 @@ def test_a_missing_peft_type_is_called_missing(folder):
     refused(write(folder, without(CONFIG, "peft_type")), "peft_type is missing.*'LORA'")
 
 
-@pytest.mark.parametrize("field", ["use_dora", "use_qalora", "use_newest_lora"])
+@pytest.mark.parametrize(
+    "field",
+    ["use_dora", "use_qalora", "use_newest_lora", "next_config", "enable_lora"],
+)
 def test_a_variant_that_is_off_is_no_variant(folder, field):
     assert para.load(write(folder, CONFIG | {field: False})).adapters
 

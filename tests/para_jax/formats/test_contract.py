@@ -121,7 +121,9 @@ def test_any_format_becomes_any_other(form, other, tmp_path):
     first, second = place(tmp_path, form, "first"), place(tmp_path, other, "second")
 
     para_jax.save(want, first, format=form)
-    para_jax.save(para_jax.load(first), second, format=other)
+    # mlx-lm loads factors alone, so what PEFT trained beside them is left out.
+    found = para_jax.load(first, adapters_only=other == "mlx")
+    para_jax.save(found, second, format=other)
 
     exact = form not in FILES and other not in FILES
     same_updates(para_jax.load(second).adapters, want.adapters, exact=exact)

@@ -223,17 +223,20 @@ def test_lorax_has_each_type_in_every_layer(tmp_path):
         para.save(uneven, tmp_path / "y", engine="lorax")
 
 
+@pytest.mark.filterwarnings("ignore:.*one module for each expert")
 @pytest.mark.parametrize("engine", ["vllm", "tensorrt-llm"])
 def test_the_experts_of_a_layer_have_one_rank(engine, tmp_path):
     ranks = {"layers/0/experts/0/w1": 3, "layers/0/experts/1/w1": 1}
     ranks |= {"layers/0/experts/2/w1": 0, "layers/1/experts/0/w1": 2, "layers/1/q": 5}
+    experts = [x for x in ranks if "experts" in x]
 
     para.save(checkpoint(ranks), tmp_path / "x", engine=engine)
 
     got = {path: r for path, (_, r, _) in shapes_of(tmp_path / "x").items()}
     assert got == {
-        **dict.fromkeys([x for x in ranks if "layers/0" in x], 3),
-        "layers/1/experts/0/w1": 2,
+        **{x[:-2] + name: 3 for x in experts[:3] for name in ("w1", "w3")},
+        **{experts[3][:-2] + name: 2 for name in ("w1", "w3")},
+        **{x[:-2] + "w2": 1 for x in experts},  # Gate and up are read beside down.
         "layers/1/q": 5,
     }
 
@@ -250,14 +253,21 @@ def test_llamacpp_finds_all_experts_of_a_layer_or_none(kept, names, tmp_path):
         f"layers/1/experts/0/{names[x]}": adapter(*EXPERTS[x], 2, seed=i)
         for i, x in enumerate(kept)
     }
-    absent = {f"layers/0/experts/2/{names['w1']}": EXPERTS["w1"]}
+    absent = {
+        f"layers/{layer}/experts/{i}/{names[x]}": EXPERTS[x]
+        for layer in range(2)
+        for i in range(3)
+        for x in kept
+        if f"layers/{layer}/experts/{i}/{names[x]}" not in adapters
+    }
     parent = para.Checkpoint(adapters=adapters, absent=absent)
 
     para.save(parent, tmp_path / "x", engine="llamacpp")
 
     got = {path: (m, n) for path, (m, _, n) in shapes_of(tmp_path / "x").items()}
     assert got == {
-        f"layers/1/experts/{i}/{names[x]}": shape
+        f"layers/{layer}/experts/{i}/{names[x]}": shape
+        for layer in range(2)  # PEFT asks for all layers that the parent has.
         for i in range(3)
         for x, shape in EXPERTS.items()
     }
@@ -271,9 +281,9 @@ def test_llamacpp_finds_all_experts_of_a_layer_or_none(kept, names, tmp_path):
 # --- What an engine cannot serve ------------------------------------------------------
 
 KINDS = {
-    "embedding": {"peft", "vllm", "tpu-inference", "sglang", "llamacpp"},
+    "embedding": {"peft", "vllm", "tpu-inference", "sglang", "llamacpp", "mlx"},
     "conv": {"peft", *IMAGES},
-    "experts": {"peft"},
+    "experts": {"peft", "mlx"},
 }
 
 
@@ -416,6 +426,20 @@ def test_a_tree_has_one_rank_for_all_modules(engine, tmp_path):
 def test_an_adapter_from_no_tree_has_none_to_run_in(engine, tmp_path):
     with pytest.raises(ValueError, match=f"{engine} cannot serve.*came from no tree"):
         para.save(small(), tmp_path / "x", engine=engine)
+
+
+def test_sglang_jax_compares_the_types_of_modules(tmp_path):
+    """As its `can_support` does: with the types that the server was started for."""
+    ranks = {
+        f"model/layers/{i}/self_attn/{x}_proj": 1 + i for i in (0, 1) for x in "qv"
+    }
+    parent = checkpoint(ranks)
+
+    para.save(parent, tmp_path / "x", engine="sglang-jax")
+
+    config = json.loads((tmp_path / "x/adapter_config.json").read_text())
+    assert config["target_modules"] == ["q_proj", "v_proj"]
+    assert config["r"] == config["lora_alpha"] == 2
 
 
 # --- Names ----------------------------------------------------------------------------

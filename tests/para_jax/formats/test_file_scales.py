@@ -253,6 +253,13 @@ def test_what_lies_beside_and_does_not_fit_is_refused(name, tmp_path):
         para.load(source)
 
 
+def test_what_lies_beside_is_nothing_to_a_file_with_alphas(tmp_path):
+    source = write(tmp_path / "x.safetensors", pair("q", 8, 6, 4, alpha=6))
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LOHA"}')
+
+    assert para.load(source).adapters["q"].scale == 1.5
+
+
 def test_a_dora_in_the_header_is_refused(tmp_path):
     mark = {"lora_adapter_metadata": packed(unet=UNET | {"use_dora": True})}
 

@@ -64,6 +64,28 @@ GONE = {
     "adapter_config": '{"r": 4, "lora_alpha": 2}',
     "config": '{"unet": {"r": 4, "lora_alpha": 2}}',
 }
+# All that sd-scripts at 7dc64e0 writes with a network, but its ranks and alphas.
+SD_SCRIPTS = """
+ss_adaptive_noise_scale ss_base_model_version ss_batch_size_per_device
+ss_bucket_info ss_bucket_no_upscale ss_cache_latents
+ss_caption_dropout_every_n_epochs ss_caption_dropout_rate
+ss_caption_tag_dropout_rate ss_clip_skip ss_color_aug ss_dataset_dirs ss_datasets
+ss_debiased_estimation ss_enable_bucket ss_epoch ss_face_crop_aug_range ss_flip_aug
+ss_full_fp16 ss_gradient_accumulation_steps ss_gradient_checkpointing ss_huber_c
+ss_huber_schedule ss_ip_noise_gamma ss_ip_noise_gamma_random_strength ss_keep_tokens
+ss_learning_rate ss_loss_type ss_lowram ss_lr_scheduler ss_lr_warmup_steps
+ss_max_bucket_reso ss_max_grad_norm ss_max_token_length ss_max_train_steps
+ss_min_bucket_reso ss_min_snr_gamma ss_mixed_precision ss_multires_noise_discount
+ss_multires_noise_iterations ss_network_dropout ss_network_module
+ss_new_sd_model_hash ss_new_vae_hash ss_noise_offset ss_noise_offset_random_strength
+ss_num_batches_per_epoch ss_num_epochs ss_num_reg_images ss_num_train_images
+ss_optimizer ss_output_name ss_prior_loss_weight ss_random_crop ss_reg_dataset_dirs
+ss_resolution ss_scale_weight_norms ss_sd_model_hash ss_sd_model_name
+ss_sd_scripts_commit_hash ss_seed ss_session_id ss_shuffle_caption ss_steps
+ss_tag_frequency ss_text_encoder_lr ss_total_batch_size ss_training_comment
+ss_training_finished_at ss_training_started_at ss_unet_lr ss_v2 ss_vae_hash
+ss_vae_name ss_zero_terminal_snr
+"""
 HASHED = {"sshs_model_hash": "ab" * 32, "modelspec.hash_sha256": "0x" + "ab" * 32}
 ARGUMENTS = {"conv_dim": "4", "conv_alpha": "2", "block_dims": "4,4", "algo": "locon"}
 CONFIG = {"lora_rank": 4, "lora_alpha": 2.0, "learning_rate": 1e-4}
@@ -149,6 +171,14 @@ def test_a_file_without_a_header_gets_none_of_anothers(tmp_path):
 @pytest.mark.parametrize("key", KEPT)
 def test_what_is_of_the_training_or_the_user_is_kept(key):
     assert headers.rule(key, KEPT[key]) == "kept"
+
+
+def test_what_sd_scripts_says_of_a_training_is_kept():
+    rules = {key: headers.rule(key, "1") for key in SD_SCRIPTS.split()}
+
+    assert set(rules.values()) == {"kept"}, rules
+    numbers = {"ss_network_dim", "ss_network_alpha", "ss_network_args"}
+    assert {headers.rule(key, "1") for key in numbers} == {"recomputed"}
 
 
 @pytest.mark.parametrize("key", GONE)

@@ -486,6 +486,11 @@ folder = pathlib.Path(sys.argv[1])
 checkpoint = para.Checkpoint(adapters=adapters, extra=extra)
 para.save(checkpoint, folder / "ours", format="orbax")
 ocp.save(folder / "params", para.to_params(adapters))
+q = {"lora_a": adapters["layers/0/q"].a, "lora_b": adapters["layers/0/q"].b}
+keys = sharded(jax.random.split(jax.random.key(7), 8), ("x", "y"))
+assert len(keys.sharding.device_set) == 8
+mixed = {"q": q, "flag": True, "name": "run", "step": 3, "keys": keys, "none": None}
+ocp.save(folder / "mixed", mixed)
 """
 
 
@@ -524,6 +529,24 @@ def test_what_eight_devices_saved_opens_on_one(saved_on_eight):
             assert_array(getattr(got.adapters[path], factor), want, path)
     assert_array(got.extra["head"], np.arange(8.0, dtype=np.float32), "head")
     assert_array(got.extra["step"], np.array(3, np.int32), "step")
+
+
+def test_leaves_that_are_no_arrays_come_back_from_eight_devices(
+    saved_on_eight, tmp_path
+):
+    parent = para.load(saved_on_eight / "mixed")
+    para.save(parent, tmp_path / "child", format="orbax")
+    leaves = para.load(tmp_path / "child").tree.leaves
+
+    a, b = on_eight(8, 16, 3)
+    got = parent.adapters["q"]
+    np.testing.assert_array_equal(got.a @ got.b, a @ b)
+    for found in (parent.tree.leaves, leaves):
+        assert found["flag",] is True
+        assert (found["name",], found["step",]) == ("run", 3)
+        keys = jax.random.split(jax.random.key(7), 8)
+        data = map(jax.random.key_data, (found["keys",], keys))
+        np.testing.assert_array_equal(*data)
 
 
 def test_params_of_eight_devices_open_on_one(saved_on_eight):

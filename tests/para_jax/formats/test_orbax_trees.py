@@ -40,7 +40,7 @@ def shapes(path):
     tree = ocp.metadata(path).metadata
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {
-        jax.tree_util.keystr(key, simple=True, separator="/"): x.shape
+        jax.tree_util.keystr(key, simple=True, separator="/"): getattr(x, "shape", ())
         for key, x in leaves
     }
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import para_jax as para
+from para_jax.formats import tensors as stored
 from para_jax.names import from_hf
 from tests.para_jax.formats import single
 from tests.para_jax.formats.single import NAMES, pair, random, read, write
@@ -153,6 +154,21 @@ def test_equal_ranks_are_written_bit_for_bit(tmp_path):
         assert new[name].tobytes() == x.tobytes(), name
 
 
+def test_eight_bits_are_not_multiplied_by_unequal_ranks(tmp_path):
+    tensors = {}
+    for name, r in (("p", 3), ("q", 5)):
+        tensors |= pair(name, 8, 6, r, alpha=r, dtype=ml_dtypes.float8_e4m3fn)
+    stored.write(tmp_path / "x.safetensors", tensors, {})
+
+    found = para.load(tmp_path / "x.safetensors")
+    para.save(found, tmp_path / "y.safetensors", format="kohya")
+
+    new, _ = stored.read(tmp_path / "y.safetensors")
+    assert new.keys() == {name for name in tensors if not name.endswith("alpha")}
+    for name, x in new.items():
+        assert x.tobytes() == tensors[name].tobytes(), name
+
+
 def test_other_formats_become_kohyas_names_with_one_alpha(tmp_path):
     adapters = {
         "blocks/0/q": para.Adapter(random(8, 3), random(3, 5), 0.5),
@@ -207,6 +223,7 @@ def test_what_lies_beside_factors_keeps_its_name_and_its_bits(tmp_path):
         "transformer.norm.diff": random(8),
         "transformer.norm_q.scale": random(3),
         "transformer.q.reshape_weight": np.asarray([6, 8]),
+        "lora_unet_k.reshape_weight": np.asarray([6, 8]),
         "transformer.norm.w_norm": random(8),
         "transformer.norm.set_weight": random(8),
         "bundle_emb.lora_me.clip_l": random(2, 8),
@@ -302,12 +319,12 @@ ODD = {
             "q.lora_down.weight": np.ones((3, 8), np.int8),
             "q.lora_up.weight": random(6, 3),
         },
-        r"'q.lora_down.weight' is of int8: a factor quantised",
+        r"'q.lora_down.weight' in x.safetensors is int8, .*dequantise",
     ),
     "four bits": (
         pair("q", 8, 6, 3)
         | {"q.lora_down.weight.quant_state.bitsandbytes__nf4": np.ones(5, np.uint8)},
-        r"quant_state.* is a LoRA tensor of a kind of a quantised factor",
+        r"quant_state.* is what quantised factors are scaled by",
     ),
     "nothing there": (
         {"q.lora_down.weight": random(0), "q.lora_up.weight": random(0)},
@@ -316,7 +333,7 @@ ODD = {
     "an alpha of 0": (pair("q", 8, 6, 3, alpha=0), r"'q.alpha' is 0, which sd-scripts"),
     "no factors": (
         {"a.weight": random(3), "b.weight": random(3), "c": random(3), "d": random(3)},
-        r"no LoRA factors \(4 tensors: 'a.weight', 'b.weight', 'c', ...\)",
+        r"no LoRA factors \(4 tensors: 'a.weight', 'b.weight', 'c' and 1 more\)",
     ),
 }
 

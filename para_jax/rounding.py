@@ -1,0 +1,121 @@
+"""Storing a child in 8 bits: how far rounding moves its updates. Host.
+
+A number of float8_e4m3fn has 4 bits and ends at 448, with a smallest of 2^-9; one of
+float8_e5m2 has 3 bits. Rounded to so few, the factors of an update move it by several
+percent, and by far more where they lie below the dtype's normal range. A spectrum does
+not know this, so it is measured here.
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from para_jax.adapters import Adapter, unstack
+
+
+def is_narrow(dtype: str) -> bool:
+    """Return whether a dtype has so few bits that storing in it has to be measured."""
+    return np.dtype(dtype).itemsize == 1
+
+
+def store(
+    adapters: Mapping[str, Adapter], dtypes: Mapping[str, str]
+) -> dict[str, Adapter]:
+    """Return the adapters in their narrow dtypes, those without one as they are.
+
+    Warns, with the relative error in Frobenius norm that rounding adds over the whole
+    model.
+
+    Args:
+      adapters: A child, in float32.
+      dtypes: The dtype of the adapters to round, by path.
+
+    Raises:
+      ValueError: if rounding moves an update by more than its dtype's resolution: its
+        factors lie beyond or below the dtype's range.
+    """
+    result, moved, whole = dict(adapters), 0.0, 0.0
+    for path in adapters.keys() & dtypes.keys():
+        exact, dtype = adapters[path], dtypes[path]
+        with np.errstate(over="ignore", invalid="ignore"):
+            small = dataclasses.replace(
+                exact, a=exact.a.astype(dtype), b=exact.b.astype(dtype)
+            )
+        error, size = _squares(exact, small)
+        if not error <= (float(jnp.finfo(dtype).eps) ** 2) * size:
+            raise ValueError(
+                f"'{path}': the child does not fit the range of {dtype}: rounding to "
+                f"it would move the update by {_share(error, size)}. Store it in "
+                "bfloat16 or float32, with dtype=bfloat16."
+            )
+        result[path], moved, whole = small, moved + error, whole + size
+    if whole:
+        name = ", ".join(sorted(set(dtypes.values())))
+        warnings.warn(
+            f"Rounding to {name} moves the child by {_share(moved, whole)}, which the "
+            "report's error leaves out. Store it in bfloat16 to avoid that, with "
+            "dtype=bfloat16.",
+            stacklevel=2,
+        )
+    return result
+
+
+def check_folded(wanted: Mapping[str, Adapter], written: Mapping[str, Adapter]) -> None:
+    """Warn if folding scales into factors of 8 bits has rounded them.
+
+    Args:
+      wanted: What was to be saved.
+      written: What the files hold, under the same paths.
+    """
+    moved, whole, dtypes, found = 0.0, 0.0, set(), unstack(written)
+    for path, x in unstack(wanted).items():
+        if path not in found or not is_narrow(np.dtype(x.b.dtype).name):
+            continue
+        exact = np.asarray(x.b).astype(np.float64) * x.scale
+        got = np.asarray(found[path].b).astype(np.float64) * found[path].scale
+        kept = min(len(exact), len(got))  # Either may have zeros beyond.
+        moved += float(np.sum((got[:kept] - exact[:kept]) ** 2))
+        whole += float(np.sum(exact**2))
+        dtypes.add(np.dtype(x.b.dtype).name)
+    if moved:
+        warnings.warn(
+            f"Folding its scales into factors of {', '.join(sorted(dtypes))} moves "
+            f"what is written by {_share(moved, whole)}. Compress it with "
+            "dtype=bfloat16 instead, where Gamma(1) keeps all.",
+            stacklevel=3,
+        )
+
+
+def _share(error: float, size: float) -> str:
+    share = math.sqrt(error / size) if size and math.isfinite(error) else math.inf
+    return f"{share:.1%}" if share < 10 else "more than its size"
+
+
+def _squares(exact: Adapter, stored: Adapter) -> tuple[float, float]:
+    """Return `|exact - stored|^2` and `|exact|^2` of the updates, without a product."""
+    one, two = _wide(exact), _wide(stored)
+    if one is None or two is None:
+        return 0.0, 0.0
+    (a, b), (c, d) = one, two
+    if not (np.isfinite(c).all() and np.isfinite(d).all()):
+        return math.inf, _square(a, b)
+    left = np.concatenate([a, c], axis=-1)
+    right = np.concatenate([b, -d], axis=-2)
+    return _square(left, right), _square(a, b)
+
+
+def _wide(x: Adapter) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the factors in float64, or None if other processes hold parts of them."""
+    for factor in (x.a, x.b):
+        if isinstance(factor, jax.Array) and not factor.is_fully_addressable:
+            return None
+    return np.asarray(x.a).astype(np.float64), np.asarray(x.b).astype(np.float64)
+
+
+def _square(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sum((a.mT @ a) * (b @ b.mT)))

@@ -1,0 +1,128 @@
+"""The tables of engines in the README and `docs/engines.md`, made of `ENGINES`.
+
+    python -m tests.engines_table
+
+puts them between the marks `<!-- engines: NAME -->` and `<!-- /engines: NAME -->`.
+"""
+
+import pathlib
+import re
+import sys
+
+from para_jax.formats.engines import ENGINES
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = (ROOT / "README.md", ROOT / "docs" / "engines.md")
+FORMATS = {
+    "peft": "a PEFT folder",
+    "mlx": "a folder of mlx-lm",
+    "kohya": "one file",
+    "orbax": "an Orbax tree",
+}
+SCHEMES = {
+    "hf": "transformers",
+    "module": "a diffusers model",
+    "diffusers": "a diffusers pipeline",
+    "original": "the authors' code",
+    "comfyui": "ComfyUI",
+    "kohya": "kohya",
+    "jax": "a JAX tree",
+}
+HOW = {
+    "run": "outputs compared",
+    "in part": "its loading code run",
+    "read": "source read only",
+}
+
+
+def markdown(head, rows):
+    """Returns a table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(x)} |" for x in lines)
+
+
+def written(engine):
+    """Returns the form of what is written, in words."""
+    profile = f", {engine.profile}" if engine.form == "peft" else ""
+    single = " or one file" if engine.one_file else ""
+    return FORMATS[engine.form] + profile + single
+
+
+def names(engine):
+    """Returns whose names the engine reads, and which are converted to those."""
+    if engine.layouts:
+        return f"trees of {' and '.join(engine.layouts)}"
+    wanted = [*engine.reads, engine.names, engine.one_file and engine.one_file.names]
+    read = ", ".join(SCHEMES[x] for x in dict.fromkeys(wanted) if x)
+    return f"{read}; others converted" if engine.names else read
+
+
+def ranks(engine):
+    """Returns which ranks the engine takes."""
+    if not engine.ranks:
+        return "any"
+    few = ", ".join(map(str, engine.ranks))
+    return few if engine.exact else f"any, in buffers of {few}"
+
+
+TOGETHER = {
+    "fused": "q, k and v; gate and up",
+    "whole": "all experts of a layer, or none",
+    "every": "a type of module in every layer",
+}
+
+
+def together(engine):
+    """Returns which modules have to be there together."""
+    return "; ".join(y for x, y in TOGETHER.items() if getattr(engine, x)) or "-"
+
+
+def overview():
+    """Returns the README's table: what is written, and how that was checked."""
+    rows = [
+        [name, written(x), names(x), HOW[x.known.how], x.known.version]
+        for name, x in ENGINES.items()
+    ]
+    return markdown(["engine", "written", "names of", "checked", "version"], rows)
+
+
+def rules():
+    """Returns what each engine takes."""
+    rows = []
+    for name, x in ENGINES.items():
+        kinds = ", ".join(x.kinds)
+        if x.only:
+            kinds += f" ({', '.join(x.only)})"
+        if x.unseen:
+            kinds += f" (not {', '.join(x.unseen)})"
+        rows.append([name, kinds, ranks(x), together(x), x.note])
+    head = ["engine", "layers", "ranks", "together", "how to load"]
+    return markdown(head, rows)
+
+
+def evidence():
+    """Returns how each row is known."""
+    rows = [
+        [name, x.known.how, x.known.version, x.known.date, x.known.source]
+        for name, x in ENGINES.items()
+    ]
+    return markdown(["engine", "how", "version", "date", "source"], rows)
+
+
+TABLES = {"overview": overview, "rules": rules, "evidence": evidence}
+BLOCK = re.compile(r"(<!-- (engines: (\w+)) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+
+
+def filled(text):
+    """Returns the text with every table as it is now."""
+    return BLOCK.sub(lambda x: f"{x[1]}\n{TABLES[x[3]]()}\n\n{x[4]}", text)
+
+
+def main():
+    for file in FILES:
+        file.write_text(filled(file.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
