@@ -55,8 +55,8 @@ endef
 .DELETE_ON_ERROR:
 # Two installs into one environment would break each other.
 .NOTPARALLEL:
-.PHONY: help demo colabs test test-all test-newest test-floors lint format-check style \
-  types imports format clean distclean
+.PHONY: help demo colabs test test-all test-newest test-floors test-engines lint \
+  format-check style types imports format clean distclean
 
 help:
 	@echo 'make demo         watch two real LoRA adapters lose most of their ranks'
@@ -65,6 +65,7 @@ help:
 	@echo 'make test-all     the same, and the slow ones, among them the whole demo'
 	@echo 'make test-newest  run the tests on the newest Python, with the newest packages'
 	@echo 'make test-floors  run them on the oldest Python, with the oldest packages'
+	@echo 'make test-engines run real engines on what we write (GB): ENGINES="vllm"'
 	@echo 'make lint         check style, format, types and the direction of imports'
 	@echo 'make format       format the code, and repair what ruff can'
 	@echo 'make clean        remove caches and build outputs'
@@ -88,7 +89,7 @@ test: $(READY_TEST)
 	@$(PY) $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 test-all: $(READY_TEST)
-	@$(PY) $(PYTEST) $(PYTEST_ARGS)
+	@$(PY) $(PYTEST) -m 'not engines' $(PYTEST_ARGS)
 
 test-newest: $(NEWEST)/.ready-test
 	@echo "The newest that is found: $$($(NEWEST)/bin/python --version), without PyTorch"
@@ -97,6 +98,13 @@ test-newest: $(NEWEST)/.ready-test
 test-floors: $(FLOORS)/.ready-test
 	@echo "The oldest that is found: $$($(FLOORS)/bin/python --version), without PyTorch"
 	@$(FLOORS)/bin/python $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+
+# Real engines on what we write. Each has an environment of its own in .venv-engines, of
+# some GB in all; `make test-engines ENGINES="vllm llamacpp"` makes and runs those.
+test-engines: $(READY_TEST)
+	@$(PY) -m tests.engines.environments $(ENGINES)
+	@$(PY) -m pytest $(if $(ENGINES),$(ENGINES:%=tests/engines/test_%.py),tests/engines) \
+	  --engines-results tests/engines/results.json $(PYTEST_ARGS)
 
 # `make --keep-going lint` shows the complaints of all four.
 lint: style format-check types imports
@@ -182,4 +190,4 @@ clean:
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(NEWEST) $(FLOORS)
+	rm -rf $(VENV) $(NEWEST) $(FLOORS) .venv-engines

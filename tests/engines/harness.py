@@ -1,0 +1,127 @@
+"""Runs a runner in an engine's own environment, and keeps what came of each file.
+
+A runner gets the path of a job (JSON), and leaves arrays and facts where it says:
+
+    {"model": FOLDER, "adapters": {LABEL: PATH}, "tokens": [[1, 2, ...]], "out": FOLDER}
+
+`out/facts.json` holds `version` and, for what the engine refused, `refused: {LABEL: its
+words}`; `out/arrays.npz` the rest, by LABEL/NAME, with the names that `models` has.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+
+import numpy as np
+
+from tests.engines import environments
+
+RUNNERS = pathlib.Path(__file__).parent / "runners"
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What an engine made of some adapters.
+
+    Attributes:
+      facts: Its `version`, and what else the runner tells.
+      arrays: By LABEL/NAME.
+      log: What it printed.
+    """
+
+    facts: dict
+    arrays: dict[str, np.ndarray]
+    log: str
+
+    @property
+    def version(self) -> str:
+        return self.facts["version"]
+
+    @property
+    def refused(self) -> dict[str, str]:
+        return self.facts.get("refused", {})
+
+
+def run(engine: str, job: dict, folder: pathlib.Path, *, seconds: int = 1500) -> Answer:
+    """Return what an engine's runner computed.
+
+    Args:
+      engine: A name in `environments.ENVIRONMENTS`, whose runner has that name.
+      job: What the runner gets, all but `out`.
+      folder: Where the job and all that comes of it is put.
+      seconds: When to give up.
+
+    Raises:
+      RuntimeError: if the runner failed. The message ends with what it printed.
+    """
+    out = folder / "out"
+    out.mkdir(parents=True, exist_ok=True)
+    file = folder / "job.json"
+    file.write_text(json.dumps(job | {"out": str(out)}, default=str))
+    # -P: a runner has its package's name, and must not stand before it.
+    runner = str(RUNNERS / f"{engine}.py")
+    words = [str(environments.python(engine)), "-P", runner, str(file)]
+    process = subprocess.run(
+        words,
+        env=_surroundings(engine),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    (folder / "log.txt").write_text(process.stdout)
+    if process.returncode:
+        end = process.stdout[-4000:]
+        raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}:\n{end}")
+    with np.load(out / "arrays.npz") as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    return Answer(json.loads((out / "facts.json").read_text()), found, process.stdout)
+
+
+def _surroundings(engine: str) -> dict[str, str]:
+    """Return environment variables without those that are for our own tests."""
+    ours = ("JAX_", "OPENBLAS_NUM", "PYTHONPATH", "PYTEST")
+    kept = {name: x for name, x in os.environ.items() if not name.startswith(ours)}
+    checkouts = environments.ENVIRONMENTS[engine].checkouts
+    paths = {name: str(environments.checkout(engine, name)) for name in checkouts}
+    return kept | {
+        "ENGINES_CHECKOUTS": json.dumps(paths),
+        "ENGINES_SOURCES": str(environments.SOURCES),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def compress(source: pathlib.Path, target: pathlib.Path, *words: str) -> pathlib.Path:
+    """Write a child by the command line, and returns its folder or file."""
+    from para_jax import cli  # Not before the import hook of the tests' conftest.
+
+    assert cli.main(["compress", str(source), str(target), *words]) == 0
+    return target
+
+
+def difference(answer: Answer, label: str, wanted: dict[str, np.ndarray]) -> float:
+    """Return the largest difference of an answer's log-probabilities from an oracle.
+
+    Those after each token of the prompts, if the engine tells them, and those that
+    chose the greedy tokens, up to the first token that differs.
+    """
+    found = [
+        np.abs(answer.arrays[f"{label}/prompt"] - wanted["prompt"]).max()
+        for name in (f"{label}/prompt",)
+        if name in answer.arrays
+    ]
+    same = answer.arrays[f"{label}/tokens"] == wanted["tokens"]
+    before = np.cumprod(same, axis=1).astype(bool)
+    comparable = np.insert(before[:, :-1], 0, True, axis=1)
+    steps = np.abs(answer.arrays[f"{label}/steps"] - wanted["steps"])
+    return float(max(*found, steps[comparable].max(), 0))
+
+
+def tokens(answer: Answer, label: str, wanted: dict[str, np.ndarray]) -> str:
+    """Return how many greedy tokens are an oracle's, of how many."""
+    same = answer.arrays[f"{label}/tokens"] == wanted["tokens"]
+    return f"{int(same.sum())}/{same.size}"

@@ -1,0 +1,89 @@
+"""Runs vLLM on the CPU: log-probabilities over the vocabulary, and greedy tokens.
+
+What it refuses is asked for one by one, by `add_lora`, before anything is generated.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+os.environ |= {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+import numpy as np
+import vllm
+from vllm.lora.request import LoRARequest
+
+
+def computed(llm, prompts, request, new: int) -> dict[str, np.ndarray]:
+    """Return what the tests' `models` computes: prompt, steps, tokens."""
+    wanted = vllm.SamplingParams(
+        temperature=0.0,
+        max_tokens=new,
+        prompt_logprobs=-1,
+        logprobs=-1,
+        ignore_eos=True,
+    )
+    prompt, steps, tokens = [], [], []
+    for ids in prompts:
+        # One by one: those of two prompts fail where an adapter is there, since
+        # add_lora_logits has an index for each prompt, not for each of their tokens.
+        given = {"prompt_token_ids": ids}
+        (output,) = llm.generate(given, wanted, lora_request=request, use_tqdm=False)
+        answer = output.outputs[0]
+        # After each token of the prompt: the last one's are those of the first answer.
+        prompt += [over_vocabulary(x) for x in output.prompt_logprobs[1:]]
+        steps.append([over_vocabulary(x) for x in answer.logprobs])
+        prompt.append(steps[-1][0])
+        tokens.append(list(answer.token_ids))
+    return {
+        "prompt": np.array(prompt, np.float32),
+        "steps": np.array(steps, np.float32),
+        "tokens": np.array(tokens),
+    }
+
+
+def over_vocabulary(found: dict) -> list[float]:
+    return [found[token].logprob for token in sorted(found)]
+
+
+def main() -> None:
+    job = json.loads(pathlib.Path(sys.argv[1]).read_text())
+    out, facts, arrays = pathlib.Path(job["out"]), {"refused": {}}, {}
+    facts["version"] = vllm.__version__
+    llm = vllm.LLM(
+        model=job["model"],
+        skip_tokenizer_init=True,
+        dtype="float32",
+        enforce_eager=True,
+        enable_lora=True,
+        max_loras=1,
+        max_lora_rank=job["max_lora_rank"],
+        max_model_len=64,
+        max_num_seqs=4,
+        max_logprobs=-1,
+        **job.get("options", {}),
+    )
+    results = {"base": computed(llm, job["tokens"], None, job["new"])}
+    for number, (label, path) in enumerate(job["adapters"].items(), start=1):
+        request = LoRARequest(label, number, path)
+        try:
+            llm.llm_engine.add_lora(request)
+        except Exception as error:  # What it says is what is wanted.
+            facts["refused"][label] = f"{type(error).__name__}: {error}"
+            continue
+        results[label] = computed(llm, job["tokens"], request, job["new"])
+        llm.llm_engine.remove_lora(number)
+    for label, found in results.items():
+        arrays |= {f"{label}/{name}": x for name, x in found.items()}
+    np.savez(out / "arrays.npz", **arrays)
+    (out / "facts.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

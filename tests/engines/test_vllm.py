@@ -1,0 +1,172 @@
+"""vLLM, the whole engine on CPU, against transformers and PEFT."""
+
+import contextlib
+import functools
+import pathlib
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.engines import harness, models
+
+BOUND = 1e-4
+"""Of log-probabilities that an adapter changes by 3: both compute in float32."""
+
+GAMMA = ("--gamma", "0.4")
+FORMS = {
+    "ragged": (*GAMMA,),
+    "vllm": (*GAMMA, "--for", "vllm"),
+    "padded": (*GAMMA, "--profile", "padded"),
+    "per-tensor-alpha": (*GAMMA, "--profile", "per-tensor-alpha"),
+    "sglang": (*GAMMA, "--for", "sglang"),
+    "few": ("--gamma", "0.08", "--for", "vllm"),
+}
+ALL = models.ATTENTION + models.MLP
+DENSE = ("llama", "qwen3")
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """Run all files of one family in one engine."""
+
+    @functools.cache
+    def get(family: str):
+        folder = tmp_path_factory.mktemp(family)
+        base = models.make(family, folder / "base")
+        shapes = models.linear_shapes(base, ALL)
+        parent = models.adapter(folder / "parent", shapes)
+        files = {"parent": parent}
+        for form, words in FORMS.items():
+            files[form] = harness.compress(parent, folder / form, *words)
+        if family == "llama":
+            files |= _parents_and_children(base, folder)
+            files |= _refused(base, folder)
+        job = {
+            "model": base,
+            "adapters": files,
+            "tokens": models.PROMPTS,
+            "new": models.NEW,
+            "max_lora_rank": 8,
+        }
+        return base, files, harness.run("vllm", job, folder)
+
+    return get
+
+
+def _parents_and_children(base, folder):
+    """Return parents of other kinds, and their children for vLLM."""
+    shapes = models.linear_shapes(base, ALL)
+    parents = {
+        "rslora": (shapes, {"config": {"use_rslora": True}}),
+        "patterns": (
+            shapes,
+            {
+                "config": {
+                    "rank_pattern": {"down_proj": 4},
+                    "alpha_pattern": {"down_proj": 12, "q_proj": 24},
+                },
+                "ranks": {"down_proj": 4},
+            },
+        ),
+        "q and up": (models.linear_shapes(base, ("q_proj", "up_proj")), {}),
+        "embeddings": (models.linear_shapes(base, (*ALL, "embed_tokens")), {}),
+        "lm_head": (models.linear_shapes(base, (*ALL, "lm_head")), {}),
+    }
+    files = {}
+    for name, (wanted, more) in parents.items():
+        files[f"{name}: parent"] = models.adapter(folder / name, wanted, **more)
+        child = folder / f"{name} child"
+        files[f"{name}: ragged"] = harness.compress(folder / name, child, *GAMMA)
+    return files
+
+
+REFUSED = {
+    "dora": ({"use_dora": True}, ("lora_magnitude_vector", 1), "DoRA"),
+    "lora_bias": ({"lora_bias": True}, ("lora_B.bias", 1), "bias"),
+    "modules_to_save": ({"modules_to_save": ["lm_head"]}, (), "modules_to_save"),
+    "a rank above the buffers'": ({"r": 16}, (), "rank"),
+    "a whole embedding beside": ({}, ("embed_tokens",), "unsupported LoRA weight"),
+}
+"""What is added to a config and to the tensors, and a part of what vLLM says."""
+
+
+def _refused(base, folder):
+    """Return parents that vLLM refuses, and those of their children that we write."""
+    files, shapes = {}, models.linear_shapes(base, ALL)
+    for name, (config, added, _) in REFUSED.items():
+        rank = config.get("r", 8)
+        parent = models.adapter(folder / name, shapes, rank=rank, config=config)
+        files[f"{name}: parent"] = parent
+        _add(parent, shapes, *added)
+        if name.startswith("modules"):
+            _add(parent, {"lm_head": (320, 64)}, "whole")
+        with contextlib.suppress(AssertionError):
+            child = harness.compress(parent, folder / f"{name} child", *FORMS["vllm"])
+            files[f"{name}: child"] = child
+    return files
+
+
+def _add(parent: pathlib.Path, shapes: dict, what: str = "", axes: int = 2) -> None:
+    """Add a tensor for each module, or a whole parameter, to a parent."""
+    file, random = parent / "adapter_model.safetensors", np.random.default_rng(5)
+    tensors = safetensors.numpy.load_file(file)
+    if what == "embed_tokens":
+        shapes, what = {"model.embed_tokens": (320, 64)}, "whole"
+    for path, shape in shapes.items() if what else ():
+        x = random.normal(size=shape[:axes]).astype(np.float32)
+        end = "weight" if what == "whole" else what
+        tensors[f"base_model.model.{path}.{end}"] = x
+    safetensors.numpy.save_file(tensors, file)
+
+
+LLAMA = [
+    f"{name}: {form}"
+    for name in ("rslora", "patterns", "q and up", "embeddings", "lm_head")
+    for form in ("parent", "ragged")
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "label"),
+    [(x, y) for x in DENSE for y in ("parent", *FORMS)] + [("llama", x) for x in LLAMA],
+)
+def test_it_computes_what_peft_computes(dense, row, family, label):
+    base, files, answer = dense(family)
+
+    wanted = models.with_peft(base, files[label])
+    assert answer.refused.get(label) is None
+    got = harness.difference(answer, label, wanted)
+    same = harness.tokens(answer, label, wanted)
+
+    row(
+        engine="vllm",
+        version=answer.version,
+        loaded=f"{family}: {label}",
+        difference=got,
+        of="log-probabilities",
+        tokens=same,
+    )
+    effect = np.abs(wanted["prompt"] - models.with_nothing(base)["prompt"]).max()
+    assert effect > 0.5
+    assert got < BOUND
+    assert same == f"{wanted['tokens'].size}/{wanted['tokens'].size}"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_it_refuses_is_refused_by_us_or_made_right(dense, row, name):
+    base, files, answer = dense("llama")
+
+    refused, child = answer.refused[f"{name}: parent"], f"{name}: child"
+    assert REFUSED[name][2] in refused
+    row(
+        engine="vllm",
+        version=answer.version,
+        loaded=f"llama: {name}: parent",
+        refused=refused.splitlines()[0],
+    )
+    if child not in files:
+        return
+    assert answer.refused.get(child) is None
+    wanted = models.with_peft(base, files[child])
+    assert harness.difference(answer, child, wanted) < BOUND
