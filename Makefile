@@ -65,7 +65,7 @@ help:
 	@echo 'make test-all     the same, and the slow ones, among them the whole demo'
 	@echo 'make test-newest  run the tests on the newest Python, with the newest packages'
 	@echo 'make test-floors  run them on the oldest Python, with the oldest packages'
-	@echo 'make test-engines run real engines on what we write (GB): ENGINES="vllm"'
+	@echo 'make test-engines run real engines on what we write (GBs): ENGINES="vllm"'
 	@echo 'make lint         check style, format, types and the direction of imports'
 	@echo 'make format       format the code, and repair what ruff can'
 	@echo 'make clean        remove caches and build outputs'

@@ -1,4 +1,4 @@
-"""Environments of the engines, one each, in `.venv-engines`: they pin what we do not.
+"""The environments that engines run in, in `.venv-engines`: they pin what we do not.
 
     python -m tests.engines.environments vllm llamacpp
 
@@ -24,33 +24,32 @@ class Environment:
     """What an engine needs beside its `requirements/NAME.txt`.
 
     Attributes:
-      checkouts: Public repositories on GitHub, as OWNER/NAME, and their commits. They
-        are run from `SOURCES`, and nothing of them is installed.
-      sdists: Source distributions to unpack in `SOURCES`, without installing them.
+      beside: The engine in whose environment it is installed; in its own if empty.
+      bare: Packages to install without what they depend on, which only GPUs need.
       without: Packages to uninstall. Those that PyPI builds for another torch fail when
         they are imported, and nothing here needs them.
-      shares: The engine whose environment it runs in, instead of one of its own.
+      sdists: Source distributions to unpack in `SOURCES`, without installing them.
+      checkouts: Public repositories on GitHub, as OWNER/NAME, and their commits. They
+        are run from `SOURCES`, and nothing of them is installed.
     """
 
-    checkouts: dict[str, str] = dataclasses.field(default_factory=dict)
-    sdists: tuple[str, ...] = ()
+    beside: str = ""
+    bare: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
-    shares: str = ""
+    sdists: tuple[str, ...] = ()
+    checkouts: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 ENVIRONMENTS: dict[str, Environment] = {
     "vllm": Environment(without=("torchaudio", "torchcodec", "torchvision")),
     "llamacpp": Environment(sdists=("llama-cpp-python==0.3.36",)),
+    "sglang": Environment(beside="vllm", bare=("sglang==0.5.23",)),
 }
 
 
 def python(name: str) -> pathlib.Path:
     """Return the path of an engine's interpreter, whether it is there or not."""
-    return ROOT / (ENVIRONMENTS[name].shares or name) / "bin" / "python"
-
-
-def requirements(name: str) -> pathlib.Path:
-    return HERE / "requirements" / f"{ENVIRONMENTS[name].shares or name}.txt"
+    return ROOT / (ENVIRONMENTS[name].beside or name) / "bin" / "python"
 
 
 def checkout(name: str, repository: str) -> pathlib.Path:
@@ -63,48 +62,53 @@ def missing(name: str) -> str:
     """Return why an engine cannot be run here, or an empty string."""
     needed = [_stamp(name)]
     needed += [checkout(name, x) for x in ENVIRONMENTS[name].checkouts]
-    absent = [path for path in needed if not path.exists()]
-    if not absent:
-        return ""
-    return f"{absent[0].parent} is not ready: make test-engines ENGINES={name}"
+    if absent := [path for path in needed if not path.exists()]:
+        return f"{absent[0]} is missing: make test-engines ENGINES={name}"
+    return ""
 
 
 def make(name: str) -> None:
-    """Make an environment, and checks its repositories out."""
+    """Make an environment, and check its repositories out."""
     environment = ENVIRONMENTS[name]
+    if environment.beside:
+        make(environment.beside)
     for repository, commit in environment.checkouts.items():
         if not checkout(name, repository).exists():
             _clone(repository, commit, checkout(name, repository))
-    if environment.shares and _current(environment.shares):
+    if _current(name):
         return
-    if not _current(name):
-        folder = python(name).parents[1]
-        _call(sys.executable, "-m", "venv", "--clear", str(folder))
-        pip = (str(python(name)), "-m", "pip", "--disable-pip-version-check")
+    pip = (str(python(name)), "-m", "pip", "--disable-pip-version-check")
+    if not environment.beside:
+        _call(sys.executable, "-m", "venv", "--clear", str(python(name).parents[1]))
         _call(*pip, "install", "--quiet", "--upgrade", "pip")
-        _call(*pip, "install", "--quiet", "--requirement", str(requirements(name)))
-        if environment.without:
-            _call(*pip, "uninstall", "--quiet", "--yes", *environment.without)
-        for sdist in environment.sdists:
-            _unpack(pip, sdist)
-        _stamp(name).touch()
+    _call(*pip, "install", "--quiet", "--requirement", str(_requirements(name)))
+    if environment.bare:
+        _call(*pip, "install", "--quiet", "--no-deps", *environment.bare)
+    if environment.without:
+        _call(*pip, "uninstall", "--quiet", "--yes", *environment.without)
+    for sdist in environment.sdists:
+        _unpack(pip, sdist)
+    _stamp(name).touch()
+
+
+def _requirements(name: str) -> pathlib.Path:
+    return HERE / "requirements" / f"{name}.txt"
 
 
 def _stamp(name: str) -> pathlib.Path:
-    return python(name).parents[1] / ".ready"
+    return python(name).parents[1] / f".ready-{name}"
 
 
 def _current(name: str) -> bool:
-    stamp, wanted = _stamp(name), requirements(name)
+    stamp, wanted = _stamp(name), _requirements(name)
     return stamp.exists() and stamp.stat().st_mtime >= wanted.stat().st_mtime
 
 
 def _clone(repository: str, commit: str, folder: pathlib.Path) -> None:
     unfinished = folder.with_name(f"{folder.name}.part")
+    address = f"https://github.com/{repository}"
     _call("rm", "-rf", str(unfinished))
-    _call(
-        "git", "clone", "--quiet", f"https://github.com/{repository}", str(unfinished)
-    )
+    _call("git", "clone", "--quiet", address, str(unfinished))
     _call("git", "-C", str(unfinished), "checkout", "--quiet", commit)
     unfinished.rename(folder)
 

@@ -92,6 +92,7 @@ def _surroundings(engine: str) -> dict[str, str]:
         "ENGINES_CHECKOUTS": json.dumps(paths),
         "ENGINES_SOURCES": str(environments.SOURCES),
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
     }
 
 

@@ -16,6 +16,9 @@ import safetensors.numpy
 import torch
 import transformers
 
+# The products are tiny: several threads would mostly wait for one another.
+torch.set_num_threads(1)
+
 SIZES = {
     "vocab_size": 320,
     "hidden_size": 64,
@@ -30,14 +33,16 @@ SIZES = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+# Of families for which llama.cpp derives `head_dim`.
+_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
 _EXPERTS = {"num_experts_per_tok": 2, "experts_implementation": "eager"}
 FAMILIES: dict[str, tuple[str, dict]] = {
     "llama": ("Llama", {}),
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
-    "qwen2": ("Qwen2", {}),
+    "qwen2": ("Qwen2", _HEADS),
     "qwen3": ("Qwen3", {}),
     "gemma3": ("Gemma3Text", {"sliding_window": 64}),
-    "phi3": ("Phi3", {}),
+    "phi3": ("Phi3", _HEADS),
     "mixtral": ("Mixtral", {"num_local_experts": 4} | _EXPERTS),
     "qwen3-moe": (
         "Qwen3Moe",
@@ -239,11 +244,10 @@ def updates(child: pathlib.Path, *, rule: str = "pattern") -> dict[str, np.ndarr
 
 def _scale(config: dict, path: str, rank: int, rule: str) -> float:
     alpha, under = config["lora_alpha"], config["r"]
-    if rule == "tensor":
-        return alpha / rank
-    if rule == "pattern":
-        alpha = _of_pattern(config.get("alpha_pattern"), path, alpha)
-        under = _of_pattern(config.get("rank_pattern"), path, under)
+    if rule != "pattern":
+        return alpha / (rank if rule == "tensor" else under)
+    alpha = _of_pattern(config.get("alpha_pattern"), path, alpha)
+    under = _of_pattern(config.get("rank_pattern"), path, under)
     return alpha / (under**0.5 if config.get("use_rslora") else under)
 
 

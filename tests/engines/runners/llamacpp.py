@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import subprocess
+import runpy
 import sys
 
 import numpy as np
@@ -43,12 +43,22 @@ def scripts() -> pathlib.Path:
 
 
 def convert(script: str, *words: str) -> str:
-    """Run one of the scripts, and returns its last words if it fails."""
-    command = [sys.executable, str(scripts() / script), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if not done.returncode:
-        return ""
-    return (done.stderr.strip() or done.stdout.strip()).splitlines()[-1]
+    """Run one of the scripts in this process, and return its complaint if it fails.
+
+    In a process of its own, each would import PyTorch and transformers again.
+    """
+    path = scripts() / script
+    sys.argv = [str(path), *words]
+    sys.path.insert(0, str(path.parent))
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as stop:
+        return str(stop.code or "")
+    except Exception as error:  # What it says is what is wanted.
+        return f"{type(error).__name__}: {error}"
+    finally:
+        sys.path.remove(str(path.parent))
+    return ""
 
 
 def server(model: pathlib.Path, adapter: pathlib.Path | None) -> xllamacpp.Server:
@@ -57,7 +67,7 @@ def server(model: pathlib.Path, adapter: pathlib.Path | None) -> xllamacpp.Serve
     params.n_ctx = 256
     params.n_parallel = 1
     params.n_gpu_layers = 0
-    params.cpuparams.n_threads = 2
+    params.cpuparams.n_threads = 1
     params.warmup = False
     params.cache_prompt = False
     params.verbosity = 0
