@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from para_jax import sharding, ways
+from para_jax import precision, sharding, ways
 from para_jax.adapters import Adapter
 from para_jax.groups import Group, groups
 
@@ -70,6 +70,7 @@ class Spectrum:
 Spectra = Mapping[str, Spectrum]
 
 
+@precision.kept
 def decompose(
     adapters: Mapping[str, Adapter], *, method: Method = "auto"
 ) -> dict[str, Spectrum]:

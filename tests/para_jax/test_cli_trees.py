@@ -593,12 +593,11 @@ def test_an_engine_gets_what_it_takes_or_the_reason_is_said(
     assert f"Written to {child}" in out
     assert f"\n{engine}: " in out
     assert not [line for line in out.splitlines() if len(line) > 80]
-    weights = (
-        tmp_path / child / ("" if form == "kohya" else "adapter_model.safetensors")
-    )
-    found = safetensors.numpy.load_file(weights)
+    names = {"peft": "adapter_model.safetensors", "mlx": "adapters.safetensors"}
+    found = safetensors.numpy.load_file(tmp_path / child / names.get(form, ""))
     assert not [name for name in found if "classifier" in name]
-    ranks = {len(x) for key, x in found.items() if "lora_A" in key or "down" in key}
+    by_rank = ("lora_A.weight", "lora_down.weight", "lora_b")  # Whose rows are ranks.
+    ranks = {len(x) for key, x in found.items() if key.endswith(by_rank)}
     assert (len(ranks) == 1) == (ENGINES[engine].profile == "padded")
 
 
@@ -660,9 +659,9 @@ def test_the_costs_of_the_engines_are_a_table_and_json(done):
         (["--for", "tgi"], "tgi.*vllm"),
         (["--format", "orbax", "--profile", "padded"], "--profile padded is of PEFT"),
         (["--format", "kohya"], r"'child' is to be one file: end it in '.safetensors'"),
-        (["--layout", "qwix"], "its own scales: leave out --layout qwix"),
+        (["--layout", "qwix"], "its own layout: leave out --layout qwix"),
         (["--alpha", 16], "its own scales: leave out --alpha 16"),
-        (["--stack-axis", "none"], "its own scales: leave out --stack-axis none"),
+        (["--stack-axis", "none"], "its own layout: leave out --stack-axis none"),
         (["--stack-axis", 7], "--stack-axis: '7' is not 0, 1 or none"),
         (["--alpha", "nan"], "--alpha: 'nan' is not a number"),
         (["--alpha", 1, "--scale", 2], "--scale: not allowed with argument --alpha"),

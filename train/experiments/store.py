@@ -105,7 +105,8 @@ def _parse(raw: Any, kind: type[R], path: pathlib.Path) -> Results[R]:
             )
         seen[row.key] = number
         rows.append(row)
-    return Results(**{name: raw[name] for name in _HEAD} | {"rows": rows})
+    head = {name: raw[name] for name in _HEAD if name != "rows"}
+    return Results(**head, rows=rows)
 
 
 def _row(record: Any, kind: type[R], where: str) -> R:
