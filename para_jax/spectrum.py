@@ -173,9 +173,9 @@ def check_dtype(name: str, dtype: Any) -> None:
     if jnp.issubdtype(dtype, jnp.floating) and dtype != jnp.float8_e8m0fnu:
         return
     raise ValueError(
-        f"{name} is {np.dtype(dtype).name}, expected floating point. Whole numbers are "
-        "what quantisation leaves (bitsandbytes, torchao): dequantise the factors with "
-        "the program that wrote them, and save them in bfloat16."
+        f"{name} is {np.dtype(dtype).name}, expected floating point with a fraction. "
+        "Quantisation leaves such values (bitsandbytes, torchao, MX formats): dequantise "
+        "the factors with the program that wrote them, and save them in bfloat16."
     )
 
 
