@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax import linalg, sharding
+from para_jax import linalg, precision, sharding
 from para_jax.adapters import Adapter, Array
 from para_jax.optimizer_states import (
     FACTORS,
@@ -64,6 +64,7 @@ class Transform:
     index: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
 
 
+@precision.kept
 def project_moments(
     state: Any, transforms: Mapping[str, Transform], *, like: Any = None
 ) -> Any:

@@ -114,7 +114,7 @@ def check_alone(path: pathlib.Path, written: Checkpoint) -> None:
 
 
 def _numbers(metadata: Mapping[str, str], modules: Modules) -> Statement:
-    arguments = dict(metadata)
+    arguments: dict[str, Any] = dict(metadata)
     for key in ("network_args", "ss_network_args"):
         arguments |= headers.parsed(metadata.get(key, ""))
     rooted = any(
