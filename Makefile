@@ -34,9 +34,9 @@ PIP = $(@D)/bin/python -m pip install --progress-bar off --disable-pip-version-c
 PIP_DEMO = $(PIP) --editable '.[cli,plot,train]'
 PIP_TEST = $(PIP) '$(TORCH)' --editable '.[cli,plot,train,interop,dev]'
 PIP_NEWEST = $(PIP) --upgrade --upgrade-strategy eager \
-  --editable '.[cli,fleet,plot,train,models,dev]'
+  --editable '.[cli,fleet,plot,train,models,tests]'
 PIP_FLOORS = $(@D)/bin/python tests/floors.py >$(@D)/floors.txt \
-  && $(PIP) --constraint $(@D)/floors.txt --editable '.[cli,fleet,plot,train,dev]'
+  && $(PIP) --constraint $(@D)/floors.txt --editable '.[cli,fleet,plot,train,tests]'
 
 # $(call step,SAYS,COMMAND): one line that says what is done and how long it took. What
 # COMMAND prints goes to the log, and is shown when it fails.
