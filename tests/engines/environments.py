@@ -54,10 +54,7 @@ ENVIRONMENTS: dict[str, Environment] = {
         beside="vllm",
         checkouts={"predibase/lorax": "a7394ba386ece427d5a6125b419aa38b46d966dc"},
     ),
-    "lmdeploy": Environment(
-        beside="vllm",
-        checkouts={"InternLM/lmdeploy": "1263d5cd889b7ad500e85b8eb20401327a4516ab"},
-    ),
+    "lmdeploy": Environment(beside="vllm", bare=("lmdeploy==0.18.0",)),
 }
 
 

@@ -5,8 +5,9 @@ Its packages are imported one by one: the root would import the whole of the ser
 """
 
 import importlib.machinery
+import importlib.metadata
+import importlib.util
 import json
-import os
 import pathlib
 import sys
 import types
@@ -14,9 +15,6 @@ import types
 import numpy as np
 import torch
 import transformers
-
-REPOSITORY = "InternLM/lmdeploy"
-ROOT = pathlib.Path(json.loads(os.environ["ENGINES_CHECKOUTS"])[REPOSITORY])
 
 
 def bare_package(name: str, folder: pathlib.Path) -> None:
@@ -27,7 +25,8 @@ def bare_package(name: str, folder: pathlib.Path) -> None:
     sys.modules[name] = module
 
 
-bare_package("lmdeploy", ROOT / "lmdeploy")
+(ROOT,) = importlib.util.find_spec("lmdeploy").submodule_search_locations
+bare_package("lmdeploy", pathlib.Path(ROOT))
 
 from lmdeploy.pytorch.models.patch import add_adapters
 from lmdeploy.pytorch.nn.linear import lora as lora_layer
@@ -36,12 +35,7 @@ from lmdeploy.pytorch.nn.linear import lora as lora_layer
 class NoKernels:
     """A backend that computes nothing: the kernels are Triton's, for GPUs."""
 
-    @classmethod
-    def get_layer_impl_builder(cls, _):
-        return cls
-
-    @staticmethod
-    def build() -> None:
+    def build_op(self, *_, **__) -> None:
         return None
 
 
@@ -102,7 +96,7 @@ def loaded(path: str, config) -> dict[str, np.ndarray]:
 def main() -> None:
     job = json.loads(pathlib.Path(sys.argv[1]).read_text())
     out, facts, arrays = pathlib.Path(job["out"]), {"refused": {}}, {}
-    facts["version"] = ROOT.name.rpartition("-")[2][:7]
+    facts["version"] = importlib.metadata.version("lmdeploy")
     config = transformers.AutoConfig.from_pretrained(job["model"])
     torch.use_deterministic_algorithms(True)
     for label, path in job["adapters"].items():
