@@ -43,6 +43,7 @@ from para_jax.layouts import from_tree as from_tree
 from para_jax.layouts import to_tree as to_tree
 from para_jax.moments import project_moments as project_moments
 from para_jax.moments import reset_moments as reset_moments
+from para_jax.optimizer_check import check_optimizer as check_optimizer
 from para_jax.padding import pad as pad
 from para_jax.params import from_params as from_params
 from para_jax.params import to_params as to_params

@@ -1,8 +1,7 @@
 """LoRA adapters as JAX sees them, and the checkpoint that holds them.
 
 Axis letters, here and everywhere: `m` inputs, `n` outputs, `r` the adapter's rank,
-`k` kept components, `stack` any leading axes (scanned layers, experts). One
-orientation, Flax's:
+`k` kept components, `stack` any leading axes (scanned layers, experts). As in Flax:
 
     a: [*stack, m, r],  b: [*stack, r, n],  delta = scale * a @ b,
     y = x @ kernel + scale * (x @ a) @ b.
@@ -20,6 +19,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from para_jax import precision
 
 if typing.TYPE_CHECKING:
     from para_jax.layouts import Tree
@@ -151,10 +152,9 @@ class Checkpoint:
         `para_jax.to_tree` to put a child back.
 
     Example:
-      >>> head = {"classifier.weight": np.ones((3, 5))}
+      >>> head = {"classifier": np.ones((3, 5))}
       >>> parent = para_jax.Checkpoint(adapters=adapters, extra=head)
-      >>> child = para_jax.compress(parent, para_jax.Gamma(0.5))
-      >>> child.extra["classifier.weight"].shape
+      >>> para_jax.compress(parent, para_jax.Gamma(0.5)).extra["classifier"].shape
       (3, 5)
     """
 
@@ -184,6 +184,7 @@ class Child(Checkpoint):
     report: "Report"
 
 
+@precision.kept
 def folded(adapter: Adapter) -> Adapter:
     """Returns the same update with its scale folded into `b`: a scale of 1. Traced."""
     if adapter.scale == 1:
@@ -197,8 +198,7 @@ def folded(adapter: Adapter) -> Adapter:
 def ordered(paths: Sequence[str] | Mapping[str, Any]) -> list[str]:
     """Returns `paths` in the model's order: `layer/2` before `layer/10`.
 
-    This is the layer order that breaks ties between equal singular values, and the
-    order of every table.
+    Ties between equal singular values, and the rows of tables, go by it.
     """
     return sorted(paths, key=lambda path: (_natural(path), path))
 

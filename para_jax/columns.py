@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from para_jax import linalg, sharding
+from para_jax import linalg, precision, sharding
 from para_jax.adapters import Adapter
 from para_jax.core import SIGNING
 from para_jax.groups import Group, groups, joined
@@ -31,6 +32,7 @@ def mask(
     return _apply(spectra, masks, adapters, _in_place)
 
 
+@precision.kept
 def pack(
     spectra: Spectra,
     masks: Masks,
@@ -114,7 +116,9 @@ def _signs(
     """Returns the signs that make equal updates equal children.
 
     A decomposition leaves the sign of a component open, differently on each platform.
-    The largest of the first entries of each row of the new `b` shall be positive.
+    The largest of the first entries of each row of the new `b` shall be positive; of
+    entries that are equal but for their sign, the first. By reductions alone, which a
+    mesh of devices makes without moving a row.
     """
     if together.apart:  # On a mesh a piece of `b` would have to be moved.
         first = together.join(b)
@@ -123,7 +127,14 @@ def _signs(
         first = together.join({p: _first(jnp.asarray(x), width) for p, x in b.items()})
     row = linalg.applied(first, right, tall=False, dtype=right.dtype)
     row = jnp.where(jnp.arange(row.shape[-1]) < SIGNING, row, 0)
-    negative = jnp.max(row, axis=-1) < -jnp.min(row, axis=-1)
+    index = jnp.arange(row.shape[-1])
+
+    def first_of(value: Array) -> Array:
+        return jnp.where(row == value[..., None], index, len(index)).min(-1)
+
+    most, least = row.max(-1), row.min(-1)
+    sooner = first_of(least) < first_of(most)
+    negative = (most < -least) | ((most == -least) & sooner)
     return jnp.where(negative, -1, 1).astype(right.dtype)
 
 
@@ -152,7 +163,9 @@ def _in_front(
     column = jnp.cumsum(mask, axis=-1) - 1
     width = min(width, mask.shape[-1])
     chosen = mask[..., None] & jax.nn.one_hot(column, width, dtype=bool)
-    source, some = jnp.argmax(chosen, axis=-2), chosen.any(-2)
+    # An argmax of int64 is lowered in the precision of a later moment.
+    source = jax.lax.argmax(chosen, axis=chosen.ndim - 2, index_dtype=np.int32)
+    some = chosen.any(-2)
     left = jnp.take_along_axis(spectrum.left, source[..., None, :], axis=-1)
     right = jnp.take_along_axis(spectrum.right, source[..., :, None], axis=-2)
     return jnp.where(some[..., None, :], left, 0), jnp.where(some[..., None], right, 0)

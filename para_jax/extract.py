@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax import linalg
+from para_jax import energy, linalg
 from para_jax.adapters import Adapter, Adapters, Checkpoint
 from para_jax.compress import as_checkpoint, wide
 from para_jax.spectrum import check
@@ -71,9 +71,9 @@ def extract(base: Weights, tuned: Weights, *, rank: int) -> Extraction:
         if delta.ndim < 2 or named or not jnp.issubdtype(dtype, jnp.floating):
             result.unadapted[path] = float(np.linalg.norm(delta))
         else:
-            adapter, energy = _truncated(delta, rank)
+            adapter, share = _truncated(delta, rank)
             result.adapters[path] = _cast(adapter, dtype)
-            result.energy[path] = energy
+            result.energy[path] = share
     return result
 
 
@@ -167,7 +167,8 @@ def _truncated(delta: np.ndarray, rank: int) -> tuple[Adapter, float]:
         a=(u[:, :, :rank] * root[:, None, :]).reshape(*stack, shape[0], rank),
         b=(root[:, :, None] * vt[:, :rank]).reshape(*stack, rank, shape[1]),
     )
-    return adapter, float((s[:, :rank] ** 2).sum() / (s**2).sum())
+    kept = np.broadcast_to(np.arange(s.shape[-1]) < rank, s.shape)
+    return adapter, 1 - energy.dropped(s, kept)
 
 
 _svd = jax.jit(linalg.svd)

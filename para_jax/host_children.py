@@ -93,4 +93,5 @@ def _signs(
 ) -> Float[np.ndarray, " k"]:
     """Returns the signs of new rows of `b`, as `para_jax.repack` has them."""
     first = right @ b[:, :SIGNING].astype(np.float64)
-    return np.where(first.max(-1) < -first.min(-1), -1.0, 1.0)
+    largest = np.abs(first).argmax(-1)[:, None]  # Of equal ones, the first.
+    return np.where(np.take_along_axis(first, largest, -1)[:, 0] < 0, -1.0, 1.0)

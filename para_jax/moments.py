@@ -19,7 +19,7 @@ Means of squares (Adam's `nu`) go through the squares of the transform, entry by
 That is an approximation. It is exact where the gradients of the entries that are mixed
 do not correlate; a mean of squares does not say how they do.
 
-Nothing here needs optax: a state is known by its structure and its fields' names.
+Which leaves are moments is said in `para_jax.optimizer_states`.
 """
 
 import dataclasses
@@ -31,17 +31,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax import linalg, sharding
+from para_jax import linalg, precision, sharding
 from para_jax.adapters import Adapter, Array
-
-_SQUARED = {
-    **dict.fromkeys(("mu", "trace", "ema", "acc_grads"), False),
-    **dict.fromkeys(("nu", "nu_max", "sum_of_squares"), True),
-}
-"""optax's names of moments, and whether they are of squared gradients."""
-
-_FACTORS = {"a": "a", "b": "b", "lora_a": "a", "lora_b": "b"}
-"""What `to_params` and flax.nnx call the factors, both as `[m, r]` and `[r, n]`."""
+from para_jax.optimizer_states import (
+    FACTORS,
+    FLAGS,
+    Moment,
+    after_scaling,
+    moments,
+    name_of,
+)
 
 _Key = Any  # One of jax.tree_util's keys: they share no type.
 
@@ -65,18 +64,22 @@ class Transform:
     index: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
 
 
+@precision.kept
 def project_moments(
     state: Any, transforms: Mapping[str, Transform], *, like: Any = None
 ) -> Any:
-    """Returns an optimizer's state with its moments in the new factors' coordinates.
+    """Transform the moments in an optimizer's state to the new factors' coordinates.
 
     First moments become what the same gradients would have left there; second moments
     become an approximation of it (see the formulas of this module). All else, such as
     counts and the moments of other parameters, stays.
 
-    It knows optax's `mu`, `trace`, `ema`, `acc_grads` as linear in gradients and `nu`,
-    `nu_max`, `sum_of_squares` as means of squares, within any wrappers. A `nu` that is
-    something else, such as the largest gradient in adamax, should be reset.
+    It knows the states of optax's adam, adamw, nadam, radam, lamb, amsgrad, adabelief,
+    acprop, adan, ademamix, adagrad, rmsprop, lion, muon, and momentum, within any
+    wrappers; a state of another class that keeps something of an adapter is refused.
+    A state does not say everything: adamax, yogi and adopt use the class of Adam's
+    state for other quantities, and lars accumulates what it has scaled. Call
+    `check_optimizer` once for any other optimizer than those named here.
 
     Example:
       >>> import optax
@@ -98,26 +101,25 @@ def project_moments(
 
     Raises:
       ValueError: if the state keeps something else of an adapter, such as adafactor's
-        factored moments. The message names it.
+        factored moments, or momentum of updates that were scaled entry by entry. The
+        message names it.
     """
     old, target = _by_name(state), state if like is None else like
-    factors = _factors(target, transforms)
-    missing = transforms.keys() - {module for module, _ in factors.values()}
-    if missing and any(np.ndim(x) for x in old.values()):
-        raise ValueError(
-            f"The optimizer keeps no moments of '{min(missing)}', of its a and b, but "
-            "others. Is it of the tree that to_params makes? Else use reset_moments."
-        )
+    found = moments(target, transforms)
+    for name in found:
+        check_moment(name, found)
 
-    def one(path: tuple[_Key, ...], _: Any) -> Any:
-        name = _name(path)
-        if name not in factors:
+    def one(path: tuple[_Key, ...], fresh: Any) -> Any:
+        name = name_of(path)
+        if name not in found:
             return _found(name, old)
-        module, last = factors[name]
+        module, last, _, kind, squared = found[name]
+        if kind == FLAGS:
+            return fresh
         transform = transforms[module]
         before = f"{name.removesuffix(f'{module}/{last}')}{transform.parent}/{last}"
-        squared, factor = _squared(path, name), _FACTORS[last]
-        return _projected(_found(before, old), transform, factor, squared, before)
+        moment, factor = _found(before, old), FACTORS[last]
+        return _projected(moment, transform, factor, bool(squared), before)
 
     return jax.tree.map_with_path(one, target)
 
@@ -151,7 +153,7 @@ def reset_moments(state: Any, fresh: Any) -> Any:
 
     def one(path: tuple[_Key, ...], leaf: Any) -> Any:
         kept = _owner(path) not in with_moments
-        return _found(_name(path), old) if kept else leaf
+        return _found(name_of(path), old) if kept else leaf
 
     return jax.tree.map_with_path(one, fresh, is_leaf=_is_adapter)
 
@@ -178,53 +180,27 @@ def _projected(
     return sharding.in_place(linalg.matmul, *pair, out=place).astype(moment.dtype)
 
 
-def _squared(path: tuple[_Key, ...], name: str) -> bool:
-    """Returns whether the moment at `path` is of squared gradients."""
-    at = _moment(path)
-    if at is None:
+def check_moment(name: str, found: Mapping[str, Moment]) -> None:
+    """Check that one leaf can be projected, among all that `moments` found.
+
+    Raises:
+      ValueError: if not. The message names the leaf, and the class of its state.
+    """
+    moment = found[name]
+    if moment.kind == FLAGS:
+        return
+    where = f"'{name}' ({moment.kind})" if moment.kind else f"'{name}'"
+    if moment.squared is None:
         raise ValueError(
-            f"The optimizer keeps '{name}', which is none of the moments that can be "
-            f"projected ({', '.join(_SQUARED)}). Use reset_moments."
+            f"The optimizer keeps {where}, which is none of the moments that can be "
+            "projected. Use reset_moments."
         )
-    return _SQUARED[_name(path[at : at + 1])]
-
-
-def _factors(
-    state: Any, transforms: Mapping[str, Transform]
-) -> dict[str, tuple[str, str]]:
-    """Returns the leaves that are moments: the adapter and last name of each, by name.
-
-    Where one module's path is the end of another's that has no transform, such as `q`
-    and `other/q`, the one nearer to the root of the parameters is meant.
-    """
-    nearest: dict[tuple[str, str, str], str] = {}
-    for path, _ in jax.tree.leaves_with_path(state):
-        name = _name(path)
-        *parts, factor = name.split("/")
-        ends = ("/".join(parts[i:]) for i in range(len(parts)))
-        module = next((x for x in ends if x in transforms), None)
-        if module is not None and factor in _FACTORS:
-            place = (_field(path), module, factor)
-            if len(name) < len(nearest.get(place, name + "/")):
-                nearest[place] = name
-    return {name: (module, factor) for (_, module, factor), name in nearest.items()}
-
-
-def _field(path: tuple[_Key, ...]) -> str:
-    """Returns the path of the moments that a leaf is in, such as `0/mu`."""
-    at = _moment(path)
-    return "" if at is None else _name(path[: at + 1])
-
-
-def _moment(path: tuple[_Key, ...]) -> int | None:
-    """Returns where in a path the name of the moments is.
-
-    Of fields it is the innermost. In a state of flax.nnx, where all names are keys, it
-    is the outermost: below it are the names of modules, which may be the same.
-    """
-    fields = [i for i, x in enumerate(path) if getattr(x, "name", None) in _SQUARED]
-    keys = [i for i, x in enumerate(path) if getattr(x, "key", None) in _SQUARED]
-    return fields[-1] if fields else keys[0] if keys else None
+    if scaled := after_scaling(name, found):
+        raise ValueError(
+            f"The optimizer keeps {where} of updates that were scaled entry by entry "
+            f"(by {scaled}), not of gradients: it cannot be projected. Use "
+            "reset_moments."
+        )
 
 
 def _owner(path: tuple[_Key, ...]) -> tuple[_Key, ...]:
@@ -246,13 +222,7 @@ def _leaves(tree: Any) -> list[tuple[tuple[_Key, ...], Any]]:
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
-    return {_name(path): x for path, x in jax.tree.leaves_with_path(tree)}
-
-
-def _name(path: tuple[_Key, ...]) -> str:
-    """Returns the names of a path; the `value` of a variable of flax.nnx is none."""
-    path = path[:-1] if getattr(path[-1], "name", None) == "value" else path
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return {name_of(path): x for path, x in jax.tree.leaves_with_path(tree)}
 
 
 def _found(name: str, leaves: Mapping[str, Any]) -> Any:

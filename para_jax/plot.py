@@ -193,7 +193,7 @@ def _draw_thresholds(
         (float(np.clip(t, low, high)), f"{k}: σ ≥ {t:.3g}")
         for k, t in thresholds.items()
     )
-    center = np.sqrt(low * high)
+    center = np.sqrt(low) * np.sqrt(high)
     on_left = sum(x > center for x, _ in marks) > len(marks) / 2
     if not on_left:
         marks.reverse()

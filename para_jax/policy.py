@@ -83,6 +83,9 @@ class Policy:
         jax.tree_util.register_pytree_with_keys(cls, _flatten, unflatten)
 
     def __post_init__(self) -> None:
+        if type(self) is Policy:
+            kinds = "Gamma, Rank, Params, Bytes, Epsilon or Threshold"
+            raise TypeError(f"Policy is abstract, and chooses nothing: use {kinds}.")
         if self.scope not in ("global", "local"):
             raise ValueError(f"scope is 'global' or 'local', got {self.scope!r}.")
         for name in ("min_rank", "max_rank", "multiple_of"):

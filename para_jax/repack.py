@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax import columns, host, host_children, placed, sharding
+from para_jax import columns, host, host_children, placed, precision, sharding
 from para_jax.adapters import Adapter, member
 from para_jax.columns import Masks
 from para_jax.groups import Progress, all_pieces, joined
@@ -23,6 +23,7 @@ Form = Literal["masked", "padded", "ragged"]
 Packed = Iterator[tuple[str, tuple[int, ...], Adapter]]
 
 
+@precision.kept
 def repack(
     spectra: Spectra,
     masks: Masks,
@@ -35,7 +36,8 @@ def repack(
 
     With `U_k S_k V_k^T` the kept part of an update, `a_hat^T a_hat = b_hat b_hat^T =
     S_k` and `a_hat @ b_hat` is that part (Eq. 3). The largest of the first 512 entries
-    of each row of `b_hat` is positive, so equal updates give equal files.
+    of each row of `b_hat` is positive, the first of equal ones, so equal updates give
+    equal files.
 
     - `masked`: the parent's shapes, dropped components zero. Traced.
     - `padded`: the parent's paths and stacks, each at the largest rank kept in its

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from para_jax import energy
 from para_jax.adapters import member
 from para_jax.policy import Budget, Policy
 from para_jax.pool import pool
@@ -114,10 +115,9 @@ class Report:
     @property
     def error(self) -> float:
         """The relative Frobenius error of the child over all modules (Eq. 11)."""
-        squares = np.concatenate([x.sigma for x in self.modules]) ** 2
+        sigma = np.concatenate([x.sigma for x in self.modules])
         kept = np.concatenate([x.mask for x in self.modules])
-        total, dropped = float(squares.sum()), float(squares[~kept].sum())
-        return math.sqrt(dropped / total) if total else 0.0
+        return math.sqrt(energy.dropped(sigma, kept))
 
     def summary(self) -> dict[str, Any]:
         """Returns the totals as plain JSON values; an infinite threshold is None."""

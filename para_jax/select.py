@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax import sharding
+from para_jax import energy, precision, sharding
 from para_jax.core import RESOLUTION
-from para_jax.policy import Budget, Gamma, Policy, Threshold
+from para_jax.policy import Budget, Epsilon, Gamma, Policy, Threshold
 from para_jax.pool import Pool, pool
 from para_jax.spectrum import Spectra
 
 
+@precision.kept
 def masks(spectra: Spectra, policy: Policy) -> dict[str, jax.Array]:
     """Returns which components `policy` keeps: booleans `[*stack, k]` by path.
 
@@ -99,7 +100,17 @@ def ranks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:
 
 
 def _single(policy: Policy) -> Policy:
-    """Returns the policy, its value a checked number unless it is traced."""
+    """Returns the policy, its value a checked number unless it is traced.
+
+    Raises:
+      TypeError: if it is none that the rules of this module are for.
+      ValueError: if it holds several values.
+    """
+    if not isinstance(policy, Budget | Epsilon | Threshold):
+        raise TypeError(
+            f"Expected a policy (Gamma, Rank, Params, Bytes, Epsilon, Threshold, or a "
+            f"subclass of one), got {type(policy).__name__}."
+        )
     if np.shape(policy.value):
         raise ValueError(
             f"{policy.kind} holds values of shape {list(np.shape(policy.value))}, "
@@ -113,7 +124,7 @@ def _single(policy: Policy) -> Policy:
 def _select(s: Any, layout: Pool, policy: Policy, xp: Any) -> Any:
     """Returns the mask `[N]` of the kept components; `xp` is `jnp` or `np`."""
     if not isinstance(policy, Threshold):
-        s = _near_one(s, xp)
+        s = energy.near_one(s, xp)
     low, high = _limits(layout, policy)
     # What float32 factors do not resolve is zero, and never worth its parameters.
     eps = (layout.rank * RESOLUTION).astype(s.dtype)
@@ -125,15 +136,6 @@ def _select(s: Any, layout: Pool, policy: Policy, xp: Any) -> Any:
     keep = forced | (candidate & _above(s, layout, policy, candidate, xp))
     members, valid = _blocks(layout, policy.multiple_of)
     return candidate & (keep[members] & valid).any(-1)
-
-
-def _near_one(s: Any, xp: Any) -> Any:
-    """Returns `s`, the largest near 1, so that squares stay in the range of its dtype.
-
-    By a power of two: which values are equal does not change.
-    """
-    _, exponent = xp.frexp(s.max())
-    return xp.ldexp(s, xp.clip(-exponent, -126, 126))  # 2^-127 is subnormal.
 
 
 def _limits(layout: Pool, policy: Policy) -> tuple[Any, Any]:
@@ -230,13 +232,9 @@ def _above(s: Any, layout: Pool, policy: Policy, candidate: Any, xp: Any) -> Any
     if policy.scope == "global":
         return s >= _energy_threshold(s[None], candidate[None], dropped, xp)
     place, exists = _rows(layout)
-    rows = xp.where(exists, s[place], 0)
-    return (
-        s
-        >= _energy_threshold(rows, candidate[place] & exists, dropped, xp)[
-            layout.module
-        ]
-    )
+    rows = energy.near_one(xp.where(exists, s[place], 0), xp, axis=-1)
+    tau = _energy_threshold(rows, candidate[place] & exists, dropped, xp)
+    return (rows >= tau[:, None])[layout.module, layout.index]
 
 
 def _energy_threshold(s: Any, candidate: Any, share: Any, xp: Any) -> Any:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from para_jax import sharding, ways
+from para_jax import precision, sharding, ways
 from para_jax.adapters import Adapter
 from para_jax.groups import Group, groups
 
@@ -70,6 +70,7 @@ class Spectrum:
 Spectra = Mapping[str, Spectrum]
 
 
+@precision.kept
 def decompose(
     adapters: Mapping[str, Adapter], *, method: Method = "auto"
 ) -> dict[str, Spectrum]:
@@ -172,9 +173,9 @@ def check_dtype(name: str, dtype: Any) -> None:
     if jnp.issubdtype(dtype, jnp.floating) and dtype != jnp.float8_e8m0fnu:
         return
     raise ValueError(
-        f"{name} is {np.dtype(dtype).name}, expected floating point. Whole numbers are "
-        "what quantisation leaves (bitsandbytes, torchao): dequantise the factors with "
-        "the program that wrote them, and save them in bfloat16."
+        f"{name} is {np.dtype(dtype).name}, expected floating point with a fraction. "
+        "Quantisation leaves such values (bitsandbytes, torchao, MX formats): dequantise "
+        "the factors with the program that wrote them, and save them in bfloat16."
     )
 
 

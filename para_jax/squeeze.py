@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax import linalg, sharding
+from para_jax import linalg, precision, sharding
 from para_jax.adapters import Adapter, Adapters, member
 from para_jax.compress import spectra_of
 from para_jax.moments import Transform
@@ -43,6 +43,7 @@ class Squeezed(NamedTuple):
     transforms: dict[str, Transform]
 
 
+@precision.kept
 def squeeze(
     adapters: Mapping[str, Adapter], policy: Policy, *, method: Method = "auto"
 ) -> Squeezed:

@@ -282,7 +282,7 @@ def _print(table: "rich.table.Table") -> None:
 
     # Always the same width: a narrow terminal breaks lines, but loses no column.
     # And in a buffer of its own: a broken pipe is then for the caller to handle.
-    encoding = sys.stdout.encoding
+    encoding = sys.stdout.encoding or "utf-8"  # None where it is an io.StringIO.
     shown = io.TextIOWrapper(io.BytesIO(), encoding)
     rich.console.Console(file=shown, width=_WIDTH).print(table)
     shown.flush()

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from para_jax import energy
 from para_jax.adapters import member
 from para_jax.core import RESOLUTION
 from para_jax.policy import Budget, Epsilon, Policy, Threshold
@@ -160,8 +161,10 @@ def _choice(
 def _ties(x: _Choice, policy: Policy, error: float) -> Iterator[_Found]:
     if isinstance(policy, Threshold):
         yield from _with_threshold(x, float(policy.value), error)
-    else:
-        yield from _of_two_blocks(x, policy, error)
+        return
+    s, top = energy.near_one(np.stack([x.s, x.top]), np)
+    x = dataclasses.replace(x, s=s, top=top)
+    yield from _of_two_blocks(x, policy, error)
     if isinstance(policy, Epsilon) and policy.value < 1:
         yield from _of_energy(x, policy, error)
 
@@ -199,8 +202,7 @@ def _of_energy(x: _Choice, policy: Epsilon, error: float) -> Iterator[_Found]:
     """Yields that one component more may just or just not be dropped, if it is so."""
     most = math.inf if policy.max_rank is None else policy.max_rank
     candidate = x.resolved & (x.index < most)
-    unit = x.top.max() or 1.0
-    squares, doubts = (x.s / unit) ** 2, 2 * error * (x.s / unit) * (x.top / unit)
+    squares, doubts = x.s**2, 2 * error * x.s * x.top
     order = np.flatnonzero(candidate)[np.argsort(x.s[candidate])]
     share = 1 - float(policy.value)
     dropped, doubt = (

@@ -115,6 +115,11 @@ def _known(name: str, module: Module, stated: Sequence[Statement]) -> float | No
                 f"'{name}' has the rank {rank} and no alpha, and {one.where} does not "
                 f"tell its scale: {error}. {_REMEDY}."
             ) from error
+        if scale == 0:
+            raise _UnclearError(
+                f"'{name}' has the scale 0 by {one.where}, which would be no update "
+                f"at all. {_REMEDY}."
+            )
         if scale is not None:
             found[one.where] = scale
     if len(set(found.values())) > 1:

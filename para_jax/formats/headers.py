@@ -69,6 +69,7 @@ _RANKS = re.compile(
     r"(?:^|[._-])(?:alphas?|ranks?|dims?|r|rs_?lora|rank_pattern|alpha_pattern)$",
     re.IGNORECASE,
 )
+_ALPHAS = re.compile(r"(?:^|[._-])(?:alphas?|alpha_pattern)$", re.IGNORECASE)
 _HASHES = re.compile(
     r"(?:^|[._-])(?:hash|sha256|md5|crc32|blake3|autov\d)$", re.IGNORECASE
 )
@@ -107,6 +108,11 @@ def parsed(value: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def is_alpha(key: str) -> bool:
+    """Return whether a key is that of an alpha, by its last word."""
+    return _ALPHAS.search(key) is not None
 
 
 def components(keys: Iterable[str]) -> list[str]:

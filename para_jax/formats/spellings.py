@@ -36,6 +36,10 @@ _MARK = re.compile(
 )
 # Beside factors, what could scale them.
 _SCALES = re.compile(r"scal|alpha|multiplier|rank")
+# The same of all modules. CLIP's `logit_scale` is another thing.
+_WHOLE_SCALE = re.compile(
+    r"(?:(?:lora|network|ss_network)_)?(?:alpha|scale|scaling|multiplier|rank)"
+)
 # Updates that are not the product of two factors alone (LyCORIS and others).
 _VARIANTS = {
     "hada_": "LoHa",
@@ -225,6 +229,11 @@ def _check_rest(
         return
     module, _, end = name.rpartition(".")
     whole = any(f"{module}.{x}" in rest for x in ("diff", "w_norm"))
+    if _WHOLE_SCALE.fullmatch(name):
+        raise ValueError(
+            f"'{name}' belongs to no module, and may be a scale of all of them. Say "
+            "it with alpha= or scale=, and remove it."
+        )
     inside = name.split(".")
     if any(map(_MARK.fullmatch, inside)):
         raise ValueError(

@@ -12,7 +12,7 @@ disagree, or do not cover a module, are refused.
 
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from para_jax.adapters import Checkpoint
@@ -68,13 +68,15 @@ def statements(metadata: Mapping[str, str], modules: Modules) -> list[Statement]
       ValueError: if a configuration in it is of no plain LoRA.
     """
     found = []
-    if any(key in metadata for key in (*_ALPHAS, *_SCALES)):
+    if any(key in metadata for key in (*_ALPHAS, *_SCALES, "conv_alpha")):
         found.append(_numbers(metadata, modules))
-    flat = {key: x for key, x in metadata.items() if "." in key}
+    said = {k: x for k, x in metadata.items() if not k.startswith(headers.PREFIXES)}
+    flat = {key: x for key, x in said.items() if "." in key}
     found += _components("the header", flat)
-    for key, value in metadata.items():
-        if key.startswith(headers.PREFIXES):
-            continue  # What is said of the training.
+    found += _incomplete("the header", said, (*_ALPHAS, "conv_alpha"))
+    for key, value in said.items():
+        if key == "network_args":
+            continue  # Part of `_numbers`, as `ss_network_args` is.
         found += _configs(f"'{key}' in the header", headers.parsed(value))
     return found
 
@@ -95,7 +97,7 @@ def beside(path: pathlib.Path) -> list[Statement]:
     params = path.with_name("params.json")
     if params.is_file():
         lora = tensors.read_json(params).get("lora")
-        if isinstance(lora, dict) and "scaling" in lora:
+        if isinstance(lora, dict):
             found.append(_mistral(f"'{params}'", lora))
     return found
 
@@ -112,7 +114,9 @@ def check_alone(path: pathlib.Path, written: Checkpoint) -> None:
 
 
 def _numbers(metadata: Mapping[str, str], modules: Modules) -> Statement:
-    arguments = headers.parsed(metadata.get("ss_network_args", ""))
+    arguments: dict[str, Any] = dict(metadata)
+    for key in ("network_args", "ss_network_args"):
+        arguments |= headers.parsed(metadata.get(key, ""))
     rooted = any(
         str(x.get(key, "")).lower() in _TRUE
         for x in (metadata, arguments)
@@ -123,9 +127,10 @@ def _numbers(metadata: Mapping[str, str], modules: Modules) -> Statement:
         for key in _SCALES:
             if _number(key, metadata.get(key, "1")) not in (1.0, None):
                 raise ValueError(f"'{key}' is {metadata[key]} in the header")
-        if shape.window and "conv_dim" in arguments:
-            keys = ("conv_alpha", "conv_dim")
-            alpha, rank = (_number(x, str(arguments.get(x, ""))) for x in keys)
+        if shape.window and arguments.keys() & {"conv_dim", "conv_alpha"}:
+            # 1 if left out, as sd-scripts' `networks/lora.py` has it.
+            alpha = _number("conv_alpha", str(arguments.get("conv_alpha", 1)))
+            rank = _number("conv_dim", str(arguments.get("conv_dim", "")))
         else:
             alpha, rank = _one(metadata, _ALPHAS), _one(metadata, _RANKS)
         if alpha is None:
@@ -140,7 +145,7 @@ def _numbers(metadata: Mapping[str, str], modules: Modules) -> Statement:
             raise ValueError(f"the header's alpha is for the rank {rank:g}")
         return alpha / (math.sqrt(shape.rank) if rooted else shape.rank)
 
-    there = [key for key in (*_ALPHAS, *_SCALES) if key in metadata]
+    there = [key for key in (*_ALPHAS, *_SCALES, "conv_alpha") if key in metadata]
     return Statement(f"'{there[0]}' in the header", scale, whole=False)
 
 
@@ -172,6 +177,9 @@ def _configs(where: str, found: Mapping[str, Any]) -> list[Statement]:
     nested = {k: x for k, x in found.items() if isinstance(x, dict)}
     inside = {k: x for k, x in nested.items() if "lora_alpha" in x and "r" in x}
     several = [_config(where, name, config) for name, config in inside.items()]
+    several += _incomplete(where, found)
+    for name in nested.keys() - inside.keys():
+        several += _incomplete(f"'{name}' of {where}", nested[name])
     return several + _components(where, found)
 
 
@@ -184,6 +192,22 @@ def _components(where: str, flat: Mapping[str, Any]) -> list[Statement]:
         config = {k.removeprefix(f"{name}."): _plain(x) for k, x in inside.items()}
         result.append(_config(f"'{name}.lora_alpha' of {where}", name, config))
     return result
+
+
+def _incomplete(
+    where: str, found: Mapping[str, Any], known: Collection[str] = ()
+) -> list[Statement]:
+    """Return statements that refuse to tell a scale, for alphas that are not read."""
+    starts = tuple(f"{name}." for name in headers.components(found))
+
+    def scale(*_: Any) -> float:
+        raise ValueError("it says no rank with it")
+
+    return [
+        Statement(f"'{key}' of {where}", scale)
+        for key in found
+        if headers.is_alpha(key) and key not in known and not key.startswith(starts)
+    ]
 
 
 def _plain(value: Any) -> Any:

@@ -42,6 +42,17 @@ class Environment:
 
 ENVIRONMENTS: dict[str, Environment] = {
     "vllm": Environment(without=("torchaudio", "torchcodec", "torchvision")),
+    "diffusers": Environment(),
+    "comfyui": Environment(
+        beside="diffusers",
+        checkouts={
+            "comfyanonymous/ComfyUI": "a125cd84b054a57729b5eecab930ca9408719832"
+        },
+    ),
+    "sdscripts": Environment(
+        beside="diffusers",
+        checkouts={"kohya-ss/sd-scripts": "48d368fa557731ad0488c07304dfeba8c07910eb"},
+    ),
     "llamacpp": Environment(sdists=("llama-cpp-python==0.3.36",)),
     "sglang": Environment(beside="vllm", bare=("sglang==0.5.23",)),
     "sglang_jax": Environment(

@@ -1,5 +1,7 @@
 """The command line, as a person and as a script meet it."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
@@ -770,6 +772,13 @@ def test_an_inspection_as_json_has_the_spectra(call, small):
         want = np.linalg.svd(delta, compute_uv=False)[:3]
         np.testing.assert_allclose(module["sigma"], want, rtol=1e-5)
         assert (module["inputs"], module["outputs"], module["rank"]) == (8, 6, 3)
+
+
+def test_a_table_may_be_printed_to_a_string(small):
+    with contextlib.redirect_stdout(io.StringIO()) as out:  # Its encoding is None.
+        assert cli.main(["inspect", str(small)]) == 0
+
+    assert "2 modules" in out.getvalue()
 
 
 def test_an_inspection_has_a_picture(call, small, tmp_path):

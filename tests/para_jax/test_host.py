@@ -119,6 +119,21 @@ def test_gram_alone_loses_what_auto_keeps():
     assert errors["gram"].max() > 100 * errors["auto"].max()
 
 
+@pytest.mark.parametrize("method", ["auto", "qr"])
+def test_parts_that_cancel_to_rounding_are_zero(method):
+    """The update is `x m y - x m y`: zero, but for what rounding leaves."""
+    rng = np.random.default_rng(0)
+    x, m, y = (rng.normal(size=size) for size in [(13, 4), (4, 4), (4, 11)])
+    parent = {
+        "zero": para_jax.Adapter(np.hstack([x, x @ m]), np.vstack([m @ y, -y])),
+        "other": para_jax.Adapter(x, y),
+    }
+
+    child = para_jax.compress(parent, para_jax.Epsilon(1.0), method=method)
+
+    assert {path: x.rank for path, x in child.adapters.items()} == {"other": 4}
+
+
 def test_only_the_kernels_that_need_a_qr_get_one(monkeypatch):
     calls = []
     real = np.linalg.qr

@@ -182,6 +182,31 @@ def test_the_largest_entry_of_every_output_vector_is_positive():
         assert (largest > 0).all()
 
 
+@pytest.mark.parametrize("method", ["qr", "gram"])
+def test_of_entries_that_differ_in_sign_alone_the_first_is_positive(method):
+    rng = np.random.default_rng(0)
+    adapters = {
+        f"m{i}": para_jax.Adapter(
+            a=rng.normal(size=(7, 1)),
+            b=rng.normal() * rng.permutation([[1.0, -1.0, 0.5, -0.5, 0.0]], axis=1),
+        )
+        for i in range(12)
+    }
+
+    @jax.jit
+    def traced(adapters):
+        spectra = para_jax.decompose(adapters, method=method)
+        masks = {path: jnp.ones(x.s.shape, bool) for path, x in spectra.items()}
+        return para_jax.repack(spectra, masks, adapters)
+
+    host = para_jax.compress(adapters, para_jax.Gamma(1.0), method=method).adapters
+    for children in (traced(adapters), host):
+        for path, x in children.items():
+            (row,) = np.asarray(x.b)
+            assert row[np.abs(row).argmax()] > 0
+            np.testing.assert_allclose(x.a @ x.b, delta(adapters[path]), atol=1e-12)
+
+
 def test_equal_updates_give_equal_children_whatever_their_factors():
     rng = np.random.default_rng(1)
     a, b, gauge = (

@@ -213,7 +213,7 @@ BUDGETS = {
 }
 POLICIES = st.one_of(
     st.builds(Gamma, st.integers(2, 20).map(lambda x: x / 20), **BUDGETS),
-    st.builds(Rank, st.integers(1, 17).map(lambda x: x / 4), **BUDGETS),
+    st.builds(Rank, st.integers(25, 425).map(lambda x: x / 100), **BUDGETS),
     st.builds(Params, st.integers(18, 278), **BUDGETS),
     st.builds(Bytes, st.integers(72, 1028), **BUDGETS),
     st.builds(Epsilon, st.sampled_from([0.1, 0.5, 0.64, 0.9, 0.99, 1.0]), **LIMITS),
@@ -388,6 +388,30 @@ def test_ties(policy, want):
     got = kept_ranks(spectra_of({"x": [3.0, 3.0, 1.0], "y": [3.0, 3.0, 1.0]}), policy)
 
     assert list(got.values()) == want
+
+
+@pytest.mark.parametrize(
+    ("rank", "modules", "want"),
+    [(0.29, 100, 29), (0.57, 100, 57), (0.58, 100, 58), (0.07, 100, 7)],
+)
+def test_a_budget_that_is_whole_but_for_rounding_is_whole(rank, modules, want):
+    """In float64, 0.29 times 100 is less than 29."""
+    assert rank * modules != want
+    spectra = {f"m{i}": spectrum([1.0]) for i in range(modules)}
+
+    assert sum(kept_ranks(spectra, Rank(rank)).values()) == want
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("largest", "ones"), [(2, 1), (3, 1), (5, 3), (4, 7), (9, 1), (11, 2)]
+)
+def test_an_energy_that_equals_its_share_is_enough(precision, largest, ones):
+    """What rounding makes of the share may be less than what is dropped."""
+    epsilon = largest**2 / (largest**2 + ones)
+    spectra = {"x": spectrum([float(largest)] + [1.0] * ones)}
+
+    assert kept_ranks(spectra, Epsilon(epsilon)) == {"x": 1}
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

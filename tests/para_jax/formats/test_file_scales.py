@@ -117,6 +117,19 @@ UNCLEAR = {
         r"several scales: 0\.5 by 'alpha' in the header, 1\.5 by 'unet",
     ),
     "a scale": ({"lora_scale": "2"}, "'lora_scale' is 2 in the header"),
+    "no update": ({"alpha": "0"}, "has the scale 0 by"),
+}
+# An alpha without the rank that it is for, wherever it stands.
+UNCLEAR |= {
+    f"no rank, {name}": (metadata, "no rank with it")
+    for name, metadata in {
+        "flat": {"unet.lora_alpha": "6"},
+        "flat, two words": {"unet.alpha": "6", "unet.rank": "4"},
+        "diffusers": {"lora_adapter_metadata": '{"unet.lora_alpha": 6}'},
+        "JSON": {"adapter_config": '{"lora_alpha": 6}'},
+        "nested": {"lora_adapter_metadata": '{"unet": {"lora_alpha": 6}}'},
+        "patterns": {"x": '{"r": 4, "alpha_pattern": {"q": 6}}'},
+    }.items()
 }
 
 
@@ -177,6 +190,29 @@ def test_convolutions_may_have_an_alpha_of_their_own(tmp_path):
     assert json.loads(header["ss_network_args"]) == {"dropout": 0}
 
 
+CONV = {"conv_dim": "2", "conv_alpha": "3"}
+
+
+@pytest.mark.parametrize(
+    ("said", "scale"),
+    [
+        (CONV, 1.5),
+        ({"network_args": json.dumps(CONV)}, 1.5),
+        ({"ss_network_args": '{"conv_dim": "2"}'}, 0.5),  # sd-scripts takes 1.
+    ],
+)
+def test_where_the_alpha_of_convolutions_stands(said, scale, tmp_path):
+    tensors = {
+        "c.lora_down.weight": random(2, 5, 3, 3),
+        "c.lora_up.weight": random(7, 2, 1, 1),
+    }
+    mark = {"network_alpha": "2", "network_dim": "4"} | said
+
+    found = para.load(write(tmp_path / "x.safetensors", tensors, **mark))
+
+    assert found.adapters["c"].scale == scale
+
+
 def test_kohyas_names_belong_to_components(tmp_path):
     tensors = pair("lora_unet_q", 8, 6, 4) | pair("lora_te1_q", 8, 6, 4)
     tensors |= pair("lora_te2_q", 8, 6, 4)
@@ -231,6 +267,7 @@ def test_mistrals_parameters_beside_the_file(lora, tmp_path):
 
 
 BROKEN = {
+    "mistral's scaling": ("params.json", {"lora": {"rank": 4}}, "scaling is None"),
     "mistral's rank": ("params.json", {"lora": {"rank": 8, "scaling": 2}}, "says 8"),
     "PEFT's rank": ("adapter_config.json", {"r": 8, "lora_alpha": 16}, "says 8"),
     "DoRA": (

@@ -304,6 +304,14 @@ ODD = {
         pair("q", 8, 6, 3, names="diffusers") | {"q.lora.alpha": random()},
         r"'q.lora.alpha' is a LoRA tensor",
     ),
+    "an alpha of all": (
+        pair("q", 8, 6, 3) | {"alpha": random()},
+        r"'alpha' belongs to no module.*Say it with alpha=",
+    ),
+    "a scale of all": (
+        pair("q", 8, 6, 3) | {"lora_scale": random()},
+        r"'lora_scale' belongs to no module.*Say it with alpha=",
+    ),
     "a scale beside": (
         pair("q", 8, 6, 3) | {"q.scale": random()},
         r"'q.scale' may be a scale of the factors",

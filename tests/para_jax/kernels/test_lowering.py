@@ -137,9 +137,9 @@ def test_in_a_shard_map_there_are_kernels_unless_it_checks_what_varies(check):
 # --- Every rank -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", [1, 65])
+@pytest.mark.parametrize("first", range(1, 129, 32))
 def test_gram_matrices_of_every_rank_are_lowered(first):
-    for rank in range(first, first + 64):
+    for rank in range(first, first + 32):
         check_gram(rank, tall=rank % 2 == 0, dtype=jnp.float32)
 
 
@@ -147,7 +147,7 @@ def test_gram_matrices_of_every_rank_are_lowered(first):
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("tall", [True, False])
 def test_gram_matrices_of_every_rank_and_dtype_are_lowered(tall, dtype):
-    for rank in range(1, gram.MOST + 1):
+    for rank in range(1, 129):
         check_gram(rank, tall=tall, dtype=dtype)
 
 
@@ -156,11 +156,12 @@ def check_gram(rank, *, tall, dtype):
     assert KERNEL in program(x, gram.gram, tall=tall), rank
 
 
-def test_spectra_of_every_rank_are_lowered():
+@pytest.mark.parametrize("first", range(1, 33, 8))
+def test_spectra_of_every_rank_are_lowered(first):
     def spectra(x):
         return jacobi.spectra(x, x, resolution=1e-7)
 
-    for rank in range(1, jacobi.MOST + 1):
+    for rank in range(first, first + 8):
         x = jax.ShapeDtypeStruct((2, rank, rank), jnp.float64)
         assert KERNEL in program(x, spectra), rank
 

@@ -1,0 +1,56 @@
+"""Packages that an engine imports, and of which it calls nothing here."""
+
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+
+
+class _Every(type):
+    """The type of a class all of whose attributes are that class."""
+
+    def __getattr__(cls, name):
+        return _anything(name)
+
+
+class _Nothing(metaclass=_Every):
+    def __init__(self, *words, **options):
+        pass
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds what nothing else does: empty packages in which every name is a class."""
+
+    def __init__(self, names: set[str]):
+        self.names = names
+
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in self.names:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        module.__getattr__ = _anything
+
+
+def _anything(name: str) -> type:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return _Nothing
+
+
+def install(*names: str) -> None:
+    """Let packages be imported that are not installed.
+
+    Import transformers and diffusers before: they ask which packages there are.
+    """
+    sys.meta_path.append(Finder(set(names)))
+
+
+def replace(name: str) -> None:
+    """Let a module that is there be an empty one."""
+    sys.modules[name] = module = types.ModuleType(name)
+    module.__getattr__ = _anything
