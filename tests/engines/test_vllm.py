@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import para_jax as para
+from para_jax.formats import serving
 from tests.engines import harness, models
 
 BOUND = 1e-4
@@ -103,10 +105,17 @@ def experts(tmp_path_factory):
         files = {"parent": models.adapter(folder / "parent", shapes)}
         for form, words in EXPERT_FORMS.items():
             files[form] = harness.compress(files["parent"], folder / form, *words)
-        job = {"model": base, "adapters": files, "max_lora_rank": 8, "buffers": True}
-        return files, harness.run("vllm", job, folder)
+        rank = max(_allocated(x) for x in files.values())
+        job = {"model": base, "adapters": files, "max_lora_rank": rank}
+        return files, harness.run("vllm", job | {"buffers": True}, folder)
 
     return get
+
+
+def _allocated(child: pathlib.Path) -> int:
+    """Return the rank that we say vLLM has to be started with."""
+    (cost,) = (x for x in serving.costs(para.load(child)) if x.engine == "vllm")
+    return cost.allocated
 
 
 @pytest.mark.parametrize("family", EXPERTS)
