@@ -198,7 +198,6 @@ def one_tensor_less(header):
         beyond_the_file,
         overlapping,
         another_dtype,
-        unknown_dtype,
         another_shape,
         negative_shape,
         no_offsets,
@@ -210,6 +209,14 @@ def test_a_lying_header_is_refused(folder, change):
     (folder / "adapter_model.safetensors").write_bytes(lying(change))
 
     message = refused(folder, "not a whole safetensors file.*Download or save it again")
+    assert "adapter_model.safetensors" in message
+
+
+def test_a_dtype_that_safetensors_does_not_know_is_named(folder):
+    write(folder)
+    (folder / "adapter_model.safetensors").write_bytes(lying(unknown_dtype))
+
+    message = refused(folder, "a dtype unknown to safetensors.*Install a newer")
     assert "adapter_model.safetensors" in message
 
 
