@@ -118,13 +118,26 @@ def _cost(checkpoint: Checkpoint, engine: str) -> Cost:
         fitted = _shapes(engine, flat)
     except ValueError as error:
         return Cost(engine, rules.form, rules.profile, 0, 0, 0, ragged, 0, str(error))
-    rank = max(r for _, r, _ in fitted.values())
+    ranks = {path: r for path, (_, r, _) in fitted.items()}
+    rank = max(ranks.values())
     written = size * sum(r * (m + n) for m, r, n in fitted.values())
-    allocated = _at_least(rank, rules.ranks)
+    allocated = _at_least(_checked(ranks, rules), rules.ranks)
     absent = {path: (m, 0, n) for path, (m, n) in flat.absent.items()}
     every = size * sum(m + n for m, _, n in (absent | fitted).values())
     memory = allocated * every if rules.buffers else written
     return Cost(engine, form, rules.profile, rank, allocated, written, ragged, memory)
+
+
+def _checked(ranks: Mapping[str, int], rules: Engine) -> int:
+    """Return the largest rank that an engine compares with that of its buffers.
+
+    vLLM 0.32 looks through all of `rank_pattern`, where PEFT needs the ranks of the
+    parameters that it stacks experts to: those of gate and up are twice a module's.
+    """
+    most = max(ranks.values())
+    if not rules.buffers or rules.profile != "ragged":
+        return most
+    return max([most, *expert_modules.stacked_ranks(ranks, most).values()])
 
 
 def _named(checkpoint: Checkpoint, engine: str) -> tuple[Format, Checkpoint]:

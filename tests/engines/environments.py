@@ -55,6 +55,17 @@ ENVIRONMENTS: dict[str, Environment] = {
     ),
     "llamacpp": Environment(sdists=("llama-cpp-python==0.3.36",)),
     "sglang": Environment(beside="vllm", bare=("sglang==0.5.23",)),
+    "sglang_jax": Environment(
+        beside="llamacpp",
+        checkouts={
+            "sgl-project/sglang-jax": "cddbf6f1cc33cbdd453bd8f36ff7051cf46ca176"
+        },
+    ),
+    "lorax": Environment(
+        beside="vllm",
+        checkouts={"predibase/lorax": "a7394ba386ece427d5a6125b419aa38b46d966dc"},
+    ),
+    "lmdeploy": Environment(beside="vllm", bare=("lmdeploy==0.18.0",)),
 }
 
 

@@ -126,3 +126,23 @@ def tokens(answer: Answer, label: str, wanted: dict[str, np.ndarray]) -> str:
     """Return how many greedy tokens are an oracle's, of how many."""
     same = answer.arrays[f"{label}/tokens"] == wanted["tokens"]
     return f"{int(same.sum())}/{same.size}"
+
+
+def loaded(answer: Answer, label: str) -> dict[str, np.ndarray]:
+    """Return the updates that an engine holds, by module."""
+    start = f"{label}/"
+    return {
+        name.removeprefix(start): x
+        for name, x in answer.arrays.items()
+        if name.startswith(start)
+    }
+
+
+def furthest(answer: Answer, label: str, wanted: dict[str, np.ndarray]) -> float:
+    """Return the largest difference of the updates that an engine holds, all modules'.
+
+    Modules that are not in `wanted` have to hold zeros.
+    """
+    got = loaded(answer, label)
+    assert wanted.keys() <= got.keys(), wanted.keys() - got.keys()
+    return max(float(np.abs(x - wanted.get(path, 0)).max()) for path, x in got.items())

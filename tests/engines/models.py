@@ -41,7 +41,8 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
     "qwen2": ("Qwen2", _HEADS),
     "qwen3": ("Qwen3", {}),
-    "gemma3": ("Gemma3Text", {"sliding_window": 64}),
+    # llama.cpp takes this scalar to be `head_dim`, as it is but for the largest.
+    "gemma3": ("Gemma3Text", {"sliding_window": 64, "query_pre_attn_scalar": 32}),
     "phi3": ("Phi3", _HEADS),
     "mixtral": ("Mixtral", {"num_local_experts": 4} | _EXPERTS),
     "qwen3-moe": (

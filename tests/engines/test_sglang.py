@@ -43,22 +43,6 @@ def loaded(tmp_path_factory):
     return files, harness.run("sglang", job, folder)
 
 
-def found(answer, label):
-    start = f"{label}/"
-    return {
-        name.removeprefix(start): x
-        for name, x in answer.arrays.items()
-        if name.startswith(start)
-    }
-
-
-def furthest(answer, label, wanted):
-    """Return the largest difference of any module's update."""
-    got = found(answer, label)
-    assert wanted.keys() <= got.keys()
-    return max(float(np.abs(x - wanted.get(path, 0)).max()) for path, x in got.items())
-
-
 RIGHT = ["parent", "embeddings", *FORMS, *(f"{name}: sglang" for name in PARENTS)]
 
 
@@ -68,7 +52,7 @@ def test_its_buffers_hold_what_was_written(loaded, row, label):
 
     assert answer.refused.get(label) is None
     wanted = models.updates(files[label])
-    got = furthest(answer, label, wanted)
+    got = harness.furthest(answer, label, wanted)
 
     row(
         engine="sglang",
@@ -99,5 +83,8 @@ def test_unequal_ranks_are_refused(loaded, row, label):
 def test_parents_whose_scale_it_does_not_read_are_wrong(loaded, name):
     files, answer = loaded
 
-    assert furthest(answer, name, models.updates(files[name])) > 0.1
-    assert furthest(answer, name, models.updates(files[name], rule="global")) < 1e-6
+    assert harness.furthest(answer, name, models.updates(files[name])) > 0.1
+    assert (
+        harness.furthest(answer, name, models.updates(files[name], rule="global"))
+        < 1e-6
+    )

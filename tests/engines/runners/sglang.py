@@ -126,8 +126,11 @@ def products(pool, config, rank: int, scale: float) -> dict[str, np.ndarray]:
             down = a[0].double().numpy()
             up = pool.embedding_B_buffer if held is pool.embedding_A_buffer else None
             up = (up or pool.lm_head_B_buffer)[module][0].double().numpy()
-            name = "lm_head" if module == "lm_head" else f"model.{module}"
-            found[name] = scale * up @ down
+            product = scale * up @ down
+            if module == "lm_head":
+                found[module] = product
+            else:
+                found[f"model.{module}"] = product.T  # As its weight is.
     return found
 
 

@@ -1,6 +1,8 @@
 """Runs vLLM on the CPU: log-probabilities over the vocabulary, and greedy tokens.
 
 What it refuses is asked for one by one, by `add_lora`, before anything is generated.
+With `buffers` in the job, nothing is generated: it tells the updates that its modules
+hold.
 """
 
 import json
@@ -11,6 +13,8 @@ import sys
 os.environ |= {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Of `apply_model`, whose function is this file's.
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
@@ -52,6 +56,39 @@ def over_vocabulary(found: dict) -> list[float]:
     return [found[token].logprob for token in sorted(found)]
 
 
+QKV = ("q_proj", "k_proj", "v_proj")
+EXPERT = {"mixtral": ("w1", "w2", "w3"), "": ("gate_proj", "down_proj", "up_proj")}
+
+
+def held(model) -> dict[str, np.ndarray]:
+    """Return the `s B A` that a model's buffers hold, by PEFT's names of modules."""
+    names = EXPERT.get(model.config.model_type, EXPERT[""])
+    found = {}
+    for path, module in model.named_modules():
+        if hasattr(module, "w13_lora_a_stacked"):
+            first, last = 0, -1  # Of gate and up.
+            a, b = module.w13_lora_a_stacked, module.w13_lora_b_stacked
+            pairs = (
+                (a[first], b[first]),
+                (module.w2_lora_a_stacked[0], module.w2_lora_b_stacked[0]),
+                (a[last], b[last]),
+            )
+            owner = path.partition(".experts")[0]
+            for name, (down, up) in zip(names, pairs, strict=True):
+                for expert in range(down.shape[1]):
+                    product = up[0, expert].double() @ down[0, expert].double()
+                    found[f"{owner}.experts.{expert}.{name}"] = product.numpy()
+        elif path.endswith(("qkv_proj", "o_proj")) and hasattr(
+            module, "lora_a_stacked"
+        ):
+            owner, _, last = path.rpartition(".")
+            for i, name in enumerate(QKV if last == "qkv_proj" else (last,)):
+                down, up = module.lora_a_stacked[i], module.lora_b_stacked[i]
+                product = up[0, 0].double() @ down[0, 0].double()
+                found[f"{owner}.{name}"] = product.numpy()
+    return found
+
+
 def main() -> None:
     job = json.loads(pathlib.Path(sys.argv[1]).read_text())
     out, facts, arrays = pathlib.Path(job["out"]), {"refused": {}}, {}
@@ -69,7 +106,9 @@ def main() -> None:
         max_logprobs=-1,
         **job.get("options", {}),
     )
-    results = {"base": computed(llm, job["tokens"], None, job["new"])}
+    results = {}
+    if not job.get("buffers"):
+        results["base"] = computed(llm, job["tokens"], None, job["new"])
     for number, (label, path) in enumerate(job["adapters"].items(), start=1):
         request = LoRARequest(label, number, path)
         try:
@@ -77,7 +116,10 @@ def main() -> None:
         except Exception as error:  # What it says is what is wanted.
             facts["refused"][label] = f"{type(error).__name__}: {error}"
             continue
-        results[label] = computed(llm, job["tokens"], request, job["new"])
+        if job.get("buffers"):
+            (results[label],) = llm.apply_model(held)
+        else:
+            results[label] = computed(llm, job["tokens"], request, job["new"])
         llm.llm_engine.remove_lora(number)
     for label, found in results.items():
         arrays |= {f"{label}/{name}": x for name, x in found.items()}

@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 import para_jax as para
-from para_jax.formats import expert_modules, profiles
+from para_jax.formats import expert_modules, profiles, serving
 
 pytestmark = [
     pytest.mark.user_defaults,
@@ -186,3 +186,18 @@ def test_other_modules_are_by_themselves():
         expert_modules.group("a/mixer/experts/3/up_proj") == "a/mixer/experts/up_proj"
     )
     assert expert_modules.group("experts/3/w2") == "experts/down_proj"
+
+
+@every_family
+@pytest.mark.parametrize("engine", ["vllm", "tpu-inference"])
+def test_the_buffers_of_an_engine_hold_all_ranks_of_the_config(moe, engine, tmp_path):
+    child = experts(moe, {(0, 0, 0): 5, (0, 0, 1): 5, (0, 0, 2): 8})
+
+    (cost,) = (x for x in serving.costs(child) if x.engine == engine)
+    ready = serving.prepare(child, engine)
+    para.save(ready.checkpoint, tmp_path / "x", profile=ready.profile)
+
+    _, config = written(tmp_path / "x")
+    # As vLLM 0.32 has it, `PEFTHelper.validate_legal`.
+    checked = max([config["r"], *config["rank_pattern"].values()])
+    assert (cost.rank, checked, cost.allocated) == (8, 10, 16)

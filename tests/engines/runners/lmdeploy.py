@@ -1,0 +1,114 @@
+"""Runs LMDeploy's own loading of adapters into modules of a Llama's shapes.
+
+Its packages are imported one by one: the root would import the whole of the server.
+`torch.empty` gives NaN, so what nothing was loaded into shows.
+"""
+
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import json
+import pathlib
+import sys
+import types
+
+import numpy as np
+import torch
+import transformers
+
+
+def bare_package(name: str, folder: pathlib.Path) -> None:
+    """Let a package's modules be imported without its `__init__`."""
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    module.__path__ = [str(folder)]
+    sys.modules[name] = module
+
+
+(ROOT,) = importlib.util.find_spec("lmdeploy").submodule_search_locations
+bare_package("lmdeploy", pathlib.Path(ROOT))
+
+from lmdeploy.pytorch.models.patch import add_adapters
+from lmdeploy.pytorch.nn.linear import lora as lora_layer
+
+
+class NoKernels:
+    """A backend that computes nothing: the kernels are Triton's, for GPUs."""
+
+    def build_op(self, *_, **__) -> None:
+        return None
+
+
+lora_layer.get_backend = NoKernels
+
+PACKED = {
+    "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+    "gate_up_proj": ["gate_proj", "up_proj"],
+}
+
+
+class Linear(torch.nn.Module):
+    """What `add_adapters` asks of a linear layer, for one device."""
+
+    def __init__(self, inputs: int, outputs: list[int]):
+        super().__init__()
+        self.in_features, self.out_features = inputs, sum(outputs)
+        self.all_out_features = outputs
+        self.colwise, self.is_tp = True, False
+        self.lora_adapters = torch.nn.ModuleDict()
+
+
+def model(config) -> torch.nn.Module:
+    hidden, wide = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
+    layers = []
+    for _ in range(config.num_hidden_layers):
+        attention, mlp = torch.nn.Module(), torch.nn.Module()
+        attention.qkv_proj = Linear(hidden, [heads, kv, kv])
+        attention.o_proj = Linear(heads, [hidden])
+        mlp.gate_up_proj = Linear(hidden, [wide, wide])
+        mlp.down_proj = Linear(wide, [hidden])
+        layer = torch.nn.Module()
+        layer.self_attn, layer.mlp = attention, mlp
+        layers.append(layer)
+    whole = torch.nn.Module()
+    whole.model = torch.nn.Module()
+    whole.model.layers = torch.nn.ModuleList(layers)
+    whole.packed_modules_mapping, whole.ctx_mgr = PACKED, None
+    return whole
+
+
+def loaded(path: str, config) -> dict[str, np.ndarray]:
+    """Return `s B A` of each module that got an adapter."""
+    whole = model(config)
+    add_adapters(whole, {"one": path}, dtype=torch.float32, device=torch.device("cpu"))
+    found = {}
+    for name, module in whole.named_modules():
+        for target, lora in getattr(module, "lora_adapters", {}).items():
+            scale = lora.adapter_info.scalings[1].item()
+            product = lora.lora_B.double().T @ lora.lora_A.double()
+            owner = name.rpartition(".")[0]
+            found[f"{owner}.{target}"] = scale * product.numpy()
+    return found
+
+
+def main() -> None:
+    job = json.loads(pathlib.Path(sys.argv[1]).read_text())
+    out, facts, arrays = pathlib.Path(job["out"]), {"refused": {}}, {}
+    facts["version"] = importlib.metadata.version("lmdeploy")
+    config = transformers.AutoConfig.from_pretrained(job["model"])
+    torch.use_deterministic_algorithms(True)
+    for label, path in job["adapters"].items():
+        try:
+            found = loaded(path, config)
+        except Exception as error:  # What it says is what is wanted.
+            facts["refused"][label] = f"{type(error).__name__}: {error}"
+            continue
+        arrays |= {f"{label}/{name}": x for name, x in found.items()}
+    np.savez(out / "arrays.npz", **arrays)
+    (out / "facts.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

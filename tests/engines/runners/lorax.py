@@ -1,0 +1,119 @@
+"""Runs LoRAX's own loading of adapters, type by type, as for one device.
+
+Its packages are imported without their `__init__`, which would import the server, and
+ranks are padded as they are where its kernels are installed.
+"""
+
+import importlib.machinery
+import json
+import os
+import pathlib
+import sys
+import types
+
+import numpy as np
+import safetensors.torch
+import torch
+import transformers
+
+REPOSITORY = "predibase/lorax"
+ROOT = pathlib.Path(json.loads(os.environ["ENGINES_CHECKOUTS"])[REPOSITORY])
+
+
+def bare_package(name: str, folder: pathlib.Path | None) -> None:
+    """Let a package's modules be imported without its `__init__`, or in name only."""
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    module.__path__ = [str(folder)] if folder else []
+    if not folder:
+        module.__getattr__ = nothing
+    sys.modules[name] = module
+
+
+def nothing(attribute: str) -> type:
+    if attribute.startswith("__"):
+        raise AttributeError(attribute)
+    return types.SimpleNamespace
+
+
+SERVER = ROOT / "server" / "lorax_server"
+bare_package("lorax_server", SERVER)
+bare_package("lorax_server.utils", SERVER / "utils")
+for name in ("boto3", "botocore", "botocore.config", "botocore.exceptions"):
+    bare_package(name, None)
+
+from lorax_server.adapters.lora import LoraConfig, LoraWeights
+from lorax_server.utils import punica
+
+punica.HAS_SGMV = True
+
+TYPES = {
+    "q_proj": "self_attn",
+    "k_proj": "self_attn",
+    "v_proj": "self_attn",
+    "o_proj": "self_attn",
+    "gate_proj": "mlp",
+    "up_proj": "mlp",
+    "down_proj": "mlp",
+}
+
+
+class Model:
+    """What `LoraWeights.load` asks of a model, for one device."""
+
+    world_size, dtype = 1, torch.float32
+
+    def __init__(self, layers: int):
+        weight = types.SimpleNamespace(weight=torch.zeros(1))
+        linear = types.SimpleNamespace(linear=weight)
+        layer = types.SimpleNamespace(base_layer=linear)
+        self.layers = layers
+        self.target_to_layer = {
+            (number, name): (f"model.layers.{number}.{owner}.{name}", layer)
+            for number in range(layers)
+            for name, owner in TYPES.items()
+        }
+
+    def get_num_layers_for_type(self, name: str) -> int:
+        return self.layers
+
+    def shard_lora_weights(self, a: list, b: list, name: str) -> tuple[list, list]:
+        return a, b
+
+
+def loaded(path: str, layers: int) -> dict[str, np.ndarray]:
+    """Return `s B A` of each module of each type that is loaded."""
+    model, settings = Model(layers), LoraConfig.load(path, None)
+    file = pathlib.Path(path) / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    names = tuple(name for name, _ in model.target_to_layer.values())
+    modules, used = settings.map_weights_for_model(tensors, names)
+    left, found = set(tensors) - used, {}
+    for name, owner in TYPES.items():
+        weights = LoraWeights.load(settings, model, modules, name, left)
+        for number in range(layers) if weights else ():
+            a, b = weights.weights_a[number], weights.weights_b[number]
+            a = a if a.shape[1] == b.shape[0] else a.T
+            product = (a.double() @ b.double()).T.numpy()
+            found[f"model.layers.{number}.{owner}.{name}"] = product
+    return found
+
+
+def main() -> None:
+    job = json.loads(pathlib.Path(sys.argv[1]).read_text())
+    out, facts, arrays = pathlib.Path(job["out"]), {"refused": {}}, {}
+    facts["version"] = ROOT.name.rpartition("-")[2][:7]
+    config = transformers.AutoConfig.from_pretrained(job["model"])
+    for label, path in job["adapters"].items():
+        try:
+            found = loaded(path, config.num_hidden_layers)
+        except Exception as error:  # What it says is what is wanted.
+            facts["refused"][label] = f"{type(error).__name__}: {error}"
+            continue
+        arrays |= {f"{label}/{name}": x for name, x in found.items()}
+    np.savez(out / "arrays.npz", **arrays)
+    (out / "facts.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()
