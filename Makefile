@@ -34,9 +34,9 @@ PIP = $(@D)/bin/python -m pip install --progress-bar off --disable-pip-version-c
 PIP_DEMO = $(PIP) --editable '.[cli,plot,train]'
 PIP_TEST = $(PIP) '$(TORCH)' --editable '.[cli,plot,train,interop,dev]'
 PIP_NEWEST = $(PIP) --upgrade --upgrade-strategy eager \
-  --editable '.[cli,fleet,plot,train,models,dev]'
+  --editable '.[cli,fleet,plot,train,models,tests]'
 PIP_FLOORS = $(@D)/bin/python tests/floors.py >$(@D)/floors.txt \
-  && $(PIP) --constraint $(@D)/floors.txt --editable '.[cli,fleet,plot,train,dev]'
+  && $(PIP) --constraint $(@D)/floors.txt --editable '.[cli,fleet,plot,train,tests]'
 
 # $(call step,SAYS,COMMAND): one line that says what is done and how long it took. What
 # COMMAND prints goes to the log, and is shown when it fails.
@@ -63,8 +63,8 @@ help:
 	@echo 'make colabs       run the notebooks from top to bottom, and time them'
 	@echo 'make test         run the tests; PYTEST_ARGS="-k spectrum -x" goes to pytest'
 	@echo 'make test-all     the same, and the slow ones, among them the whole demo'
-	@echo 'make test-newest  run the tests on the newest Python, with the newest packages'
-	@echo 'make test-floors  run them on the oldest Python, with the oldest packages'
+	@echo 'make test-newest  run the fast tests of the library on the newest Python'
+	@echo 'make test-floors  run them on the oldest, with the oldest packages'
 	@echo 'make test-engines run real engines on what we write (GBs): ENGINES="vllm"'
 	@echo 'make lint         check style, format, types and the direction of imports'
 	@echo 'make format       format the code, and repair what ruff can'
@@ -84,6 +84,8 @@ colabs: $(READY_TEST)
 # One process a core, up to four: each holds JAX and PyTorch. The tests of one file share
 # what it compiles, so they stay together.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# At the two ends, those of the library alone.
+LIBRARY := tests/para_jax
 
 test: $(READY_TEST)
 	@$(PY) $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
@@ -93,11 +95,11 @@ test-all: $(READY_TEST)
 
 test-newest: $(NEWEST)/.ready-test
 	@echo "The newest that is found: $$($(NEWEST)/bin/python --version), without PyTorch"
-	@$(NEWEST)/bin/python $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+	@$(NEWEST)/bin/python $(PYTEST) -m 'not slow' $(LIBRARY) $(PYTEST_ARGS)
 
 test-floors: $(FLOORS)/.ready-test
 	@echo "The oldest that is found: $$($(FLOORS)/bin/python --version), without PyTorch"
-	@$(FLOORS)/bin/python $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+	@$(FLOORS)/bin/python $(PYTEST) -m 'not slow' $(LIBRARY) $(PYTEST_ARGS)
 
 # Real engines on what we write. Each has an environment of its own in .venv-engines, of
 # some GB in all; `make test-engines ENGINES="vllm llamacpp"` makes and runs those.

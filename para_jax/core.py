@@ -59,7 +59,9 @@ def of_grams(
         return *_of_roots(*jnp.split(roots, 2)), share
 
     *parts, share = _spectra(plain, gram_a, gram_b)
-    return _without_noise(Core(*parts), *map(_lengths, (gram_a, gram_b))), share
+    # Eigenvectors of a Gram matrix are exact to `r` roundings, not to one as a QR is.
+    lengths = map(_lengths, (gram_a, gram_b))
+    return _without_noise(Core(*parts), *lengths, roundings=gram_a.shape[-1]), share
 
 
 def _spectra(
@@ -87,7 +89,11 @@ def _of_roots(r_a: Float[Array, "L r r"], r_b: Float[Array, "L r r"]) -> Core:
 
 
 def _without_noise(
-    core: Core, norms_a: Float[Array, "L r"], norms_b: Float[Array, "L r"]
+    core: Core,
+    norms_a: Float[Array, "L r"],
+    norms_b: Float[Array, "L r"],
+    *,
+    roundings: int = 1,
 ) -> Core:
     """Returns the core, zero where the `r` parts of a product cancel to rounding.
 
@@ -95,7 +101,7 @@ def _without_noise(
     than the largest singular value. What is not finite becomes NaN.
     """
     norms = (norms_a * norms_b).sum(-1, keepdims=True)
-    noise = float(jnp.finfo(norms.dtype).eps) * norms
+    noise = roundings * float(jnp.finfo(norms.dtype).eps) * norms
     s = jnp.where(jnp.isfinite(norms), core.s, jnp.nan)
     cancelled = (s <= noise) & (noise > tolerance(s, s.shape[-1]))
     return Core(

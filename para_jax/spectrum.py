@@ -174,8 +174,9 @@ def check_dtype(name: str, dtype: Any) -> None:
         return
     raise ValueError(
         f"{name} is {np.dtype(dtype).name}, expected floating point with a fraction. "
-        "Quantisation leaves such values (bitsandbytes, torchao, MX formats): dequantise "
-        "the factors with the program that wrote them, and save them in bfloat16."
+        "Quantisation leaves such values (bitsandbytes, torchao, MX formats): "
+        "dequantise the factors with the program that wrote them, and save them in "
+        "bfloat16."
     )
 
 

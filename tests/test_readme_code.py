@@ -161,7 +161,7 @@ def test_a_block_runs_and_does_what_it_says(word, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
 

@@ -103,6 +103,11 @@ def _opened(
                 names, metadata = list(checked.keys()), dict(checked.metadata() or {})
         except (safetensors.SafetensorError, TypeError, ValueError) as error:
             other_files.check_pointer(path)
+            if "unknown variant" in f"{error}":
+                raise ValueError(
+                    f"'{path}' holds a dtype unknown to safetensors "
+                    f"{safetensors.__version__} ({error}). Install a newer safetensors."
+                ) from error
             raise ValueError(
                 f"'{path}' is not a whole safetensors file ({error}). Download or save "
                 "it again."

@@ -15,11 +15,12 @@ SCALES = [1e-150, 1e-90, 1e-40, 1.0, 1e40, 1e90, 1e150]
 
 
 def model(scale):
-    """Returns adapters whose singular values are `SIGMA` times a scale."""
-    return {
-        path: para_jax.Adapter(np.eye(7, 3) * np.array(s) * scale, np.eye(3, 5))
-        for path, s in SIGMA.items()
-    }
+    """Returns adapters whose singular values are `SIGMA` times the scale's square."""
+    return {path: diagonal(s, scale) for path, s in SIGMA.items()}
+
+
+def diagonal(sigma, scale):
+    return para_jax.Adapter(np.eye(7, 3) * sigma * scale, np.eye(3, 5) * scale)
 
 
 def energy_of(report):
@@ -49,7 +50,7 @@ def energy_of(report):
 )
 def test_a_report_of_any_scale(policy, scale):
     if isinstance(policy, Threshold):
-        policy = Threshold(policy.value * scale)
+        policy = Threshold(policy.value * scale**2)
     report = para_jax.compress(model(scale), policy).report
 
     want = energy_of(report)
@@ -64,7 +65,9 @@ def test_a_report_of_any_scale(policy, scale):
 
 
 def unscaled(policy, scale):
-    return Threshold(policy.value / scale) if isinstance(policy, Threshold) else policy
+    return (
+        Threshold(policy.value / scale**2) if isinstance(policy, Threshold) else policy
+    )
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -76,18 +79,15 @@ def test_ties_of_any_scale(policy, scale):
         sigma = [[8.0, 4.0, 1.0], [7.0, 2.0, 0.5], [3.0, 2.5, 0.0]]
         total = sum(s * s for row in sigma for s in row)
         policy = Epsilon(129 / total)
-    adapters = {
-        str(i): para_jax.Adapter(np.eye(7, 3) * np.array(s) * scale, np.eye(3, 5))
-        for i, s in enumerate(sigma)
-    }
+    adapters = {str(i): diagonal(s, scale) for i, s in enumerate(sigma)}
 
     assert para_jax.compress(adapters, policy).report.tie.precision == "float64"
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_traced_choices_of_any_scale_are_those_of_the_host(scale):
-    """The factors 1e-80 of the largest are in a module of their own."""
-    adapters = model(scale) | {"w": model(scale * 1e-80)["x"]}
+    """A module of its own is some hundred times smaller than the others."""
+    adapters = model(scale) | {"w": model(scale * 0.1)["x"]}
     spectra = jax.jit(para_jax.decompose)(adapters)
     for policy in (Gamma(0.5), Epsilon(0.9), Epsilon(0.95, scope="local")):
         traced = jax.jit(para_jax.masks)(spectra, policy)

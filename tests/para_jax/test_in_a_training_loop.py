@@ -400,7 +400,7 @@ def test_sharded_adapters_are_squeezed_in_place_on_a_mesh_of_four(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
     assert done.returncode == 0, done.stderr[-3000:]

@@ -25,7 +25,7 @@ def test_adapters_on_a_mesh_of_eight_devices_are_compressed_where_they_are():
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
     )
 
     assert done.returncode == 0, done.stdout[-5000:]

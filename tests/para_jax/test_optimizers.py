@@ -530,9 +530,14 @@ RESET = {
     **{x: y[0] for x, y in (PROJECTED | REFUSED | CHECKED).items()},
     **ELSEWHERE,
 }
-# Their updates take the loss as a function, or a Hessian: no step here.
+# Their updates take the loss as a function, or a Hessian; or promote ranks, which
+# raises here: no step.
 NO_STEP = {"lbfgs", "scale_by_backtracking_linesearch", "scale_by_zoom_linesearch"}
-NO_STEP |= {"contrib.sophia", "contrib.hutchinson_estimator_diag_hessian"}
+NO_STEP |= {
+    "scale_by_distance_over_gradients",
+    "contrib.sophia",
+    "contrib.hutchinson_estimator_diag_hessian",
+}
 IN_SHORT = {"adam", "MultiSteps", "sm3", "adafactor", "contrib.schedule_free", "lars"}
 # A schedule or its like goes on.
 GOES_ON = {"scale_by_schedule", "contrib.reduce_on_plateau", "noisy_sgd"}

@@ -137,7 +137,7 @@ def test_a_child_of_a_stopped_run_is_trained_on_by_another_process(run, tmp_path
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
     assert done.returncode == 0, done.stderr[-3000:]

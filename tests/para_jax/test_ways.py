@@ -101,14 +101,14 @@ def test_what_is_not_finite_is_nan_and_harms_no_other():
 
 @pytest.mark.parametrize("way", ["qr", "gram", "checked"])
 def test_what_cancels_to_rounding_is_zero(way):
-    x, y = np.random.default_rng(0).normal(size=(2, 13, 3)).astype(np.float32)
-    a, b = np.concatenate([x, -x], axis=1), np.concatenate([y.T, y.T])
+    x, y = np.random.default_rng(0).normal(size=(2, 50, 13, 3)).astype(np.float32)
+    a, b = np.concatenate([x, -x], axis=2), np.concatenate([y, y], axis=2).mT
 
     core = run(
         functools.partial(ways.cores, way=way),
         [jnp.asarray(a)],
         [jnp.asarray(b)],
-        jnp.ones(1),
+        jnp.ones(50),
     )
 
     assert not any(np.any(part) for part in core)

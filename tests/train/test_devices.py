@@ -29,7 +29,7 @@ def test_numbers_are_those_of_one_device(subject):
         env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=600,
     )
 
     assert done.returncode == 0, done.stderr[-3000:]

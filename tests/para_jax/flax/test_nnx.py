@@ -335,6 +335,7 @@ def test_an_equation_given_to_the_call_is_the_adapters_too(draw):
 
 
 def test_layers_stacked_by_vmap_and_scanned_take_stacked_adapters(draw):
+    @nnx.split_rngs(splits=3)
     @nnx.vmap
     def create(rngs):
         return nnx.Dict(
@@ -346,7 +347,7 @@ def test_layers_stacked_by_vmap_and_scanned_take_stacked_adapters(draw):
     def forward(x, layer):
         return jnp.tanh(layer["e"](jnp.tanh(layer["q"](x))).reshape(x.shape))
 
-    model, x = create(nnx.Rngs(0).split(3)), draw(2, 4)
+    model, x = create(nnx.Rngs(0)), draw(2, 4)
     adapters = {
         "q": para_jax.Adapter(draw(3, 4, 2), draw(3, 2, 4), scale=0.5),
         "e": para_jax.Adapter(draw(3, 4, 1), draw(3, 1, 4)),
@@ -370,11 +371,12 @@ def test_layers_stacked_by_vmap_and_scanned_take_stacked_adapters(draw):
 
 
 def test_layers_stacked_on_another_axis_are_refused(draw):
+    @nnx.split_rngs(splits=3)
     @nnx.vmap(out_axes=1)
     def create(rngs):
         return nnx.Dict(q=nnx.Linear(4, 5, rngs=rngs))
 
-    model = create(nnx.Rngs(0).split(3))
+    model = create(nnx.Rngs(0))
 
     with error(r"'q' has shape \(4, 3, 5\), expected \(4, 5\).*axis 0"):
         para_nnx.attach(model, {"q": para_jax.Adapter(draw(3, 4, 2), draw(3, 2, 5))})

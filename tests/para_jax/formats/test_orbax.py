@@ -504,7 +504,7 @@ def saved_on_eight(tmp_path_factory):
     subprocess.run(
         [sys.executable, "-c", SAVE_ON_EIGHT, str(folder)],
         check=True,
-        timeout=100,
+        timeout=600,
         env=environment,
         cwd=ROOT,
     )

@@ -73,7 +73,7 @@ def test_the_next_chunk_is_made_while_one_is_in_use():
     chunks = stream.joined(Numbers(), (0,), **given)
 
     next(chunks)
-    assert made[1].wait(timeout=20)
+    assert made[1].wait(timeout=300)
     assert not made[2].is_set()
     chunks.close()
 
