@@ -238,11 +238,15 @@ def test_an_adapter_comes_back_the_same_from_every_format(run, tmp_path):
         return safetensors.numpy.load_file(file)
 
     small = tensors("small")
-    for name in ("back", "from-kohya"):
+    # One alpha for modules of unequal ranks: a factor is multiplied by its rank and
+    # divided again, each rounded to half of 2^-23.
+    for name, rounding in {"back": 0, "from-kohya": 2**-23}.items():
         got = tensors(name)
         assert got.keys() == small.keys()
         for key, x in got.items():
-            np.testing.assert_array_equal(x, small[key], err_msg=f"{name} {key}")
+            wanted = small[key].astype(np.float64)
+            where = f"{name} {key}"
+            np.testing.assert_allclose(x, wanted, rtol=rounding, err_msg=where)
     llama = tensors("llama")
     name = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
     assert len(llama) == 16
