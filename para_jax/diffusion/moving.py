@@ -72,16 +72,14 @@ def split(checkpoint: Checkpoint, moves: Mapping[str, Split]) -> Checkpoint:
         if path in moves
         for target in moves[path].targets
     }
-    return dataclasses.replace(
-        checkpoint,
-        adapters=adapters,
-        absent=absent,
-        biases=biases,
-        layers=layers,
-        modules=(),  # What the configuration says is of the old names.
-        shared={},
-        spelling={},
+    return _renamed(
+        checkpoint, adapters=adapters, absent=absent, biases=biases, layers=layers
     )
+
+
+def _renamed(checkpoint: Checkpoint, **fields: Any) -> Checkpoint:
+    """Returns a checkpoint without what is known of its old names, the rest kept."""
+    return dataclasses.replace(checkpoint, **fields, modules=(), shared={}, spelling={})
 
 
 def _divided(
@@ -137,15 +135,8 @@ def join(checkpoint: Checkpoint, moves: Mapping[str, Join]) -> Checkpoint:
             biases[target] = _bias(checkpoint, move, widths)
         if there[0] in checkpoint.layers:
             layers[target] = checkpoint.layers[there[0]]
-    return dataclasses.replace(
-        checkpoint,
-        adapters=adapters,
-        absent=absent,
-        biases=biases,
-        layers=layers,
-        modules=(),  # What the configuration says is of the old names.
-        shared={},
-        spelling={},
+    return _renamed(
+        checkpoint, adapters=adapters, absent=absent, biases=biases, layers=layers
     )
 
 

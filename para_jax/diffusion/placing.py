@@ -129,11 +129,12 @@ def _refuse(
     """Raises ValueError with the first name that the nearest family does not have."""
     nearest = max(found, key=lambda x: sum(y is not None for y in found[x]))
     path = paths[found[nearest].index(None)]
-    families = ", ".join(x.name for x in found)
-    known = any(x is not None for x in found[nearest])
-    what = f"no module of {nearest.name}, as others are" if known else "not placed"
+    models = ", ".join(x.name for x in found)
+    others = "" if not any(found[nearest]) else f", though others are {nearest.name}'s"
     raise ValueError(
-        f"'{path}' is {what}: the names known here are those of {families}."
+        f"'{path}' is no module of the models whose names are known "
+        f"({models}){others}. An adapter of another model keeps its names without "
+        "an engine."
     )
 
 

@@ -297,12 +297,15 @@ REFUSED = {
     (
         "diffusers",
         "lora_unet_some_block_0_attn",
-    ): "'lora_unet_some_block_0_attn' is not",
+    ): "'lora_unet_some_block_0_attn' is no module",
     # HunyuanVideo's other names are those of FLUX.1.
-    ("diffusers", "lora_unet_double_blocks_0_img_mlp_fc1"): "no module of FLUX.1",
+    (
+        "diffusers",
+        "lora_unet_double_blocks_0_img_mlp_fc1",
+    ): "though others are FLUX.1's",
     # ... and FLUX.2's, of other widths.
     ("diffusers", "lora_unet_single_blocks_0_linear1"): r"8 inputs and 8 outputs",
-    ("diffusers", "text_model/encoder/layers/0/mlp/fc1"): "is not placed",
+    ("diffusers", "text_model/encoder/layers/0/mlp/fc1"): "no module of the models",
     (
         "diffusers",
         "lora_te3_encoder_block_0_layer_0_SelfAttention_q",
