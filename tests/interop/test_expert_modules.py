@@ -22,8 +22,8 @@ from transformers.core_model_loading import MergeModulelist, WeightConverter
 
 import para_jax as para
 from para_jax.formats import expert_modules
+from tests.interop.on_peft import PREFIX
 
-PREFIX = "base_model.model."
 # PEFT looks for the keys of patterns among modules alone, and warns of parameters.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*keys did not match any targeted module:RuntimeWarning",

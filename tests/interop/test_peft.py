@@ -20,13 +20,13 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from peft.tuners.lora import Embedding, LoraLayer
+from peft.tuners.lora import Embedding
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import para_jax as para
+from tests.interop.on_peft import PREFIX, loaded, lora_layers
 
-PREFIX = "base_model.model."
 PROFILES = ["ragged", "padded"]
 # What a child says otherwise than its parent.
 OURS = {
@@ -262,14 +262,6 @@ def randomise(model):
             x.copy_(value)
 
 
-def lora_layers(model):
-    return {
-        name.removeprefix(PREFIX): module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-    }
-
-
 def deltas(model):
     """Returns what PEFT adds to each weight, in torch's shape, in float64."""
     return {
@@ -371,19 +363,6 @@ def apply(model, inputs):
     return getattr(result, "logits", result).float().numpy()
 
 
-def load_in_peft(base, folder):
-    """Returns PEFT's model, after making sure that file and model agree on all keys.
-
-    A warning would be an error: PEFT warns of missing keys, and of keys of patterns
-    that match nothing.
-    """
-    model = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
-    result = model.load_adapter(folder, adapter_name="default")
-    assert not result.missing_keys
-    assert not result.unexpected_keys
-    return model
-
-
 def weights_of(folder):
     return safetensors.torch.load_file(folder / "adapter_model.safetensors")
 
@@ -458,7 +437,7 @@ def test_keys_without_the_prefix_mean_the_same(name, trained, tmp_path):
 
     para.save(para.load(bare), tmp_path / "saved")
 
-    got = load_in_peft(parent.base, tmp_path / "saved")
+    got = loaded(parent.base, tmp_path / "saved")
     want = apply(parent.model, tokens())
     np.testing.assert_allclose(apply(got, tokens()), want, atol=1e-5)
 
@@ -500,7 +479,7 @@ def test_a_child_that_keeps_all_is_its_parent_to_peft(name, profile, trained, tm
 
     para.save(parent.children[0], tmp_path / "child", profile=profile)
 
-    model = load_in_peft(parent.base, tmp_path / "child")
+    model = loaded(parent.base, tmp_path / "child")
     got, want = (apply(x, parent.case.inputs()) for x in (model, parent.model))
     np.testing.assert_allclose(got, want, atol=1e-5)
     assert lora_layers(model).keys() == lora_layers(parent.model).keys()
@@ -521,7 +500,7 @@ def test_a_child_is_the_truncation_of_what_peft_computes(
     assert {x.path.replace("/", "."): x.kept for x in child.report.modules} == ranks
     assert 0 in ranks.values()
     want = with_deltas(parent.model, kept)
-    model = load_in_peft(parent.base, tmp_path / "child")
+    model = loaded(parent.base, tmp_path / "child")
     np.testing.assert_allclose(apply(model, inputs), apply(want, inputs), atol=1e-5)
     check_scales(model)
     check_modules(model, ranks, profile, parent.case.config.get("lora_bias", False))
@@ -596,9 +575,9 @@ def test_half_precision_stays_half_and_costs_one_rounding(
     assert {x.dtype for x in weights_of(tmp_path / "child").values()} == {dtype}
     # In float32, where PEFT computes from the stored factors without rounding them.
     base = base.float()
-    exact = load_in_peft(base, tmp_path / "parent")
+    exact = loaded(base, tmp_path / "parent")
     kept, _ = truncated(exact, 3 * len(lora_layers(parent)) // 2)
-    model = load_in_peft(base, tmp_path / "child")
+    model = loaded(base, tmp_path / "child")
     got = deltas(model)
     for name, layer in lora_layers(exact).items():
         want = to_torch(layer, kept[name])
@@ -714,7 +693,7 @@ def test_a_name_that_ends_with_another_keeps_its_own_rank(
     child = para.compress(para.load(tmp_path / "parent"), para.Rank((long + short) / 2))
     para.save(child, tmp_path / "child", profile=profile)
 
-    got = load_in_peft(base, tmp_path / "child")
+    got = loaded(base, tmp_path / "child")
     want, ranks = truncated(model, long + short) if long + short < 6 else (None, kept)
     assert ranks == kept
     reference = model if want is None else with_deltas(model, want)
@@ -739,7 +718,7 @@ def test_a_like_name_that_was_never_adapted_stays_so(tmp_path):
     child = para.compress(para.load(tmp_path / "parent"), para.Epsilon(1.0))
     para.save(child, tmp_path / "child")
 
-    model = load_in_peft(base, tmp_path / "child")
+    model = loaded(base, tmp_path / "child")
     assert lora_layers(model).keys() == lora_layers(parent).keys()
 
 
@@ -768,7 +747,7 @@ def test_what_the_parent_excluded_stays_excluded_beside_a_dropped_module(
     child = para.compress(para.load(tmp_path / "parent"), para.Gamma(0.5))
     para.save(child, tmp_path / "child")
 
-    assert lora_layers(load_in_peft(base, tmp_path / "child")).keys() == {"layers.1.q"}
+    assert lora_layers(loaded(base, tmp_path / "child")).keys() == {"layers.1.q"}
 
 
 class Named(nn.Module):
@@ -799,7 +778,7 @@ def test_modules_of_odd_names_keep_their_ranks(names, profile, tmp_path):
     child = para.compress(para.load(tmp_path / "parent"), para.Rank(1))
     para.save(child, tmp_path / "child", profile=profile)
 
-    model = load_in_peft(base, tmp_path / "child")
+    model = loaded(base, tmp_path / "child")
     check_modules(model, ranks, profile, lora_bias=False)
     want = with_deltas(parent, kept)
     np.testing.assert_allclose(apply(model, rows()), apply(want, rows()), atol=1e-5)
@@ -815,7 +794,7 @@ def test_a_name_with_a_slash_is_kept_or_refused(tmp_path):
         assert "a/b" in str(error)  # noqa: PT017
         return
 
-    model = load_in_peft(base, tmp_path / "child")
+    model = loaded(base, tmp_path / "child")
     np.testing.assert_allclose(apply(model, rows()), apply(parent, rows()), atol=1e-5)
 
 
@@ -844,7 +823,7 @@ def test_a_child_can_be_saved_again_in_another_form(name, ways, trained, tmp_pat
         child = para.load(tmp_path / f"{i}")
 
     kept, _ = truncated(parent.model, budget(parent.model))
-    model = load_in_peft(parent.base, tmp_path / f"{len(ways) - 1}")
+    model = loaded(parent.base, tmp_path / f"{len(ways) - 1}")
     want = apply(with_deltas(parent.model, kept), inputs)
     np.testing.assert_allclose(apply(model, inputs), want, atol=1e-5)
 
@@ -903,7 +882,7 @@ def test_peft_loads_unequal_ranks_and_leaves_a_dropped_layer_alone(tmp_path):
     assert config["rank_pattern"] == config["alpha_pattern"] == {"layers.2.q": 1}
     assert config["r"] == config["lora_alpha"] == 3
     assert config["target_modules"] == ["layers.0.q", "layers.2.q"]
-    got = load_in_peft(base, tmp_path / "child")
+    got = loaded(base, tmp_path / "child")
     want = {"layers.0.q": spectra["layers.0.q"], "layers.2.q": [2.2]}
     for name, layer in lora_layers(got).items():
         assert layer.scaling["default"] == 1.0
@@ -961,7 +940,7 @@ def test_made_plain_it_fits_the_original_weights(init, profile, tmp_path):
     child = para.compress(plain, para.Epsilon(1.0))
     para.save(child, tmp_path / "child", profile=profile)
 
-    got = load_in_peft(base, tmp_path / "child")
+    got = loaded(base, tmp_path / "child")
     np.testing.assert_allclose(
         apply(got, tokens()), apply(trained, tokens()), atol=1e-5
     )
@@ -983,7 +962,7 @@ def test_what_peft_makes_plain_by_itself_is_read_as_it_is(tmp_path):
 
     assert parent.residual == ""
     assert {x.rank for x in parent.adapters.values()} == {6}
-    got = load_in_peft(base, tmp_path / "child")
+    got = loaded(base, tmp_path / "child")
     np.testing.assert_allclose(apply(got, tokens()), want, atol=1e-5)
 
 
@@ -1001,7 +980,7 @@ def test_a_child_of_odd_ranks_of_an_orthogonal_start_loads(profile, tmp_path):
     child = para.compress(para.load(tmp_path / "parent"), para.Rank(5 / 3))
     para.save(child, tmp_path / "child", profile=profile)
 
-    got = load_in_peft(base, tmp_path / "child")
+    got = loaded(base, tmp_path / "child")
     check_modules(got, ranks, profile, lora_bias=False)
     want = apply(with_deltas(parent, kept), tokens())
     np.testing.assert_allclose(apply(got, tokens()), want, atol=1e-5)

@@ -15,8 +15,8 @@ import transformers
 
 import para_jax as para
 from para_jax.formats import peft_fields
+from tests.interop.on_peft import loaded, lora_layers
 
-PREFIX = "base_model.model."
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Setting `save_embedding_layers`:UserWarning",
     "ignore:Model has `tie_word_embeddings:UserWarning",
@@ -111,24 +111,14 @@ def train(name, folder):
 def factors(model):
     """Returns the LoRA modules of PEFT's model, and what each adds to its weight."""
     return {
-        name.removeprefix(PREFIX): x.get_delta_weight("default").detach()
-        for name, x in model.named_modules()
-        if isinstance(x, peft.tuners.lora.LoraLayer)
+        name: x.get_delta_weight("default").detach()
+        for name, x in lora_layers(model).items()
     }
 
 
 def outputs(model):
     with torch.no_grad():
         return model(torch.tensor([[1, 4, 7, 10], [2, 3, 5, 9]])).logits.numpy()
-
-
-def loaded(base, folder):
-    """Returns PEFT's model, after making sure that file and model agree on all keys."""
-    model = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
-    result = model.load_adapter(folder, adapter_name="default")
-    assert not result.missing_keys
-    assert not result.unexpected_keys
-    return model
 
 
 @pytest.mark.parametrize("profile", ["ragged", "padded"])

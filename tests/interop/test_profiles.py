@@ -14,6 +14,7 @@ import transformers
 
 import para_jax as para
 from para_jax.formats import engines, profiles, serving
+from tests.interop.on_peft import loaded, lora_layers
 
 # Those that find modules of language models.
 FOLDERS = [
@@ -60,14 +61,6 @@ def logits(model):
         return model(torch.tensor([[1, 4, 7, 10], [2, 3, 0, 9]])).logits.numpy()
 
 
-def layers(model):
-    return {
-        name.removeprefix("base_model.model."): module
-        for name, module in model.named_modules()
-        if isinstance(module, peft.tuners.lora.LoraLayer)
-    }
-
-
 def with_truncated(base, model, count):
     """Returns the base with the `count` largest components of PEFT's deltas, and ranks.
 
@@ -77,7 +70,7 @@ def with_truncated(base, model, count):
         name: np.linalg.svd(
             x.get_delta_weight("default").detach().double().numpy(), full_matrices=False
         )
-        for name, x in layers(model).items()
+        for name, x in lora_layers(model).items()
     }
     least = np.sort(np.concatenate([x.S for x in svds.values()]))[-count]
     result, ranks = copy.deepcopy(base), {}
@@ -97,17 +90,8 @@ def family(tmp_path_factory):
     model = train(base)
     model.save_pretrained(folder)
     child = para.compress(para.load(folder), para.Gamma(0.25))
-    total = sum(x.r["default"] for x in layers(model).values())
+    total = sum(x.r["default"] for x in lora_layers(model).values())
     return base, child, *with_truncated(base, model, total // 4)
-
-
-def loaded(base, folder):
-    """Returns PEFT's model; a key that is missing or too many is an error."""
-    model = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
-    result = model.load_adapter(folder, adapter_name="default")
-    assert not result.missing_keys
-    assert not result.unexpected_keys
-    return model
 
 
 def assert_serves(family, folder):
@@ -115,7 +99,7 @@ def assert_serves(family, folder):
     got = loaded(base, folder)
     np.testing.assert_allclose(logits(got), logits(want), atol=2e-5)
     assert np.abs(logits(want) - logits(base)).max() > 0.1
-    return {name: x.r["default"] for name, x in layers(got).items()}
+    return {name: x.r["default"] for name, x in lora_layers(got).items()}
 
 
 @pytest.mark.parametrize("profile", profiles.PROFILES)

@@ -18,11 +18,11 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from peft.tuners.lora import Embedding, LoraLayer
+from peft.tuners.lora import Embedding
 
 import para_jax as para
+from tests.interop.on_peft import loaded, lora_layers
 
-PREFIX = "base_model.model."
 # PEFT speaks of tied modules, of fields that match nothing, of an attribute of torch's.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Model has `tie_word_embeddings:UserWarning",
@@ -105,30 +105,13 @@ def logits(model):
         return model(torch.tensor([[1, 4, 7, 10], [2, 3, 0, 9]])).logits.numpy()
 
 
-def layers(model):
-    return {
-        name.removeprefix(PREFIX): x
-        for name, x in model.named_modules()
-        if isinstance(x, LoraLayer)
-    }
-
-
 def deltas(model):
     """Returns what PEFT adds to each module, `[inputs, outputs]`, in float64."""
     result = {}
-    for name, layer in layers(model).items():
+    for name, layer in lora_layers(model).items():
         delta = layer.get_delta_weight("default").detach().double().numpy()
         result[name] = delta if isinstance(layer, Embedding) else delta.T
     return result
-
-
-def loaded(tie, folder):
-    """Returns PEFT's model, after making sure that file and model agree on all keys."""
-    model = peft.PeftModel.from_pretrained(llama(tie), folder).eval()
-    result = model.load_adapter(folder, adapter_name="default")
-    assert not result.missing_keys
-    assert not result.unexpected_keys
-    return model
 
 
 def cut(want, ranks, counted, budget):
@@ -162,7 +145,7 @@ def test_every_budget_is_what_was_cut(targets, tie, ensure, trained, tmp_path):
         para.save(child, tmp_path / f"{sixteenth}", profile=next(profiles))
 
         assert child.report.total_rank == total
-        got = deltas(loaded(tie, tmp_path / f"{sixteenth}"))
+        got = deltas(loaded(llama(tie), tmp_path / f"{sixteenth}"))
         budget = max(1, math.floor(total * sixteenth / 16))
         for name, delta in cut(want, ranks, counted, budget).items():
             found = got.pop(name, np.zeros_like(delta))
@@ -181,7 +164,7 @@ def test_a_converted_adapter_is_its_parent(targets, profile, trained, tmp_path):
 
     para.save(parent, tmp_path / "x", profile=profile)
 
-    got = loaded(tie, tmp_path / "x")
+    got = loaded(llama(tie), tmp_path / "x")
     effect = np.abs(logits(model) - logits(llama(tie))).max()
     assert np.abs(logits(got) - logits(model)).max() < 1e-5 * effect
     config = json.loads((tmp_path / "x" / "adapter_config.json").read_text())
@@ -197,7 +180,7 @@ def test_tied_factors_are_one_parameter_in_peft_again(budget, trained, tmp_path)
     _, _, parent = trained("both", tie := True, True)
     para.save(para.compress(parent, para.Gamma(budget)), tmp_path / "x")
 
-    found = layers(loaded(tie, tmp_path / "x"))
+    found = lora_layers(loaded(llama(tie), tmp_path / "x"))
 
     head, embed = found["lm_head"], found["model.embed_tokens"]
     one, two = head.lora_A["default"].weight, embed.lora_embedding_B["default"]
