@@ -76,8 +76,12 @@ def tenants(total: int) -> Iterator[Callable[[Iterable[Row]], Iterator[Row]]]:
     """Shows how many tenants are done, how many a second, and how long the rest takes.
 
     Yields:
-      What to wrap the loop over them in.
+      What to wrap the loop over them in. Where the error stream is no terminal, it is
+      silent.
     """
+    if not _is_watched():
+        yield iter
+        return
     import rich.console
     import rich.progress
 
@@ -89,10 +93,7 @@ def tenants(total: int) -> Iterator[Callable[[Iterable[Row]], Iterator[Row]]]:
         rich.progress.TextColumn("{task.fields[rate]:.1f}/s"),
         rich.progress.TimeRemainingColumn(),
     )
-    quiet = not console.is_terminal
-    with rich.progress.Progress(
-        *columns, console=console, transient=True, disable=quiet
-    ) as shown:
+    with rich.progress.Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task("", total=total, rate=0.0)
 
         def counted(rows: Iterable[Row]) -> Iterator[Row]:

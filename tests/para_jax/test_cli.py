@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 
 import jax
 import matplotlib.image
@@ -779,6 +780,20 @@ def test_a_table_may_be_printed_to_a_string(small):
         assert cli.main(["inspect", str(small)]) == 0
 
     assert "2 modules" in out.getvalue()
+
+
+def test_what_one_library_tells_another_is_no_note(call, small, monkeypatch):
+    def warned(*arguments, **keywords):
+        warnings.warn("Call it by its new name.", DeprecationWarning, stacklevel=1)
+        return spectra_of(*arguments, **keywords)
+
+    spectra_of = cli.spectra_of
+    monkeypatch.setattr(cli, "spectra_of", warned)
+
+    code, out, err = call("sweep", small, "children", "--gamma", 0.5, 0.25)
+
+    assert (code, err) == (0, "")
+    assert "children" in out
 
 
 def test_an_inspection_has_a_picture(call, small, tmp_path):

@@ -1,3 +1,4 @@
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -264,6 +265,9 @@ def test_gradients_of_the_adapters_are_those_through_the_kernels(draw):
     np.testing.assert_allclose(got["lora_b"][...], want[1], rtol=1e-9)
 
 
+@pytest.mark.skipif(
+    flax.__version__ == "0.12.3", reason="Its nnx.jit compiles for each new Variable."
+)
 def test_a_model_is_compiled_once_for_adapters_of_the_same_ranks(model, adapters, x):
     traces = []
 

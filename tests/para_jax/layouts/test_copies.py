@@ -125,6 +125,7 @@ def test_a_module_that_kept_nothing_keeps_its_dtype():
 
 
 def test_rules_and_ranks_are_those_of_the_padded_tree():
+    pytest.importorskip("qwix")
     child = para_jax.compress(
         para_jax.from_tree(params(), alpha=6), para_jax.Gamma(0.5)
     )
