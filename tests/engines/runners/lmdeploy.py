@@ -4,29 +4,21 @@ Its packages are imported one by one: the root would import the whole of the ser
 `torch.empty` gives NaN, so what nothing was loaded into shows.
 """
 
-import importlib.machinery
 import importlib.metadata
 import importlib.util
-import json
 import pathlib
 import sys
-import types
 
 import numpy as np
 import torch
-import transformers
 
+sys.path.append(str(pathlib.Path(__file__).parent))
 
-def bare_package(name: str, folder: pathlib.Path) -> None:
-    """Let a package's modules be imported without its `__init__`."""
-    module = types.ModuleType(name)
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
-    module.__path__ = [str(folder)]
-    sys.modules[name] = module
-
+import answers
+import stand_ins
 
 (ROOT,) = importlib.util.find_spec("lmdeploy").submodule_search_locations
-bare_package("lmdeploy", pathlib.Path(ROOT))
+stand_ins.without_init("lmdeploy", pathlib.Path(ROOT))
 
 from lmdeploy.pytorch.models.patch import add_adapters
 from lmdeploy.pytorch.nn.linear import lora as lora_layer
@@ -79,7 +71,7 @@ def model(config) -> torch.nn.Module:
     return whole
 
 
-def loaded(path: str, config) -> dict[str, np.ndarray]:
+def loaded(path: str, config, _: int) -> dict[str, np.ndarray]:
     """Return `s B A` of each module that got an adapter."""
     whole = model(config)
     add_adapters(whole, {"one": path}, dtype=torch.float32, device=torch.device("cpu"))
@@ -93,22 +85,6 @@ def loaded(path: str, config) -> dict[str, np.ndarray]:
     return found
 
 
-def main() -> None:
-    job = json.loads(pathlib.Path(sys.argv[1]).read_text())
-    out, facts, arrays = pathlib.Path(job["out"]), {"refused": {}}, {}
-    facts["version"] = importlib.metadata.version("lmdeploy")
-    config = transformers.AutoConfig.from_pretrained(job["model"])
-    torch.use_deterministic_algorithms(True)
-    for label, path in job["adapters"].items():
-        try:
-            found = loaded(path, config)
-        except Exception as error:  # What it says is what is wanted.
-            facts["refused"][label] = f"{type(error).__name__}: {error}"
-            continue
-        arrays |= {f"{label}/{name}": x for name, x in found.items()}
-    np.savez(out / "arrays.npz", **arrays)
-    (out / "facts.json").write_text(json.dumps(facts))
-
-
 if __name__ == "__main__":
-    main()
+    torch.use_deterministic_algorithms(True)
+    answers.write(loaded, importlib.metadata.version("lmdeploy"))
