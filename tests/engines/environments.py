@@ -130,7 +130,7 @@ def _clone(repository: str, commit: str, folder: pathlib.Path) -> None:
     unfinished = folder.with_name(f"{folder.name}.part")
     address = f"https://github.com/{repository}"
     _call("rm", "-rf", str(unfinished))
-    _call("git", "clone", "--quiet", address, str(unfinished))
+    _call("git", "clone", "--quiet", "--no-checkout", address, str(unfinished))
     _call("git", "-C", str(unfinished), "checkout", "--quiet", commit)
     unfinished.rename(folder)
 

@@ -105,16 +105,15 @@ def products(pool, config, rank: int, scale: float) -> dict[str, np.ndarray]:
                 up = b[start : start + size, :rank]
                 found[f"model.layers.{layer}.{name}"] = scale * up @ down
                 start += size
-    for held in (pool.embedding_A_buffer, pool.lm_head_A_buffer):
-        for module, a in held.items():
-            down = a[0].double().numpy()
-            up = pool.embedding_B_buffer if held is pool.embedding_A_buffer else None
-            up = (up or pool.lm_head_B_buffer)[module][0].double().numpy()
-            product = scale * up @ down
-            if module == "lm_head":
-                found[module] = product
-            else:
-                found[f"model.{module}"] = product.T  # As its weight is.
+    # Either pair has buffers of both names, of which it fills its own.
+    if "embed_tokens" in pool.embedding_A_buffer:
+        buffers = pool.embedding_A_buffer, pool.embedding_B_buffer
+        a, b = (x["embed_tokens"][0].double().numpy() for x in buffers)
+        found["model.embed_tokens"] = scale * (b @ a).T  # As its weight is.
+    if "lm_head" in pool.lm_head_A_buffer:
+        buffers = pool.lm_head_A_buffer, pool.lm_head_B_buffer
+        a, b = (x["lm_head"][0].double().numpy() for x in buffers)
+        found["lm_head"] = scale * b @ a
     return found
 
 
