@@ -51,3 +51,11 @@ def test_what_a_layer_lacks_is_memory_that_nothing_was_written_to(loaded):
     held = harness.loaded(loaded.answer, "two layers")
     empty = {path for path, x in held.items() if np.isnan(x).any()}
     assert empty == {path for path in held if ".layers.2." in path}
+
+
+def test_its_kernel_is_compiled_for_16_and_for_powers_of_two_above(loaded):
+    ranks = loaded.answer.facts["ranks"]
+
+    wrong = {rank for rank, why in ranks.items() if why}
+    assert wrong == {"17", "24"}
+    assert {ranks[x] for x in wrong} == {"arange's range must be a power of 2"}

@@ -21,7 +21,9 @@ def commit() -> str:
     return checkout().name.rpartition("-")[2][:7]
 
 
-def write(loaded: Callable[..., dict[str, np.ndarray]], version: str) -> None:
+def write(
+    loaded: Callable[..., dict[str, np.ndarray]], version: str, **facts: object
+) -> None:
     """Load all adapters of the job, and leave what the engine holds of each.
 
     Args:
@@ -29,6 +31,7 @@ def write(loaded: Callable[..., dict[str, np.ndarray]], version: str) -> None:
         returns `s B A` of each module, `[out, in]`. What it raises is kept as the
         engine's refusal.
       version: The engine's.
+      **facts: What else to tell.
     """
     job = json.loads(pathlib.Path(sys.argv[1]).read_text())
     out, refused, arrays = pathlib.Path(job["out"]), {}, {}
@@ -41,5 +44,5 @@ def write(loaded: Callable[..., dict[str, np.ndarray]], version: str) -> None:
             continue
         arrays |= {f"{label}/{name}": x for name, x in found.items()}
     np.savez(out / "arrays.npz", **arrays)
-    facts = {"version": version, "refused": refused}
+    facts |= {"version": version, "refused": refused}
     (out / "facts.json").write_text(json.dumps(facts))

@@ -1,6 +1,7 @@
 """Runs LMDeploy's own loading of adapters into modules of a Llama's shapes.
 
 Its packages are imported one by one: the root would import the whole of the server.
+Its kernel is compiled for a GPU that need not be there, and not run.
 `torch.empty` gives NaN, so what nothing was loaded into shows.
 """
 
@@ -11,6 +12,8 @@ import sys
 
 import numpy as np
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
 
 sys.path.append(str(pathlib.Path(__file__).parent))
 
@@ -20,6 +23,7 @@ import stand_ins
 (ROOT,) = importlib.util.find_spec("lmdeploy").submodule_search_locations
 stand_ins.without_init("lmdeploy", pathlib.Path(ROOT))
 
+from lmdeploy.pytorch.kernels.cuda import fused_lora
 from lmdeploy.pytorch.models.patch import add_adapters
 from lmdeploy.pytorch.nn.linear import lora as lora_layer
 
@@ -85,6 +89,43 @@ def loaded(path: str, config, _: int) -> dict[str, np.ndarray]:
     return found
 
 
+POINTERS = {
+    "scaling_ptr": "*fp32",
+    **dict.fromkeys(("a_ptr", "lora_a_ptr", "lora_b_ptr", "c_ptr"), "*fp16"),
+    **dict.fromkeys(("rank_start_ptr", "ranks_ptr", "adapter_ids_ptr"), "*i64"),
+    **dict.fromkeys(("seq_start_ptr", "seq_lens_ptr"), "*i64"),
+}
+WIDTH = 4096
+
+
+def refusal(rank: int) -> str:
+    """Return why the kernel is not compiled for a rank, as `fused_lora` asks for it."""
+    kernel, given = (
+        fused_lora._fused_lora_kernel.fn,
+        fused_lora.get_autotune_config()[0],
+    )
+    values = {
+        **dict.fromkeys(("stride_ak", "stride_lak", "stride_lbn", "stride_cn"), 1),
+        **dict.fromkeys(("N", "K", "stride_lar", "stride_lbr"), WIDTH),
+        **given.kwargs,
+        "BLOCK_SIZE_R": max(16, rank),
+        "CUM": True,
+    }
+    types = POINTERS | {"stride_am": "i32", "stride_cm": "i32"}
+    source = triton.compiler.ASTSource(
+        fn=kernel,
+        signature={x: types.get(x, "constexpr") for x in kernel.arg_names},
+        constexprs={(kernel.arg_names.index(x),): y for x, y in values.items()},
+    )
+    options = {"num_warps": given.num_warps, "num_stages": given.num_stages}
+    try:
+        triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    except triton.CompilationError as error:
+        return str(error.__cause__)
+    return ""
+
+
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
-    answers.write(loaded, importlib.metadata.version("lmdeploy"))
+    refused = {rank: refusal(rank) for rank in (8, 16, 17, 24, 32, 256)}
+    answers.write(loaded, importlib.metadata.version("lmdeploy"), ranks=refused)
