@@ -100,10 +100,8 @@ WIDTH = 4096
 
 def refusal(rank: int) -> str:
     """Return why the kernel is not compiled for a rank, as `fused_lora` asks for it."""
-    kernel, given = (
-        fused_lora._fused_lora_kernel.fn,
-        fused_lora.get_autotune_config()[0],
-    )
+    kernel = fused_lora._fused_lora_kernel.fn
+    given = fused_lora.get_autotune_config()[0]
     values = {
         **dict.fromkeys(("stride_ak", "stride_lak", "stride_lbn", "stride_cn"), 1),
         **dict.fromkeys(("N", "K", "stride_lar", "stride_lbr"), WIDTH),
