@@ -12,7 +12,7 @@ FORMS = {
     "few": ("--gamma", "0.08", "--profile", "padded"),
     "few lmdeploy": ("--gamma", "0.08", "--for", "lmdeploy"),
 }
-RIGHT = ("parent", *(x for x in FORMS if x != "ragged"))
+RIGHT = ("parent", "expression: lmdeploy", *(x for x in FORMS if x != "ragged"))
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,10 @@ def loaded(tmp_path_factory):
     files["ones"] = models.adapter(folder / "ones", shapes, **ones)
     words = ("--gamma", "1", "--profile", "ragged")
     files["ones: ragged"] = harness.compress(files["ones"], folder / "one", *words)
+    expression = {"target_modules": r".*\.[a-z]+_proj"}
+    files["expression"] = models.adapter(folder / "all", shapes, config=expression)
+    child, words = folder / "all child", FORMS["lmdeploy"]
+    files["expression: lmdeploy"] = harness.compress(files["expression"], child, *words)
     some = {path: x for path, x in shapes.items() if ".2." not in path}
     files["two layers"] = models.adapter(folder / "two", some)
     return loading.run("lmdeploy", base, files, folder)
@@ -36,6 +40,10 @@ def test_it_holds_what_was_written(loaded, row, label):
 
 def test_unequal_ranks_are_refused(loaded, row):
     loading.check_refused(loaded, "ragged", row, match="must match the size of tensor")
+
+
+def test_an_expression_for_modules_is_refused(loaded, row):
+    loading.check_refused(loaded, "expression", row, match="KeyError")
 
 
 def test_a_module_of_rank_1_beside_others_is_repeated_for_each_of_their_ranks(loaded):
