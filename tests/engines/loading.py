@@ -1,4 +1,4 @@
-"""Engines of which the loading alone is run, on a Llama's adapters, against `s B A`."""
+"""An adapter of one model in all its forms, and what engines hold that only load it."""
 
 import pathlib
 from typing import NamedTuple
@@ -17,27 +17,39 @@ class Loaded(NamedTuple):
       engine: Its name in `environments.ENVIRONMENTS`.
       files: The adapters' folders, by label.
       answer: What it holds of each, by LABEL/MODULE.
+      family: The model's, in `models.FAMILIES`.
     """
 
     engine: str
     files: dict[str, pathlib.Path]
     answer: harness.Answer
+    family: str = "llama"
 
 
 def written(
-    folder: pathlib.Path, forms: dict[str, tuple[str, ...]]
+    folder: pathlib.Path,
+    forms: dict[str, tuple[str, ...]],
+    *,
+    family: str = "llama",
+    targets: tuple[str, ...] = ALL,
+    experts: bool = False,
 ) -> tuple[pathlib.Path, dict[str, pathlib.Path]]:
-    """Write a Llama, a parent for all of its projections, and the parent's children.
+    """Write a model, a parent for it, and the parent's children.
 
     Args:
       folder: Where to.
       forms: The words of the command line, by a child's label.
+      family: The model's, in `models.FAMILIES`.
+      targets: The ends of the names of the modules that the parent adapts.
+      experts: Whether it adapts the experts as well.
 
     Returns:
       The model's folder, and those of the adapters, the parent among them.
     """
-    base = models.make("llama", folder / "base")
-    files = {"parent": models.adapter(folder / "parent", shapes(base))}
+    base = models.make(family, folder / "base")
+    adapted = models.linear_shapes(base, targets)
+    adapted |= models.expert_shapes(base) if experts else {}
+    files = {"parent": models.adapter(folder / "parent", adapted)}
     for form, words in forms.items():
         files[form] = harness.compress(files["parent"], folder / form, *words)
     return base, files
@@ -61,7 +73,7 @@ def run(
 
 def check_held(loaded: Loaded, label: str, row) -> None:
     """Check that an engine holds the updates of a file, and keep the difference."""
-    engine, files, answer = loaded
+    engine, files, answer, family = loaded
     assert answer.refused.get(label) is None
     wanted = models.updates(files[label])
     got = harness.furthest(answer, label, wanted)
@@ -69,7 +81,7 @@ def check_held(loaded: Loaded, label: str, row) -> None:
     row(
         engine=engine,
         version=answer.version,
-        loaded=f"llama: {label}",
+        loaded=f"{family}: {label}",
         difference=got,
         of="updates",
     )
@@ -83,7 +95,7 @@ def check_refused(loaded: Loaded, label: str, row, *, match: str) -> None:
     row(
         engine=loaded.engine,
         version=loaded.answer.version,
-        loaded=f"llama: {label}",
+        loaded=f"{loaded.family}: {label}",
         refused=refused.splitlines()[0],
     )
     assert match in refused

@@ -47,7 +47,7 @@ def test_an_expression_for_modules_is_refused(loaded, row):
 
 
 def test_a_module_of_rank_1_beside_others_is_repeated_for_each_of_their_ranks(loaded):
-    _, files, answer = loaded
+    files, answer = loaded.files, loaded.answer
 
     held = harness.loaded(answer, "ones: ragged")
     for path, x in models.updates(files["ones: ragged"]).items():

@@ -27,7 +27,7 @@ def test_it_holds_what_was_written(loaded, row, label):
 def test_of_a_rank_that_it_pads_all_types_but_the_first_are_scaled_by_the_padded(
     loaded,
 ):
-    _, files, answer = loaded
+    files, answer = loaded.files, loaded.answer
 
     wanted = models.updates(files["padded"])
     held = harness.loaded(answer, "padded")
@@ -37,7 +37,7 @@ def test_of_a_rank_that_it_pads_all_types_but_the_first_are_scaled_by_the_padded
 
 
 def test_a_type_that_is_not_in_all_layers_is_left_out_without_a_word(loaded):
-    _, files, answer = loaded
+    files, answer = loaded.files, loaded.answer
 
     gone = models.updates(files["gone"]).keys() - harness.loaded(answer, "gone").keys()
     assert gone

@@ -54,7 +54,7 @@ def test_unequal_ranks_are_refused(loaded, row, label):
 
 @pytest.mark.parametrize("name", ["rslora", "patterns"])
 def test_parents_whose_scale_it_does_not_read_are_wrong(loaded, name):
-    _, files, answer = loaded
+    files, answer = loaded.files, loaded.answer
 
     assert harness.furthest(answer, name, models.updates(files[name])) > 0.1
     assert (

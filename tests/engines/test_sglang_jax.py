@@ -31,7 +31,7 @@ def test_it_holds_what_was_written(loaded, row, label):
 
 
 def test_one_alpha_over_each_rank_is_not_its_rule(loaded):
-    _, files, answer = loaded
+    files, answer = loaded.files, loaded.answer
 
     label = "per-tensor-alpha"
     assert harness.furthest(answer, label, models.updates(files[label])) > 0.1
