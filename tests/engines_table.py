@@ -61,7 +61,10 @@ def ranks(engine):
     """Returns which ranks the engine takes."""
     if not engine.ranks:
         return "any"
-    few = ", ".join(map(str, engine.ranks))
+    start = tuple(range(1, len(engine.ranks) + 1))
+    run = sum(x == y for x, y in zip(engine.ranks, start, strict=True))
+    first = [f"1 to {run}"] if run > 2 else engine.ranks[:run]
+    few = ", ".join(map(str, [*first, *engine.ranks[run:]]))
     return few if engine.exact else f"any, in buffers of {few}"
 
 

@@ -6,7 +6,7 @@ that is right here is right for the engines, and one that is not is never put in
 - `pattern`: `alpha_i / r_i`, each module's own by name. PEFT; vLLM since 0.32.0
   (`lora/peft_helper.py`).
 - `global`: `lora_alpha / r` for all (vLLM before 0.32.0; SGLang `srt/lora/lora.py`;
-  LoRAX `adapters/lora.py`; sglang-jax; S-LoRA; MaxText).
+  LoRAX `adapters/lora.py`; LMDeploy `adapter/adapter.py`; sglang-jax; S-LoRA; MaxText).
 - `none`: 1 for all: diffusers reads no configuration, and no alpha is in a folder's
   tensors (since 0.40.0, `utils/peft_utils.py`).
 - `tensor`: `lora_alpha / rank`, the rank of each tensor itself (llama.cpp

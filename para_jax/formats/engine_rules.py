@@ -60,7 +60,7 @@ class Engine:
       fused: Whether q, k and v, and gate and up, have to be there together.
       whole: Whether a layer has to have all modules of all its experts, or none.
       every: Whether a type of module has to be there in all layers.
-      short: Whether it compares `target_modules` with names of types of modules.
+      short: Whether it compares `target_modules` of adapters, as names of types.
       unseen: Modules that it leaves out without a word.
       layouts: The layouts whose trees it runs, where its format is a tree.
       known: How the row is known.

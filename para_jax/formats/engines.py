@@ -56,7 +56,6 @@ ENGINES: dict[str, Engine] = {
         note="All tensors have the shape of its buffers.",
     ),
     "sglang-jax": Engine(
-        profile="padded",
         only=(
             "q_proj",
             "k_proj",
@@ -67,12 +66,11 @@ ENGINES: dict[str, Engine] = {
             "down_proj",
         ),
         buffers=True,
-        short=True,
         known=Evidence(
             "in part",
             "cddbf6f",
             "2026-11",
-            "sgl_jax/srt/lora/lora_config.py, lora_memory_pool.py, utils.py",
+            "sgl_jax/srt/lora/lora_config.py, lora_memory_pool.py, lora_manager.py",
         ),
         note="Start it with --max-lora-rank of at least the rank.",
     ),
@@ -86,11 +84,31 @@ ENGINES: dict[str, Engine] = {
             "in part",
             "a7394ba",
             "2026-11",
-            "lorax_server/adapters/lora.py, utils/sgmv.py",
+            "lorax_server/adapters/lora.py, utils/punica.py",
         ),
         note=(
             "Pads other ranks itself, and then scales the next modules by that; of n "
             "devices, it takes 8 n for 8."
+        ),
+    ),
+    "lmdeploy": Engine(
+        profile="padded",
+        # What its kernel is compiled for: more than 16 have to be a power of two.
+        ranks=(*range(1, 17), 32, 64, 128, 256),
+        exact=True,
+        buffers=True,
+        every=True,
+        short=True,
+        known=Evidence(
+            "in part",
+            "0.18.0",
+            "2026-11",
+            "lmdeploy/pytorch/models/patch.py, adapter/adapter.py, nn/linear/lora.py, "
+            "kernels/cuda/fused_lora.py",
+        ),
+        note=(
+            "PytorchEngineConfig(adapters={NAME: FOLDER}); a layer that lacks a module "
+            "computes with memory that nothing was written to."
         ),
     ),
     "llamacpp": Engine(

@@ -6,7 +6,7 @@ An engine that would read an adapter wrongly, or in part, is refused with the re
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from para_jax.adapters import Checkpoint, Layer, ordered
 from para_jax.formats import (
@@ -166,7 +166,7 @@ def _shapes(engine: str, flat: Checkpoint) -> dict[str, Shape]:
             others = expert_modules.missing(shapes, every=True)
             shapes |= {path: (m, 1, n) for path, (m, _, n) in others.items()}
         if rules.every:
-            _check_layers(shapes)
+            _check_layers(shapes, flat.config)
         return _check_ranks(shapes, rules)
     except ValueError as error:
         raise ValueError(f"{engine} cannot serve this adapter: {error}") from error
@@ -229,13 +229,19 @@ def _at_least(rank: int, ranks: tuple[int, ...]) -> int:
     return min((x for x in ranks if x >= rank), default=rank)
 
 
-def _check_layers(shapes: Mapping[str, Shape]) -> None:
+def _check_layers(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> None:
+    rule = "it reads a type of module rightly only where all layers have it"
     counts = Counter(profiles.module_type(path) for path in shapes)
     few = [name for name, count in counts.items() if count < max(counts.values())]
     if few:
         raise ValueError(
             f"'{few[0]}' is in {counts[few[0]]} of {max(counts.values())} layers, and "
-            "it would leave out all of them."
+            f"{rule}."
+        )
+    if config.get("layers_to_transform") not in (None, []):
+        raise ValueError(
+            f"adapter_config.json has layers_to_transform, and {rule}. If it names all "
+            "layers, set it to null."
         )
 
 

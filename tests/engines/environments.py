@@ -21,7 +21,7 @@ SOURCES = ROOT / "src"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What an engine needs beside its `requirements/NAME.txt`.
+    """What an engine needs beside its `requirements/NAME.txt`, if there is one.
 
     Attributes:
       beside: The engine in whose environment it is installed; in its own if empty.
@@ -103,7 +103,8 @@ def make(name: str) -> None:
     if not environment.beside:
         _call(sys.executable, "-m", "venv", "--clear", str(python(name).parents[1]))
         _call(*pip, "install", "--quiet", "--upgrade", "pip")
-    _call(*pip, "install", "--quiet", "--requirement", str(_requirements(name)))
+    if _requirements(name).exists():
+        _call(*pip, "install", "--quiet", "--requirement", str(_requirements(name)))
     if environment.bare:
         _call(*pip, "install", "--quiet", "--no-deps", *environment.bare)
     if environment.without:
@@ -123,14 +124,16 @@ def _stamp(name: str) -> pathlib.Path:
 
 def _current(name: str) -> bool:
     stamp, wanted = _stamp(name), _requirements(name)
-    return stamp.exists() and stamp.stat().st_mtime >= wanted.stat().st_mtime
+    if not (stamp.exists() and wanted.exists()):
+        return stamp.exists()
+    return stamp.stat().st_mtime >= wanted.stat().st_mtime
 
 
 def _clone(repository: str, commit: str, folder: pathlib.Path) -> None:
     unfinished = folder.with_name(f"{folder.name}.part")
     address = f"https://github.com/{repository}"
     _call("rm", "-rf", str(unfinished))
-    _call("git", "clone", "--quiet", address, str(unfinished))
+    _call("git", "clone", "--quiet", "--no-checkout", address, str(unfinished))
     _call("git", "-C", str(unfinished), "checkout", "--quiet", commit)
     unfinished.rename(folder)
 

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from tests.engines import harness, models
+from tests.engines import harness, loading, models
 
 BOUND = 1e-4
 """Of log-probabilities that an adapter changes by 1 to 3."""
@@ -46,14 +46,8 @@ def engine(tmp_path_factory):
     @functools.cache
     def get(family: str):
         folder = tmp_path_factory.mktemp(family)
-        base = models.make(family, folder / "base")
-        shapes = models.linear_shapes(base, ALL)
-        if family == "mixtral":
-            shapes |= models.expert_shapes(base)
-        files = {"parent": models.adapter(folder / "parent", shapes)}
-        for form, words in FORMS.items():
-            target = folder / form
-            files[form] = harness.compress(files["parent"], target, *words)
+        options = {"targets": ALL, "experts": family == "mixtral"}
+        base, files = loading.written(folder, FORMS, family=family, **options)
         for name, options in PARENTS.items() if family == "llama" else ():
             more = dict(options)
             wanted = models.linear_shapes(base, more.pop("targets", ALL))

@@ -2,9 +2,8 @@
 
 import pytest
 
-from tests.engines import harness, models
+from tests.engines import harness, loading, models
 
-ALL = models.ATTENTION + models.MLP
 FORMS = {
     "lorax": ("--gamma", "0.4", "--for", "lorax"),
     "few": ("--gamma", "0.2", "--min-rank", "1", "--max-rank", "6", "--for", "lorax"),
@@ -16,38 +15,19 @@ RIGHT = ("parent", "lorax", "few")
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    """Load all files in one process."""
     folder = tmp_path_factory.mktemp("lorax")
-    base = models.make("llama", folder / "base")
-    shapes = models.linear_shapes(base, ALL)
-    files = {"parent": models.adapter(folder / "parent", shapes)}
-    for form, words in FORMS.items():
-        files[form] = harness.compress(files["parent"], folder / form, *words)
-    job = {"model": base, "adapters": files, "max_lora_rank": 8}
-    return files, harness.run("lorax", job, folder)
+    return loading.run("lorax", *loading.written(folder, FORMS), folder)
 
 
 @pytest.mark.parametrize("label", RIGHT)
 def test_it_holds_what_was_written(loaded, row, label):
-    files, answer = loaded
-
-    assert answer.refused.get(label) is None
-    got = harness.furthest(answer, label, models.updates(files[label]))
-
-    row(
-        engine="lorax",
-        version=answer.version,
-        loaded=f"llama: {label}",
-        difference=got,
-        of="updates",
-    )
-    assert got < 1e-6
+    loading.check_held(loaded, label, row)
 
 
 def test_of_a_rank_that_it_pads_all_types_but_the_first_are_scaled_by_the_padded(
     loaded,
 ):
-    files, answer = loaded
+    files, answer = loaded.files, loaded.answer
 
     wanted = models.updates(files["padded"])
     held = harness.loaded(answer, "padded")
@@ -57,7 +37,7 @@ def test_of_a_rank_that_it_pads_all_types_but_the_first_are_scaled_by_the_padded
 
 
 def test_a_type_that_is_not_in_all_layers_is_left_out_without_a_word(loaded):
-    files, answer = loaded
+    files, answer = loaded.files, loaded.answer
 
     gone = models.updates(files["gone"]).keys() - harness.loaded(answer, "gone").keys()
     assert gone

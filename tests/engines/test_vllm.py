@@ -10,7 +10,7 @@ import safetensors.numpy
 
 import para_jax as para
 from para_jax.formats import serving
-from tests.engines import harness, models
+from tests.engines import harness, loading, models
 
 BOUND = 1e-4
 """Of log-probabilities that an adapter changes by 3: both compute in float32."""
@@ -24,7 +24,6 @@ FORMS = {
     "sglang": (*GAMMA, "--for", "sglang"),
     "few": ("--gamma", "0.08", "--for", "vllm"),
 }
-ALL = models.ATTENTION + models.MLP
 DENSE = ("llama", "qwen3")
 
 
@@ -35,12 +34,7 @@ def dense(tmp_path_factory):
     @functools.cache
     def get(family: str):
         folder = tmp_path_factory.mktemp(family)
-        base = models.make(family, folder / "base")
-        shapes = models.linear_shapes(base, ALL)
-        parent = models.adapter(folder / "parent", shapes)
-        files = {"parent": parent}
-        for form, words in FORMS.items():
-            files[form] = harness.compress(parent, folder / form, *words)
+        base, files = loading.written(folder, FORMS, family=family)
         if family == "llama":
             files |= _parents_and_children(base, folder)
             files |= _refused(base, folder)
@@ -58,7 +52,7 @@ def dense(tmp_path_factory):
 
 def _parents_and_children(base, folder):
     """Return parents of other kinds, and their children for vLLM."""
-    shapes = models.linear_shapes(base, ALL)
+    shapes = models.linear_shapes(base, loading.ALL)
     parents = {
         "rslora": (shapes, {"config": {"use_rslora": True}}),
         "patterns": (
@@ -72,8 +66,8 @@ def _parents_and_children(base, folder):
             },
         ),
         "q and up": (models.linear_shapes(base, ("q_proj", "up_proj")), {}),
-        "embeddings": (models.linear_shapes(base, (*ALL, "embed_tokens")), {}),
-        "lm_head": (models.linear_shapes(base, (*ALL, "lm_head")), {}),
+        "embeddings": (models.linear_shapes(base, (*loading.ALL, "embed_tokens")), {}),
+        "lm_head": (models.linear_shapes(base, (*loading.ALL, "lm_head")), {}),
     }
     files = {}
     for name, (wanted, more) in parents.items():
@@ -99,15 +93,12 @@ def experts(tmp_path_factory):
     @functools.cache
     def get(family: str):
         folder = tmp_path_factory.mktemp(family)
-        base = models.make(family, folder / "base")
-        shapes = models.linear_shapes(base, models.ATTENTION)
-        shapes |= models.expert_shapes(base)
-        files = {"parent": models.adapter(folder / "parent", shapes)}
-        for form, words in EXPERT_FORMS.items():
-            files[form] = harness.compress(files["parent"], folder / form, *words)
+        options = {"targets": models.ATTENTION, "experts": True}
+        base, files = loading.written(folder, EXPERT_FORMS, family=family, **options)
         rank = max(_allocated(x) for x in files.values())
         job = {"model": base, "adapters": files, "max_lora_rank": rank}
-        return files, harness.run("vllm", job | {"buffers": True}, folder)
+        answer = harness.run("vllm", job | {"buffers": True}, folder)
+        return loading.Loaded("vllm", files, answer, family)
 
     return get
 
@@ -121,20 +112,8 @@ def _allocated(child: pathlib.Path) -> int:
 @pytest.mark.parametrize("family", EXPERTS)
 @pytest.mark.parametrize("label", ["parent", *EXPERT_FORMS])
 def test_its_buffers_hold_the_experts_that_were_written(experts, row, family, label):
-    files, answer = experts(family)
-
-    assert answer.refused.get(label) is None
-    got = harness.furthest(answer, label, models.updates(files[label]))
-
     # Not what it computes: its kernels for experts with adapters are CUDA's.
-    row(
-        engine="vllm",
-        version=answer.version,
-        loaded=f"{family}: {label}",
-        difference=got,
-        of="updates",
-    )
-    assert got < 1e-5
+    loading.check_held(experts(family), label, row)
 
 
 REFUSED = {
@@ -149,7 +128,7 @@ REFUSED = {
 
 def _refused(base, folder):
     """Return parents that vLLM refuses, and those of their children that we write."""
-    files, shapes = {}, models.linear_shapes(base, ALL)
+    files, shapes = {}, models.linear_shapes(base, loading.ALL)
     for name, (config, added, _) in REFUSED.items():
         rank = config.get("r", 8)
         parent = models.adapter(folder / name, shapes, rank=rank, config=config)
@@ -214,15 +193,9 @@ def test_it_computes_what_peft_computes(dense, row, family, label):
 def test_what_it_refuses_is_refused_by_us_or_made_right(dense, row, name):
     base, files, answer = dense("llama")
 
-    refused, child = answer.refused[f"{name}: parent"], f"{name}: child"
-    assert REFUSED[name][2] in refused
-    row(
-        engine="vllm",
-        version=answer.version,
-        loaded=f"llama: {name}: parent",
-        refused=refused.splitlines()[0],
-    )
-    if child not in files:
+    loaded = loading.Loaded("vllm", files, answer)
+    loading.check_refused(loaded, f"{name}: parent", row, match=REFUSED[name][2])
+    if (child := f"{name}: child") not in files:
         return
     assert answer.refused.get(child) is None
     wanted = models.with_peft(base, files[child])

@@ -4,9 +4,6 @@ Its packages are imported without their `__init__`, which would import the serve
 ranks are padded as they are where its kernels are installed.
 """
 
-import importlib.machinery
-import json
-import os
 import pathlib
 import sys
 import types
@@ -14,33 +11,16 @@ import types
 import numpy as np
 import safetensors.torch
 import torch
-import transformers
 
-REPOSITORY = "predibase/lorax"
-ROOT = pathlib.Path(json.loads(os.environ["ENGINES_CHECKOUTS"])[REPOSITORY])
+sys.path.append(str(pathlib.Path(__file__).parent))
 
+import answers
+import stand_ins
 
-def bare_package(name: str, folder: pathlib.Path | None) -> None:
-    """Let a package's modules be imported without its `__init__`, or in name only."""
-    module = types.ModuleType(name)
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
-    module.__path__ = [str(folder)] if folder else []
-    if not folder:
-        module.__getattr__ = nothing
-    sys.modules[name] = module
-
-
-def nothing(attribute: str) -> type:
-    if attribute.startswith("__"):
-        raise AttributeError(attribute)
-    return types.SimpleNamespace
-
-
-SERVER = ROOT / "server" / "lorax_server"
-bare_package("lorax_server", SERVER)
-bare_package("lorax_server.utils", SERVER / "utils")
-for name in ("boto3", "botocore", "botocore.config", "botocore.exceptions"):
-    bare_package(name, None)
+SERVER = answers.checkout() / "server" / "lorax_server"
+stand_ins.without_init("lorax_server", SERVER)
+stand_ins.without_init("lorax_server.utils", SERVER / "utils")
+stand_ins.install("boto3", "botocore")
 
 from lorax_server.adapters.lora import LoraConfig, LoraWeights
 from lorax_server.utils import punica
@@ -81,8 +61,9 @@ class Model:
         return a, b
 
 
-def loaded(path: str, layers: int) -> dict[str, np.ndarray]:
+def loaded(path: str, config, _: int) -> dict[str, np.ndarray]:
     """Return `s B A` of each module of each type that is loaded."""
+    layers = config.num_hidden_layers
     model, settings = Model(layers), LoraConfig.load(path, None)
     file = pathlib.Path(path) / "adapter_model.safetensors"
     tensors = safetensors.torch.load_file(file)
@@ -99,21 +80,5 @@ def loaded(path: str, layers: int) -> dict[str, np.ndarray]:
     return found
 
 
-def main() -> None:
-    job = json.loads(pathlib.Path(sys.argv[1]).read_text())
-    out, facts, arrays = pathlib.Path(job["out"]), {"refused": {}}, {}
-    facts["version"] = ROOT.name.rpartition("-")[2][:7]
-    config = transformers.AutoConfig.from_pretrained(job["model"])
-    for label, path in job["adapters"].items():
-        try:
-            found = loaded(path, config.num_hidden_layers)
-        except Exception as error:  # What it says is what is wanted.
-            facts["refused"][label] = f"{type(error).__name__}: {error}"
-            continue
-        arrays |= {f"{label}/{name}": x for name, x in found.items()}
-    np.savez(out / "arrays.npz", **arrays)
-    (out / "facts.json").write_text(json.dumps(facts))
-
-
 if __name__ == "__main__":
-    main()
+    answers.write(loaded, answers.commit())

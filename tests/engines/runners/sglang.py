@@ -4,36 +4,20 @@ The pool is filled as for one device; the modules that slice for several give al
 it then holds, `s B A` of each module, is what the kernels would add.
 """
 
-import importlib.machinery
-import json
 import pathlib
 import sys
-import types
 
 import numpy as np
 import safetensors.torch
 import torch
-import transformers
 
+sys.path.append(str(pathlib.Path(__file__).parent))
 
-def stand_in(name: str) -> None:
-    """Let a package be imported whose functions nothing here calls."""
-    module = types.ModuleType(name)
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-    module.__path__ = []
-    module.__getattr__ = nothing
-    sys.modules[name] = module
-
-
-def nothing(attribute: str) -> type:
-    if attribute.startswith("__"):
-        raise AttributeError(attribute)
-    return types.SimpleNamespace
-
+import answers
+import stand_ins
 
 # Builds of PyPI's torchvision are for another torch than that of vLLM.
-for name in ("", ".transforms", ".transforms.functional", ".io"):
-    stand_in(f"torchvision{name}")
+stand_ins.install("torchvision")
 
 from sglang.srt.lora.lora import LoRAAdapter
 from sglang.srt.lora.lora_config import LoRAConfig
@@ -121,35 +105,18 @@ def products(pool, config, rank: int, scale: float) -> dict[str, np.ndarray]:
                 up = b[start : start + size, :rank]
                 found[f"model.layers.{layer}.{name}"] = scale * up @ down
                 start += size
-    for held in (pool.embedding_A_buffer, pool.lm_head_A_buffer):
-        for module, a in held.items():
-            down = a[0].double().numpy()
-            up = pool.embedding_B_buffer if held is pool.embedding_A_buffer else None
-            up = (up or pool.lm_head_B_buffer)[module][0].double().numpy()
-            product = scale * up @ down
-            if module == "lm_head":
-                found[module] = product
-            else:
-                found[f"model.{module}"] = product.T  # As its weight is.
+    # Either pair has buffers of both names, of which it fills its own.
+    if "embed_tokens" in pool.embedding_A_buffer:
+        buffers = pool.embedding_A_buffer, pool.embedding_B_buffer
+        a, b = (x["embed_tokens"][0].double().numpy() for x in buffers)
+        found["model.embed_tokens"] = scale * (b @ a).T  # As its weight is.
+    if "lm_head" in pool.lm_head_A_buffer:
+        buffers = pool.lm_head_A_buffer, pool.lm_head_B_buffer
+        a, b = (x["lm_head"][0].double().numpy() for x in buffers)
+        found["lm_head"] = scale * b @ a
     return found
 
 
-def main() -> None:
-    job = json.loads(pathlib.Path(sys.argv[1]).read_text())
-    out, facts, arrays = pathlib.Path(job["out"]), {"refused": {}}, {}
-    facts["version"] = __version__
-    config = transformers.AutoConfig.from_pretrained(job["model"])
-    get_parallel().override_permanently(**ONE_DEVICE)
-    for label, path in job["adapters"].items():
-        try:
-            found = loaded(path, config, job["max_lora_rank"])
-        except Exception as error:  # What it says is what is wanted.
-            facts["refused"][label] = f"{type(error).__name__}: {error}"
-            continue
-        arrays |= {f"{label}/{name}": x for name, x in found.items()}
-    np.savez(out / "arrays.npz", **arrays)
-    (out / "facts.json").write_text(json.dumps(facts))
-
-
 if __name__ == "__main__":
-    main()
+    get_parallel().override_permanently(**ONE_DEVICE)
+    answers.write(loaded, __version__)

@@ -1,7 +1,5 @@
 """Runs SGLang-JAX's own config and pool of buffers, on one device of the CPU."""
 
-import json
-import os
 import pathlib
 import re
 import sys
@@ -11,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-import transformers
 
-REPOSITORY = "sgl-project/sglang-jax"
-ROOT = pathlib.Path(json.loads(os.environ["ENGINES_CHECKOUTS"])[REPOSITORY])
-sys.path.insert(0, str(ROOT / "python"))
+sys.path.append(str(pathlib.Path(__file__).parent))
+
+import answers
+
+sys.path.insert(0, str(answers.checkout() / "python"))
 
 from sgl_jax.srt.lora.lora_config import LoRAConfig
 from sgl_jax.srt.lora.lora_memory_pool import LoRAMemoryPool
@@ -65,21 +64,5 @@ def loaded(path: str, config, max_rank: int) -> dict[str, np.ndarray]:
     return found
 
 
-def main() -> None:
-    job = json.loads(pathlib.Path(sys.argv[1]).read_text())
-    out, facts, arrays = pathlib.Path(job["out"]), {"refused": {}}, {}
-    facts["version"] = ROOT.name.rpartition("-")[2][:7]
-    config = transformers.AutoConfig.from_pretrained(job["model"])
-    for label, path in job["adapters"].items():
-        try:
-            found = loaded(path, config, job["max_lora_rank"])
-        except Exception as error:  # What it says is what is wanted.
-            facts["refused"][label] = f"{type(error).__name__}: {error}"
-            continue
-        arrays |= {f"{label}/{name}": x for name, x in found.items()}
-    np.savez(out / "arrays.npz", **arrays)
-    (out / "facts.json").write_text(json.dumps(facts))
-
-
 if __name__ == "__main__":
-    main()
+    answers.write(loaded, answers.commit())

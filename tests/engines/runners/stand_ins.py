@@ -2,6 +2,7 @@
 
 import importlib.abc
 import importlib.machinery
+import pathlib
 import sys
 import types
 
@@ -54,3 +55,11 @@ def replace(name: str) -> None:
     """Let a module that is there be an empty one."""
     sys.modules[name] = module = types.ModuleType(name)
     module.__getattr__ = _anything
+
+
+def without_init(name: str, folder: pathlib.Path) -> None:
+    """Let a package's modules be imported without its `__init__`."""
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    module.__path__ = [str(folder)]
+    sys.modules[name] = module

@@ -154,7 +154,9 @@ def test_vllm_allocates_one_of_its_ranks(rank, allocated):
     assert (cost.engine, cost.rank, cost.allocated) == ("vllm", rank, allocated)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("vllm", 512), ("lorax", 128)])
+@pytest.mark.parametrize(
+    ("engine", "most"), [("vllm", 512), ("lorax", 128), ("lmdeploy", 256)]
+)
 def test_a_rank_that_no_buffer_holds_is_refused(engine, most, tmp_path):
     match = rf"{engine} cannot serve.*'layers/0/o' has rank {most + 1}.*max_rank={most}"
 
@@ -213,14 +215,46 @@ def test_a_sibling_that_kept_nothing_is_filled_in(tmp_path):
     assert shapes_of(tmp_path / "x")["layers/0/q_proj"] == (8, 2, 6)
 
 
-def test_lorax_has_each_type_in_every_layer(tmp_path):
-    para.save(small(), tmp_path / "x", engine="lorax")
+@pytest.mark.parametrize(("engine", "rank"), [("lorax", 8), ("lmdeploy", 5)])
+def test_each_type_is_in_every_layer_at_one_rank(engine, rank, tmp_path):
+    para.save(small(), tmp_path / "x", engine=engine)
 
-    assert {r for _, r, _ in shapes_of(tmp_path / "x").values()} == {8}
+    assert {r for _, r, _ in shapes_of(tmp_path / "x").values()} == {rank}
     assert len(shapes_of(tmp_path / "x")) == 6
     uneven = checkpoint({"layers/0/q_proj": 2, "layers/1/q_proj": 1, "layers/0/up": 1})
     with pytest.raises(ValueError, match="'layers/up' is in 1 of 2 layers"):
-        para.save(uneven, tmp_path / "y", engine="lorax")
+        para.save(uneven, tmp_path / "y", engine=engine)
+
+
+@pytest.mark.parametrize("layers", [0, [0], [0, 1]])
+@pytest.mark.parametrize("engine", ["lorax", "lmdeploy"])
+def test_a_parent_in_some_layers_alone_is_refused(engine, layers, tmp_path):
+    """The file does not tell how many layers the base has."""
+    config = {"peft_type": "LORA", "layers_to_transform": layers}
+    parent = checkpoint({"layers/0/q_proj": 2, "layers/1/q_proj": 1}, config=config)
+
+    with pytest.raises(
+        ValueError, match=rf"{engine} cannot.*layers_to_transform.*null"
+    ):
+        para.save(parent, tmp_path / "x", engine=engine)
+    for nothing in (None, []):
+        config["layers_to_transform"] = nothing
+        para.save(parent, tmp_path / f"{nothing}", engine=engine)
+
+
+@pytest.mark.parametrize(
+    ("rank", "written"),
+    [(1, 1), (3, 3), (16, 16), (17, 32), (32, 32), (65, 128), (129, 256)],
+)
+def test_lmdeploy_has_ranks_that_its_kernel_is_compiled_for(rank, written, tmp_path):
+    """Of more than 16, powers of two: Triton has no other ranges."""
+    parent = checkpoint({"layers/0/q_proj": rank, "layers/1/q_proj": 1})
+
+    para.save(parent, tmp_path / "x", engine="lmdeploy")
+
+    assert {r for _, r, _ in shapes_of(tmp_path / "x").values()} == {written}
+    config = json.loads((tmp_path / "x/adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == written
 
 
 @pytest.mark.filterwarnings("ignore:.*one module for each expert")
@@ -428,18 +462,27 @@ def test_an_adapter_from_no_tree_has_none_to_run_in(engine, tmp_path):
         para.save(small(), tmp_path / "x", engine=engine)
 
 
-def test_sglang_jax_compares_the_types_of_modules(tmp_path):
-    """As its `can_support` does: with the types that the server was started for."""
-    ranks = {
-        f"model/layers/{i}/self_attn/{x}_proj": 1 + i for i in (0, 1) for x in "qv"
-    }
-    parent = checkpoint(ranks)
+LAYERS = {f"model/layers/{i}/self_attn/{x}_proj": 1 + i for i in (0, 1) for x in "qv"}
 
-    para.save(parent, tmp_path / "x", engine="sglang-jax")
+
+def test_lmdeploy_compares_the_types_of_modules(tmp_path):
+    """It looks for a name of one adapter's list in the lists of the others."""
+    para.save(checkpoint(LAYERS), tmp_path / "x", engine="lmdeploy")
 
     config = json.loads((tmp_path / "x/adapter_config.json").read_text())
     assert config["target_modules"] == ["q_proj", "v_proj"]
     assert config["r"] == config["lora_alpha"] == 2
+
+
+def test_sglang_jax_pads_to_its_buffers_itself(tmp_path):
+    para.save(checkpoint(LAYERS), tmp_path / "x", engine="sglang-jax")
+
+    got = {f"model/{x}": r for x, (_, r, _) in shapes_of(tmp_path / "x").items()}
+    assert got == LAYERS
+    config = json.loads((tmp_path / "x/adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == 2  # It divides one by the other.
+    (cost,) = (x for x in serving.costs(checkpoint(LAYERS)) if x.engine == "sglang-jax")
+    assert cost.memory == 4 * 2 * 2 * (14 + 12)
 
 
 # --- Names ----------------------------------------------------------------------------

@@ -15,12 +15,18 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp_v0
 import pytest
 import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
 import para_jax as para
+from tests.para_jax.formats.orbax_writers import (
+    with_checkpoint_manager,
+    with_pytree_checkpointer,
+    with_standard_checkpointer,
+    with_v1,
+    with_v1_training_checkpointer,
+)
 
 # What a user calls has to work in JAX's default precision.
 pytestmark = pytest.mark.user_defaults
@@ -268,38 +274,6 @@ def params():
         },
         "norm": {"scale": random(6)},
     }
-
-
-def with_standard_checkpointer(path, tree):
-    with ocp_v0.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, tree)
-        checkpointer.wait_until_finished()
-    return path
-
-
-def with_pytree_checkpointer(path, tree):
-    with ocp_v0.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(path, tree)
-    return path
-
-
-def with_checkpoint_manager(path, tree):
-    with ocp_v0.CheckpointManager(path) as manager:
-        manager.save(7, args=ocp_v0.args.StandardSave(tree))
-        manager.wait_until_finished()
-    return path / "7"
-
-
-def with_v1(path, tree):
-    ocp.save(path, tree)
-    return path
-
-
-def with_v1_training_checkpointer(path, tree):
-    with ocp.training.Checkpointer(path) as checkpointer:
-        checkpointer.save(7, tree)
-    (step,) = (x for x in path.iterdir() if x.name.endswith("7"))
-    return step
 
 
 WRITERS = [

@@ -20,6 +20,14 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 import para_jax as para
+from tests.para_jax.formats.orbax_writers import (
+    with_checkpoint_manager,
+    with_named_items,
+    with_pytree_checkpointer,
+    with_standard_checkpointer,
+    with_v1,
+    with_v1_training_checkpointer,
+)
 
 # What a user calls has to work in JAX's default precision.
 pytestmark = pytest.mark.user_defaults
@@ -76,48 +84,6 @@ def tree_with(**leaves):
         },
         **leaves,
     }
-
-
-def with_v1(path, tree):
-    ocp.save(path, tree)
-    return path
-
-
-def with_v1_training_checkpointer(path, tree):
-    with ocp.training.Checkpointer(path) as checkpointer:
-        checkpointer.save(7, tree)
-    (step,) = (x for x in path.iterdir() if x.name.endswith("7"))
-    return step
-
-
-def with_pytree_checkpointer(path, tree):
-    with ocp_v0.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(path, tree)
-    return path
-
-
-def with_standard_checkpointer(path, tree):
-    with ocp_v0.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, tree)
-        checkpointer.wait_until_finished()
-    return path
-
-
-def with_checkpoint_manager(path, tree):
-    with ocp_v0.CheckpointManager(path) as manager:
-        manager.save(7, args=ocp_v0.args.StandardSave(tree))
-        manager.wait_until_finished()
-    return path / "7"
-
-
-def with_named_items(path, tree):
-    with ocp_v0.CheckpointManager(path) as manager:
-        items = {
-            "model_params": ocp_v0.args.PyTreeSave(tree),
-            "optimizer_state": ocp_v0.args.PyTreeSave({"count": True}),
-        }
-        manager.save(7, args=ocp_v0.args.Composite(**items))
-    return path / "7"
 
 
 # What each writer refuses itself: the rest goes into one checkpoint.
