@@ -161,7 +161,7 @@ def _adapters_in(folder: pathlib.Path) -> list[str]:
     marks = _ADAPTER | _ORBAX
     found = [x for x in folder.iterdir() if x.is_dir() and not x.name.isdigit()]
     names = [x.name for x in found if any((x / mark).exists() for mark in marks)]
-    return sorted(names, key=lambda x: [int(n) for n in re.findall(r"\d+", x)])
+    return sorted(names, key=lambda x: ([int(n) for n in re.findall(r"\d+", x)], x))
 
 
 def _shards(path: pathlib.Path) -> str:
@@ -204,6 +204,8 @@ def _advice(names: list[str]) -> str:
             " lora_a and lora_b are mlx-lm's: name it adapters.safetensors, beside its "
             "adapter_config.json, which has the scale."
         )
+    if ends <= {"diff", "diff_b", "w_norm", "b_norm", "alpha"} and ends:
+        return " They are whole differences, as of LyCORIS with algo=full."
     if {"A", "B"} <= ends:
         return (
             " A and B are those of mlx-vlm before 2026, whose releases disagree about "

@@ -335,3 +335,21 @@ def test_a_broken_tenant_does_not_stop_the_others(tmp_path, capsys):
 
     assert (tmp_path / "out/a/adapter_model.safetensors").exists()
     assert "git lfs pull" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["x.sft", "x.SAFETENSORS"])
+def test_a_single_file_is_known_by_its_other_endings(name, tmp_path):
+    (tmp_path / name).write_bytes(
+        tensors("q.lora_down.weight", "q.lora_up.weight", shape=(1, 1))
+    )
+
+    assert para.load(tmp_path / name).adapters.keys() == {"q"}
+
+
+def test_adapters_in_a_folder_are_listed_by_their_names(tmp_path):
+    files = ("adapter_config.json", LORA), ("adapter_model.safetensors", factors())
+    names = ["step-10", "b", "step-9", "a"]
+    place(tmp_path, {f"{name}/{x}": data for name in names for x, data in files})
+
+    with pytest.raises(ValueError, match="name one of them, 'a', 'b', 'step-9' and 1"):
+        para.load(tmp_path)
