@@ -37,6 +37,11 @@ _MARK = re.compile(
 )
 # Beside factors, what could scale them.
 _SCALES = re.compile(r"scal|alpha|multiplier|rank")
+# Beside factors, what is added to the weight or the bias by itself, or their shape.
+_BESIDE = {
+    *("weight", "bias", "diff", "diff_b", "w_norm", "b_norm"),
+    *("set_weight", "reshape_weight"),
+}
 # The same of all modules. CLIP's `logit_scale` is another thing.
 _WHOLE_SCALE = re.compile(
     r"(?:(?:lora|network|ss_network)_)?(?:alpha|scale|scaling|multiplier|rank)"
@@ -47,6 +52,7 @@ _VARIANTS = {
     "lokr_": "LoKr",
     "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
+    "magnitude": "DoRA",  # ai-toolkit's.
     "lora_mid": "LoCon with a core tensor (Tucker)",
     "lora_E": "AdaLoRA",
     "oft_": "OFT",
@@ -265,6 +271,11 @@ def _check_rest(
             f"'{name}' may be a scale of the factors beside it, which readers take "
             "differently. Only .alpha is known: multiply it into a factor, and remove "
             "it."
+        )
+    if module in halves and end not in _BESIDE:
+        raise ValueError(
+            f"'{name}' is not known here, and may change what the factors beside it "
+            "mean. Remove it, if it does not."
         )
 
 

@@ -395,6 +395,14 @@ ODD = {
         {"lora_unet_q.diff": random(6, 8), "lora_unet_q.diff_b": random(6)},
         "no LoRA factors.* whole differences",
     ),
+    "a DoRA of ai-toolkit": (
+        pair("q", 8, 6, 3, names="peft") | {"q.magnitude": random(6)},
+        r"'q.magnitude' makes this a DoRA adapter",
+    ),
+    "an unknown tensor of a module": (
+        pair("q", 8, 6, 3) | {"q.gate": random(3)},
+        r"'q.gate' is not known here, and may change what the factors beside it mean",
+    ),
     "AdaLoRA": (pair("q", 8, 6, 3) | {"q.lora_E": random(3, 1)}, "AdaLoRA"),
     "whole numbers": (
         {
