@@ -38,10 +38,8 @@ _MARK = re.compile(
 # Beside factors, what could scale them.
 _SCALES = re.compile(r"scal|alpha|multiplier|rank")
 # Beside factors, what is added to the weight or the bias by itself, or their shape.
-_BESIDE = {
-    *("weight", "bias", "diff", "diff_b", "w_norm", "b_norm"),
-    *("set_weight", "reshape_weight"),
-}
+_UPDATES = {"diff", "diff_b", "w_norm", "b_norm", "set_weight", "reshape_weight"}
+_BESIDE = _UPDATES | {"weight", "bias"}
 # The same of all modules. CLIP's `logit_scale` is another thing.
 _WHOLE_SCALE = re.compile(
     r"(?:(?:lora|network|ss_network)_)?(?:alpha|scale|scaling|multiplier|rank)"
@@ -277,6 +275,11 @@ def _check_rest(
             f"'{name}' is not known here, and may change what the factors beside it "
             "mean. Remove it, if it does not."
         )
+
+
+def is_update(name: str) -> bool:
+    """Return whether a tensor that is no factor is part of what a file adds."""
+    return name.startswith(_EMBEDDINGS) or name.rpartition(".")[2] in _UPDATES
 
 
 def default(module: str) -> Spelling:

@@ -241,6 +241,28 @@ def test_what_lies_beside_factors_keeps_its_name_and_its_bits(tmp_path):
         np.testing.assert_array_equal(new[name], x, strict=True)
 
 
+@pytest.mark.parametrize(
+    ("form", "reader"), [("peft", "PEFT"), ("mlx", "mlx-lm"), ("orbax", "")]
+)
+@pytest.mark.parametrize(
+    "name", ["transformer.q.diff_b", "norm.diff", "bundle_emb.a.x"]
+)
+def test_a_part_of_an_update_that_a_reader_does_not_know_is_told(
+    name, form, reader, tmp_path, recwarn
+):
+    """PEFT loads what `modules_to_save` and `bias` name, mlx-lm factors alone."""
+    tensors = pair("transformer.q", 8, 6, 3, names="peft") | {name: random(6)}
+    found = para.load(write(tmp_path / "x.safetensors", tensors))
+
+    para.save(found, tmp_path / "y", format=form)
+
+    told = [str(x.message) for x in recwarn if x.category is UserWarning]
+    assert len(told) == bool(reader)
+    if reader:
+        assert told[0].startswith(f"'{name}' is part of the update (1 such tensors)")
+        assert f"{reader} would leave it out" in told[0]
+
+
 @pytest.mark.parametrize("names", ["peft", "adapter"])
 @pytest.mark.parametrize("scale", [1, 0.5])
 def test_a_bias_belongs_to_the_update(names, scale, tmp_path):
