@@ -62,6 +62,14 @@ def check_pointer(path: pathlib.Path) -> None:
             )
 
 
+def check_shard(path: pathlib.Path) -> None:
+    """Raise ValueError if a file is a part of an adapter, by its name."""
+    match = _SHARD.search(path.name)
+    part = match and "-of-00001." not in match[0]
+    if part and not _WHOLE.match(path.name):
+        raise ValueError(_shards(path))
+
+
 def check_pointers(folder: pathlib.Path) -> None:
     """Raise ValueError, naming the first one, if any file in a folder is a pointer."""
     for path in sorted(folder.rglob("*")):

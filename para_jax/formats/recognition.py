@@ -36,6 +36,7 @@ def recognise(path: str | pathlib.Path) -> Format:
     if folder.name in _WEIGHTS and not folder.is_dir() and not _is_alone(folder):
         return _WEIGHTS[folder.name]
     if folder.suffix.lower() in _ONE_FILE and folder.is_file():
+        other_files.check_shard(folder)
         return "kohya"
     if not folder.exists():
         other_files.refuse_missing(folder)

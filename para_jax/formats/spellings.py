@@ -38,7 +38,10 @@ _MARK = re.compile(
 # Beside factors, what could scale them.
 _SCALES = re.compile(r"scal|alpha|multiplier|rank")
 # Beside factors, what is added to the weight or the bias by itself, or their shape.
-_UPDATES = {"diff", "diff_b", "w_norm", "b_norm", "set_weight", "reshape_weight"}
+_UPDATES = {
+    *("diff", "diff_b", "w_norm", "b_norm", "set_weight", "reshape_weight"),
+    *("bias_indices", "bias_values", "bias_size"),  # LyCORIS's sparse bias.
+}
 _BESIDE = _UPDATES | {"weight", "bias"}
 # The same of all modules. CLIP's `logit_scale` is another thing.
 _WHOLE_SCALE = re.compile(

@@ -151,6 +151,14 @@ FOUND = {
         ".",
         r"model\.safetensors' holds a whole model's weights.*para_jax\.extract",
     ),
+    "one shard": (
+        {
+            "adapter_model-00001-of-00002.safetensors": factors(),
+            "adapter_model-00002-of-00002.safetensors": factors(),
+        },
+        "adapter_model-00001-of-00002.safetensors",
+        r"00001-of-00002\.safetensors' is part of an adapter that was saved in shards",
+    ),
     "sharded model": (
         {
             "model-00001-of-00002.safetensors": WHOLE,
@@ -339,6 +347,15 @@ def test_a_broken_tenant_does_not_stop_the_others(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["x.sft", "x.SAFETENSORS"])
 def test_a_single_file_is_known_by_its_other_endings(name, tmp_path):
+    (tmp_path / name).write_bytes(
+        tensors("q.lora_down.weight", "q.lora_up.weight", shape=(1, 1))
+    )
+
+    assert para.load(tmp_path / name).adapters.keys() == {"q"}
+
+
+def test_a_file_that_is_all_shards_is_read(tmp_path):
+    name = "x-00001-of-00001.safetensors"
     (tmp_path / name).write_bytes(
         tensors("q.lora_down.weight", "q.lora_up.weight", shape=(1, 1))
     )

@@ -224,6 +224,8 @@ def test_what_lies_beside_factors_keeps_its_name_and_its_bits(tmp_path):
         "transformer.norm_q.scale": random(3),
         "transformer.q.reshape_weight": np.asarray([6, 8]),
         "lora_unet_k.reshape_weight": np.asarray([6, 8]),
+        "lora_unet_q.bias_indices": np.zeros((2, 3), np.int64),
+        "lora_unet_q.bias_values": random(3),
         "transformer.norm.w_norm": random(8),
         "transformer.norm.set_weight": random(8),
         "bundle_emb.lora_me.clip_l": random(2, 8),
