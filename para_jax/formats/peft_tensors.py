@@ -13,7 +13,6 @@ import numpy as np
 from para_jax.adapters import Adapter, Checkpoint, Layer
 
 PREFIX = "base_model.model."
-_WRAPPED = f"module.{PREFIX}"
 _KEY = re.compile(
     r"(?P<module>.+)\.(?:lora_(?P<factor>[AB])\.weight|lora_embedding_(?P<table>[AB])"
     r"|lora_(?P<bias>B)\.bias)$"
@@ -21,6 +20,11 @@ _KEY = re.compile(
 # Modules that PyTorch puts around others: torch.compile, FSDP, and activation
 # checkpointing. PEFT finds no module whose name has them, and says nothing.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# What may stand before PEFT's prefix: DDP's and DeepSpeed's module, and a component of
+# a pipeline that PEFT had wrapped, whose name stays.
+_HOLDER = re.compile(
+    rf"(?:module\.|(?P<part>(?:unet|transformer|text_encoder(?:_\d)?)\.)){PREFIX}"
+)
 # VeLoRA's directions, along which activations are compressed for the gradient alone.
 _TRAINING = ".lora_velora_embed"
 Tensors = dict[str, np.ndarray]
@@ -40,8 +44,8 @@ class Module:
 def unwrapped(found: Mapping[str, np.ndarray]) -> Tensors:
     """Return tensors under the names that they have in the model itself.
 
-    Without the names of `_WRAPPERS`, and without the `module.` that DDP and DeepSpeed
-    put before PEFT's prefix.
+    Without the names of `_WRAPPERS`, and without PEFT's prefix where something stands
+    before it.
 
     Raises:
       ValueError: if two tensors then have one name. The message shows both.
@@ -50,7 +54,8 @@ def unwrapped(found: Mapping[str, np.ndarray]) -> Tensors:
     first: dict[str, str] = {}
     for name, value in found.items():
         new = ".".join(x for x in name.split(".") if x not in _WRAPPERS)
-        new = new.removeprefix("module.") if new.startswith(_WRAPPED) else new
+        if match := _HOLDER.match(new):
+            new = (match["part"] or PREFIX) + new[match.end() :]
         bare = new.removeprefix(PREFIX)
         if bare in first:
             raise ValueError(

@@ -345,6 +345,25 @@ def test_names_of_wrappers_are_left_out(wrapper, place, tmp_path):
     single.same(single.comfy(tmp_path / "y.safetensors"), want)
 
 
+@pytest.mark.parametrize("part", ["transformer", "unet", "text_encoder_2"])
+def test_the_prefix_of_peft_is_no_module_of_a_component(part, tmp_path):
+    """SimpleTuner's, of a component that PEFT had wrapped: no reader finds it."""
+    plain = pair(f"{part}.blocks.0.to_q", 8, 6, 3, names="diffusers")
+    source = write(
+        tmp_path / "x.safetensors",
+        {
+            name.replace(".blocks", ".base_model.model.blocks"): plain[name]
+            for name in plain
+        },
+    )
+
+    found = para.load(source)
+    para.save(found, tmp_path / "y.safetensors", format="kohya")
+
+    assert found.adapters.keys() == {f"{part}/blocks/0/to_q"}
+    assert read(tmp_path / "y.safetensors")[0].keys() == plain.keys()
+
+
 ODD = {
     "two adapters": (
         pair("q", 8, 6, 3, names="adapter") | {"k.lora_A.other.weight": random(3, 8)},
