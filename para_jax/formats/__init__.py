@@ -83,6 +83,7 @@ def load(
         from para_jax.formats import peft
 
         other_files.check_weights(folder, peft.WEIGHTS)
+        other_files.warn_of_trained(folder)
         checkpoint = peft.load(folder)
     elif found == "kohya":
         from para_jax.formats import kohya

@@ -5,6 +5,7 @@ Recognised by name, and by their first bytes alone: nothing here is loaded. Host
 
 import pathlib
 import re
+import warnings
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -43,6 +44,12 @@ _KINDS = {
         "is a shard of torch.distributed.checkpoint. Load it in PyTorch, and save the "
         "adapter with PEFT's save_pretrained."
     ),
+}
+# Trained with an adapter, and kept beside PEFT's two files.
+_TRAINED = {
+    "non_lora_trainables.bin": "LLaVA",
+    "value_head.safetensors": "LLaMA-Factory",
+    "value_head.bin": "LLaMA-Factory",
 }
 _ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "adapters.safetensors"}
 _ORBAX = {"_METADATA", "_CHECKPOINT_METADATA"}
@@ -134,6 +141,17 @@ def check_weights(folder: pathlib.Path, weights: str) -> None:
     """
     if not (folder / weights).exists():
         _check_weights(folder, sorted(x.name for x in folder.iterdir()))
+
+
+def warn_of_trained(folder: pathlib.Path) -> None:
+    """Warn of files beside an adapter without which a child would not be the model."""
+    for name, writer in _TRAINED.items():
+        if (folder / name).is_file():
+            warnings.warn(
+                f"'{folder / name}' was trained with this adapter ({writer}'s), and is "
+                "not read. Copy it beside every child.",
+                stacklevel=3,
+            )
 
 
 def _check_weights(folder: pathlib.Path, names: list[str]) -> None:

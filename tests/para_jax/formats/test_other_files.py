@@ -370,3 +370,17 @@ def test_adapters_in_a_folder_are_listed_by_their_names(tmp_path):
 
     with pytest.raises(ValueError, match="name one of them, 'a', 'b', 'step-9' and 1"):
         para.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["non_lora_trainables.bin", "value_head.safetensors"])
+def test_what_was_trained_beside_an_adapter_is_told(name, tmp_path, capsys):
+    """The reward model, or the projector, of a child would be another one's."""
+    files = {"adapter_config.json": LORA, "adapter_model.safetensors": factors()}
+    place(tmp_path / "src", files | {name: b"x"})
+
+    with pytest.warns(UserWarning, match=rf"{name}' was trained with this adapter"):
+        para.load(tmp_path / "src")
+
+    status = cli.main(["convert", str(tmp_path / "src"), str(tmp_path / "dst")])
+    assert status == 0
+    assert capsys.readouterr().err.count("Copy it beside every child") == 1
