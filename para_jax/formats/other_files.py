@@ -24,7 +24,7 @@ _HDF5 = (
 )
 _KINDS = {
     **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"), _PICKLE),
-    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z"), _ARCHIVE),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".nemo"), _ARCHIVE),
     **dict.fromkeys((".h5", ".hdf5", ".keras"), _HDF5),
     ".gguf": (
         "is a GGUF file, llama.cpp's own form. Compress the adapter that it was "

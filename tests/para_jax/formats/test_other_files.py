@@ -195,6 +195,7 @@ FOUND = {
             ".msgpack": "Flax serialised",
             ".distcp": "torch.distributed.checkpoint",
             ".zip": "archive: unpack",
+            ".nemo": "archive: unpack",
         }.items()
     },
     **{
