@@ -9,14 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from para_jax import rounding, shared
 from para_jax.adapters import (
     Adapter,
     Adapters,
-    Array,
     Checkpoint,
     Child,
     by_member,
@@ -126,7 +124,7 @@ def spectra_of(
         finite = np.isfinite(whole.s).all(-1)
         if not finite.all():
             path, _ = group.members()[int(finite.argmin())]
-            raise ValueError(f"'{path}': the factors contain NaN or infinity.")
+            raise ValueError(f"'{path}': {_beyond(adapters[path])}")
         stored = whole.dtype if dtype is None else np.dtype(dtype).name
         for path in group.stacks:
             nominal = min(adapters[path].nominal or adapters[path].rank, whole.nominal)
@@ -139,6 +137,13 @@ def spectra_of(
                 nominal=nominal,
             )
     return {path: result[path] for path in adapters}
+
+
+def _beyond(adapter: Adapter) -> str:
+    """Return why a singular value is no finite number."""
+    if rounding.is_finite(adapter.a) and rounding.is_finite(adapter.b):
+        return "its singular values are beyond the range of float64: scale it down."
+    return "the factors contain NaN or infinity."
 
 
 def cut(
@@ -215,7 +220,7 @@ def _repacked(
     }
     with wide():
         result = repack(exact, kept, adapters, form=form, progress=progress)
-    _check_range(result)
+    rounding.check_range(result, spectra, kept)
     dtypes = {
         name: spectra[path].dtype
         for path in narrow
@@ -270,20 +275,6 @@ def _check_parent(parent: Checkpoint) -> None:
                 f"'{path}' is traced, and a rank that becomes a shape must be known. "
                 "Inside jit, use decompose, masks and repack(form='masked')."
             )
-
-
-def _check_range(adapters: Adapters) -> None:
-    for path, x in adapters.items():
-        if not (_is_finite(x.a) and _is_finite(x.b)):
-            raise ValueError(
-                f"'{path}': the child does not fit the range of {x.a.dtype}. Store it "
-                "in bfloat16 or float32."
-            )
-
-
-def _is_finite(x: Array) -> bool:
-    xp = np if isinstance(x, np.ndarray) else jnp  # What is on a mesh stays there.
-    return bool(xp.isfinite(x).all())
 
 
 def as_checkpoint(parent: Checkpoint | Adapters) -> Checkpoint:

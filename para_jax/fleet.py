@@ -83,7 +83,7 @@ def find(
         if (kind := _form(path)) is None:
             others.append(path)
             continue
-        name = name.removesuffix(".safetensors")
+        name = name.removesuffix(path.suffix if kind == "kohya" else ".safetensors")
         ending = ".safetensors" if (form or kind) == "kohya" else ""
         new = Tenant(name, path, folder / f"{name}{ending}")
         if (old := found.setdefault(name, new)).source != path:

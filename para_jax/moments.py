@@ -78,8 +78,9 @@ def project_moments(
     acprop, adan, ademamix, adagrad, rmsprop, lion, muon, and momentum, within any
     wrappers; a state of another class that keeps something of an adapter is refused.
     A state does not say everything: adamax, yogi and adopt use the class of Adam's
-    state for other quantities, and lars accumulates what it has scaled. Call
-    `check_optimizer` once for any other optimizer than those named here.
+    state for other quantities, lars accumulates what it has scaled, and momentum
+    behind `add_decayed_weights` is of the weights too. Call `check_optimizer` once for
+    any other optimizer than those named here.
 
     Example:
       >>> import optax

@@ -1,4 +1,7 @@
-"""Storing a child in 8 bits: how far rounding moves its updates. Host.
+"""Storing a child: whether its dtype has the range, and what 8 bits cost. Host.
+
+Balanced factors have entries of about `sqrt(s / size)` for a singular value `s`, which
+may lie outside of a dtype's range where the update itself does not.
 
 A number of float8_e4m3fn has 4 bits and ends at 448, with a smallest of 2^-9; one of
 float8_e5m2 has 3 bits. Rounded to so few, the factors of an update move it by several
@@ -15,12 +18,54 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax.adapters import Adapter, unstack
+from para_jax.adapters import Adapter, Array, unstack
+from para_jax.spectrum import Spectra
+
+_LEAST = 16  # Times a dtype's smallest number: entries of that size are off by 3 %.
 
 
 def is_narrow(dtype: str) -> bool:
     """Return whether a dtype has so few bits that storing in it has to be measured."""
     return np.dtype(dtype).itemsize == 1
+
+
+def check_range(
+    adapters: Mapping[str, Adapter], spectra: Spectra, kept: Mapping[str, np.ndarray]
+) -> None:
+    """Check that the factors of a child are finite, and not all lost to underflow.
+
+    Args:
+      adapters: A child, as it is to be stored.
+      spectra: What it was made of.
+      kept: The mask of each spectrum.
+
+    Raises:
+      ValueError: if not. The message names a module.
+    """
+    for path, x in adapters.items():
+        if not (is_finite(x.a) and is_finite(x.b)):
+            raise _out_of_range(path, x.a.dtype.name)
+    largest = {p: np.max(x.s[kept[p]], initial=0.0) for p, x in spectra.items()}
+    path = max(largest, key=largest.__getitem__, default="")
+    if not path or not largest[path] or is_narrow(spectra[path].dtype):
+        return  # Nothing is kept, or `store` measures it.
+    dtype, size = spectra[path].dtype, max(spectra[path].shape)
+    least = _LEAST * float(jnp.finfo(dtype).smallest_subnormal)
+    if math.sqrt(largest[path] / size) < least:
+        raise _out_of_range(path, dtype)
+
+
+def is_finite(x: Array) -> bool:
+    """Return whether all numbers of an array are finite."""
+    xp = np if isinstance(x, np.ndarray) else jnp  # What is on a mesh stays there.
+    return bool(xp.isfinite(x).all())
+
+
+def _out_of_range(path: str, dtype: str) -> ValueError:
+    wide = "float64" if dtype in ("bfloat16", "float32") else "bfloat16 or float32"
+    return ValueError(
+        f"'{path}': the child does not fit the range of {dtype}. Store it in {wide}."
+    )
 
 
 def store(

@@ -7,6 +7,7 @@ a small adapter takes to compress.
 import contextlib
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -16,7 +17,14 @@ import numpy as np
 from para_jax import rounding
 from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
 from para_jax.compress import as_checkpoint
-from para_jax.formats import directory, expert_modules, mlx, other_files, tensors
+from para_jax.formats import (
+    directory,
+    expert_modules,
+    mlx,
+    other_files,
+    spellings,
+    tensors,
+)
 from para_jax.formats.engine_rules import Format as Format
 from para_jax.formats.profiles import PROFILES
 from para_jax.formats.profiles import Profile as Profile
@@ -75,6 +83,7 @@ def load(
         from para_jax.formats import peft
 
         other_files.check_weights(folder, peft.WEIGHTS)
+        other_files.warn_of_trained(folder)
         checkpoint = peft.load(folder)
     elif found == "kohya":
         from para_jax.formats import kohya
@@ -173,8 +182,21 @@ def save(
 
             consumers.check(new, wanted, checkpoint, profile)
             rounding.check_folded(checkpoint.adapters, wanted.adapters)
+    _warn_of_extra(checkpoint, format)
     if format == "peft" and engine in (None, "peft"):
         expert_modules.warn([*wanted.adapters, *wanted.absent])
+
+
+def _warn_of_extra(checkpoint: Checkpoint, form: Format) -> None:
+    """Warn of parts of an update that only readers of single files know."""
+    lost = [x for x in sorted(checkpoint.extra) if spellings.is_update(x)]
+    if lost and form in ("peft", "mlx"):
+        reader = "PEFT" if form == "peft" else "mlx-lm"
+        warnings.warn(
+            f"'{lost[0]}' is part of the update ({len(lost)} such tensors), and "
+            f"{reader} would leave it out. Keep it in a single file.",
+            stacklevel=3,
+        )
 
 
 def _written(

@@ -5,6 +5,7 @@ Recognised by name, and by their first bytes alone: nothing here is loaded. Host
 
 import pathlib
 import re
+import warnings
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -23,7 +24,7 @@ _HDF5 = (
 )
 _KINDS = {
     **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"), _PICKLE),
-    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z"), _ARCHIVE),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".nemo"), _ARCHIVE),
     **dict.fromkeys((".h5", ".hdf5", ".keras"), _HDF5),
     ".gguf": (
         "is a GGUF file, llama.cpp's own form. Compress the adapter that it was "
@@ -44,6 +45,12 @@ _KINDS = {
         "adapter with PEFT's save_pretrained."
     ),
 }
+# Trained with an adapter, and kept beside PEFT's two files.
+_TRAINED = {
+    "non_lora_trainables.bin": "LLaVA",
+    "value_head.safetensors": "LLaMA-Factory",
+    "value_head.bin": "LLaMA-Factory",
+}
 _ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "adapters.safetensors"}
 _ORBAX = {"_METADATA", "_CHECKPOINT_METADATA"}
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.|\.index\.json$")
@@ -60,6 +67,14 @@ def check_pointer(path: pathlib.Path) -> None:
                 f"'{path}' is a Git LFS pointer: the file itself was not downloaded. "
                 "Run 'git lfs pull' in its repository."
             )
+
+
+def check_shard(path: pathlib.Path) -> None:
+    """Raise ValueError if a file is a part of an adapter, by its name."""
+    match = _SHARD.search(path.name)
+    part = match and "-of-00001." not in match[0]
+    if part and not _WHOLE.match(path.name):
+        raise ValueError(_shards(path))
 
 
 def check_pointers(folder: pathlib.Path) -> None:
@@ -128,6 +143,17 @@ def check_weights(folder: pathlib.Path, weights: str) -> None:
         _check_weights(folder, sorted(x.name for x in folder.iterdir()))
 
 
+def warn_of_trained(folder: pathlib.Path) -> None:
+    """Warn of files beside an adapter without which a child would not be the model."""
+    for name, writer in _TRAINED.items():
+        if (folder / name).is_file():
+            warnings.warn(
+                f"'{folder / name}' was trained with this adapter ({writer}'s), and is "
+                "not read. Copy it beside every child.",
+                stacklevel=3,
+            )
+
+
 def _check_weights(folder: pathlib.Path, names: list[str]) -> None:
     if shards := [x for x in names if _SHARD.search(x) and not _WHOLE.match(x)]:
         raise ValueError(_shards(folder / shards[0]))
@@ -161,7 +187,7 @@ def _adapters_in(folder: pathlib.Path) -> list[str]:
     marks = _ADAPTER | _ORBAX
     found = [x for x in folder.iterdir() if x.is_dir() and not x.name.isdigit()]
     names = [x.name for x in found if any((x / mark).exists() for mark in marks)]
-    return sorted(names, key=lambda x: [int(n) for n in re.findall(r"\d+", x)])
+    return sorted(names, key=lambda x: ([int(n) for n in re.findall(r"\d+", x)], x))
 
 
 def _shards(path: pathlib.Path) -> str:
@@ -204,6 +230,8 @@ def _advice(names: list[str]) -> str:
             " lora_a and lora_b are mlx-lm's: name it adapters.safetensors, beside its "
             "adapter_config.json, which has the scale."
         )
+    if ends <= {"diff", "diff_b", "w_norm", "b_norm", "alpha"} and ends:
+        return " They are whole differences, as of LyCORIS with algo=full."
     if {"A", "B"} <= ends:
         return (
             " A and B are those of mlx-vlm before 2026, whose releases disagree about "

@@ -17,6 +17,14 @@ _KEY = re.compile(
     r"(?P<module>.+)\.(?:lora_(?P<factor>[AB])\.weight|lora_embedding_(?P<table>[AB])"
     r"|lora_(?P<bias>B)\.bias)$"
 )
+# Modules that PyTorch puts around others: torch.compile, FSDP, and activation
+# checkpointing. PEFT finds no module whose name has them, and says nothing.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# What may stand before PEFT's prefix: DDP's and DeepSpeed's module, and a component of
+# a pipeline that PEFT had wrapped, whose name stays.
+_HOLDER = re.compile(
+    rf"(?:module\.|(?P<part>(?:unet|transformer|text_encoder(?:_\d)?)\.)){PREFIX}"
+)
 # VeLoRA's directions, along which activations are compressed for the gradient alone.
 _TRAINING = ".lora_velora_embed"
 Tensors = dict[str, np.ndarray]
@@ -33,11 +41,36 @@ class Module:
     parameter: bool = False
 
 
+def unwrapped(found: Mapping[str, np.ndarray]) -> Tensors:
+    """Return tensors under the names that they have in the model itself.
+
+    Without the names of `_WRAPPERS`, and without PEFT's prefix where something stands
+    before it.
+
+    Raises:
+      ValueError: if two tensors then have one name. The message shows both.
+    """
+    result: Tensors = {}
+    first: dict[str, str] = {}
+    for name, value in found.items():
+        new = ".".join(x for x in name.split(".") if x not in _WRAPPERS)
+        if match := _HOLDER.match(new):
+            new = (match["part"] or PREFIX) + new[match.end() :]
+        bare = new.removeprefix(PREFIX)
+        if bare in first:
+            raise ValueError(
+                f"'{name}' is there under another name too, '{first[bare]}'. Remove "
+                "the one that is not the adapter's."
+            )
+        result[new], first[bare] = value, name
+    return result
+
+
 def by_module(found: Tensors) -> tuple[dict[str, Module], Tensors]:
     """Returns the LoRA tensors by module, and the others under their names."""
     modules: dict[str, Module] = {}
     extra: Tensors = {}
-    for name, value in found.items():
+    for name, value in unwrapped(found).items():
         if "/" in name:
             raise ValueError(
                 f"'{name}' has a slash in its name, which parts paths here."

@@ -63,7 +63,8 @@ def shaped(checkpoint: Checkpoint, profile: Profile) -> Checkpoint:
       Adapters of scale 1, or `1 / r` for `per-tensor-alpha`.
 
     Raises:
-      ValueError: if the adapters belong to changed base weights (PiSSA).
+      ValueError: if the adapters belong to changed base weights (PiSSA), or
+        `per-tensor-alpha` would have to hold a bias.
     """
     if checkpoint.residual:
         raise ValueError(
@@ -76,6 +77,12 @@ def shaped(checkpoint: Checkpoint, profile: Profile) -> Checkpoint:
     flat = join_experts(fit(flat, shapes(flat, GROUPS[profile])))
     if profile != "per-tensor-alpha":
         return flat
+    if flat.biases:
+        raise ValueError(
+            f"'{min(flat.biases)}' has a bias beside its factors (lora_bias), and the "
+            "programs that per-tensor-alpha is for read factors alone. Use the ragged "
+            "or the padded profile."
+        )
     adapters = {path: _over_rank(x) for path, x in flat.adapters.items()}
     return shared.spread(dataclasses.replace(flat, adapters=adapters), both)
 

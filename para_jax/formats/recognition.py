@@ -9,6 +9,7 @@ _WEIGHTS: dict[str, Format] = {
     "adapter_model.safetensors": "peft",
     "adapters.safetensors": "mlx",
 }
+_ONE_FILE = (".safetensors", ".sft")  # The latter in ComfyUI and Forge.
 _ORBAX_PARTS = ("state", "default", "pytree", "items", "params", "model_params")
 _ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
 
@@ -34,7 +35,8 @@ def recognise(path: str | pathlib.Path) -> Format:
     folder = pathlib.Path(path)
     if folder.name in _WEIGHTS and not folder.is_dir() and not _is_alone(folder):
         return _WEIGHTS[folder.name]
-    if folder.suffix == ".safetensors" and folder.is_file():
+    if folder.suffix.lower() in _ONE_FILE and folder.is_file():
+        other_files.check_shard(folder)
         return "kohya"
     if not folder.exists():
         other_files.refuse_missing(folder)

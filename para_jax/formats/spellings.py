@@ -9,6 +9,7 @@ A module has a down and an up factor, and may have an alpha and a bias:
   before it, as in `lora_A.default.weight`.
 - `<module>.lora.down.weight`, `<module>.lora_linear_layer.down.weight`,
   `<owner>.processor.to_q_lora.down.weight`: diffusers 0.14 to 0.21.
+- `<owner>.processor.qkv_lora1.down.weight`: XLabs, for FLUX.1.
 - `<module>.alpha`, whatever the factors are called; `lora_B.bias`.
 
 Names such as `lora_unet_down_blocks_0_attn_to_q` stand for paths whose dots became
@@ -22,20 +23,26 @@ from typing import NamedTuple
 import numpy as np
 
 from para_jax.adapters import Spelling
-from para_jax.formats.peft_tensors import PREFIX
+from para_jax.formats.peft_tensors import PREFIX, unwrapped
 
 _FACTOR = re.compile(
     r"(?P<module>.+)(?P<sep>[._])"
     r"(?P<pair>lora_(?:down|up)|lora_[AB]"
-    r"|lora\.(?:down|up)|lora_linear_layer\.(?:down|up))"
+    r"|lora\.(?:down|up)|lora_linear_layer\.(?:down|up)|(?<=_lora\d\.)(?:down|up))"
     r"(?:(?:\.(?P<adapter>[^.]+))?\.(?P<leaf>weight|bias))?"
 )
 # Between dots, what makes a tensor part of a LoRA.
 _MARK = re.compile(
-    r"lora|lora_[A-Za-z]+|lora_(?:embedding|linear|magnitude)_\w+|.+_lora(?:_[A-Za-z]+)?"
+    r"lora|lora_[A-Za-z]+(?:_\d+)?|lora_(?:embedding|linear|magnitude)_\w+|.+_lora(?:_[A-Za-z]+)?"
 )
 # Beside factors, what could scale them.
 _SCALES = re.compile(r"scal|alpha|multiplier|rank")
+# Beside factors, what is added to the weight or the bias by itself, or their shape.
+_UPDATES = {
+    *("diff", "diff_b", "w_norm", "b_norm", "set_weight", "reshape_weight"),
+    *("bias_indices", "bias_values", "bias_size"),  # LyCORIS's sparse bias.
+}
+_BESIDE = _UPDATES | {"weight", "bias"}
 # The same of all modules. CLIP's `logit_scale` is another thing.
 _WHOLE_SCALE = re.compile(
     r"(?:(?:lora|network|ss_network)_)?(?:alpha|scale|scaling|multiplier|rank)"
@@ -46,11 +53,15 @@ _VARIANTS = {
     "lokr_": "LoKr",
     "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
+    "magnitude": "DoRA",  # ai-toolkit's.
     "lora_mid": "LoCon with a core tensor (Tucker)",
     "lora_E": "AdaLoRA",
     "oft_": "OFT",
     "glora_": "GLoRA",
 }
+_LYCORIS = re.compile(
+    r"(?:lora|lycoris)_[^.]+\.(?:(?P<glora>[ab][12]\.weight)|(?P<ia3>on_input))"
+)
 # diffusers' text encoders under the names of attention processors.
 _PROJECTIONS = {
     "to_q": "q_proj",
@@ -88,6 +99,7 @@ def by_module(
       ValueError: if a LoRA tensor is not understood, a factor is missing, or two
         adapters are in the file. The message names the tensor.
     """
+    found = unwrapped(found)
     for name in found:
         _check_name(name)
     keys = {name: key for name in found if (key := _key(name)) is not None}
@@ -132,13 +144,25 @@ def _key(name: str) -> _Key | None:
 def _check_name(name: str) -> None:
     if "/" in name:
         raise ValueError(f"'{name}' has a slash in its name, which parts paths here.")
+    if name == "lora_controlnet":
+        raise ValueError(
+            "'lora_controlnet' makes this a Control-LoRA of Stability AI: a ControlNet "
+            "as factors (.down, .up) and whole tensors, which is not read."
+        )
+    if variant := _variant(name):
+        raise ValueError(
+            f"'{name}' makes this a {variant} adapter: its update is not the "
+            "product of two factors alone, so it cannot be compressed as LoRA."
+        )
+
+
+def _variant(name: str) -> str:
     end = name.removesuffix(".weight").rpartition(".")[2]
     for mark, variant in _VARIANTS.items():
         if end.startswith(mark) or f".{mark}." in name:
-            raise ValueError(
-                f"'{name}' makes this a {variant} adapter: its update is not the "
-                "product of two factors alone, so it cannot be compressed as LoRA."
-            )
+            return variant
+    match = _LYCORIS.fullmatch(name)
+    return "" if match is None else "GLoRA" if match["glora"] else "(IA)^3"
 
 
 def _check_adapters(keys: Mapping[str, _Key]) -> None:
@@ -249,6 +273,16 @@ def _check_rest(
             "differently. Only .alpha is known: multiply it into a factor, and remove "
             "it."
         )
+    if module in halves and end not in _BESIDE:
+        raise ValueError(
+            f"'{name}' is not known here, and may change what the factors beside it "
+            "mean. Remove it, if it does not."
+        )
+
+
+def is_update(name: str) -> bool:
+    """Return whether a tensor that is no factor is part of what a file adds."""
+    return name.startswith(_EMBEDDINGS) or name.rpartition(".")[2] in _UPDATES
 
 
 def default(module: str) -> Spelling:

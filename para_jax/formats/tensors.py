@@ -130,6 +130,8 @@ def _check_factor(name: str, entry: Mapping[str, Any], path: pathlib.Path) -> No
     """
     if "lora" not in name.lower() or math.prod(entry["shape"]) == 1:
         return  # An alpha may be a whole number.
+    if name.endswith(".bias_indices"):
+        return  # Of LyCORIS's sparse bias.
     inside = f"'{name}' in {path.name}"
     if _SCALES.search(name):
         raise ValueError(

@@ -96,6 +96,11 @@ def names(layout: Layout, leaves: Leaves) -> list[str]:
     return found if layout.known(found) else []
 
 
+def halves(layout: Layout, leaves: Leaves) -> set[Key]:
+    """Returns the keys of the leaves that this layout takes for halves."""
+    return {key for site in _sites(layout, leaves) for key in site.sides.values()}
+
+
 def is_optimizer(key: Key) -> bool:
     """Returns whether a leaf is an optimizer's: its moments are named as factors."""
     return not _OPTIMIZERS.isdisjoint(key[:-1])

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from para_jax.layouts import gemma, linen, lorax, maxtext, nnx, qwix, tunix
 from para_jax.layouts.axes import StackAxis
-from para_jax.layouts.layout import Layout, Leaves, names, pairs
+from para_jax.layouts.layout import Layout, Leaves, halves, names, pairs
 
 LAYOUTS: Mapping[str, Layout] = {
     x.name: x
@@ -40,12 +40,14 @@ def recognise(
         if not names(LAYOUTS[layout], leaves):
             others = f", but of {fits[-1].name}" if fits else ""
             raise ValueError(f"The tree is not of the layout {layout}{others}.")
+        _check_others(LAYOUTS[layout], leaves)
         return LAYOUTS[layout]
     refined = {x.refines for x in fits}
     fits = [x for x in fits if x.name not in refined]
     if len(fits) > 1:
         fits = [x for x in fits if _reads(x, leaves, stack_axis)] or fits[:1]
     if len(fits) > 1:
+        _check_others(fits[0], leaves)
         both = " and ".join(x.name for x in fits)
         raise ValueError(
             f"'{names(fits[0], leaves)[0]}': the layouts {both} both fit. Say which it "
@@ -58,7 +60,20 @@ def recognise(
             f"'a' and 'b', 'lora_a' and 'lora_b', or 'kernel_lora_a' and "
             f"'kernel_lora_b', got {some}, ..."
         )
+    _check_others(fits[0], leaves)
     return fits[0]
+
+
+def _check_others(chosen: Layout, leaves: Leaves) -> None:
+    """Raise ValueError if a tree holds factors that its layout does not read."""
+    read = halves(chosen, leaves)
+    for other in (nnx.LAYOUT, qwix.LAYOUT):  # Names that nothing else has.
+        if rest := sorted(halves(other, leaves) - read):
+            raise ValueError(
+                f"'{'/'.join(rest[0])}' is a LoRA factor that is named as by "
+                f"{other.name}, others as by {chosen.name}: one of both would be left "
+                "uncut. Give each kind as a tree of its own to para_jax.from_tree."
+            )
 
 
 def _reads(layout: Layout, leaves: Leaves, stack_axis: StackAxis | None) -> bool:

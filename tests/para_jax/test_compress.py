@@ -492,6 +492,48 @@ def test_a_child_beyond_the_range_of_its_dtype_is_refused():
         para_jax.compress(huge, Rank(1), dtype="float16")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale", "wide"),
+    [("float16", 1e-14, "float32"), ("float32", 1e-90, "float64")],
+)
+def test_a_child_below_the_range_of_its_dtype_is_refused(dtype, scale, wide):
+    """Its factors would be zeros, or a bit or two, and the report would not know."""
+    a, b = np.eye(8, 3), np.eye(3, 6)
+    tiny = {"x": para_jax.Adapter(a.astype(dtype), b.astype(dtype), scale)}
+
+    with pytest.raises(
+        ValueError, match=rf"'x'.*range of {dtype}. Store it in .*{wide}"
+    ):
+        para_jax.compress(tiny, Rank(2))
+
+    child = para_jax.compress(tiny, Rank(2), dtype=wide).adapters["x"]
+    products = np.float64(child.a) @ np.float64(child.b)
+    s = np.linalg.svd(products / scale, compute_uv=False)
+    np.testing.assert_allclose(s[:3], [1, 1, 0], atol=1e-6)
+
+
+def test_a_tiny_module_beside_others_may_be_lost():
+    """What it would add is nothing beside the rest of the model."""
+    rows = {"x": para_jax.Adapter(np.eye(8, 3), np.eye(3, 6), 1e-20)}
+    rows |= {"y": para_jax.Adapter(np.eye(8, 3), np.eye(3, 6))}
+
+    child = para_jax.compress(rows, Gamma(1), dtype="float16")
+
+    assert child.adapters["y"].a.dtype == np.float16
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e300])
+def test_an_update_beyond_float64_is_not_called_nan(scale):
+    huge = {
+        "x": para_jax.Adapter(np.full((8, 2), 1e160), np.full((2, 6), 1e160), scale)
+    }
+
+    with pytest.raises(
+        ValueError, match=r"'x': its singular values are beyond .*float64"
+    ):
+        para_jax.compress(huge, Rank(1))
+
+
 def test_a_dtype_that_holds_no_fractions_is_refused():
     with pytest.raises(ValueError, match="dtype is int8, expected floating point"):
         para_jax.compress(parent(), Rank(1), dtype="int8")

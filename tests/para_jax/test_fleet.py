@@ -189,6 +189,16 @@ def test_the_form_of_the_children_decides_on_their_ending(tmp_path):
     assert found.target == tmp_path / "out/acme.safetensors"
 
 
+@pytest.mark.parametrize("ending", ["safetensors", "SAFETENSORS", "sft"])
+def test_a_child_has_its_parents_name_without_the_ending(ending, tmp_path):
+    settle(tmp_path, ["in/acme.safetensors"], format="kohya")
+    (tmp_path / "in/acme.safetensors").rename(tmp_path / f"in/acme.{ending}")
+
+    (found,) = fleet.find([f"{tmp_path}/in/*"], tmp_path / "out").tenants
+
+    assert (found.name, found.target) == ("acme", tmp_path / "out/acme.safetensors")
+
+
 def test_what_is_no_adapter_is_passed_over_and_said(tmp_path):
     settle(tmp_path, ["in/acme"])
     (tmp_path / "in/empty").mkdir()

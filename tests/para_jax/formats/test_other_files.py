@@ -151,6 +151,14 @@ FOUND = {
         ".",
         r"model\.safetensors' holds a whole model's weights.*para_jax\.extract",
     ),
+    "one shard": (
+        {
+            "adapter_model-00001-of-00002.safetensors": factors(),
+            "adapter_model-00002-of-00002.safetensors": factors(),
+        },
+        "adapter_model-00001-of-00002.safetensors",
+        r"00001-of-00002\.safetensors' is part of an adapter that was saved in shards",
+    ),
     "sharded model": (
         {
             "model-00001-of-00002.safetensors": WHOLE,
@@ -187,6 +195,7 @@ FOUND = {
             ".msgpack": "Flax serialised",
             ".distcp": "torch.distributed.checkpoint",
             ".zip": "archive: unpack",
+            ".nemo": "archive: unpack",
         }.items()
     },
     **{
@@ -335,3 +344,44 @@ def test_a_broken_tenant_does_not_stop_the_others(tmp_path, capsys):
 
     assert (tmp_path / "out/a/adapter_model.safetensors").exists()
     assert "git lfs pull" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["x.sft", "x.SAFETENSORS"])
+def test_a_single_file_is_known_by_its_other_endings(name, tmp_path):
+    (tmp_path / name).write_bytes(
+        tensors("q.lora_down.weight", "q.lora_up.weight", shape=(1, 1))
+    )
+
+    assert para.load(tmp_path / name).adapters.keys() == {"q"}
+
+
+def test_a_file_that_is_all_shards_is_read(tmp_path):
+    name = "x-00001-of-00001.safetensors"
+    (tmp_path / name).write_bytes(
+        tensors("q.lora_down.weight", "q.lora_up.weight", shape=(1, 1))
+    )
+
+    assert para.load(tmp_path / name).adapters.keys() == {"q"}
+
+
+def test_adapters_in_a_folder_are_listed_by_their_names(tmp_path):
+    files = ("adapter_config.json", LORA), ("adapter_model.safetensors", factors())
+    names = ["step-10", "b", "step-9", "a"]
+    place(tmp_path, {f"{name}/{x}": data for name in names for x, data in files})
+
+    with pytest.raises(ValueError, match="name one of them, 'a', 'b', 'step-9' and 1"):
+        para.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["non_lora_trainables.bin", "value_head.safetensors"])
+def test_what_was_trained_beside_an_adapter_is_told(name, tmp_path, capsys):
+    """The reward model, or the projector, of a child would be another one's."""
+    files = {"adapter_config.json": LORA, "adapter_model.safetensors": factors()}
+    place(tmp_path / "src", files | {name: b"x"})
+
+    with pytest.warns(UserWarning, match=rf"{name}' was trained with this adapter"):
+        para.load(tmp_path / "src")
+
+    status = cli.main(["convert", str(tmp_path / "src"), str(tmp_path / "dst")])
+    assert status == 0
+    assert capsys.readouterr().err.count("Copy it beside every child") == 1

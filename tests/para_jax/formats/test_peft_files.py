@@ -113,6 +113,41 @@ def test_keys_need_no_prefix(prefix, tmp_path):
     }
 
 
+WRAPPED = {
+    "torch.compile": lambda name: f"_orig_mod.{name}",
+    "one layer compiled": lambda name: name.replace(".1.", ".1._orig_mod."),
+    "FSDP": lambda name: name.replace(".1.", "._fsdp_wrapped_module.1."),
+    "checkpointing": lambda name: name.replace(".1", ".1._checkpoint_wrapped_module"),
+    "DDP": lambda name: f"module.{name}",
+    "both": lambda name: f"_orig_mod.module.{name}",
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_wrappers_of_pytorch_are_no_modules(wrapper, tmp_path):
+    """PEFT finds none of them, so their names in a child would be no update at all."""
+    plain = linear("layers.1.q", 8, 6, 3) | {f"{PREFIX}layers.1.head": random(3)}
+    wrapped = {WRAPPED[wrapper](name): x for name, x in plain.items()}
+    assert wrapped.keys().isdisjoint(plain)
+
+    parent = para.load(write(tmp_path / "x", config(), wrapped))
+    para.save(parent, tmp_path / "child")
+
+    assert parent.adapters.keys() == {"layers/1/q"}
+    assert weights_of(tmp_path / "child").keys() == plain.keys()
+
+
+@pytest.mark.parametrize("name", [f"{PREFIX}q.lora_A.weight", f"{PREFIX}head.weight"])
+@pytest.mark.parametrize("other", ["", "_orig_mod.", f"module.{PREFIX}"])
+def test_two_names_of_one_tensor_are_refused(name, other, tmp_path):
+    twice = other + name.removeprefix(PREFIX)
+    weights = linear("q", 8, 6, 3) | {name: random(3, 8), twice: random(3, 8)}
+
+    match = f"'({name}|{twice})' is there under another name too, '({name}|{twice})'"
+    with pytest.raises(ValueError, match=match):
+        para.load(write(tmp_path / "x", config(), weights))
+
+
 MODULES = {"layers.1.q": 3, "vision.layers.1.q": 3, "layers.11.q": 3, "layers.1.xq": 3}
 SCALES = {  # The fields, and the scales of the four modules in order.
     "alpha over r": ({}, [2, 2, 2, 2]),
@@ -544,3 +579,12 @@ def test_names_match_as_the_regular_expression_that_peft_makes_of_them():
             want = re.match(rf"(.*\.)?({key})$", module) is not None
             config = {"rank_pattern": {key: 5}, "r": 3}
             assert (peft_config.rank(config, module) == 5) == want, (key, module)
+
+
+def test_alpha_over_each_rank_has_no_place_for_a_bias(tmp_path):
+    """PEFT would divide the bias too, and llama.cpp's script knows no such tensor."""
+    weights = linear("q", 8, 6, 3) | {f"{PREFIX}q.lora_B.bias": random(6)}
+    parent = para.load(write(tmp_path / "x", config(lora_bias=True), weights))
+
+    with pytest.raises(ValueError, match=r"'q' has a bias beside its factors.*padded"):
+        para.save(parent, tmp_path / "child", profile="per-tensor-alpha")

@@ -224,6 +224,8 @@ def test_what_lies_beside_factors_keeps_its_name_and_its_bits(tmp_path):
         "transformer.norm_q.scale": random(3),
         "transformer.q.reshape_weight": np.asarray([6, 8]),
         "lora_unet_k.reshape_weight": np.asarray([6, 8]),
+        "lora_unet_q.bias_indices": np.zeros((2, 3), np.int64),
+        "lora_unet_q.bias_values": random(3),
         "transformer.norm.w_norm": random(8),
         "transformer.norm.set_weight": random(8),
         "bundle_emb.lora_me.clip_l": random(2, 8),
@@ -239,6 +241,28 @@ def test_what_lies_beside_factors_keeps_its_name_and_its_bits(tmp_path):
     assert new.keys() == tensors.keys()
     for name, x in beside.items():
         np.testing.assert_array_equal(new[name], x, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("form", "reader"), [("peft", "PEFT"), ("mlx", "mlx-lm"), ("orbax", "")]
+)
+@pytest.mark.parametrize(
+    "name", ["transformer.q.diff_b", "norm.diff", "bundle_emb.a.x"]
+)
+def test_a_part_of_an_update_that_a_reader_does_not_know_is_told(
+    name, form, reader, tmp_path, recwarn
+):
+    """PEFT loads what `modules_to_save` and `bias` name, mlx-lm factors alone."""
+    tensors = pair("transformer.q", 8, 6, 3, names="peft") | {name: random(6)}
+    found = para.load(write(tmp_path / "x.safetensors", tensors))
+
+    para.save(found, tmp_path / "y", format=form)
+
+    told = [str(x.message) for x in recwarn if x.category is UserWarning]
+    assert len(told) == bool(reader)
+    if reader:
+        assert told[0].startswith(f"'{name}' is part of the update (1 such tensors)")
+        assert f"{reader} would leave it out" in told[0]
 
 
 @pytest.mark.parametrize("names", ["peft", "adapter"])
@@ -274,6 +298,72 @@ def test_a_mixed_file_is_cut_as_a_whole(tmp_path):
     single.same(single.comfy(tmp_path / "y.safetensors"), want)
 
 
+def test_both_pairs_of_an_attention_processor_are_modules(tmp_path):
+    """XLabs numbers a pair for the image and one for the text of FLUX.1."""
+    block = "double_blocks.0.processor"
+    tensors, want = {}, {}
+    for i, module in enumerate(["qkv_lora1", "qkv_lora2", "proj_lora1", "proj_lora2"]):
+        down, up = random(4, 8, seed=i), random(7 + i, 4, seed=i + 9)
+        tensors[f"{block}.{module}.down.weight"] = down
+        tensors[f"{block}.{module}.up.weight"] = up
+        want[module] = up.astype(np.float64) @ down
+    source = write(tmp_path / "x.safetensors", tensors)
+
+    child = para.compress(para.load(source), para.Gamma(0.5))
+    para.save(child, tmp_path / "y.safetensors", format="kohya")
+
+    got = read(tmp_path / "y.safetensors")[0]
+    assert got.keys() <= tensors.keys()
+    pairs = {
+        module: got[f"{block}.{module}.up.weight"].astype(np.float64)
+        @ got[f"{block}.{module}.down.weight"]
+        for module in want
+        if f"{block}.{module}.up.weight" in got
+    }
+    single.same(pairs, single.cut(want, 8))
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module"])
+@pytest.mark.parametrize("place", [0, 1, 3, 5])
+def test_names_of_wrappers_are_left_out(wrapper, place, tmp_path):
+    """PyTorch's wrappers are no part of a model: no reader finds such modules."""
+    module = "unet.mid.attn1.to_q"
+    parts = module.split(".")
+    wrapped = ".".join([*parts[:place], wrapper, *parts[place:]])
+    plain = pair(module, 8, 6, 3, names="peft", alpha=6)
+    source = write(
+        tmp_path / "x.safetensors",
+        {name.replace(module, wrapped): x for name, x in plain.items()},
+    )
+
+    found = para.load(source)
+    para.save(found, tmp_path / "y.safetensors", format="kohya")
+
+    assert found.adapters.keys() == {"unet/mid/attn1/to_q"}
+    assert read(tmp_path / "y.safetensors")[0].keys() == plain.keys()
+    want = single.comfy(write(tmp_path / "z.safetensors", plain))
+    single.same(single.comfy(tmp_path / "y.safetensors"), want)
+
+
+@pytest.mark.parametrize("part", ["transformer", "unet", "text_encoder_2"])
+def test_the_prefix_of_peft_is_no_module_of_a_component(part, tmp_path):
+    """SimpleTuner's, of a component that PEFT had wrapped: no reader finds it."""
+    plain = pair(f"{part}.blocks.0.to_q", 8, 6, 3, names="diffusers")
+    source = write(
+        tmp_path / "x.safetensors",
+        {
+            name.replace(".blocks", ".base_model.model.blocks"): plain[name]
+            for name in plain
+        },
+    )
+
+    found = para.load(source)
+    para.save(found, tmp_path / "y.safetensors", format="kohya")
+
+    assert found.adapters.keys() == {f"{part}/blocks/0/to_q"}
+    assert read(tmp_path / "y.safetensors")[0].keys() == plain.keys()
+
+
 ODD = {
     "two adapters": (
         pair("q", 8, 6, 3, names="adapter") | {"k.lora_A.other.weight": random(3, 8)},
@@ -282,7 +372,7 @@ ODD = {
     "two names of a module": (
         pair("base_model.model.q", 8, 6, 3, names="peft")
         | pair("q", 8, 6, 3, names="peft"),
-        "'.*q' is there under another name",
+        "'q.*' is there under another name too, 'base_model.model.q",
     ),
     "two names of a pair": (
         {"q.lora_A.weight": random(3, 8), "q.lora_up.weight": random(6, 3)},
@@ -320,6 +410,41 @@ ODD = {
         pair("q", 8, 6, 3, names="adapter")
         | {"q.lora_magnitude_vector.default.weight": random(6)},
         "makes this a DoRA adapter",
+    ),
+    # LyCORIS has no prefix for these two.
+    "GLoRA": (
+        {f"lora_unet_q.{x}.weight": random(4, 4) for x in ("a1", "a2", "b1", "b2")}
+        | {"lora_unet_q.alpha": random()},
+        r"'lora_unet_q.a1.weight' makes this a GLoRA adapter",
+    ),
+    "(IA)^3": (
+        {"lora_unet_q.weight": random(6), "lora_unet_q.on_input": np.array(False)},
+        r"'lora_unet_q.on_input' makes this a \(IA\)\^3 adapter",
+    ),
+    "Control-LoRA": (
+        {
+            "input_blocks.0.0.down": random(3, 8),
+            "input_blocks.0.0.up": random(6, 3),
+            "lora_controlnet": random(1),
+        },
+        "'lora_controlnet' makes this a Control-LoRA",
+    ),
+    # diffusers, where an adapter was loaded once more under another name.
+    "a number": (
+        pair("q", 8, 6, 3, names="peft") | {"k.lora_A_1.default_0.weight": random(3)},
+        r"'k.lora_A_1.default_0.weight' is a LoRA tensor of a kind not known here",
+    ),
+    "whole differences": (
+        {"lora_unet_q.diff": random(6, 8), "lora_unet_q.diff_b": random(6)},
+        "no LoRA factors.* whole differences",
+    ),
+    "a DoRA of ai-toolkit": (
+        pair("q", 8, 6, 3, names="peft") | {"q.magnitude": random(6)},
+        r"'q.magnitude' makes this a DoRA adapter",
+    ),
+    "an unknown tensor of a module": (
+        pair("q", 8, 6, 3) | {"q.gate": random(3)},
+        r"'q.gate' is not known here, and may change what the factors beside it mean",
     ),
     "AdaLoRA": (pair("q", 8, 6, 3) | {"q.lora_E": random(3, 1)}, "AdaLoRA"),
     "whole numbers": (

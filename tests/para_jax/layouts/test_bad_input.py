@@ -214,12 +214,14 @@ def test_two_layouts_that_both_fit_are_both_named():
         assert list(parent.adapters) == [path]
 
 
-def test_two_libraries_in_one_tree_are_both_named():
+@pytest.mark.parametrize("layout", [None, "nnx", "qwix"])
+def test_two_libraries_in_one_tree_are_both_named(layout):
+    """As in openpi, whose attention has other names than its feed-forward layers."""
     leaves = flat(tree("nnx", a=(5, 2), b=(2, 7)))
     leaves |= flat(tree("qwix", a=(5, 2), b=(2, 7)))
 
-    with pytest.raises(ValueError, match="the layouts nnx and qwix both fit"):
-        para_jax.from_tree(nested(leaves))
+    with pytest.raises(ValueError, match=r"named as by (nnx, .*qwix|qwix, .*nnx): one"):
+        para_jax.from_tree(nested(leaves), layout=layout, alpha=4)
 
 
 @layouts
