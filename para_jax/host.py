@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from para_jax.adapters import Adapter
-from para_jax.core import RESOLUTION
+from para_jax.core import RESOLUTION, ROUNDINGS
 from para_jax.groups import Group
 from para_jax.spectrum import Method, Spectrum
 
@@ -128,7 +128,7 @@ def _without_noise(
     Unless squares leave the range of float64.
     """
     norms = np.linalg.norm(r_a, axis=-2) * np.linalg.norm(r_b, axis=-2)
-    noise = np.finfo(np.float64).eps * norms.sum(-1, keepdims=True)
+    noise = ROUNDINGS * np.finfo(np.float64).eps * norms.sum(-1, keepdims=True)
     resolution = s.shape[-1] * RESOLUTION * s[:, :1]
     cancelled = (s <= noise) & (noise > resolution) & np.isfinite(noise)
     return np.where(cancelled, 0, s)

@@ -134,6 +134,21 @@ def test_parts_that_cancel_to_rounding_are_zero(method):
     assert {path: x.rank for path, x in child.adapters.items()} == {"other": 4}
 
 
+@pytest.mark.parametrize("half", [1, 2, 3, 8])
+@pytest.mark.parametrize("rows", [13, 4096, 16384])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_parts_that_cancel_are_zero_whatever_their_length(dtype, rows, half):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(rows, half)), rng.normal(size=(half, 64))
+    zero = np.hstack([a, -a]).astype(dtype), np.vstack([b, b]).astype(dtype)
+
+    (s,), left, right = host.decompose(*([x] for x in zero))
+
+    assert not s.any()
+    assert not left.any()
+    assert not right.any()
+
+
 def test_only_the_kernels_that_need_a_qr_get_one(monkeypatch):
     calls = []
     real = np.linalg.qr
