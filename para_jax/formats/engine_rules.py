@@ -53,6 +53,7 @@ class Engine:
       only: The last names of all modules that it serves; any if empty.
       biases: Whether it adds the bias of an update.
       plain: Whether it refuses, or passes over, tensors that are no factors.
+      adds: The ends of names of such tensors that it takes for part of the update.
       skips: The ends of names of such tensors that it rightly passes over.
       ranks: The ranks that its buffers can have; any if empty.
       exact: Whether the file has to have one of these ranks.
@@ -76,6 +77,7 @@ class Engine:
     only: tuple[str, ...] = ()
     biases: bool = False
     plain: bool = True
+    adds: tuple[str, ...] = ()
     skips: tuple[str, ...] = ()
     ranks: tuple[int, ...] = ()
     exact: bool = False

@@ -154,6 +154,10 @@ ENGINES: dict[str, Engine] = {
         reads=("kohya", "comfyui"),
         names="comfyui",
         kinds=("linear", "conv"),
+        adds=(
+            *(".diff", ".diff_b", ".w_norm", ".b_norm"),
+            *(".set_weight", ".reshape_weight"),
+        ),
         known=Evidence(
             "in part",
             "a125cd8",

@@ -190,7 +190,11 @@ def _check_extra(flat: Checkpoint, rules: Engine) -> None:
     """Raises ValueError for a tensor that an engine would refuse, or pass over."""
     if not rules.plain:
         return
-    left = [x for x in sorted(flat.extra) if not _is_skipped(x, flat, rules)]
+    left = [
+        x
+        for x in sorted(flat.extra)
+        if not (x.endswith(rules.adds) or _is_skipped(x, flat, rules))
+    ]
     if left:
         raise ValueError(
             f"'{left[0]}' is not a LoRA factor ({len(left)} such tensors, as of "

@@ -541,6 +541,20 @@ def test_a_single_file_for_diffusers_has_its_names(tmp_path):
     assert keys(file) == [f"unet.{inside}.lora_{x}.weight" for x in "AB"]
 
 
+def test_comfyui_gets_the_whole_differences_of_a_file(tmp_path):
+    norm = "lora_unet_mid_block_attentions_0_norm"
+    extra = {f"{norm}.{end}": np.ones(8, np.float32) for end in ("diff", "diff_b")}
+    parent = dataclasses.replace(checkpoint({SCHEMES["kohya"]: 2}), extra=extra)
+
+    para.save(parent, tmp_path / "x.safetensors", engine="comfyui")
+    with pytest.raises(ValueError, match="is not a LoRA factor"):
+        para.save(parent, tmp_path / "y.safetensors", engine="sd-scripts")
+
+    got = safetensors.numpy.load_file(tmp_path / "x.safetensors")
+    assert all(np.array_equal(got[name], x) for name, x in extra.items())
+    assert len(got) > len(extra)
+
+
 def test_a_folder_holds_one_component_and_a_file_holds_all(tmp_path):
     text = "lora_te_text_model_encoder_layers_0_mlp_fc1"
     parent = checkpoint({SCHEMES["kohya"]: 2, text: 1})
