@@ -4,6 +4,7 @@ The engines themselves are not run here: the limits are those that
 `para_jax/formats/engines.py` gives the evidence for.
 """
 
+import dataclasses
 import json
 import re
 
