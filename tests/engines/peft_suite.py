@@ -13,8 +13,9 @@ discarded at gamma 1, so each test has to pass again, or the adapter to be refus
 name. The third pass runs what failed, with `para convert` for `para compress`: a test
 that passes there compares factors or ranks, not what the adapter does.
 
-Most of the adapters are as PEFT begins them, with zeros for updates: nothing is left of
-them at gamma 1, which is refused. With `--min-rank 1` they keep a rank of zeros.
+Most of these adapters are as PEFT begins them, with `lora_B` zero. Nothing is left of
+them at gamma 1, which is refused. With `--random` they begin at random in all passes,
+and more of them are rewritten.
 
 Nothing is downloaded. Small random models stand for those of the Hugging Face Hub
 (`plugins/peft_models.py`); a test that needs more of it fails in the first pass.
@@ -61,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peft", required=True, type=pathlib.Path, metavar="CHECKOUT")
     parser.add_argument("--python", default=sys.executable, metavar="PATH")
     parser.add_argument("--keywords", default=_KEYWORDS, help="pytest's -k")
-    parser.add_argument("--min-rank", default=0, type=int, help="of every module")
+    parser.add_argument("--random", action="store_true", help="no update of zeros")
     parser.add_argument("--timeout", default=120, type=int, help="seconds for a test")
     parser.add_argument("--keep", type=pathlib.Path, metavar="FILE", help="as JSON")
     return parser.parse_args()
@@ -77,7 +78,7 @@ def _run(
     """Run one file of tests, with one detour."""
     log, ids = folder / f"{name}-{how}.jsonl", folder / f"{name}-{how}.ids"
     settings = {"PEFT_DETOUR": how, "PEFT_DETOUR_LOG": str(log), "HF_HUB_OFFLINE": "1"}
-    settings["PEFT_DETOUR_MIN_RANK"] = str(given.min_rank)
+    settings["PEFT_DETOUR_RANDOM"] = str(int(given.random))
     if only is not None:
         ids.write_text("\n".join(only))
         settings["PEFT_DETOUR_ONLY"] = str(ids)
@@ -128,7 +129,7 @@ def _table(*titles: str, rows: Iterable[Iterable[object]]) -> str:
 
 def _counts(passes: dict[str, Passes]) -> str:
     titles = ("tests", "passed", "failed", "skipped", "of these, save LoRA", "pass")
-    titles += ("pass converted", "adapters", "rewritten", "refused", "largest error")
+    titles += ("pass converted", "adapters", "rewritten", "refused", "roundings")
     rows = []
     for name, x in passes.items():
         found = collections.Counter(line["outcome"] for line in x.before.values())
@@ -141,7 +142,7 @@ def _counts(passes: dict[str, Passes]) -> str:
                 sum(line["saved"] for line in lines),
                 sum(line["rewritten"] for line in lines),
                 sum(len(line["refused"]) for line in lines),
-                f"{max((line['error'] for line in lines), default=0):.1e}",
+                f"{max((line['error'] for line in lines), default=0):.1f}",
             )
         )
     return _table(*titles, rows=rows)
@@ -162,14 +163,14 @@ def _changes(passes: dict[str, Passes]) -> str:
         (
             test.removeprefix("tests/"),
             x.converted[test]["outcome"],
-            f"{line['error']:.1e}",
+            f"{line['error']:.1f}",
             line["why"],
         )
         for x in passes.values()
         for test, line in x.compressed.items()
         if line["outcome"] != "passed"
     )
-    return _table("fails compressed", "converted", "largest error", "why", rows=rows)
+    return _table("fails compressed", "converted", "roundings", "why", rows=rows)
 
 
 def main() -> int:

@@ -3,13 +3,13 @@
 `tests.engines.peft_suite` runs it. `PEFT_DETOUR` in the environment says what happens
 to each LoRA folder that a test saves, in place:
 
-    compress    what `para compress --gamma 1` does, or with `--min-rank`, if the
-                environment has `PEFT_DETOUR_MIN_RANK`
+    compress    what `para compress --gamma 1` does
     convert     what `para convert` does: the factors stay
     count       nothing
 
 `PEFT_DETOUR_LOG` names a file, which gets a line of JSON for each test, and
-`PEFT_DETOUR_ONLY` one with the ids of the tests to run, one a line.
+`PEFT_DETOUR_ONLY` one with the ids of the tests to run, one a line. Where
+`PEFT_DETOUR_RANDOM` is 1, `lora_B` begins at random instead of zero.
 """
 
 import contextlib
@@ -31,7 +31,6 @@ from peft.utils import other
 import para_jax as para
 
 _HOW = os.environ["PEFT_DETOUR"]
-_POLICY = para.Gamma(1.0, min_rank=int(os.environ.get("PEFT_DETOUR_MIN_RANK", "0")))
 _LOG = pathlib.Path(os.environ["PEFT_DETOUR_LOG"])
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _now: dict = {}  # The line of the test that runs.
@@ -39,7 +38,7 @@ _parents: dict[pathlib.Path, dict[str, bytes]] = {}  # What was rewritten in it.
 
 
 def _updates(folder: pathlib.Path) -> dict[str, tuple[torch.Tensor, float]]:
-    """Return every module's update by PEFT's rule, and the norms of its factors."""
+    """Return every module's update by PEFT's rule, and what one rounding is."""
     config = peft.LoraConfig.from_pretrained(str(folder))
     stored = safetensors.torch.load_file(folder / _WEIGHTS)
     updates = {}
@@ -56,13 +55,14 @@ def _updates(folder: pathlib.Path) -> dict[str, tuple[torch.Tensor, float]]:
         rank = _by_pattern(config.rank_pattern, path, config.r)
         alpha = _by_pattern(config.alpha_pattern, path, config.lora_alpha)
         scale = alpha / (rank**0.5 if config.use_rslora else rank)
+        rounding = scale * torch.finfo(a.dtype).eps
         if (bias := stored.get(f"{module}.lora_B.bias")) is not None:
-            bias = scale * bias.double()
-            updates[f"{module}.bias"] = bias, float(bias.norm())
+            bias = bias.double()
+            updates[f"{module}.bias"] = scale * bias, rounding * float(bias.norm())
         a, b = a.double().flatten(1), b.double().flatten(1)
         # Parameters of experts have more ranks, and no names in the file.
         if b.shape[1] == a.shape[0] == rank and not config.target_parameters:
-            updates[module] = scale * b @ a, scale * float(a.norm() * b.norm())
+            updates[module] = scale * b @ a, rounding * float(a.norm() * b.norm())
     return updates
 
 
@@ -72,7 +72,7 @@ def _by_pattern(patterns: dict, path: str, default: float) -> float:
 
 
 def _error(old: dict, new: dict) -> float:
-    """Return the largest error of an update, relative to the largest factors."""
+    """Return the largest error of an update, in roundings of the largest one."""
     zero = 0.0, 0.0  # A module whose update was zero may be left out.
     errors = [
         float((x - new.get(name, zero)[0]).norm()) for name, (x, _) in old.items()
@@ -88,7 +88,7 @@ def _rewrite(folder: pathlib.Path) -> None:
             warnings.simplefilter("ignore")  # PEFT's tests look at warnings.
             adapters = para.load(folder)
             if _HOW == "compress":
-                adapters = para.compress(adapters, _POLICY)
+                adapters = para.compress(adapters, para.Gamma(1.0))
             para.save(adapters, new)
     except (ValueError, FileNotFoundError) as error:  # All else fails the test.
         text = str(error).replace(str(folder), "ADAPTER")
@@ -154,6 +154,17 @@ def pytest_configure():
     # It goes online for the first test of a model, and waits long for an answer.
     testing_utils = importlib.import_module("tests.testing_utils")
     testing_utils.hub_online_once = contextlib.nullcontext
+    if os.environ.get("PEFT_DETOUR_RANDOM") == "1":
+        peft.LoraConfig.__post_init__ = _random(peft.LoraConfig.__post_init__)
+
+
+def _random(begin):
+    def begun(self):
+        if self.init_lora_weights is True:
+            self.init_lora_weights = False
+        begin(self)
+
+    return begun
 
 
 def pytest_collection_modifyitems(config, items):
