@@ -157,11 +157,12 @@ def save(
     if engine is not None:
         if (format, profile) != ("peft", "ragged"):
             raise ValueError(f"{engine=} decides on format and profile: omit them.")
-        from para_jax.formats import serving
+        from para_jax.formats import engine_names, serving
 
         checkpoint, format, profile = serving.prepare(  # noqa: A001
             checkpoint, engine, one_file=target.suffix == ".safetensors"
         )
+        engine_names.warn(checkpoint, engine)
     if format not in get_args(Format):
         raise ValueError(f"Unknown format {format!r}: expected {get_args(Format)}.")
     if profile not in PROFILES:

@@ -1,6 +1,7 @@
 """Modules under the names by which an engine finds them, or the reason why not."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 from para_jax import diffusion
@@ -9,6 +10,10 @@ from para_jax.formats import engine_rules, engines
 from para_jax.formats.engine_rules import Engine, Format
 from para_jax.layouts.pairs import members
 
+_ENDS = {
+    *("embed_tokens", "lm_head", "embed_out", "wte", "wpe", "word_embeddings"),
+    *("embeddings", "score", "classifier"),
+}
 _WHAT = {
     "hf": "not a name in any image or video model known here",
     "module": "a name in a model of diffusers",
@@ -65,6 +70,27 @@ def _named(checkpoint: Checkpoint, rules: Engine, form: Format) -> Checkpoint:
         _check_image(checkpoint)
         return diffusion.convert(checkpoint, target)
     return checkpoint
+
+
+def warn(checkpoint: Checkpoint, engine: str) -> None:
+    """Warn of names that are in no language model, where the engine serves such."""
+    rules = engines.known(engine)
+    if "hf" not in rules.reads or rules.names is not None or rules.layouts:
+        return
+    paths = [path.split("/") for path in checkpoint.adapters]
+    # A layer has a number. Embeddings and heads have none, and may be all there is.
+    if paths and not any(_is_placed(parts) for parts in paths):
+        warnings.warn(
+            f"'{min(checkpoint.adapters)}' and the others are no names of layers, "
+            f"embeddings or heads of a language model. If {engine} finds no such "
+            "modules, it serves the base model without a word: give them the names "
+            "of its model.",
+            stacklevel=3,
+        )
+
+
+def _is_placed(parts: list[str]) -> bool:
+    return any(x.isdigit() for x in parts) or not _ENDS.isdisjoint(parts)
 
 
 def _check_image(checkpoint: Checkpoint) -> None:

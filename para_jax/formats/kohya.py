@@ -204,7 +204,10 @@ def _excess(adapter: Adapter) -> float:
 
 def _check(flat: Checkpoint, names: Mapping[str, Spelling]) -> None:
     if not flat.adapters:
-        raise ValueError("No module has an adapter left. Keep at least one rank.")
+        raise ValueError(
+            "No module has an adapter left: all are cut, or zero. Keep at least one "
+            "rank of one that is not zero."
+        )
     if flat.residual:
         raise ValueError(
             f"This adapter was initialised by {flat.residual}, so it belongs to "

@@ -160,7 +160,10 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
     """
     flat = profiles.shaped(checkpoint, "ragged")
     if not flat.adapters:
-        raise ValueError("No module has an adapter left. Keep at least one rank.")
+        raise ValueError(
+            "No module has an adapter left: all are cut, or zero. Keep at least one "
+            "rank of one that is not zero."
+        )
     _check(flat)
     rank = max(x.rank for x in flat.adapters.values())
     names = [path.replace("/", ".") for path in ordered(flat.adapters)]

@@ -137,8 +137,8 @@ def save(
     flat = profiles.shaped(checkpoint, profile)
     if not checkpoint.adapters or not flat.adapters:
         raise ValueError(
-            "No module has an adapter left, and PEFT has no form for that. Keep at "
-            "least one rank."
+            "No module has an adapter left: all are cut, or zero, and PEFT has no form "
+            "for that. Keep at least one rank of one that is not zero."
         )
     config = _config(flat, profile)
     renamed = {peft_tensors.name_of_extra(x, flat): x for x in flat.extra}

@@ -217,7 +217,10 @@ def _is_skipped(name: str, flat: Checkpoint, rules: Engine) -> bool:
 def _check_ranks(shapes: Mapping[str, Shape], rules: Engine) -> dict[str, Shape]:
     """Returns the shapes at ranks that the engine has buffers for."""
     if not shapes:
-        raise ValueError("no module has an adapter left. Keep at least one rank.")
+        raise ValueError(
+            "no module has an adapter left: all are cut, or zero. Keep at least one "
+            "rank of one that is not zero."
+        )
     result = {}
     for path, (m, rank, n) in shapes.items():
         if rules.ranks and rank > max(rules.ranks):

@@ -203,7 +203,10 @@ def placed(checkpoint: Checkpoint, rank: int | None) -> list[tuple[Pair, Adapter
     """Returns what goes into each place, the modules of one rank padded to it."""
     tree = tree_of(checkpoint)
     if not checkpoint.adapters:
-        raise ValueError("No module has an adapter left. Keep at least one rank.")
+        raise ValueError(
+            "No module has an adapter left: all are cut, or zero. Keep at least one "
+            "rank of one that is not zero."
+        )
     known = {name for pair in tree.pairs for name in members(pair)}
     if unknown := sorted(checkpoint.adapters.keys() - known):
         raise ValueError(

@@ -12,6 +12,8 @@ import re
 
 import pytest
 
+# `up` is short for a name in a model.
+pytestmark = pytest.mark.filterwarnings("ignore:.* are no names of layers")
 PACKAGE = pathlib.Path(__file__).parents[2] / "para_jax"
 
 # Modules all of whose functions and classes are for users, and the names that are in

@@ -525,6 +525,16 @@ def test_a_name_is_read_or_converted_or_refused(engine, scheme, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "llamacpp", "mlx"])
+def test_names_that_are_in_no_language_model_are_told(engine, tmp_path):
+    for name in (SCHEMES["hf"], SCHEMES["gpt2"], "lm_head"):
+        folder = tmp_path / name.replace("/", ".")
+        para.save(checkpoint({name: 2}), folder, engine=engine)
+
+    with pytest.warns(UserWarning, match=f"no names of layers.*If {engine} finds no"):
+        para.save(checkpoint({"foo/bar": 2}), tmp_path / "x", engine=engine)
+
+
 def keys(path):
     return sorted(safetensors.numpy.load_file(path))
 
