@@ -57,14 +57,16 @@ endef
 .DELETE_ON_ERROR:
 # Two installs into one environment would break each other.
 .NOTPARALLEL:
-.PHONY: help demo colabs test test-all test-newest test-floors test-engines lint \
+.PHONY: help demo colabs test test-train test-all test-newest test-floors test-engines lint \
   format-check style types imports format clean distclean
 
 help:
 	@echo 'make demo         watch two real LoRA adapters lose most of their ranks'
 	@echo 'make colabs       run the notebooks from top to bottom, and time them'
-	@echo 'make test         run the tests; PYTEST_ARGS="-k spectrum -x" goes to pytest'
-	@echo 'make test-all     the same, and the slow ones, among them the whole demo'
+	@echo 'make test         run the tests of the library, but for the slow ones;'
+	@echo '                  PYTEST_ARGS="-k spectrum -x" goes to pytest'
+	@echo 'make test-train   the same of the experiments and benchmarks'
+	@echo 'make test-all     all of both, the slow ones too, among them the whole demo'
 	@echo 'make test-newest  run the fast tests of the library on the newest Python'
 	@echo 'make test-floors  run them on the oldest, with the oldest packages'
 	@echo 'make test-engines run real engines on what we write (GBs): ENGINES="vllm"'
@@ -88,9 +90,14 @@ colabs: $(READY_TEST)
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 # At the two ends, those of the library alone.
 LIBRARY := tests/para_jax
+# What the library does not need: as many minutes again.
+EXPERIMENTS := tests/train tests/benchmarks
 
 test: $(READY_TEST)
-	@$(PY) $(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+	@$(PY) $(PYTEST) -m 'not slow' $(EXPERIMENTS:%=--ignore=%) $(PYTEST_ARGS)
+
+test-train: $(READY_TEST)
+	@$(PY) $(PYTEST) -m 'not slow' $(EXPERIMENTS) $(PYTEST_ARGS)
 
 test-all: $(READY_TEST)
 	@$(PY) $(PYTEST) -m 'not engines' $(PYTEST_ARGS)

@@ -96,6 +96,7 @@ def test_the_logits_of_the_parent_are_those_of_peft(
 
 
 @pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.slow
 def test_the_logits_of_a_saved_child_are_those_of_peft(
     folder, encoder, torch_base, encoded, family, name, tmp_path
 ):

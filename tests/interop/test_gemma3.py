@@ -254,6 +254,7 @@ def torch_generated(model, stop):
 
 
 @pytest.mark.parametrize("form", ["base", "stacked", "a layer each"])
+@pytest.mark.slow
 def test_generation_equals_that_of_transformers_token_for_token(
     models, base, adapted, form
 ):

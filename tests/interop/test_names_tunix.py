@@ -239,6 +239,7 @@ def through_peft(base, folder):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_the_logits_of_tunix_are_those_of_peft(tunix, name, tmp_path):
     family = FAMILIES[name]
     base = torch_model(family)

@@ -81,6 +81,7 @@ def flax_logits(task, parent, folders):
 
 
 @pytest.mark.parametrize("name", ["parent", *POLICIES])
+@pytest.mark.slow
 def test_the_logits_are_those_of_peft(torch_logits, flax_logits, images, name):
     some = images[::STEP]
 

@@ -114,6 +114,7 @@ def flax_logits(config, params, x, adapters=None):
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 20), (32, 32), (12, 28), (17, 21)])
+@pytest.mark.slow
 def test_the_logits_are_those_of_transformers_at_every_resolution(
     torch_model, config, params, height, width
 ):

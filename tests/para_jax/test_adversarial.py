@@ -105,6 +105,7 @@ def kernels(name, method, mode):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("mode", "method"), WAYS)
 class TestOnEveryInput:
+    @pytest.mark.slow
     def test_nothing_is_nan_and_every_factor_is_finite(self, mode, method, name):
         spectra, _, child = computed(name, method, mode)
 

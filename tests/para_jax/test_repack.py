@@ -247,6 +247,7 @@ def test_components_that_count_as_zero_are_zero_even_if_kept():
 
 @pytest.mark.user_defaults
 @pytest.mark.parametrize("form", ["masked", "padded", "ragged"])
+@pytest.mark.slow
 def test_works_in_single_precision(form):
     adapters = {path: x for path, x in model()[0].items() if x.a.dtype == np.float32}
     masks = {path: model()[1][path] for path in adapters}

@@ -277,6 +277,7 @@ def real_adapters():
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_a_trained_adapter(method, precision):
     model = real_adapters()
     chosen = [path for path in model if ".layer.2." in path]

@@ -53,6 +53,7 @@ def check(core, name):
 
 
 @pytest.mark.parametrize("name", [*SAFE, *DOUBTFUL])
+@pytest.mark.slow
 def test_a_qr_is_computed_where_gram_matrices_lose_digits_alone(name, qrs):
     a, b = factors(name)
 

@@ -249,6 +249,7 @@ def test_the_child_is_the_truncation_of_all_updates_by_one_threshold(name):
 
 @pytest.mark.layout("tunix", "put back")
 @models
+@pytest.mark.slow
 def test_the_whole_child_put_back_computes_what_the_parent_does(name):
     tree = tree_of(name)
 
@@ -308,6 +309,7 @@ def test_one_lora_config_runs_the_child_that_is_padded_to_one_rank():
 
 @pytest.mark.layout("tunix", "found")
 @pytest.mark.parametrize("kind", [nnx.Param, nnx.LoRAParam])
+@pytest.mark.slow
 def test_a_checkpoint_as_tunix_writes_it_gives_the_same_child(tmp_path, kind):
     tree = tree_of("gemma3")
     model = adapted("gemma3", uniform())
