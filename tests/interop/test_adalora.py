@@ -174,6 +174,7 @@ def test_the_budgets_of_long_runs_are_those_of_peft(theirs, steps, rank):
         assert left == allocator.budget_schedule(t)[0], t
 
 
+@pytest.mark.slow
 def test_every_step_of_a_training_is_that_of_peft(steps, theirs):
     alive = []
     for step, state in steps:

@@ -76,6 +76,7 @@ def test_shards_of_transformers_hold_the_tensors_of_the_model(model, folder):
 
 @pytest.mark.skipif(not _STATUS.exists(), reason="Linux counts a process's peak memory")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_params_and_one_tensor(model, folder, dtype):
     command = [sys.executable, "-c", _MEASURE, str(folder), dtype]
     root = pathlib.Path(__file__).parents[2]

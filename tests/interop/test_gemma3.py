@@ -199,6 +199,7 @@ def test_the_text_part_of_a_model_that_sees_is_read(models, tmp_path, prefix):
 
 
 @pytest.mark.parametrize("form", ["stacked", "a layer each"])
+@pytest.mark.slow
 def test_the_logits_with_an_adapter_are_those_of_peft(base, adapted, form):
     adapters = para.load(adapted[1]).adapters
     assert len(adapters) == 7 * 5

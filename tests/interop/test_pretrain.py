@@ -56,6 +56,7 @@ def read(kind, folder):
     return found.eval()
 
 
+@pytest.mark.slow
 def test_the_encoder_is_one_of_transformers(encoder):
     params, folder = encoder
     images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)

@@ -133,6 +133,7 @@ def torch_steps(model, sentences, rows):
     return np.array(seen).T
 
 
+@pytest.mark.slow
 def test_losses_and_factors_are_those_of_peft(base, sentences, given):
     begun = jax.device_get(runs.begin(given))
     (progress,) = runs.advance(given, runs.begin(given))

@@ -22,8 +22,14 @@ POLICIES = {
     "params": para_jax.Params(200),
 }
 # `host` runs the program of `float64`: once is enough.
-WAYS = [(x, y) for x in ("float32", "float64") for y in ("qr", "gram", "auto")]
-WAYS += [("host", "auto")]
+WAYS = [
+    *(("float32", "auto"), ("float64", "auto"), ("host", "auto")),
+    *(
+        pytest.param(mode, method, marks=pytest.mark.slow)
+        for mode in ("float32", "float64")
+        for method in ("qr", "gram")
+    ),
+]
 BOUND = 1e-5
 EPS = float(np.finfo(np.float32).eps)
 
@@ -105,7 +111,6 @@ def kernels(name, method, mode):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("mode", "method"), WAYS)
 class TestOnEveryInput:
-    @pytest.mark.slow
     def test_nothing_is_nan_and_every_factor_is_finite(self, mode, method, name):
         spectra, _, child = computed(name, method, mode)
 

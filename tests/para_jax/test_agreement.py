@@ -9,6 +9,7 @@ CLOSE = {"float32": 1e-6, "float64": 1e-12, "host": 1e-12}
 
 
 @pytest.mark.parametrize("structure", agreement.STRUCTURES[3:5])
+@pytest.mark.slow
 def test_random_adapters_are_cut_as_numpy_cuts_them(structure):
     choices = [
         choice

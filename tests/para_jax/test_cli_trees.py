@@ -534,6 +534,7 @@ OTHERS = ("sglang-jax", "diffusers", "comfyui", "sd-scripts")
 
 
 @pytest.mark.parametrize("engine", OTHERS)
+@pytest.mark.slow
 def test_an_engine_that_cannot_find_a_module_names_it(refused, done, engine):
     words = ("compress", MINILM, "x", "--gamma", 0.25, "--for", engine)
     one_file = ENGINES[engine].form == "kohya"

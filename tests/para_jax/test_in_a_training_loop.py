@@ -115,6 +115,7 @@ def test_one_trace_serves_every_budget_and_keeps_what_the_host_keeps(
 
 
 @pytest.mark.user_defaults
+@pytest.mark.slow
 def test_twenty_budgets_take_one_trace_no_transfer_and_equal_the_ragged_children():
     parent = adapters()
     step, traces = counted(masked)

@@ -72,6 +72,7 @@ def kept_updates():
 
 
 @pytest.mark.parametrize("form", ["masked", "masked under jit"])
+@pytest.mark.slow
 def test_a_masked_child_is_the_kept_part_in_the_parents_shapes(form):
     got = child(form)
 

@@ -406,6 +406,7 @@ def test_a_budget_that_is_whole_but_for_rounding_is_whole(rank, modules, want):
 @pytest.mark.parametrize(
     ("largest", "ones"), [(2, 1), (3, 1), (5, 3), (4, 7), (9, 1), (11, 2)]
 )
+@pytest.mark.slow
 def test_an_energy_that_equals_its_share_is_enough(precision, largest, ones):
     """What rounding makes of the share may be less than what is dropped."""
     epsilon = largest**2 / (largest**2 + ones)

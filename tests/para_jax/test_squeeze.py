@@ -521,6 +521,7 @@ def training(optimizer, keep):
         pytest.param(optax.sgd(0.02, momentum=0.9), "project", id="momentum"),
     ],
 )
+@pytest.mark.slow
 def test_a_loop_squeezes_every_fifty_steps_and_learns_on(optimizer, keep):
     x, y = jax.device_put(task())
     lora = start()

@@ -204,6 +204,7 @@ def nearly_tied(rng, models):
 
 
 @pytest.mark.parametrize("method", ["qr", "gram"])
+@pytest.mark.slow
 def test_a_choice_without_a_tie_is_the_same_in_single_precision(method):
     models, policy = 300, Rank(1.5)
     parent = {"x": nearly_tied(np.random.default_rng(0), models)}

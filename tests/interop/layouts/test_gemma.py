@@ -391,6 +391,7 @@ def test_a_tree_can_be_padded_to_any_rank_but_one_that_cuts(grouped):
         para_jax.to_tree(child, rank=RANK - 1)
 
 
+@pytest.mark.slow
 def test_a_masked_child_made_inside_jit_runs_in_the_parents_program(gemma, grouped):
     @jax.jit
     def cut(params):

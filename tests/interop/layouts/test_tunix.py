@@ -264,6 +264,7 @@ def test_the_whole_child_put_back_computes_what_the_parent_does(name):
 
 @pytest.mark.layout("tunix", "forward")
 @models
+@pytest.mark.slow
 def test_tunix_runs_the_child_as_its_base_model_with_our_update_in_the_kernels(name):
     tree = tree_of(name)
     child = para_jax.compress(para_jax.from_tree(tree, alpha=ALPHA), QUARTER)

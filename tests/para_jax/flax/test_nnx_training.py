@@ -75,6 +75,7 @@ def moments(optimizer):
     return jax.device_get(adam)
 
 
+@pytest.mark.slow
 def test_the_moments_go_through_what_takes_the_old_factors_to_the_new(training):
     model, optimizer, _ = training
     layers = {"first": model.first, "nu": model.nu}
@@ -95,6 +96,7 @@ def test_the_moments_go_through_what_takes_the_old_factors_to_the_new(training):
             np.testing.assert_allclose(now["lora_b"], want[1], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_was_dropped_stays_dropped_and_the_training_goes_on(training):
     model, optimizer, data = training
     smaller(model, optimizer, para.Rank(2))

@@ -36,7 +36,13 @@ def check_gram(x, *, tall):
     assert (np.abs(got - wide.mT @ wide) <= bound).all()
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *("float64", "float32"),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("bfloat16", "float16")),
+    ],
+)
 @pytest.mark.parametrize("tall", [True, False])
 @pytest.mark.parametrize("rank", [*RANKS, 64])
 def test_a_gram_matrix_of_any_rank_and_depth(rank, tall, dtype):
