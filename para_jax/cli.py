@@ -279,9 +279,7 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("default")
-        # Of one library about another: no user can do anything about it.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", PendingDeprecationWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)  # Of others' code.
         yield
     for text in dict.fromkeys(str(x.message) for x in found):
         print(f"para: note: {wording.spoken(text)}", file=sys.stderr)
