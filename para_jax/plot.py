@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from para_jax.report import Report
+from para_jax._pruning.report import Report
 
 if typing.TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import ml_dtypes
 import numpy as np
 
-from para_jax.adapters import Adapter
+from para_jax._adapters.adapter import Adapter
 
 R = 8
 LARGE, TINY = 1e30, 1e-30

@@ -9,7 +9,7 @@ import pathlib
 import re
 import sys
 
-from para_jax.formats.engines import ENGINES
+from para_jax._engines.registry import ENGINES
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = (ROOT / "README.md", ROOT / "docs" / "engines.md")

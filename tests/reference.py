@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from para_jax.adapters import Adapter
-from para_jax.policy import Budget, Epsilon, Gamma, Params, Policy, Rank
+from para_jax._adapters.adapter import Adapter
+from para_jax._pruning.policies import Budget, Epsilon, Gamma, Params, Policy, Rank
 
 RESOLUTION = 2.0**-23
 """A value up to `r` times this share of its module's largest counts as zero."""

@@ -149,7 +149,8 @@ def test_every_file_of_ours_that_is_named_is_there(path):
 @pytest.mark.parametrize("name", ["movie", "armenian"])
 def test_the_demo_cuts_as_the_table_says(name):
     import para_jax as para
-    from train import demo, tasks
+    from train.commands import demo
+    from train.subjects import tasks
 
     folder = {"movie": tasks.MOVIE, "armenian": tasks.ARMENIAN}[name]
     lines = [x.split() for x in table_of_demo(name)]
@@ -169,7 +170,7 @@ def test_the_demo_cuts_as_the_table_says(name):
 
 @pytest.mark.parametrize("name", ["movie", "armenian"])
 def test_the_docstring_of_the_demo_expects_the_accuracies_of_the_table(name):
-    from train import demo
+    from train.commands import demo
 
     table = {x[:20].strip(): x.split() for x in table_of_demo(name)}
     expected = re.search(rf"^ +{name} +(\d.*)", demo.__doc__ or "", re.M)[1]
@@ -191,7 +192,7 @@ def table_of_demo(name):
 
 def test_the_table_of_engines_is_what_the_command_prints(tmp_path, monkeypatch, capsys):
     from para_jax import cli
-    from train import tasks
+    from train.subjects import tasks
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")

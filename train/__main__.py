@@ -7,14 +7,14 @@ from typing import Any
 
 import tyro
 
-from train import arguments, check, command, demo, presets
-from train.experiments import commands
-from train.grid import command as grid
+from train import presets
+from train.commands import arguments, check, demo, grid, tables
+from train.commands import run as command
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "demo": demo.main,
-    "table": commands.table,
-    "figure": commands.figure,
+    "table": tables.table,
+    "figure": tables.figure,
     "grid": grid.grid,
     "cost": grid.cost,
     "collect": grid.collect,

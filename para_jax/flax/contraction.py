@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float, Num
 
-from para_jax.adapters import Array
+from para_jax._adapters.adapter import Array
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 Shape = tuple[int, ...]

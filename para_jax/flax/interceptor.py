@@ -6,8 +6,8 @@ from typing import Any
 
 from flax import linen as nn
 
-from para_jax.adapters import Adapters, folded, ordered
-from para_jax.flax import fit, updates
+from para_jax._adapters.adapter import Adapters, folded, ordered
+from para_jax.flax import checks, updates
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def applied(adapters: Adapters) -> Iterator[None]:
     if unused := [path for path in ordered(adapters) if path not in interceptor.used]:
         raise ValueError(
             f"The adapter '{unused[0]}' was used by no layer of the model, which has "
-            f"{fit.nearest(unused[0], interceptor.seen)}, ... Rename it; or, if the "
+            f"{checks.nearest(unused[0], interceptor.seen)}, ... Rename it; or, if the "
             "model was compiled before, enter the context inside its function."
         )
 

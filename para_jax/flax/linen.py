@@ -22,10 +22,10 @@ import jax
 from flax import linen as nn
 from jaxtyping import Num
 
-from para_jax.adapters import Array
-from para_jax.flax import fit, updates
+from para_jax._adapters.adapter import Array
+from para_jax._adapters.params import unnest
+from para_jax.flax import checks, updates
 from para_jax.flax.interceptor import applied as applied
-from para_jax.params import unnest
 
 
 @typing.no_type_check  # Flax annotates fields with protocols unknown at run time.
@@ -127,7 +127,7 @@ def check(lora: Mapping[str, Any], params: Mapping[str, Any]) -> None:
     factors = unnest(lora)
     for path in dict.fromkeys(path.rpartition("/")[0] for path in factors):
         if path not in kernels:
-            raise fit.unknown(path, kernels)
+            raise checks.unknown(path, kernels)
         a, b = (factors.get(f"{path}/{name}") for name in ("a", "b"))
         if a is None or b is None:
             raise ValueError(
@@ -136,4 +136,4 @@ def check(lora: Mapping[str, Any], params: Mapping[str, Any]) -> None:
             )
         if len(kernels[path]) == 2:
             m, n = kernels[path]
-            fit.check(path, a.shape, b.shape, m=m, n=n)
+            checks.check(path, a.shape, b.shape, m=m, n=n)

@@ -23,8 +23,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Num
 
-from para_jax.adapters import Adapter, Adapters, Array, folded
-from para_jax.flax import contraction, fit
+from para_jax._adapters.adapter import Adapter, Adapters, Array, folded
+from para_jax.flax import checks, contraction
 from para_jax.flax.contraction import Contraction, Shape
 
 Layer = nnx.Linear | nnx.LinearGeneral | nnx.Einsum
@@ -59,7 +59,7 @@ def attach(model: nnx.Module, adapters: Adapters) -> None:
     for path, adapter in adapters.items():
         if path not in modules:
             layers = [x for x, module in modules.items() if isinstance(module, Layer)]
-            raise fit.unknown(path, layers)
+            raise checks.unknown(path, layers)
         _check(path, modules[path], adapter)
     for path, adapter in adapters.items():
         _attach(modules[path], folded(adapter))
@@ -163,7 +163,7 @@ def _check(path: str, module: Any, adapter: Adapter) -> None:
         )
     m, n = axes.matrix(shape)
     a, b = adapter.a.shape, adapter.b.shape
-    fit.check(path, a, b, m=m, n=n, stack=stack)
+    checks.check(path, a, b, m=m, n=n, stack=stack)
 
 
 def _kernel(path: str, module: nnx.Module) -> tuple[Contraction, Shape]:

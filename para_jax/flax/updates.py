@@ -9,10 +9,10 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int, Num
 
-from para_jax.adapters import Array
-from para_jax.flax import contraction, fit
+from para_jax._adapters.adapter import Array
+from para_jax._adapters.params import unnest
+from para_jax.flax import checks, contraction
 from para_jax.flax.contraction import Contraction
-from para_jax.params import unnest
 
 LAYERS = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.Embed)
 
@@ -116,7 +116,7 @@ def _linear(
     if len(kernel) != len(axes.kernel):
         raise refusal(module, f"a transformation gave its kernel the shape {kernel}")
     m, n = axes.matrix(kernel)
-    fit.check(path_of(module), a.shape, b.shape, m=m, n=n)
+    checks.check(path_of(module), a.shape, b.shape, m=m, n=n)
     promote: Any = module.promote_dtype
     x, a, b = promote(x, a, b, dtype=module.dtype)
     return axes.update(x, a, b, kernel, precision=module.precision)
@@ -129,7 +129,7 @@ def _conv(
         raise refusal(module, "it has groups of features or a mask")
     *window, n = kernels(module)[path_of(module)]
     path = path_of(module)
-    fit.check(path, a.shape, b.shape, m=math.prod(window), n=n)
+    checks.check(path, a.shape, b.shape, m=math.prod(window), n=n)
     narrow = module.clone(parent=None, features=a.shape[1], use_bias=False)
     params = {"kernel": jnp.reshape(a, (*window, -1))}
     z = jnp.asarray(narrow.apply({"params": params}, inputs))
@@ -140,7 +140,7 @@ def _embed(
     module: nn.Embed, a: Array, b: Array, inputs: Int[Array, "*B"]
 ) -> Float[jax.Array, "*B n"]:
     m, n = kernels(module)[path_of(module)]
-    fit.check(path_of(module), a.shape, b.shape, m=m, n=n)
+    checks.check(path_of(module), a.shape, b.shape, m=m, n=n)
     narrow = module.clone(parent=None, features=a.shape[1])
     z = jnp.asarray(narrow.apply({"params": {"embedding": a}}, inputs))
     return jnp.matmul(z, b.astype(z.dtype))

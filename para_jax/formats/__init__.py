@@ -14,20 +14,16 @@ from typing import Any, get_args
 import jax
 import numpy as np
 
-from para_jax import rounding
-from para_jax.adapters import Adapter, Adapters, Checkpoint, Layer
-from para_jax.compress import as_checkpoint
-from para_jax.formats import (
-    directory,
-    expert_modules,
-    mlx,
-    other_files,
-    spellings,
-    tensors,
-)
-from para_jax.formats.engine_rules import Format as Format
-from para_jax.formats.profiles import PROFILES
-from para_jax.formats.profiles import Profile as Profile
+from para_jax._adapters.adapter import Adapter, Adapters
+from para_jax._adapters.checkpoint import Checkpoint, Layer, as_checkpoint
+from para_jax._engines import experts as expert_modules
+from para_jax._engines.profiles import PROFILES
+from para_jax._engines.profiles import Profile as Profile
+from para_jax._engines.rules import Format as Format
+from para_jax._pruning import rounding
+from para_jax.formats import atomic, other_files, tensor_files
+from para_jax.formats.kohya import spellings
+from para_jax.formats.mlx import folder as mlx
 from para_jax.formats.recognition import place
 from para_jax.formats.recognition import recognise as recognise
 from para_jax.layouts import StackAxis
@@ -75,24 +71,24 @@ def load(
     """
     folder = place(pathlib.Path(path).expanduser())
     with contextlib.suppress(OSError):  # Where only reading is allowed.
-        directory.recover(folder)
+        atomic.recover(folder)
     found = recognise(folder)
     given = {"alpha": alpha, "scale": scale}
     _check_words(folder, found, {"layout": layout, "stack_axis": stack_axis} | given)
     if found == "peft":
-        from para_jax.formats import peft
+        from para_jax.formats.peft import folder as peft
 
         other_files.check_weights(folder, peft.WEIGHTS)
         other_files.warn_of_trained(folder)
         checkpoint = peft.load(folder)
     elif found == "kohya":
-        from para_jax.formats import kohya
+        from para_jax.formats.kohya import single_file as kohya
 
         checkpoint = kohya.load(folder, given=kohya.Given(alpha, scale))
     elif found == "mlx":
         checkpoint = mlx.load(folder)
     else:
-        from para_jax.formats import orbax
+        from para_jax.formats.orbax import checkpoint as orbax
 
         hints = orbax.Hints(layout, alpha, scale, stack_axis, adapters_only)
         checkpoint = orbax.load(folder, hints)
@@ -157,12 +153,12 @@ def save(
     if engine is not None:
         if (format, profile) != ("peft", "ragged"):
             raise ValueError(f"{engine=} decides on format and profile: omit them.")
-        from para_jax.formats import engine_names, serving
+        from para_jax._engines import prepare, renaming
 
-        checkpoint, format, profile = serving.prepare(  # noqa: A001
+        checkpoint, format, profile = prepare.prepare(  # noqa: A001
             checkpoint, engine, one_file=target.suffix == ".safetensors"
         )
-        engine_names.warn(checkpoint, engine)
+        renaming.warn(checkpoint, engine)
     if format not in get_args(Format):
         raise ValueError(f"Unknown format {format!r}: expected {get_args(Format)}.")
     if profile not in PROFILES:
@@ -179,9 +175,9 @@ def save(
         _check_finite(target, got)
         check_same(wanted, got)
         if format != "orbax":
-            from para_jax.formats import consumers
+            from para_jax.formats import verify
 
-            consumers.check(new, wanted, checkpoint, profile)
+            verify.check(new, wanted, checkpoint, profile)
             rounding.check_folded(checkpoint.adapters, wanted.adapters)
     _warn_of_extra(checkpoint, format)
     if format == "peft" and engine in (None, "peft"):
@@ -209,12 +205,13 @@ def _written(
 ) -> tuple[Checkpoint, Checkpoint]:
     """Write a checkpoint; return what it should read back as, and what it does."""
     if format == "peft":
-        from para_jax.formats import peft
+        from para_jax.formats.peft import folder as peft
 
         wanted = peft.save(checkpoint, new, profile=profile)
         return wanted, peft.load(new, dict(peft.named(wanted)))
     if format == "kohya":
-        from para_jax.formats import kohya, stated
+        from para_jax.formats.kohya import single_file as kohya
+        from para_jax.formats.kohya import stated
 
         wanted = kohya.save(checkpoint, new)
         stated.check_alone(target, wanted)
@@ -222,7 +219,7 @@ def _written(
     if format == "mlx":
         wanted = mlx.save(checkpoint, new)
         return wanted, mlx.load(new)
-    from para_jax.formats import orbax
+    from para_jax.formats.orbax import checkpoint as orbax
 
     wanted = orbax.save(checkpoint, new)
     return wanted, orbax.reload(new, wanted)
@@ -241,12 +238,12 @@ def _check_at_hand(adapters: Adapters) -> None:
 def _replacing(format: Format) -> Any:  # noqa: A002
     """Returns what makes room for a format. Processes share Orbax's alone."""
     if format == "kohya":
-        return directory.replacing_file
+        return atomic.replacing_file
     if format in ("peft", "mlx"):
-        return directory.replacing
-    from para_jax.formats import processes
+        return atomic.replacing
+    from para_jax.formats import multihost
 
-    return processes.replacing
+    return multihost.replacing
 
 
 def _check_finite(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
@@ -279,5 +276,5 @@ def _equal(one: Any, two: Any) -> bool:
     if isinstance(one, jax.Array) and one.shape == np.shape(two):
         # Each process has its own parts at hand, and compares these.
         parts = one.addressable_shards
-        return all(tensors.same(np.asarray(x.data), two[x.index]) for x in parts)
-    return tensors.same(np.asarray(one), np.asarray(two))
+        return all(tensor_files.same(np.asarray(x.data), two[x.index]) for x in parts)
+    return tensor_files.same(np.asarray(one), np.asarray(two))

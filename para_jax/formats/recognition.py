@@ -2,8 +2,8 @@
 
 import pathlib
 
+from para_jax._engines.rules import Format
 from para_jax.formats import other_files
-from para_jax.formats.engine_rules import Format
 
 _WEIGHTS: dict[str, Format] = {
     "adapter_model.safetensors": "peft",

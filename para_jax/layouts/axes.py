@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from para_jax.adapters import Array
+from para_jax._adapters.adapter import Array
 
 Shape = tuple[int, ...]
 StackAxis = Literal[0, 1, "none"]

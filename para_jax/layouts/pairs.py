@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax.adapters import Adapter, Array, folded, member, stack
-from para_jax.columns import pack
-from para_jax.compress import wide
+from para_jax._adapters.adapter import Adapter, Array, folded
+from para_jax._adapters.padding import pad
+from para_jax._adapters.precision import wide
+from para_jax._adapters.stacks import member, stack
+from para_jax._pruning.decompose import decompose
+from para_jax._pruning.repack_traced import pack
 from para_jax.layouts.axes import Axes, Shape, matrices, stored
-from para_jax.padding import pad
-from para_jax.spectrum import decompose
 
 Key = tuple[str, ...]
 """The path of a leaf, one string a level."""

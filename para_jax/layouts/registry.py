@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from para_jax.layouts import gemma, linen, lorax, maxtext, nnx, qwix, tunix
 from para_jax.layouts.axes import StackAxis
 from para_jax.layouts.layout import Layout, Leaves, halves, names, pairs
+from para_jax.layouts.libraries import gemma, linen, lorax, maxtext, nnx, qwix, tunix
 
 LAYOUTS: Mapping[str, Layout] = {
     x.name: x

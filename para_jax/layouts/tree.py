@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax.adapters import Adapter, Checkpoint, Layer, ordered
+from para_jax._adapters.adapter import Adapter, check_pair, ordered
+from para_jax._adapters.checkpoint import Checkpoint, Layer
+from para_jax._adapters.padding import pad
 from para_jax.layouts.axes import StackAxis
 from para_jax.layouts.layout import Layout, Leaves, pairs
 from para_jax.layouts.pairs import Key, Pair, members, put, take, whole
 from para_jax.layouts.registry import LAYOUTS, recognise
 from para_jax.layouts.scales import of_pairs
-from para_jax.padding import pad
-from para_jax.spectrum import check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,7 @@ def take_out(tree: Tree, scales: Mapping[str, float]) -> Checkpoint:
         found |= take(pair, a, b, scales[pair.path])
     adapters = {path: found[path] for path in ordered(found)}
     for path, adapter in adapters.items():
-        check(path, adapter)
+        check_pair(path, adapter)
     return Checkpoint(adapters=adapters, layers=_windows(tree), tree=tree)
 
 

@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Mapping
 
-from para_jax.adapters import Adapter, Adapters, Array, Checkpoint, Layer
-from para_jax.compress import as_checkpoint
-from para_jax.names import halves, models, moves, outputs
+from para_jax._adapters.adapter import Adapter, Adapters, Array
+from para_jax._adapters.checkpoint import Checkpoint, Layer, as_checkpoint
+from para_jax.names import gate_up, head_forms, models, plan
+from para_jax.names.head_forms import Way
 from para_jax.names.models import Names
-from para_jax.names.moves import Move, Moves
-from para_jax.names.outputs import Way
 from para_jax.names.patterns import Module, backward, forward, number, place
+from para_jax.names.plan import Move, Moves
 
 _EXPERTS = Layer(kind="experts")
 _Parts = dict[str, dict[int | None, Adapter]]
@@ -58,8 +58,8 @@ def to_hf(
         found = dict([models.one(found, ecosystem)])
     stacks = _stacks(checkpoint)
     pairs = {name: forward(table) for name, table in found.items()}
-    every = {name: moves.of(stacks, x, renumber) for name, x in pairs.items()}
-    chosen = moves.chosen(every, found, models.title(names))
+    every = {name: plan.of(stacks, x, renumber) for name, x in pairs.items()}
+    chosen = plan.chosen(every, found, models.title(names))
     return _moved(checkpoint, chosen, "to_hf", head_dim)
 
 
@@ -100,9 +100,9 @@ def from_hf(
     checkpoint = as_checkpoint(checkpoint)
     name, table = models.one(models.tables(names), ecosystem)
     pairs = backward(table)
-    found = {name: moves.of(_stacks(checkpoint), pairs, renumber)}
+    found = {name: plan.of(_stacks(checkpoint), pairs, renumber)}
     sources = {name: [pair.source for pair in pairs]}
-    chosen = moves.chosen(found, sources, models.title(names))
+    chosen = plan.chosen(found, sources, models.title(names))
     return _moved(checkpoint, chosen, "from_hf", head_dim)
 
 
@@ -119,7 +119,7 @@ def _moved(
     for path, adapter in checkpoint.adapters.items():
         for move in found[path]:
             part = _part(adapter, move, way)
-            part = outputs.update(part, move.module, way, head_dim, path)
+            part = head_forms.update(part, move.module, way, head_dim, path)
             _put(parts, part, move, way, path)
     every = {path: _whole(slots, path) for path, slots in parts.items()}
     empty = {path: (x.inputs, x.outputs) for path, x in every.items() if not x.rank}
@@ -139,7 +139,7 @@ def _part(adapter: Adapter, move: Move, way: Way) -> Adapter:
     part = dataclasses.replace(adapter, a=a, b=b)
     if way == "to_hf" or move.module.half is None:
         return part
-    return halves.split(part, move.module.half, move.path)
+    return gate_up.split(part, move.module.half, move.path)
 
 
 def _put(parts: _Parts, part: Adapter, move: Move, way: Way, path: str) -> None:
@@ -154,7 +154,7 @@ def _put(parts: _Parts, part: Adapter, move: Move, way: Way, path: str) -> None:
 
 def _whole(slots: Mapping[int | None, Adapter], path: str) -> Adapter:
     given = {half: x for half, x in slots.items() if half is not None}
-    return halves.join(given, path) if given else slots[None]
+    return gate_up.join(given, path) if given else slots[None]
 
 
 def _layers(checkpoint: Checkpoint, found: Moves) -> dict[str, Layer]:
@@ -180,7 +180,7 @@ def _biases(
                     "which can have none. Train experts without lora_bias."
                 )
             part = values[move.index]
-            result[move.path] = outputs.bias(part, move.module, way, head_dim, path)
+            result[move.path] = head_forms.bias(part, move.module, way, head_dim, path)
     return result
 
 

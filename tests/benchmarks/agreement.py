@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 import para_jax as para
-from para_jax.compress import spectra_of
+from para_jax import spectra_of
 from tests import reference
 
 TRAINED = pathlib.Path(__file__).parents[2] / "train/assets/minilm-movie-r16"

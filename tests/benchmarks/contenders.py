@@ -17,7 +17,6 @@ import numpy as np
 from jax import lax
 
 import para_jax as para
-from para_jax.adapters import member
 from tests.benchmarks.accuracy import Kept
 from tests.benchmarks.cases import Case
 
@@ -113,7 +112,7 @@ def host(inputs: Inputs) -> Run:
         return para.compress(parent, para.Gamma(GAMMA), form="ragged")
 
     def kept(child: para.Child, path: str, index: Index) -> Kept:
-        name = member(path, index)
+        name = "/".join([path, *map(str, index)])
         (account,) = (x for x in child.report.modules if x.path == name)
         adapter = child.adapters[name]
         return Kept(account.sigma[account.mask], adapter.a, adapter.b)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 import para_jax as para
-from para_jax.params import nest
+from para_jax import nest
 from tests.benchmarks import gemma_rows
 from tests.benchmarks.gemma_rows import RANK, Job, Row
 from train.models import attention, gemma3, layers, loss

@@ -31,13 +31,14 @@ import jax
 import numpy as np
 
 from tests.benchmarks import preset_models
-from train import outcome, subjects
-from train import run as runs
+from train import subjects
 from train.data.batch import NO_LABEL
 from train.grid import work
 from train.grid.plan import Plan
 from train.presets import PLANS
 from train.presets.paper import tiny
+from train.runs import outcome
+from train.runs import settings as runs
 from train.subjects import Folders
 from train.subjects.subject import Subject
 

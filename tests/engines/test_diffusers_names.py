@@ -15,7 +15,7 @@ import diffusers
 import torch
 from diffusers.loaders import single_file_utils
 
-from para_jax import diffusion
+from para_jax.names import diffusion
 from tests.engines.image_checkpoints import adapted, deltas, kohya_state, same
 from tests.engines.image_models import MODELS, flux
 from tests.engines.image_models import shapes as modules

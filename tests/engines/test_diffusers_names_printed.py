@@ -12,7 +12,8 @@ import torch
 import transformers
 
 import para_jax as para
-from para_jax import cli, diffusion
+from para_jax import cli
+from para_jax.names import diffusion
 from tests.engines.image_checkpoints import adapted, deltas, kohya_state, same
 from tests.engines.image_models import MODELS
 from tests.engines.image_models import shapes as modules

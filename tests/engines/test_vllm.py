@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 import para_jax as para
-from para_jax.formats import serving
+from para_jax._engines import prepare
 from tests.engines import harness, loading, models
 
 BOUND = 1e-4
@@ -105,7 +105,7 @@ def experts(tmp_path_factory):
 
 def _allocated(child: pathlib.Path) -> int:
     """Return the rank that we say vLLM has to be started with."""
-    (cost,) = (x for x in serving.costs(para.load(child)) if x.engine == "vllm")
+    (cost,) = (x for x in prepare.costs(para.load(child)) if x.engine == "vllm")
     return cost.allocated
 
 

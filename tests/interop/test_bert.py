@@ -11,9 +11,10 @@ from peft import PeftModel
 
 import para_jax as para
 from para_jax.flax import linen
-from train import demo, tasks
+from train.commands import demo
 from train.data import sentiment, tokens
 from train.models import bert, pretrained
+from train.subjects import tasks
 
 SENTENCES = 15
 POLICIES = {policy.name: policy for policy in demo.POLICIES}

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from para_jax.params import unnest
+from para_jax._adapters.params import unnest
 from train.models import checkpoint, roberta
 
 _STATUS = pathlib.Path("/proc/self/status")

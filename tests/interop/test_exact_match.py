@@ -9,10 +9,11 @@ import transformers
 import para_jax as para
 from tests.train import tiny_sums
 from tests.train.models import tiny_gemma3
-from train import evaluate, outcome
 from train.data import arrays, sequences
-from train.exact_match import ExactMatch
+from train.evaluation import evaluate
+from train.evaluation.exact_match import ExactMatch
 from train.models import gemma3, layers
+from train.runs import outcome
 from train.subjects import Subject
 from train.subjects.problems import PEFT
 

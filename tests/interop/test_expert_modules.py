@@ -21,7 +21,7 @@ from transformers import conversion_mapping
 from transformers.core_model_loading import MergeModulelist, WeightConverter
 
 import para_jax as para
-from para_jax.formats import expert_modules
+from para_jax._engines import experts as expert_modules
 from tests.interop.on_peft import PREFIX
 
 # PEFT looks for the keys of patterns among modules alone, and warns of parameters.

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import para_jax as para
-from para_jax import cli, fleet
+from para_jax import cli
+from para_jax._fleet import tenants as fleet
 
 ray = pytest.importorskip("ray")
 
@@ -117,7 +118,7 @@ def deadly(log, moments):
 def test_a_killed_worker_loses_nothing_and_does_nothing_twice(
     cluster, parents, tmp_path
 ):
-    from para_jax import cluster as on_ray
+    from para_jax._fleet import ray as on_ray
 
     tenants = fleet.find(["in/*"], pathlib.Path("out")).tenants
     log, endless = tmp_path / "log", 99

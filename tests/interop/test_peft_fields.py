@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import para_jax as para
-from para_jax.formats import peft_fields
+from para_jax.formats.peft import fields as peft_fields
 from tests.interop.on_peft import loaded, lora_layers
 
 pytestmark = pytest.mark.filterwarnings(

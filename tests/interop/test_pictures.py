@@ -9,10 +9,10 @@ import transformers
 
 import para_jax as para
 from tests.benchmarks.torch_backbones import SiglipClassifier
-from train import demo, tasks
+from train.commands import demo
 from train.data import digits
 from train.models import pretrained
-from train.subjects import pictures
+from train.subjects import pictures, tasks
 
 POLICIES = {policy.name: policy for policy in demo.POLICIES}
 STEP = 12  # Of the 608 pictures, for logits.

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from para_jax.params import nest
+from para_jax._adapters.params import nest
 from train.models import gemma3, siglip
 from train.pretrain import corpus, generation, vision
 

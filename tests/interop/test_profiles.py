@@ -13,13 +13,13 @@ import torch
 import transformers
 
 import para_jax as para
-from para_jax.formats import engines, profiles, serving
+from para_jax._engines import prepare, profiles, registry
 from tests.interop.on_peft import loaded, lora_layers
 
 # Those that find modules of language models.
 FOLDERS = [
     name
-    for name, x in engines.ENGINES.items()
+    for name, x in registry.ENGINES.items()
     if x.form == "peft" and "hf" in x.reads and not x.short
 ]
 
@@ -125,5 +125,5 @@ def test_peft_applies_what_an_engine_is_given(engine, family, tmp_path):
 
     ranks = assert_serves(family, tmp_path / "x")
 
-    (cost,) = (x for x in serving.costs(family[1]) if x.engine == engine)
+    (cost,) = (x for x in prepare.costs(family[1]) if x.engine == engine)
     assert max(ranks.values()) == cost.rank

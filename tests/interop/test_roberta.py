@@ -183,8 +183,8 @@ def test_the_encoder_is_found_under_any_head(folder, config, params, tmp_path, k
 
     got = roberta.load(tmp_path, config)
 
-    flat = para.params.unnest(params["roberta"])
-    for path, x in para.params.unnest(got).items():
+    flat = para.unnest(params["roberta"])
+    for path, x in para.unnest(got).items():
         np.testing.assert_array_equal(x, flat[path], err_msg=path)
 
 

@@ -178,8 +178,8 @@ def test_the_encoder_is_found_alone_and_under_a_classifier(
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
 
     assert siglip.read_config(tmp_path) == config
-    flat = para.params.unnest(params["vision_model"])
-    for path, x in para.params.unnest(siglip.load(tmp_path, config)).items():
+    flat = para.unnest(params["vision_model"])
+    for path, x in para.unnest(siglip.load(tmp_path, config)).items():
         np.testing.assert_array_equal(x, flat[path], err_msg=path)
 
 

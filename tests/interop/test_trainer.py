@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 
-from train import outcome, trainer
-from train import run as runs
 from train.data import arrays
 from train.methods import lora
 from train.models import bert, checkpoint, pretrained
+from train.runs import outcome, trainer
+from train.runs import settings as runs
 from train.subjects.sentences import PEFT
 
 RANK, SCALE = 3, 2.0

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from para_jax import plot
-from para_jax.report import ModuleReport, Report
+from para_jax._pruning.report import ModuleReport, Report
 
 THRESHOLDS = {"gamma 0.5": 0.2, "gamma 0.25": 0.21, "epsilon 0.9": 0.22, "tau": 3.0}
 

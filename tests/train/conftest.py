@@ -113,7 +113,7 @@ def settings(backbone) -> Any:
     """A run of seconds: four members with the tiny BERT, which its module finds."""
     from train.methods import lora
     from train.models import pretrained
-    from train.run import Run
+    from train.runs.settings import Run
 
     place, sha256 = backbone
     with pytest.MonkeyPatch.context() as patch:

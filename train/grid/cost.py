@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 
-from train import run as runs
-from train import trainer
 from train.experiments.rows import Cost
 from train.grid import plan, training
+from train.runs import settings as runs
+from train.runs import trainer
 
 _CALLS = 4
 

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 import para_jax as para
-from para_jax.select import exact_masks
 from train import posthoc
 from train.experiments.rows import Row, Spectrum
 from train.grid import plan, training
@@ -138,7 +137,8 @@ def _of_para(parent: Parent, budgets: plan.Plan) -> Iterator[Child]:
         masks = posthoc.choose(parts, scores, local)
         yield Child("local", f"rank {cut:g}", posthoc.child(parts, masks))
     for energy in budgets.energies:
-        masks = exact_masks(found, para.Epsilon(energy))
+        ranks = para.ranks(found, para.Epsilon(energy))
+        masks = {p: np.arange(len(x.s)) < ranks[p] for p, x in found.items()}
         yield Child("para", f"epsilon {energy:g}", posthoc.child(parts, masks))
     for count in budgets.dropped:
         masks = posthoc.drop_top(parts, count)

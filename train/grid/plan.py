@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from train import posthoc
 from train.data import digits, sentiment
 from train.methods import METHODS, Config, dylora, lora, matryoshka, sora
-from train.run import Run
+from train.runs.settings import Run
 from train.subjects import Folders, problems
 
 RANKS = (16, 8, 4, 2, 1)

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import para_jax as para
-from train import posthoc, run, trainer
+from train import posthoc
 from train.experiments.rows import Row
 from train.grid import offspring, plan, training
 from train.methods import lora
+from train.runs import settings as run
+from train.runs import trainer
 
 
 def rows(

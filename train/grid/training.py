@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from train import evaluate, run, trainer
+from train.evaluation import evaluate
 from train.experiments.rows import Row
 from train.grid import plan
 from train.methods.method import Adapters, Config, State, size
+from train.runs import settings as run
+from train.runs import trainer
 from train.subjects.subject import Subject
 
 Begin = Callable[[run.Inputs], trainer.Learner]

@@ -17,13 +17,13 @@ from typing import Any
 
 import jax
 
-from para_jax import lock
+from para_jax.formats import lock
 from train import posthoc, subjects
-from train import run as runs
 from train.experiments import store
 from train.experiments.rows import Cost, Row, Spectrum
 from train.grid import cost, offspring, retuning, training
 from train.grid import plan as plans
+from train.runs import settings as runs
 
 KINDS: dict[str, Any] = {
     "trained": Row,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from para_jax.adapters import Adapter
+from para_jax import Adapter
 from train.methods import method
 from train.methods.method import Adapters, Kernels, Method, State
 

@@ -25,8 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from para_jax import linalg
-from para_jax.adapters import Adapter
+from para_jax import Adapter, linalg
 from train.methods import method
 from train.methods.method import Adapters, Kernels, Method, State
 

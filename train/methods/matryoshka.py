@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from para_jax.adapters import Adapter
+from para_jax import Adapter
 from train.methods import method
 from train.methods.method import Adapters, Kernels, Method, State
 

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jaxtyping import ScalarLike
 
-from para_jax.adapters import Adapter, Array
+from para_jax import Adapter, Array
 
 Adapters = dict[str, Adapter]
 Kernels = Mapping[str, jax.Array]

@@ -21,8 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from para_jax import linalg
-from para_jax.adapters import Adapter
+from para_jax import Adapter, linalg
 from train.methods import method
 from train.methods.method import Adapters, Kernels, Method, State
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, ScalarLike
 
-from para_jax.adapters import Adapter
+from para_jax import Adapter
 from train.methods.method import Adapters
 
 

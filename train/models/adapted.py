@@ -16,8 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 
 import para_jax as para
-from para_jax.adapters import Adapter, Array, folded
-from para_jax.params import nest, unnest
+from para_jax import Adapter, Array, folded, nest, unnest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from para_jax.adapters import Array
+from para_jax import Array
 
 _KERNEL = -0.75
 

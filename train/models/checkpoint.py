@@ -15,8 +15,8 @@ import jax.typing
 import numpy as np
 import safetensors
 
-from para_jax.formats import tensors
-from para_jax.params import nest
+from para_jax import nest
+from para_jax.formats import tensor_files
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -146,7 +146,7 @@ def _find(folder: pathlib.Path) -> dict[str, _Tensor]:
 
 def _shards(folder: pathlib.Path) -> dict[str, _Tensor]:
     index = folder / INDEX
-    places = tensors.read_json(index).get("weight_map")
+    places = tensor_files.read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(
         isinstance(x, str) and pathlib.PurePath(x).name == x for x in places.values()
     ):

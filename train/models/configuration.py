@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from para_jax.formats import tensors
+from para_jax.formats import tensor_files
 
 _T = TypeVar("_T")
 
@@ -24,7 +24,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
             f"'{folder / FILE}' is missing. A model's folder has the files that its "
             "page on the hub lists."
         )
-    return dict(tensors.read_json(folder / FILE))
+    return dict(tensor_files.read_json(folder / FILE))
 
 
 def build(

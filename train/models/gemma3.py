@@ -22,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from para_jax.adapters import Array
+from para_jax import Array
 from para_jax.flax.linen import Dense
 from train.data.batch import Batch
 from train.models import attention, layers, loss, rope

@@ -19,9 +19,8 @@ import jax
 from flax import linen as nn
 
 import para_jax as para
-from para_jax.adapters import Adapter, ordered
+from para_jax import Adapter, nest, ordered, unnest
 from para_jax.flax import linen
-from para_jax.params import nest, unnest
 
 Remat = Literal["none", "full", "dots", "named"]
 
@@ -137,7 +136,7 @@ def stacked(
     for name, adapter in adapters.items():
         if found := re.fullmatch(rf"{re.escape(path)}/(\d+)/(.+)", name):
             layers = groups.setdefault(f"{path}/{found[2]}", {})
-            layers[int(found[1])] = para.adapters.folded(adapter)
+            layers[int(found[1])] = para.folded(adapter)
         else:
             rest[name] = adapter
     return rest | {name: _stack(name, x, count) for name, x in groups.items()}

@@ -18,7 +18,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Bool, Float, Int
 
-from para_jax.adapters import Array
+from para_jax import Array
 from train.data.batch import NO_LABEL, Batch
 from train.models.score import Score
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from para_jax.params import unnest
+from para_jax import unnest
 from train.models import checkpoint
 from train.models.checkpoint import Leaf
 

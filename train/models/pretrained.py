@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from para_jax.params import nest, unnest
+from para_jax import nest, unnest
 from train.models import bert, checkpoint, mirrored, weights
 from train.models.checkpoint import Leaf
 

@@ -24,7 +24,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float
 
-from para_jax.adapters import Array
+from para_jax import Array
 from para_jax.flax.linen import Dense
 from train.models import bicubic, checkpoint, configuration, mirrored
 from train.models.adapted import Adapted

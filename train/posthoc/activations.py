@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Bool, Float
 
 import para_jax as para
-from para_jax.adapters import Adapter, Array
+from para_jax import Adapter, Array
 from train.models.bert import Tokens
 
 

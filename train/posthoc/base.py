@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from para_jax import threads
-from para_jax.params import unnest
+from para_jax import linalg, unnest
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
 _erf = np.vectorize(math.erf, otypes=[float])
@@ -79,7 +78,7 @@ def statistics(params: Mapping[str, Any]) -> dict[str, Statistics]:
         return known._replace(square=squares[path], embedded=embedded[path])
 
     # One thread a product: on a busy machine BLAS's own wait for one another.
-    return dict(zip(squares, threads.in_threads(one, squares), strict=True))
+    return dict(zip(squares, linalg.in_threads(one, squares), strict=True))
 
 
 def of_kernels(kernels: Mapping[str, Any]) -> dict[str, Statistics]:
@@ -88,7 +87,7 @@ def of_kernels(kernels: Mapping[str, Any]) -> dict[str, Statistics]:
     Args:
       kernels: `[m, n]` each, as `train.models.adapted.Adapted.kernels` gives them.
     """
-    found = threads.in_threads(_of_kernel, kernels.values())
+    found = linalg.in_threads(_of_kernel, kernels.values())
     return dict(zip(kernels, found, strict=True))
 
 

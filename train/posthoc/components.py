@@ -13,10 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from para_jax.adapters import Adapter, folded
-from para_jax.compress import spectra_of
-from para_jax.core import RESOLUTION
-from para_jax.spectrum import Spectrum
+from para_jax import Adapter, Spectrum, folded, spectra_of
+from para_jax.linalg import RESOLUTION
 
 Masks = Mapping[str, Bool[np.ndarray, " k"]]
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from para_jax.adapters import Adapter, Array
+from para_jax import Adapter, Array
 from train.data.batch import NO_LABEL, Batch
 from train.models.adapted import Model
 from train.models.score import score

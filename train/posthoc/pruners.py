@@ -13,8 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from para_jax.adapters import Adapter
-from para_jax.policy import Budget
+from para_jax import Adapter, Budget
 from train.models.adapted import Model
 from train.posthoc import activations, components, examples, fisher, selection, whiten
 from train.posthoc.base import Statistics

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from para_jax.policy import Budget
-from para_jax.pool import Pool, pool
+from para_jax import Budget, Pool, pool
 from train.posthoc.components import Components, Masks
 
 Scores = Mapping[str, Float[np.ndarray, " k"]]
@@ -100,7 +99,7 @@ def _check(
     if policy.min_rank or policy.max_rank is not None or policy.multiple_of > 1:
         raise ValueError(
             f"{policy.name}: bounds and multiples of ranks are not for scores. Use "
-            "para_jax.compress."
+            "para_jax._pruning.pipeline."
         )
     if policy.ties != "exact":
         raise ValueError(f"{policy.name}: ties are '{policy.ties}', expected 'exact'.")

@@ -31,8 +31,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float
 
-from para_jax.adapters import Adapter, Array
-from para_jax.compress import spectra_of
+from para_jax import Adapter, Array, spectra_of
 from train.posthoc import components
 from train.posthoc.components import Components
 

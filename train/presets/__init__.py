@@ -3,11 +3,11 @@
 Each says its command, its time and its score.
 """
 
+from train.commands.needs import Needs
 from train.grid import plan
-from train.needs import Needs
 from train.presets import amazon, armenian, movie, nyt, problems, tiny, tweets
 from train.presets.paper import commonsense, glue, math, vision
-from train.run import Run
+from train.runs.settings import Run
 
 PRESETS: dict[str, Run] = {
     "movie": movie.RUN,

@@ -10,6 +10,6 @@ Expect an accuracy of 75.7 % on the test part, and 75.7 % at a quarter of the ra
 means of ten seeds on an H200. The first varies by 1.1 points (standard deviation).
 """
 
-from train.run import Run
+from train.runs.settings import Run
 
 RUN = Run(task="amazon", learning_rates=(0.001,))

@@ -10,6 +10,6 @@ Expect an accuracy of 86.3 % on the test part, and the same at a quarter of the 
 the means of five seeds on an H200. They vary by 0.9 points (standard deviation).
 """
 
-from train.run import Run
+from train.runs.settings import Run
 
 RUN = Run(task="armenian", learning_rates=(1e-3,), steps=600, backbone="")

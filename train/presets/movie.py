@@ -10,6 +10,6 @@ Expect an accuracy of 80.1 % on the test part, and 79.9 % at a quarter of the ra
 means of ten seeds on an H200. The first varies by 0.4 points (standard deviation).
 """
 
-from train.run import Run
+from train.runs.settings import Run
 
 RUN = Run(task="movie", learning_rates=(0.0001,))

@@ -15,6 +15,6 @@ deviation), and by 4 from one training of the five to the next. LoRA alone has 7
 rank 4, with a rate of 0.016.
 """
 
-from train.run import Run
+from train.runs.settings import Run
 
 RUN = Run(task="problems", learning_rates=(8e-3,), steps=1000, backbone="")

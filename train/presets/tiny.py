@@ -6,6 +6,6 @@
 part with seed 0: 20 steps teach little more than the commonest class.
 """
 
-from train.run import Run
+from train.runs.settings import Run
 
 RUN = Run(task="amazon", steps=20, batch=8, max_length=16)

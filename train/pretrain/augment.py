@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from para_jax.adapters import Array
+from para_jax import Array
 
 SIZE = 32
 """The side of what an encoder sees, in pixels."""

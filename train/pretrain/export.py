@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from para_jax.params import unnest
+from para_jax import unnest
 from train.models import checkpoint, configuration
 from train.models.checkpoint import Leaf
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from train.models import repository
-from train.run import Run
+from train.runs.settings import Run
 from train.subjects import glue, images, instructions, pictures, problems, sentences
 from train.subjects.folders import ANYWHERE as ANYWHERE
 from train.subjects.folders import Folders as Folders

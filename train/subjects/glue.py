@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import evaluate, predict
 from train.data import arrays, glue, parts, tokens
 from train.data.batch import Batch
+from train.evaluation import evaluate, predict
 from train.models import roberta
-from train.run import Run
+from train.runs.settings import Run
 from train.subjects.folders import Folders
 from train.subjects.subject import Subject
 

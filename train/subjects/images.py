@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import evaluate
 from train.data import arrays, images, parts, preprocess, sources, stream
 from train.data.batch import Batch
 from train.data.images import Images
+from train.evaluation import evaluate
 from train.models import siglip
 from train.models.adapted import Adapted
-from train.run import Run
+from train.runs.settings import Run
 from train.subjects.folders import Folders
 from train.subjects.subject import Subject
 

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import tokenizers
 
-from train import evaluate
 from train.data import (
     answers,
     arrays,
@@ -27,9 +26,10 @@ from train.data import (
 from train.data import parts as splits
 from train.data.batch import Batch
 from train.data.instructions import Example
-from train.exact_match import ExactMatch
+from train.evaluation import evaluate
+from train.evaluation.exact_match import ExactMatch
 from train.models import gemma3
-from train.run import Run
+from train.runs.settings import Run
 from train.subjects.folders import Folders
 from train.subjects.subject import Subject
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from train import evaluate
 from train.data import arrays, digits, pixels, sentiment
 from train.data.batch import NO_LABEL, Batch
+from train.evaluation import evaluate
 from train.models import checkpoint, siglip, weights
-from train.run import Run
+from train.runs.settings import Run
 from train.subjects.subject import Subject
 
 TASKS = digits.TASKS

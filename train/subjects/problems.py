@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from train import evaluate
 from train.data import arrays, problems, sentiment, sequences
-from train.exact_match import ExactMatch
+from train.evaluation import evaluate
+from train.evaluation.exact_match import ExactMatch
 from train.models import checkpoint, gemma3, weights
 from train.pretrain import corpus
-from train.run import Run
+from train.runs.settings import Run
 from train.subjects.subject import Subject
 
 TASKS = ("problems",)

@@ -1,9 +1,9 @@
 """Three-way sentiment of sentences, by the pretrained encoder all-MiniLM-L6-v2."""
 
-from train import evaluate
 from train.data import arrays, sentiment, tokens
+from train.evaluation import evaluate
 from train.models import bert, pretrained
-from train.run import Run
+from train.runs.settings import Run
 from train.subjects.subject import Subject
 
 TASKS = sentiment.TASKS

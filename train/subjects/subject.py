@@ -4,8 +4,8 @@ import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from train import evaluate
 from train.data import arrays
+from train.evaluation import evaluate
 from train.models.adapted import Model
 
 

@@ -258,7 +258,7 @@ def test_adapters_that_came_from_no_tree_are_not_written():
     parent = read("qwix", tree("qwix", a=(5, 2), b=(2, 7)))
 
     with pytest.raises(ValueError, match="did not come from a tree"):
-        para_jax.to_tree(para_jax.adapters.Checkpoint(adapters=parent.adapters))
+        para_jax.to_tree(para_jax.Checkpoint(adapters=parent.adapters))
 
 
 def flat(tree, prefix=""):

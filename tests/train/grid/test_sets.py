@@ -39,7 +39,7 @@ def place(folders, tmp_path, monkeypatch):
     from train.data import commonsense
     from train.grid import training
     from train.presets import PLANS
-    from train.run import Run
+    from train.runs.settings import Run
 
     def questions(task, **_):
         asked = [
@@ -63,7 +63,7 @@ def speaking(place, monkeypatch):
     import jax
     import jax.numpy as jnp
 
-    from train import exact_match
+    from train.evaluation import exact_match
     from train.models import generate
 
     tokenizer = place.subject.validation.accuracies.__self__.tokenizer

@@ -9,10 +9,12 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def place(small):
     from tests.train import tiny
-    from train import evaluate, run, subjects
+    from train import subjects
     from train.data import arrays, tokens
+    from train.evaluation import evaluate
     from train.grid import training
     from train.models import bert
+    from train.runs import settings as run
 
     config = tiny.config(hidden_size=18, intermediate_size=21)
     generator = np.random.default_rng(0)
@@ -134,7 +136,7 @@ def member(learners, index):
 def test_accuracies_are_those_of_the_base_with_the_update_merged_in(place, trained):
     import jax.numpy as jnp
 
-    from para_jax.params import nest, unnest
+    from para_jax._adapters.params import nest, unnest
     from train.grid import plan, training
 
     rows = training.rows(place, trained, plan.PARENT)
@@ -197,8 +199,8 @@ def test_a_retuned_child_starts_as_the_child_and_keeps_its_ranks(place, trained)
     import jax
 
     import para_jax as para
-    from train import run
     from train.grid import offspring, plan, retuning
+    from train.runs import settings as run
 
     parents = offspring.parents(trained)
     rows = retuning.rows(place, parents, 1, 0.5)
@@ -305,14 +307,14 @@ def test_what_was_made_in_several_places_names_all_of_them(tmp_path):
 
 
 def test_unknown_methods_and_tasks_are_named(tmp_path):
-    from train.grid import command
+    from train.commands import grid
 
     with pytest.raises(ValueError, match=r"Unknown method 'lroa'.* are: lora-16, "):
-        command.grid(out=tmp_path, methods=("lroa",))
+        grid.grid(out=tmp_path, methods=("lroa",))
     with pytest.raises(ValueError, match=r"Unknown task 'film'\. There are: movie, "):
-        command.grid(out=tmp_path, tasks=("film",))
+        grid.grid(out=tmp_path, tasks=("film",))
     with pytest.raises(ValueError, match="Did you mean 'paper/glue'"):
-        command.grid(preset="paper/gleu")
+        grid.grid(preset="paper/gleu")
 
 
 @pytest.mark.slow

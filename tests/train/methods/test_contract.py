@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 import para_jax as para
-from para_jax.params import nest, unnest
+from para_jax._adapters.params import nest, unnest
 from tests.train import tiny
 from train.methods import METHODS, State
 from train.models import bert

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from para_jax.adapters import Adapter
-from para_jax.params import nest, unnest
+from para_jax._adapters.adapter import Adapter
+from para_jax._adapters.params import nest, unnest
 from train.models import siglip
 from train.models.adapted import Adapted
 

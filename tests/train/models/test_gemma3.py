@@ -72,7 +72,7 @@ def test_bfloat16_is_near_float32_and_adapters_keep_their_dtype(gradient):
 
 
 def test_init_gives_the_params_that_checkpoints_have(gemma3, tiny):
-    from para_jax.params import unnest
+    from para_jax._adapters.params import unnest
 
     model = gemma3.Gemma3(tiny.CONFIG)
 

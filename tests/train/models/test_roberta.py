@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import para_jax as para
-from para_jax.params import nest, unnest
+from para_jax._adapters.params import nest, unnest
 from train.models import layers, roberta
 from train.models.bert import Tokens
 

@@ -130,11 +130,11 @@ def test_the_share_that_is_right_has_no_gradient(gemma):
 
 @pytest.mark.slow
 def test_a_training_step_never_has_the_logits_of_all_tokens(monkeypatch, gemma):
-    from train import run as runs
-    from train import trainer
     from train.data import arrays, sequences
     from train.methods import lora
     from train.models import loss
+    from train.runs import settings as runs
+    from train.runs import trainer
 
     model, params, _, batch = gemma
     few = functools.partial(loss.causal_score, chunk=4)
@@ -162,9 +162,9 @@ def test_a_training_step_never_has_the_logits_of_all_tokens(monkeypatch, gemma):
 
 @pytest.mark.slow
 def test_the_first_steps_loss_is_that_of_the_responses_tokens(gemma):
-    from train import run as runs
     from train.data import arrays, sequences
     from train.methods import lora
+    from train.runs import settings as runs
 
     model, params, _, batch = gemma
     pairs = [sequences.Pair(x[:3].tolist(), x[3:].tolist()) for x in batch.inputs]
@@ -182,4 +182,4 @@ def test_the_first_steps_loss_is_that_of_the_responses_tokens(gemma):
     np.testing.assert_allclose(metrics.loss[0, 0], want[0], rtol=1e-5)
     np.testing.assert_allclose(metrics.accuracy[0, 0], want[1], rtol=1e-5)
     assert progress.learners.head == {}
-    assert para.params.unnest(progress.learners.state.params)
+    assert para.unnest(progress.learners.state.params)

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 import para_jax as para
-from para_jax.params import unnest
+from para_jax._adapters.params import unnest
 from train.models import bicubic, layers, siglip
 
 LAYERS = 2

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax.params import nest
+from para_jax._adapters.params import nest
 from train.models import gemma3
 
 CONFIG = gemma3.Config(

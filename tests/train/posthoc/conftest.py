@@ -23,7 +23,7 @@ def generator():
 @pytest.fixture
 def adapters(generator):
     """Rank 3 on all kernels of both blocks of the tiny encoder, of scale 0.5."""
-    from para_jax.adapters import Adapter
+    from para_jax._adapters.adapter import Adapter
 
     def draw(*shape):
         return generator.normal(size=shape).astype(np.float32)

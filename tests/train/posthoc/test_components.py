@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import para_jax as para
-from para_jax.adapters import Adapter
+from para_jax._adapters.adapter import Adapter
 from train import posthoc
 from train.models import bert
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import para_jax as para
-from para_jax.adapters import Adapter
+from para_jax._adapters.adapter import Adapter
 from train import posthoc
 from train.models.bert import BertClassifier
 from train.posthoc import examples as sampling
@@ -202,7 +202,7 @@ def test_in_the_encoder_it_is_the_closed_form_of_the_kernels_gradients(
             for row in rows.astype(np.float32)
         ]
         for path, x in parts.items():
-            kernels = [para.params.unnest(g)[f"{path}/kernel"] for g in grads]
+            kernels = [para.unnest(g)[f"{path}/kernel"] for g in grads]
             want = closed_form(x.u, x.s, x.vt, kernels)
             np.testing.assert_allclose(got[path].total, want, rtol=2e-3, atol=1e-9)
 
@@ -235,8 +235,7 @@ def test_of_sequences_the_loss_is_the_mean_over_their_labels(generator):
     for path, x in parts.items():
         _, _, number, module = path.split("/", 3)
         kernels = [
-            para.params.unnest(g)[f"model/layers/{module}/kernel"][int(number)]
-            for g in grads
+            para.unnest(g)[f"model/layers/{module}/kernel"][int(number)] for g in grads
         ]
         want = closed_form(x.u, x.s, x.vt, kernels)
         np.testing.assert_allclose(got[path].total, want, rtol=2e-3, atol=1e-9)

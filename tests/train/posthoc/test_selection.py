@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import para_jax as para
-from para_jax import select
-from para_jax.adapters import Adapter
+from para_jax._adapters.adapter import Adapter
+from para_jax._pruning import select
 from train import posthoc
 
 LOCAL = {"scope": "local", "remainder": "greedy"}

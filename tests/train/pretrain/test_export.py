@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from para_jax.params import nest, unnest
+from para_jax._adapters.params import nest, unnest
 from train.models import gemma3, siglip
 from train.pretrain import export, generation, vision
 

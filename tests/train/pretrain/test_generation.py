@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from para_jax.params import nest
+from para_jax._adapters.params import nest
 from train.data import tokens
 from train.models import gemma3, generate
 from train.pretrain import corpus, generation

@@ -27,7 +27,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def settings(task, **changes):
-    from train.run import Run
+    from train.runs.settings import Run
 
     return Run(task=task, backbone="", max_length=16, batch=5, steps=4, **changes)
 
@@ -238,9 +238,9 @@ def test_a_model_that_is_not_there_comes_with_the_command(folders, tmp_path):
     ("task", "method"), [("eurosat", "lora"), ("eurosat", "gora"), ("mrpc", "dora")]
 )
 def test_every_family_trains(folders, task, method):
-    from train import run as runs
     from train import subjects
     from train.methods import METHODS, gora
+    from train.runs import settings as runs
 
     config = METHODS[method] if method != "gora" else gora.Gora(gradient_batches=2)
     run = settings(task, method=config, seeds=(0, 1), learning_rates=(0.03,))

@@ -17,7 +17,7 @@ def subject(folders, tmp_path, monkeypatch):
     import datasets
 
     from train import subjects
-    from train.run import Run
+    from train.runs.settings import Run
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
@@ -111,7 +111,7 @@ def test_what_is_too_long_is_not_trained_on(subject):
 def test_answers_are_graded_as_each_set_wants(
     folders, task, grader, wanted, written, right
 ):
-    from train.run import Run
+    from train.runs.settings import Run
     from train.subjects import instructions
 
     corpus = instructions.CORPORA[task](Run(max_length=96), folders)
@@ -121,9 +121,9 @@ def test_answers_are_graded_as_each_set_wants(
 
 @pytest.mark.slow
 def test_a_language_model_learns_the_form_of_the_answers(subject):
-    from train import run as runs
     from train.methods import lora
-    from train.run import Run
+    from train.runs import settings as runs
+    from train.runs.settings import Run
 
     found = subject("commonsense")
     run = Run(

@@ -10,9 +10,11 @@ import optax
 import pytest
 import safetensors.numpy
 
-from train import fit, run, subjects
+from train import subjects
 from train.data import digits
 from train.models import siglip
+from train.runs import fit
+from train.runs import settings as run
 from train.subjects import pictures
 
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 import para_jax as para
-from train import cuts, cutting, fit, folder, outcome, subjects
-from train.command import settings as as_json
+from train import subjects
+from train.commands.run import settings as as_json
 from train.data import problems
 from train.methods import lora
 from train.models import pretrained
-from train.run import Run
+from train.posthoc import cuts, cutting
+from train.runs import fit, folder, outcome
+from train.runs.settings import Run
 from train.subjects import problems as subject_of
 
 SIZES = {"train": 21, "validation": 7, "test": 5}

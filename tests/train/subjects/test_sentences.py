@@ -1,7 +1,7 @@
 """Sentences by the encoder that its package brings."""
 
 from train import subjects
-from train.run import Run
+from train.runs.settings import Run
 
 
 def test_a_task_becomes_its_three_parts():

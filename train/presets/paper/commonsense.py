@@ -23,8 +23,8 @@ Not run at this scale yet. What the paper is said to have, at rank 4 on average:
     PARA (a third party's listing, unverified): BoolQ 84.4
 """
 
+from train.commands.needs import Needs, Weights
 from train.data import commonsense
-from train.needs import Needs, Weights
 from train.presets.paper import protocol
 from train.subjects.instructions import REPO
 

@@ -26,8 +26,8 @@ Not run at this scale yet. What the paper is said to have, at rank 4 on average:
         three are not possible in one run, so table 5 is not like for like
 """
 
+from train.commands.needs import Needs, Weights
 from train.data import glue
-from train.needs import Needs, Weights
 from train.presets.paper import protocol
 from train.subjects.glue import REPO
 

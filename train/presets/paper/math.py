@@ -23,8 +23,8 @@ Not run at this scale yet. What the paper is said to have, at rank 4 on average:
     PARA (a third party's listing, unverified): GSM8K 78.2, MATH 45.5
 """
 
+from train.commands.needs import Needs, Weights
 from train.data import mathematics
-from train.needs import Needs, Weights
 from train.presets.paper import protocol
 from train.subjects.instructions import REPO
 

@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from train.grid import plan
-from train.run import Run
+from train.runs.settings import Run
 
 NAMES = (
     *(f"lora-{rank}" for rank in plan.RANKS),

@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from para_jax.params import nest
+from para_jax import nest
 from train.data import sources
 from train.data.sources import Source
 from train.grid.plan import Plan

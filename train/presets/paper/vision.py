@@ -25,8 +25,8 @@ These levels are low for this model, so expect higher ones here; what to compare
 order of the methods and the differences between them.
 """
 
+from train.commands.needs import Needs, Weights
 from train.data import images
-from train.needs import Needs, Weights
 from train.presets.paper import protocol
 from train.subjects.images import REPO
 

@@ -1,0 +1,1 @@
+"""Adapters, stacks of them, and checkpoints: the data that everything passes around."""

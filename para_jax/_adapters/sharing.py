@@ -1,0 +1,145 @@
+"""Modules that share one update: cut once, counted once. Host.
+
+A model that ties its output layer to its embedding may tie their adapters too (PEFT's
+`ensure_weight_tying`), and a block that a model holds under two names is adapted once.
+A file then has the same factors twice: transposed, where one module is an embedding
+`[vocabulary, d]` and the other a dense layer `[d, vocabulary]`, or as they are.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+
+from para_jax._adapters.adapter import Adapter, Adapters, ordered
+from para_jax._adapters.checkpoint import Checkpoint, Layer
+
+_Layers = Mapping[str, Layer]
+_Any = typing.TypeVar("_Any", bound=Checkpoint)
+
+
+def found(adapters: Adapters, layers: _Layers) -> dict[str, str]:
+    """Return the modules whose update is another's, and which one's: `{path: owner}`.
+
+    Their factors are equal bit for bit, and their scales. A dense layer can share with
+    an embedding; any other module with one whose path ends in the same name, as both
+    lie in one block. Updates of zero are shared by none.
+
+    Args:
+      adapters: NumPy arrays; others are passed over.
+      layers: The kinds of the layers that are not dense.
+    """
+    result: dict[str, str] = {}
+    seen: dict[tuple[object, ...], list[str]] = {}
+    for path in sorted(ordered(adapters), key=lambda x: not _embeds(x, layers)):
+        x = adapters[path]
+        if not (isinstance(x.a, np.ndarray) and isinstance(x.b, np.ndarray)):
+            continue
+        forms = [x, _flipped(x)] if _dense(path, layers) else [x]
+        keys = [(*_print(form), x.scale) for form in forms]
+        others = (y for key in dict.fromkeys(keys) for y in seen.get(key, ()))
+        owner = next((y for y in others if _share(path, y, adapters, layers)), None)
+        if owner is not None:
+            result[path] = owner
+        elif np.any(x.a) and np.any(x.b):
+            seen.setdefault(keys[0], []).append(path)
+    return result
+
+
+def held(checkpoint: Checkpoint, besides: Collection[str] = ()) -> dict[str, str]:
+    """Return `checkpoint.shared`, but for updates that are not equal any more.
+
+    Args:
+      checkpoint: The adapters.
+      besides: Modules to leave out.
+    """
+    adapters, layers = checkpoint.adapters, checkpoint.layers
+    return {
+        path: owner
+        for path, owner in checkpoint.shared.items()
+        if path in adapters
+        and owner in adapters
+        and path not in besides
+        and _share(path, owner, adapters, layers)
+    }
+
+
+def owners(checkpoint: Checkpoint) -> dict[str, Adapter]:
+    """Return the adapters but for those that share another module's update."""
+    others = held(checkpoint)
+    return {path: x for path, x in checkpoint.adapters.items() if path not in others}
+
+
+def spread(checkpoint: _Any, paths: Iterable[str]) -> _Any:
+    """Return the checkpoint where these modules have what their owners have.
+
+    Adapters are views of the owners' arrays. A module is absent if its owner is.
+
+    Args:
+      checkpoint: The owners' adapters, and perhaps others.
+      paths: Some of `checkpoint.shared`.
+    """
+    adapters, absent = dict(checkpoint.adapters), dict(checkpoint.absent)
+    for path in paths:
+        owner = checkpoint.shared[path]
+        flip = transposed(path, owner, checkpoint.layers)
+        adapters.pop(path, None)
+        absent.pop(path, None)
+        if owner in adapters:
+            x = adapters[owner]
+            adapters[path] = _flipped(x) if flip else x
+        elif owner in absent:
+            m, n = absent[owner]
+            absent[path] = (n, m) if flip else (m, n)
+    return dataclasses.replace(checkpoint, adapters=adapters, absent=absent)
+
+
+def transposed(path: str, owner: str, layers: _Layers) -> bool:
+    """Return whether a module's update is its owner's transpose."""
+    return _embeds(owner, layers) and not _embeds(path, layers)
+
+
+def notes(shared: Mapping[str, str]) -> list[str]:
+    """Return what a report says of modules that are not in it."""
+    if not shared:
+        return []
+    path = min(shared)
+    more = f", and {len(shared) - 1} more" if len(shared) > 1 else ""
+    return [f"'{path}' shares the update of '{shared[path]}', counted once{more}"]
+
+
+def _share(path: str, owner: str, adapters: Adapters, layers: _Layers) -> bool:
+    one, two = adapters[path], adapters[owner]
+    if transposed(path, owner, layers):
+        one = _flipped(one)
+        alike = _dense(path, layers)
+    else:
+        same_name = path.rpartition("/")[2] == owner.rpartition("/")[2]
+        alike = same_name and layers.get(path) == layers.get(owner)
+    return (
+        alike and one.scale == two.scale and _same(one.a, two.a) and _same(one.b, two.b)
+    )
+
+
+def _same(one: object, two: object) -> bool:
+    x, y = np.asarray(one), np.asarray(two)
+    return x.dtype == y.dtype and np.array_equal(x, y)
+
+
+def _embeds(path: str, layers: _Layers) -> bool:
+    return layers.get(path, Layer()).kind == "embedding"
+
+
+def _dense(path: str, layers: _Layers) -> bool:
+    return layers.get(path, Layer()).kind == "linear"
+
+
+def _flipped(x: Adapter) -> Adapter:
+    return dataclasses.replace(x, a=x.b.mT, b=x.a.mT)
+
+
+def _print(x: Adapter) -> tuple[object, ...]:
+    """Return what equal factors have in common, and few others: no whole array."""
+    row = np.asarray(x.a[..., :1, :])
+    return x.a.shape, x.b.shape, str(x.a.dtype), row.tobytes()

@@ -1,0 +1,1 @@
+"""The programs that serve adapters: what each reads, and adapters made ready for it."""

@@ -1,0 +1,1 @@
+"""Many adapters compressed by one recipe, on one machine or a Ray cluster."""

@@ -1,0 +1,162 @@
+"""The manifest of a fleet: what became of each tenant, a line of JSON each. Host.
+
+Its first line holds the recipe, all words that decide how a child is made. A line is on
+disk before the next one is begun, and what a crash left of a line is cut off. So a run
+that is started again knows what is done, and adds to the same file.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, Literal, TypeVar
+
+from para_jax.formats import atomic, lock
+
+NAME = "manifest.jsonl"
+
+T = TypeVar("T")
+Recipe = Mapping[str, str | int | float | bool]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """What became of one tenant.
+
+    Attributes:
+      name: The tenant's name, the path of its child below the fleet's folder.
+      source: The path of the parent.
+      target: The path of the child.
+      status: Whether the child is `done`; a `failed` one is tried again.
+      identity: What the parent was when it was read, see `tenants.identity`.
+      seconds: How long it took.
+      bytes: The size of the child's files.
+      kept: The totals of the child's `Report`, as plain JSON values.
+      failure: Why there is no child.
+    """
+
+    name: str
+    source: str
+    target: str
+    status: Literal["done", "failed"]
+    identity: str = ""
+    seconds: float = 0.0
+    bytes: int = 0
+    kept: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    failure: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """An open manifest.
+
+    Attributes:
+      file: Where lines are added.
+      rows: The last row of each tenant by name.
+    """
+
+    file: IO[bytes]
+    rows: dict[str, Row]
+
+    def append(self, row: Row) -> None:
+        """Writes one line; it is on disk when this returns."""
+        self.file.write(_line(dataclasses.asdict(row)))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.rows[row.name] = row
+
+
+@contextlib.contextmanager
+def opened(
+    folder: pathlib.Path, recipe: Recipe, *, overwrite: bool = False
+) -> Iterator[Manifest]:
+    """Yields the manifest of the fleet in `folder`, which nobody else may write to.
+
+    Args:
+      folder: The fleet's folder; it is made where there is none.
+      recipe: How each child is made.
+      overwrite: Whether to begin anew, in whatever is there.
+
+    Raises:
+      OSError: if the folder holds something else, or another run writes to it.
+      ValueError: if its fleet was made by another recipe.
+    """
+    path = folder / NAME
+    _check(folder, overwrite=overwrite)
+    if path.exists() and not overwrite:
+        _read(path, recipe)  # A wrong recipe is refused before anything is written.
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        if overwrite or not path.exists():
+            with atomic.replacing_file(path, overwrite=overwrite) as new:
+                new.write_bytes(_line({"recipe": dict(recipe)}))
+        rows, whole = _read(path, recipe)
+        os.truncate(path, whole)
+        with path.open("ab") as file:
+            yield Manifest(file, rows)
+
+
+def _check(folder: pathlib.Path, *, overwrite: bool) -> None:
+    if not folder.exists() or (folder / NAME).is_file():
+        return
+    # A run that was killed at its very start left a hidden folder.
+    inside = sorted(x.name for x in folder.iterdir() if not x.name.startswith("."))
+    if adapter := set(inside).intersection(atomic.ADAPTER_FILES):
+        raise FileExistsError(
+            f"'{folder}' is an adapter (it holds '{min(adapter)}'), and no folder for "
+            "many. Choose another place."
+        )
+    if inside and not overwrite:
+        raise FileExistsError(
+            f"'{folder}' holds '{inside[0]}' and no {NAME}, so it is no fleet to go on "
+            "with. Choose another place, or overwrite it."
+        )
+
+
+def _read(path: pathlib.Path, recipe: Recipe) -> tuple[dict[str, Row], int]:
+    """Returns the last row of each tenant, and the bytes of all whole lines."""
+    text = path.read_bytes()
+    whole = text.rfind(b"\n") + 1
+    first, *rest = text[:whole].splitlines() or [b""]
+    made = _parsed(path, 1, first, dict)
+    _check_recipe(path.parent, made.get("recipe", {}), recipe)
+    rows = [_parsed(path, number, line, Row) for number, line in enumerate(rest, 2)]
+    return {row.name: row for row in rows}, whole
+
+
+def _parsed(path: pathlib.Path, number: int, line: bytes, kind: type[T]) -> T:
+    try:
+        return kind(**json.loads(line))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"'{path}' is no manifest of a fleet: line {number} cannot be read "
+            f"({error}). Remove that line, or overwrite it."
+        ) from error
+
+
+def _check_recipe(folder: pathlib.Path, made: Recipe, recipe: Recipe) -> None:
+    for name in sorted(made.keys() | recipe.keys()):
+        old, new = made.get(name, "not given"), recipe.get(name, "not given")
+        if old != new:
+            raise ValueError(
+                f"'{folder}' holds a fleet that was made otherwise: {name} was {old}, "
+                f"and is {new} now. Choose another place, or overwrite it."
+            )
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, allow_nan=False).encode() + b"\n"
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs out of a folder, as long as the body runs."""
+    with lock.held(folder) as ours:
+        if not ours:
+            raise FileExistsError(
+                f"Another run writes to '{folder}'. Wait for it, or choose another "
+                "place."
+            )
+        yield

@@ -1,0 +1,1 @@
+"""The paper: decompose, select, repack, and the account of what was kept."""

@@ -1,0 +1,156 @@
+"""Adapters of equal shapes, as one array; and as pieces that fit into little memory.
+
+A model has hundreds of adapters and a handful of shapes. A program that names each
+adapter compiles and starts slowly; one that names each shape does not.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from para_jax._adapters.adapter import Adapter
+from para_jax.linalg import sharding
+
+# What a batch holds at most, in parameters of adapters: 32 MB in float64. Larger ones
+# are not faster, smaller ones take more calls.
+_BATCH = 2**22
+
+Progress = Callable[[Sequence[Any]], Iterable[Any]]
+"""What to wrap a loop over batches in, to show how far it is: such as `tqdm.tqdm`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Some paths, whose arrays `[*stack, ...]` can be joined to one `[L, ...]`.
+
+    Works on traced, device and NumPy arrays; what is all NumPy stays NumPy.
+
+    Attributes:
+      stacks: The stack shape of each path.
+      apart: Whether it is one path, whose arrays keep their own stack axes. To join
+        what is stacked already would only copy it; on a mesh of devices, move it.
+    """
+
+    stacks: Mapping[str, tuple[int, ...]]
+    apart: bool = False
+
+    @property
+    def rows(self) -> int:
+        """The number of kernels, `L`."""
+        return sum(math.prod(stack) for stack in self.stacks.values())
+
+    def members(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Returns the path of each row, and the row's index in the stack."""
+        return self._members
+
+    @functools.cached_property
+    def _members(self) -> list[tuple[str, tuple[int, ...]]]:
+        return [(p, i) for p, stack in self.stacks.items() for i in np.ndindex(stack)]
+
+    def join(self, values: Mapping[str, Any], rows: slice = slice(None)) -> Any:
+        """Returns `rows` of the values of this group's paths, joined along one axis."""
+        if self.apart:
+            return values[next(iter(self.stacks))]
+        start, stop, _ = rows.indices(self.rows)
+        parts, first = [], 0
+        for path, stack in self.stacks.items():
+            count = math.prod(stack)
+            inside = range(count)[max(start - first, 0) : max(stop - first, 0)]
+            first += count
+            if not inside:
+                continue
+            part = values[path].reshape(-1, *values[path].shape[len(stack) :])
+            whole = len(inside) == count
+            parts.append(part if whole else part[inside.start : inside.stop])
+        if len(parts) == 1:
+            return parts[0]
+        on_host = all(isinstance(x, np.ndarray) for x in parts)
+        return (np if on_host else jnp).concatenate(parts)
+
+    def split(self, joined: Any) -> dict[str, Any]:
+        """Returns the rows of each path in its own stack's shape: `join`'s inverse."""
+        if self.apart:
+            return {next(iter(self.stacks)): joined}
+        result, start = {}, 0
+        for path, stack in self.stacks.items():
+            end = start + math.prod(stack)
+            result[path] = joined[start:end].reshape(*stack, *joined.shape[1:])
+            start = end
+        return result
+
+
+def groups(adapters: Mapping[str, Adapter]) -> list[Group]:
+    """Returns the paths that agree in `m`, `n`, `r` and dtype, group by group.
+
+    Stacks that are on devices are groups of their own.
+    """
+    found: dict[tuple[object, ...], dict[str, tuple[int, ...]]] = {}
+    apart = []
+    for path, x in adapters.items():
+        stacked = isinstance(x.a, jax.Array) and x.modules > 1
+        if stacked or sharding.mesh_of(x) is not None:
+            apart.append(Group({path: x.stack}, apart=True))
+            continue
+        key = (x.inputs, x.outputs, x.rank, x.a.dtype, x.b.dtype)
+        found.setdefault(key, {})[path] = x.stack
+    return [*map(Group, found.values()), *apart]
+
+
+def pieces(group: Group, adapters: Mapping[str, Adapter]) -> list[slice]:
+    """Returns the rows of a group in pieces, none larger than a batch.
+
+    All but the last have the same length, so they share a program. It is a power of
+    two, since the number of layers often has one as a factor. A stack that is on
+    devices is one piece.
+    """
+    if group.apart:
+        return [slice(0, group.rows)]
+    step = 1 << max(_BATCH // _row(group, adapters), 1).bit_length() - 1
+    starts = range(0, group.rows, step)
+    return [slice(i, min(i + step, group.rows)) for i in starts]
+
+
+def all_pieces(adapters: Mapping[str, Adapter]) -> list[tuple[Group, slice]]:
+    """Returns the pieces of all groups: some rows of a group each."""
+    found = groups(adapters)
+    return [(group, rows) for group in found for rows in pieces(group, adapters)]
+
+
+def batches(
+    found: Sequence[Group], adapters: Mapping[str, Adapter]
+) -> list[list[tuple[int, slice]]]:
+    """Returns the pieces of all groups, in batches that fit into little memory.
+
+    A piece is a group's number and some of its rows. A small model is one batch.
+    """
+    result: list[list[tuple[int, slice]]] = []
+    room = 0
+    for i, group in enumerate(found):
+        for rows in pieces(group, adapters):
+            size = (rows.stop - rows.start) * _row(group, adapters)
+            if size > room or group.apart:
+                result.append([])
+                room = _BATCH
+            result[-1].append((i, rows))
+            room -= size
+    return result
+
+
+def _row(group: Group, adapters: Mapping[str, Adapter]) -> int:
+    """Returns the parameters of one kernel's adapter."""
+    one = adapters[next(iter(group.stacks))]
+    return one.rank * (one.inputs + one.outputs)
+
+
+def joined(group: Group, values: Mapping[str, Any], rows: slice = slice(None)) -> Any:
+    """Returns one Adapter or Spectrum for the whole group, or for some rows of it."""
+    members = [values[path] for path in group.stacks]
+    leaves = zip(*(jax.tree.leaves(x) for x in members), strict=True)
+    joined = [group.join(dict(zip(group.stacks, x, strict=True)), rows) for x in leaves]
+    return jax.tree.unflatten(jax.tree.structure(members[0]), joined)

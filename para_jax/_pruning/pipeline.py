@@ -1,0 +1,274 @@
+"""PARA in one call: decompose, choose, repack. Host.
+
+These entry points compute in float64 whatever the caller's setting, choose in
+float64, and store in the parent's dtype.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from para_jax._adapters import sharing
+from para_jax._adapters.adapter import Adapter, Adapters, check_dtype, check_pair
+from para_jax._adapters.checkpoint import Checkpoint, Child, as_checkpoint
+from para_jax._adapters.precision import wide as wide
+from para_jax._adapters.stacks import by_member, member
+from para_jax._pruning import rounding
+from para_jax._pruning.batches import Progress
+from para_jax._pruning.decompose import Spectra, Spectrum
+from para_jax._pruning.decompose_host import joined_spectra
+from para_jax._pruning.policies import Policy
+from para_jax._pruning.repack import Form, repack
+from para_jax._pruning.report import Report, report
+from para_jax._pruning.select import exact_masks
+from para_jax.linalg.products import Method
+
+
+def compress(
+    parent: Checkpoint | Adapters,
+    policy: Policy,
+    *,
+    form: Form = "ragged",
+    method: Method = "auto",
+    dtype: Any = None,
+    progress: Progress = iter,
+) -> Child:
+    """Returns the child of `parent` that `policy` asks for (PARA, Algorithm 1).
+
+    Example:
+      >>> child = para_jax.compress(adapters, para_jax.Gamma(0.5))
+      >>> {path: x.rank for path, x in child.adapters.items()}
+      {'down': 1, 'up': 2}
+      >>> print(child.report)
+      gamma 0.5: 3 of 6 ranks kept, threshold 4
+        rank        average 1.50, largest 2, 0 of 2 modules removed
+        parameters  36 of 72 (50.0%), 144 B
+        energy      95.670%, relative error 0.2081
+
+    Args:
+      parent: A loaded checkpoint, or just its adapters by path.
+      policy: What to keep.
+      form: The form of the child's adapters, see `repack`.
+      method: How to decompose, see `decompose`.
+      dtype: The dtype to store the child in; the parent's by default.
+      progress: What to wrap the two loops over the modules in, such as `tqdm.tqdm`.
+
+    Returns:
+      The child, with a `report`. All that was stored beside the adapters is passed on.
+
+    Raises:
+      ValueError: if the parent is broken (the path is named), belongs to weights other
+        than the base model's (PiSSA), or cannot be cut as the policy asks.
+    """
+    checkpoint = as_checkpoint(parent)
+    spectra = spectra_of(checkpoint, method=method, dtype=dtype, progress=progress)
+    return cut(checkpoint, spectra, policy, form=form, progress=progress)
+
+
+def family(
+    parent: Checkpoint | Adapters,
+    policies: Sequence[Policy],
+    *,
+    form: Form = "ragged",
+    method: Method = "auto",
+    dtype: Any = None,
+) -> list[Child]:
+    """Returns one child a policy, from a single decomposition of `parent`.
+
+    The paper's "one-to-many" deployment. Arguments and errors are those of `compress`.
+
+    Example:
+      >>> budgets = [para_jax.Gamma(0.5), para_jax.Epsilon(0.8), para_jax.Rank(1)]
+      >>> [x.report.kept_rank for x in para_jax.family(adapters, budgets)]
+      [3, 2, 2]
+    """
+    checkpoint = as_checkpoint(parent)
+    spectra = spectra_of(checkpoint, method=method, dtype=dtype)
+    return list(cuts(checkpoint, spectra, policies, form=form))
+
+
+def spectra_of(
+    parent: Checkpoint | Adapters,
+    *,
+    method: Method = "auto",
+    dtype: Any = None,
+    progress: Progress = iter,
+) -> dict[str, Spectrum]:
+    """Returns the spectrum of each update in float64: `decompose`, compiled once.
+
+    Of modules that share an update (`Checkpoint.shared`), the owner alone has one.
+
+    Args:
+      parent: As for `compress`.
+      method: As for `compress`.
+      dtype: The dtype that children will be stored in; the parent's by default.
+      progress: As for `compress`.
+
+    Raises:
+      ValueError: as `compress`.
+    """
+    checkpoint = as_checkpoint(parent)
+    _check_parent(checkpoint)
+    if dtype is not None:
+        check_dtype("dtype", np.dtype(dtype))
+    adapters = sharing.owners(checkpoint)
+    result: dict[str, Spectrum] = {}
+    for group, whole in joined_spectra(adapters, method, progress):
+        s, left, right = map(group.split, (whole.s, whole.left, whole.right))
+        finite = np.isfinite(whole.s).all(-1)
+        if not finite.all():
+            path, _ = group.members()[int(finite.argmin())]
+            raise ValueError(f"'{path}': {_beyond(adapters[path])}")
+        stored = whole.dtype if dtype is None else np.dtype(dtype).name
+        for path in group.stacks:
+            nominal = min(adapters[path].nominal or adapters[path].rank, whole.nominal)
+            result[path] = Spectrum(
+                s=s[path],
+                left=left[path],
+                right=right[path],
+                shape=whole.shape,
+                dtype=stored,
+                nominal=nominal,
+            )
+    return {path: result[path] for path in adapters}
+
+
+def _beyond(adapter: Adapter) -> str:
+    """Return why a singular value is no finite number."""
+    if rounding.is_finite(adapter.a) and rounding.is_finite(adapter.b):
+        return "its singular values are beyond the range of float64: scale it down."
+    return "the factors contain NaN or infinity."
+
+
+def cut(
+    parent: Checkpoint,
+    spectra: Spectra,
+    policy: Policy,
+    *,
+    form: Form = "ragged",
+    progress: Progress = iter,
+) -> Child:
+    """Returns one child from a parent that is decomposed already.
+
+    Args:
+      parent: The checkpoint.
+      spectra: From `spectra_of(parent)`.
+      policy: What to keep.
+      form: See `repack`.
+      progress: As for `compress`.
+
+    Raises:
+      TypeError: if `policy` is none, such as a number.
+      ValueError: as `compress`.
+    """
+    _check_policy(policy)
+    kept = exact_masks(spectra, policy)
+    adapters = _repacked(parent, spectra, kept, form, progress)
+    return _child(parent, adapters, report(spectra, kept, policy), form)
+
+
+def cuts(
+    parent: Checkpoint, spectra: Spectra, policies: Sequence[Policy], *, form: Form
+) -> Iterator[Child]:
+    """Yields a child a policy, as `cut` would give them.
+
+    Components are sorted, so every child is the beginning of the largest: ragged ones
+    are views of its arrays, which cannot be written to; on a mesh, copies.
+    """
+    for policy in policies:
+        _check_policy(policy)
+    masks = [exact_masks(spectra, policy) for policy in policies]
+    if form != "ragged" or len(policies) < 2:
+        yield from (cut(parent, spectra, policy, form=form) for policy in policies)
+        return
+    most = {p: np.logical_or.reduce([x[p] for x in masks]) for p in spectra}
+    largest = _repacked(parent, spectra, most, form, iter)
+    for policy, kept in zip(policies, masks, strict=True):
+        account = report(spectra, kept, policy)
+        ranks = {x.path: x.kept for x in account.modules}
+        adapters = {p: _first(x, ranks[p]) for p, x in largest.items() if ranks[p]}
+        yield _child(parent, adapters, account, form)
+
+
+def _check_policy(policy: Any) -> None:
+    if not isinstance(policy, Policy):
+        raise TypeError(f"Expected a policy such as Gamma(0.25), got {policy!r}.")
+
+
+def _repacked(
+    parent: Checkpoint,
+    spectra: Spectra,
+    kept: Mapping[str, np.ndarray],
+    form: Form,
+    progress: Progress,
+) -> dict[str, Adapter]:
+    adapters = {
+        path: x
+        for path, x in parent.adapters.items()
+        if path in spectra or path not in parent.shared
+    }
+    narrow = {path for path, x in spectra.items() if rounding.is_narrow(x.dtype)}
+    exact = {
+        path: dataclasses.replace(x, dtype="float32") if path in narrow else x
+        for path, x in spectra.items()
+    }
+    with wide():
+        result = repack(exact, kept, adapters, form=form, progress=progress)
+    rounding.check_range(result, spectra, kept)
+    dtypes = {
+        name: spectra[path].dtype
+        for path in narrow
+        for index in np.ndindex(parent.adapters[path].stack)
+        for name in (path, member(path, index))
+    }
+    return rounding.store(result, dtypes) if narrow else result
+
+
+def _first(adapter: Adapter, rank: int) -> Adapter:
+    """Returns the first components of an adapter, in host memory without a copy."""
+    a, b = adapter.a[:, :rank], adapter.b[:rank]
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        a.flags.writeable = b.flags.writeable = False
+    return Adapter(a=a, b=b)
+
+
+def _child(
+    parent: Checkpoint, adapters: dict[str, Adapter], account: Report, form: Form
+) -> Child:
+    fields = {x.name: getattr(parent, x.name) for x in dataclasses.fields(Checkpoint)}
+    fields["adapters"] = adapters
+    if form == "ragged":
+        for name in ("layers", "biases"):
+            fields[name] = by_member(fields[name], parent.adapters)
+    ranks = {x.path: x.kept for x in account.modules}
+    fields["absent"] = dict(parent.absent) | {
+        x.path: (x.inputs, x.outputs) for x in account.modules if not ranks[x.path]
+    }
+    one = {"parent": parent.source, **account.summary(), "ranks": ranks}
+    cuts = [*parent.provenance.get("cuts", []), one]
+    fields |= {"source": "", "provenance": {**parent.provenance, "cuts": cuts}}
+    fields["shared"] = sharing.held(parent, besides=ranks)
+    notes = (*account.notes, *sharing.notes(fields["shared"]))
+    account = dataclasses.replace(account, notes=notes)
+    return sharing.spread(Child(**fields, report=account), fields["shared"])
+
+
+def _check_parent(parent: Checkpoint) -> None:
+    if parent.residual:
+        raise ValueError(
+            f"This adapter was initialised by {parent.residual}, so it belongs to "
+            "changed base weights: pruning it would delete pretrained components. "
+            "Make it plain first: para_jax.plain(trained, initial)."
+        )
+    for path, adapter in parent.adapters.items():
+        check_pair(path, adapter)
+        if isinstance(adapter.a, jax.core.Tracer) or isinstance(
+            adapter.b, jax.core.Tracer
+        ):
+            raise ValueError(
+                f"'{path}' is traced, and a rank that becomes a shape must be known. "
+                "Inside jit, use decompose, masks and repack(form='masked')."
+            )

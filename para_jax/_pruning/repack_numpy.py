@@ -1,0 +1,97 @@
+"""Children of adapters in host memory, by NumPy. Host.
+
+What `repack_traced.py` traces, in float64 and without a compiler. As in
+`numpy_products.py`, kernels of equal shapes are read block by block.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from para_jax._adapters.adapter import Adapter
+from para_jax._pruning.batches import Group, Progress, all_pieces
+from para_jax._pruning.decompose import Spectra
+from para_jax.linalg import threads
+from para_jax.linalg.numpy_products import AT_ONCE, Kernels, blocks
+from para_jax.linalg.tolerances import SIGNING
+
+# What is cast at a time, in numbers of one kernel. Less is done with it than for a Gram
+# product, so it is larger, and waits less for the interpreter.
+_BLOCK = 2**18
+
+
+def kernels(
+    spectra: Spectra,
+    masks: Mapping[str, Any],
+    adapters: Mapping[str, Adapter],
+    progress: Progress,
+) -> Iterator[tuple[str, tuple[int, ...], Adapter]]:
+    """Yields every kernel of a child that keeps something, with its path and index."""
+    spectra, masks, adapters = jax.tree.map(
+        np.asarray, (dict(spectra), dict(masks), dict(adapters))
+    )
+
+    def each(piece: tuple[Group, slice]) -> list[tuple[str, Any, Adapter]]:
+        group, rows = piece
+        kept = [(*x, np.flatnonzero(masks[x[0]][x[1]])) for x in group.members()[rows]]
+        some = [x for x in kept if x[2].size]
+        found = []
+        for i in range(0, len(some), AT_ONCE):
+            found += _children(some[i : i + AT_ONCE], spectra, adapters)
+        return found
+
+    todo = all_pieces(adapters)
+    for _, found in zip(progress(todo), threads.in_threads(each, todo), strict=True):
+        yield from found
+
+
+def _children(
+    kept: Sequence[tuple[str, tuple[int, ...], np.ndarray]],
+    spectra: Spectra,
+    adapters: Mapping[str, Adapter],
+) -> list[tuple[str, tuple[int, ...], Adapter]]:
+    """Returns the kept components of kernels of equal shapes, by path and index."""
+    a = [np.asarray(adapters[path].a[index]) for path, index, _ in kept]
+    b = [np.asarray(adapters[path].b[index]) for path, index, _ in kept]
+    left = [
+        np.asarray(spectra[path].left[index][:, some]) for path, index, some in kept
+    ]
+    right = [np.asarray(spectra[path].right[index][some]) for path, index, some in kept]
+    dtype = spectra[kept[0][0]].dtype
+    with np.errstate(over="ignore"):  # The caller looks for what is not finite.
+        signs = [_signs(x, y) for x, y in zip(right, b, strict=True)]
+        left = [x * sign for x, sign in zip(left, signs, strict=True)]
+        right = [x * sign[:, None] for x, sign in zip(right, signs, strict=True)]
+        new_a, new_b = _columns(a, left, dtype), _rows(right, b, dtype)
+    found = zip(kept, new_a, new_b, strict=True)
+    return [(path, index, Adapter(a=x, b=y)) for (path, index, _), x, y in found]
+
+
+def _columns(a: Kernels, left: Kernels, dtype: str) -> list[np.ndarray]:
+    """Returns each `a @ left`, computed in float64 and stored in `dtype`."""
+    result = [np.empty((len(a[0]), x.shape[-1]), dtype) for x in left]
+    for rows, wide in blocks(a, _BLOCK):
+        for new, one, x in zip(result, wide, left, strict=True):
+            new[rows] = one @ x
+    return result
+
+
+def _rows(right: Kernels, b: Kernels, dtype: str) -> list[np.ndarray]:
+    """Returns each `right @ b`, as `_columns`."""
+    result = [np.empty((len(x), b[0].shape[-1]), dtype) for x in right]
+    for columns, wide in blocks([x.T for x in b], _BLOCK):
+        for new, one, x in zip(result, wide, right, strict=True):
+            new[:, columns] = x @ one.T
+    return result
+
+
+def _signs(
+    right: Float[np.ndarray, "k r"], b: Float[np.ndarray, "r n"]
+) -> Float[np.ndarray, " k"]:
+    """Returns the signs of new rows of `b`, as `para_jax.repack` has them."""
+    first = right @ b[:, :SIGNING].astype(np.float64)
+    largest = np.abs(first).argmax(-1)[:, None]  # Of equal ones, the first.
+    return np.where(np.take_along_axis(first, largest, -1)[:, 0] < 0, -1.0, 1.0)

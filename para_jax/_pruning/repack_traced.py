@@ -1,0 +1,207 @@
+"""Children in static shapes: chosen columns of both factors. Traced.
+
+Which components a policy keeps is only known when a program runs. So a child is made
+either where its components are, zeros where one is dropped, or with the kept ones in
+front, in as many columns as are asked for.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float
+
+from para_jax._adapters import precision
+from para_jax._adapters.adapter import Adapter
+from para_jax._pruning import repack_traced
+from para_jax._pruning.batches import Group, groups, joined
+from para_jax._pruning.decompose import Spectra, Spectrum
+from para_jax.linalg import factorize, sharding
+from para_jax.linalg.tolerances import SIGNING
+
+Masks = Mapping[str, Any]
+Selection = Callable[[Spectrum, Array], tuple[Array, Array]]
+
+
+def mask(
+    spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter]
+) -> dict[str, Adapter]:
+    """Returns the child in the parent's shapes, dropped components zero. Traced."""
+    check(spectra, masks, adapters)
+    return _apply(spectra, masks, adapters, _in_place)
+
+
+@precision.kept
+def pack(
+    spectra: Spectra,
+    masks: Masks,
+    adapters: Mapping[str, Adapter],
+    *,
+    width: int,
+) -> dict[str, Adapter]:
+    """Returns the child with its kept components in the first `width` columns. Traced.
+
+    The part of `padded` that `jit` can do: `width` is static, a rank is not. Zeros
+    fill what a kernel does not need; components beyond `width` are lost. A module
+    with fewer than `width` components gets as many columns as it has.
+
+    Example:
+      >>> spectra = para_jax.decompose(adapters)
+      >>> masks = para_jax.masks(spectra, para_jax.Gamma(0.5))
+      >>> narrow = jax.jit(para_jax.pack, static_argnames="width")
+      >>> {p: x.rank for p, x in narrow(spectra, masks, adapters, width=3).items()}
+      {'down': 2, 'up': 3}
+    """
+    check(spectra, masks, adapters)
+    return _apply(spectra, masks, adapters, functools.partial(_in_front, width=width))
+
+
+def _apply(
+    spectra: Spectra,
+    masks: Masks,
+    adapters: Mapping[str, Adapter],
+    selection: Selection,
+) -> dict[str, Adapter]:
+    """Returns the child of the components that `selection` puts into its columns."""
+    result: dict[str, Adapter] = {}
+    for together in _of_one_form(spectra, adapters):
+        part = {path: adapters[path] for path in together.stacks}
+        spectrum = jax.tree.map(jnp.asarray, joined(together, spectra))
+        args = spectrum, jnp.asarray(together.join(masks)), part
+        child = functools.partial(_child, together, selection)
+        places = {path: repack_traced.places(x) for path, x in part.items()}
+        made = sharding.in_place(child, *args, out=places)
+        result |= {path: Adapter(a=a, b=b) for path, (a, b) in made.items()}
+    return {path: result[path] for path in adapters}
+
+
+def _of_one_form(spectra: Spectra, adapters: Mapping[str, Adapter]) -> list[Group]:
+    """Returns the paths of equal ranks and dtypes: their r x r part is one batch."""
+    found: dict[tuple[object, ...], dict[str, tuple[int, ...]]] = {}
+    for path, x in spectra.items():
+        mesh = sharding.mesh_of(adapters[path])
+        apart = mesh if mesh is None else path
+        key = (x.rank, x.s.shape[-1], x.s.dtype, x.dtype, apart)
+        found.setdefault(key, {})[path] = x.s.shape[:-1]
+    return [Group(stacks, apart=key[-1] is not None) for key, stacks in found.items()]
+
+
+def _child(
+    together: Group,
+    selection: Selection,
+    spectrum: Spectrum,
+    mask: Array,
+    adapters: Mapping[str, Adapter],
+) -> dict[str, tuple[Array, Array]]:
+    left, right = selection(spectrum, mask)
+    sign = _signs(right, together, {path: x.b for path, x in adapters.items()})
+    left, right = left * sign[..., None, :], right * sign[..., :, None]
+    left, right = map(together.split, sharding.replicated((left, right)))
+    result: dict[str, tuple[Array, Array]] = {}
+    for group in groups(adapters):
+        whole = joined(group, adapters)
+        a, b = jnp.asarray(whole.a), jnp.asarray(whole.b)
+        columns, rows = group.join(left), group.join(right)
+        a = factorize.applied(a, columns, tall=True, dtype=spectrum.dtype)
+        b = factorize.applied(b, rows, tall=False, dtype=spectrum.dtype)
+        pairs = zip(group.split(a).items(), group.split(b).values(), strict=True)
+        result |= {path: (one_a, one_b) for (path, one_a), one_b in pairs}
+    return result
+
+
+def _signs(
+    right: Float[Array, "*stack w r"], together: Group, b: Mapping[str, Any]
+) -> Float[Array, "*stack w"]:
+    """Returns the signs that make equal updates equal children.
+
+    A decomposition leaves the sign of a component open, differently on each platform.
+    The largest of the first entries of each row of the new `b` shall be positive; of
+    entries that are equal but for their sign, the first. By reductions alone, which a
+    mesh of devices makes without moving a row.
+    """
+    if together.apart:  # On a mesh a piece of `b` would have to be moved.
+        first = together.join(b)
+    else:
+        width = min(SIGNING, max(x.shape[-1] for x in b.values()))
+        first = together.join({p: _first(jnp.asarray(x), width) for p, x in b.items()})
+    row = factorize.applied(first, right, tall=False, dtype=right.dtype)
+    row = jnp.where(jnp.arange(row.shape[-1]) < SIGNING, row, 0)
+    index = jnp.arange(row.shape[-1])
+
+    def first_of(value: Array) -> Array:
+        return jnp.where(row == value[..., None], index, len(index)).min(-1)
+
+    most, least = row.max(-1), row.min(-1)
+    sooner = first_of(least) < first_of(most)
+    negative = (most < -least) | ((most == -least) & sooner)
+    return jnp.where(negative, -1, 1).astype(right.dtype)
+
+
+def _first(x: Float[Array, "*stack r n"], width: int) -> Float[Array, "*stack r w"]:
+    """Returns the first columns, and zeros where there are fewer."""
+    x = x[..., :width]
+    more = [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, [*more, (0, width - x.shape[-1])])
+
+
+def _in_place(
+    spectrum: Spectrum, mask: Bool[Array, "*stack k"]
+) -> tuple[Float[Array, "*stack r r"], Float[Array, "*stack r r"]]:
+    """Returns `left` and `right`, each kept component in its column."""
+    left = jnp.where(mask[..., None, :], spectrum.left, 0)
+    right = jnp.where(mask[..., :, None], spectrum.right, 0)
+    still = [(0, 0)] * (mask.ndim - 1)
+    more = (0, spectrum.rank - mask.shape[-1])
+    return jnp.pad(left, [*still, (0, 0), more]), jnp.pad(right, [*still, more, (0, 0)])
+
+
+def _in_front(
+    spectrum: Spectrum, mask: Bool[Array, "*stack k"], *, width: int
+) -> tuple[Float[Array, "*stack r w"], Float[Array, "*stack w r"]]:
+    """Returns `left` and `right`, the kept components in the first columns."""
+    column = jnp.cumsum(mask, axis=-1) - 1
+    width = min(width, mask.shape[-1])
+    chosen = mask[..., None] & jax.nn.one_hot(column, width, dtype=bool)
+    # An argmax of int64 is lowered in the precision of a later moment.
+    source = jax.lax.argmax(chosen, axis=chosen.ndim - 2, index_dtype=np.int32)
+    some = chosen.any(-2)
+    left = jnp.take_along_axis(spectrum.left, source[..., None, :], axis=-1)
+    right = jnp.take_along_axis(spectrum.right, source[..., :, None], axis=-2)
+    return jnp.where(some[..., None, :], left, 0), jnp.where(some[..., None], right, 0)
+
+
+def check(spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter]) -> None:
+    """Raises ValueError unless the three are of one model, all shapes fitting."""
+    for name, other in (("masks", masks), ("adapters", adapters)):
+        if difference := sorted(other.keys() ^ spectra.keys()):
+            raise ValueError(
+                f"spectra and {name} are of different models: only one of them has "
+                f"'{difference[0]}' ({len(difference)} such paths)."
+            )
+    for path, spectrum in spectra.items():
+        adapter = adapters[path]
+        form = (adapter.stack, adapter.rank, adapter.inputs, adapter.outputs)
+        if form != (spectrum.s.shape[:-1], spectrum.rank, *spectrum.shape):
+            raise ValueError(
+                f"'{path}': a {list(adapter.a.shape)} and b {list(adapter.b.shape)} "
+                "are not the factors that this spectrum is of."
+            )
+        if masks[path].shape != spectrum.s.shape:
+            raise ValueError(
+                f"'{path}': expected a mask {list(spectrum.s.shape)}, got "
+                f"{list(masks[path].shape)}."
+            )
+
+
+def places(adapter: Adapter) -> tuple[P, P]:
+    """Returns over which mesh axes new factors belong: as the old, the rank over none.
+
+    Of explicit axes alone: the others are not known while tracing.
+    """
+    return sharding.place(adapter.a, rank_axis=-1), sharding.place(
+        adapter.b, rank_axis=-2
+    )

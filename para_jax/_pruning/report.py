@@ -1,0 +1,214 @@
+"""What was kept: ranks, parameters, bytes, energy, error; as data and as text. Host."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from para_jax._adapters.stacks import member
+from para_jax._pruning.decompose import Spectra
+from para_jax._pruning.near_ties import Tie, near_tie
+from para_jax._pruning.policies import Budget, Policy
+from para_jax._pruning.pool import pool
+from para_jax.linalg import energy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ModuleReport:
+    """One kernel before and after.
+
+    Attributes:
+      path: Its path; a stack's index is the last part.
+      inputs: `m`.
+      outputs: `n`.
+      rank: The parent's rank.
+      itemsize: The bytes of one parameter of the child.
+      sigma: The singular values of the parent's update, float64 `[k]`, descending.
+      mask: Which of them the child keeps, `[k]`.
+      nominal: The rank that budgets count, where it is not `rank`.
+    """
+
+    path: str
+    inputs: int
+    outputs: int
+    rank: int
+    itemsize: int
+    sigma: np.ndarray
+    mask: np.ndarray
+    nominal: int | None = None
+
+    @functools.cached_property
+    def kept(self) -> int:
+        """The child's rank."""
+        return int(np.count_nonzero(self.mask))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Report:
+    """What a compression kept.
+
+    `print(report)` gives a table of 80 columns; `report.as_dict()` plain JSON values.
+
+    Attributes:
+      policy: The policy's name, such as `gamma 0.25`.
+      modules: One entry a kernel, in the model's order.
+      tie: What rounding may turn in the choice, if anything.
+      notes: What the reader should know, in words: a budget not filled, a tie.
+
+    Example:
+      >>> found = para_jax.compress(adapters, para_jax.Epsilon(0.95)).report
+      >>> found.policy, found.kept_rank, found.average_rank, round(found.energy, 3)
+      ('epsilon 0.95', 3, 1.5, 0.957)
+      >>> {x.path: x.kept for x in found.modules}
+      {'down': 1, 'up': 2}
+    """
+
+    policy: str
+    modules: tuple[ModuleReport, ...]
+    tie: Tie | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def threshold(self) -> float:
+        """The smallest kept singular value; infinity where nothing is kept."""
+        kept = np.concatenate([x.sigma[x.mask] for x in self.modules])
+        return float(kept.min()) if kept.size else math.inf
+
+    @property
+    def total_rank(self) -> int:
+        """The parent's ranks, as budgets count them: the paper's B_init."""
+        return sum(x.nominal or x.rank for x in self.modules)
+
+    @property
+    def kept_rank(self) -> int:
+        return sum(x.kept for x in self.modules)
+
+    @property
+    def average_rank(self) -> float:
+        return self.kept_rank / len(self.modules)
+
+    @property
+    def max_rank(self) -> int:
+        return max(x.kept for x in self.modules)
+
+    @property
+    def parameters(self) -> int:
+        return sum(x.kept * (x.inputs + x.outputs) for x in self.modules)
+
+    @property
+    def parent_parameters(self) -> int:
+        return sum(x.rank * (x.inputs + x.outputs) for x in self.modules)
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the child's factors."""
+        return sum(x.kept * (x.inputs + x.outputs) * x.itemsize for x in self.modules)
+
+    @property
+    def energy(self) -> float:
+        """The kept share of the sum of squared singular values, 0 to 1 (Eq. 13)."""
+        return 1 - self.error**2
+
+    @property
+    def error(self) -> float:
+        """The relative Frobenius error of the child over all modules (Eq. 11)."""
+        sigma = np.concatenate([x.sigma for x in self.modules])
+        kept = np.concatenate([x.mask for x in self.modules])
+        return math.sqrt(energy.dropped(sigma, kept))
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the totals as plain JSON values; an infinite threshold is None."""
+        names = (
+            "total_rank kept_rank average_rank max_rank parameters parent_parameters "
+            "bytes energy error"
+        )
+        return {
+            "policy": self.policy,
+            "threshold": self.threshold if math.isfinite(self.threshold) else None,
+            **{name: getattr(self, name) for name in names.split()},
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns `summary`, the notes and every module, as plain JSON values."""
+        return self.summary() | {
+            "notes": list(self.notes),
+            "tie": dataclasses.asdict(self.tie) if self.tie else None,
+            "modules": [
+                {
+                    "path": x.path,
+                    "inputs": x.inputs,
+                    "outputs": x.outputs,
+                    "rank": x.rank,
+                    "kept": x.kept,
+                    "sigma": x.sigma.tolist(),
+                }
+                for x in self.modules
+            ],
+        }
+
+    def __str__(self) -> str:
+        share = self.parameters / self.parent_parameters
+        removed = sum(x.kept == 0 for x in self.modules)
+        ranks = f"{self.kept_rank} of {self.total_rank} ranks kept"
+        rows = {
+            "rank": f"average {self.average_rank:.2f}, largest {self.max_rank}, "
+            f"{removed} of {len(self.modules)} modules removed",
+            "parameters": f"{self.parameters:,} of {self.parent_parameters:,} "
+            f"({share:.1%}), {human_bytes(self.bytes)}",
+            "energy": f"{self.energy:.3%}, relative error {self.error:.4f}",
+        }
+        lines = [f"{self.policy}: {ranks}, threshold {self.threshold:.4g}"]
+        lines += [f"  {name:10}  {row}" for name, row in rows.items()]
+        lines += [f"  note        {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def report(spectra: Spectra, masks: Mapping[str, np.ndarray], policy: Policy) -> Report:
+    """Returns the account of a child.
+
+    Args:
+      spectra: The parent's spectra, concrete; their dtype is what the child will have.
+      masks: What was kept, booleans `[*stack, k]` by path.
+      policy: What asked for it.
+    """
+    layout = pool(spectra)
+    modules = tuple(
+        ModuleReport(
+            path=member(path, index),
+            inputs=spectra[path].shape[0],
+            outputs=spectra[path].shape[1],
+            rank=spectra[path].rank,
+            nominal=spectra[path].nominal,
+            itemsize=np.dtype(spectra[path].dtype).itemsize,
+            sigma=np.asarray(spectra[path].s, np.float64)[index],
+            mask=np.asarray(masks[path])[index],
+        )
+        for path, shape in layout.shapes.items()
+        for index in np.ndindex(shape[:-1])
+    )
+    tie = near_tie(spectra, masks, policy)
+    result = Report(policy=policy.name, modules=modules, tie=tie)
+    budget = 0
+    if isinstance(policy, Budget) and policy.counts_ranks:
+        budget = int(policy.budget(layout))
+    return dataclasses.replace(result, notes=tuple(_notes(result, budget)))
+
+
+def _notes(result: Report, budget: int) -> Iterator[str]:
+    if (unspent := budget - result.kept_rank) > 0:
+        yield (
+            f"{unspent} of the budget's {budget} ranks are not spent: what is left is "
+            "zero, or beyond the policy's limits"
+        )
+    if result.tie:
+        yield str(result.tie)
+
+
+def human_bytes(size: float) -> str:
+    """Returns a size such as `2.4 MB`, in powers of 1000."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    power = min(int(math.log(max(size, 1), 1000)), len(units) - 1)
+    return f"{size / 1000**power:.{min(power, 1)}f} {units[power]}"

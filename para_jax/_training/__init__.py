@@ -1,0 +1,1 @@
+"""Compression within a training loop: factors and optimizer state together."""

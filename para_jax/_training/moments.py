@@ -1,0 +1,236 @@
+"""What an optimizer remembers of the factors, taken along when these change. Traced.
+
+For new factors `a' = a @ l` and `b' = r @ b` of an update `delta = scale * a @ b`, with
+`G` the gradient of the loss with respect to `delta`, the chain rule gives
+
+    dL/da  = scale * G @ b^T,    dL/da' = scale * G @ b^T @ r^T = dL/da @ r^T,
+    dL/db  = scale * a^T @ G,    dL/db' = scale * l^T @ a^T @ G = l^T @ dL/db:
+
+the gradient of one factor goes through the transform of the other. What is linear in
+past gradients (momentum) goes the same way, and is then what these gradients would have
+left, had `l` and `r` been applied from the start. Where nothing is dropped, `l r = 1`:
+gradients transform contravariantly, by the inverse transposes, and so the change of the
+loss that a momentum predicts, `<m_a, da> + <m_b, db>`, is that of before.
+
+Means of squares (Adam's `nu`) go through the squares of the transform, entry by entry:
+
+    nu_a' = nu_a @ (r^T)^2,    nu_b' = (l^T)^2 @ nu_b.
+
+That is an approximation. It is exact where the gradients of the entries that are mixed
+do not correlate; a mean of squares does not say how they do.
+
+Which leaves are moments is said in `para_jax._training.optimizer_states`.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from para_jax._adapters import precision
+from para_jax._adapters.adapter import Adapter, Array
+from para_jax._training.optimizer_states import (
+    FACTORS,
+    FLAGS,
+    Moment,
+    after_scaling,
+    moments,
+    name_of,
+)
+from para_jax.linalg import factorize, sharding
+
+_Key = Any  # One of jax.tree_util's keys: they share no type.
+
+
+@typing.no_type_check  # JAX also calls `__init__` with non-arrays: jaxtyping#277.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transform:
+    """How the gradients of an adapter change with its factors.
+
+    Attributes:
+      a: `dL/da' = dL/da @ a`, `[*stack, r, k]`.
+      b: `dL/db' = b @ dL/db`, `[*stack, k, r]`.
+      parent: The path of the adapter before the change.
+      index: Which kernel of its stack; `()` for all of it.
+    """
+
+    a: Array
+    b: Array
+    parent: str = dataclasses.field(metadata={"static": True})
+    index: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+
+@precision.kept
+def project_moments(
+    state: Any, transforms: Mapping[str, Transform], *, like: Any = None
+) -> Any:
+    """Transform the moments in an optimizer's state to the new factors' coordinates.
+
+    First moments become what the same gradients would have left there; second moments
+    become an approximation of it (see the formulas of this module). All else, such as
+    counts and the moments of other parameters, stays.
+
+    It knows the states of optax's adam, adamw, nadam, radam, lamb, amsgrad, adabelief,
+    acprop, adan, ademamix, adagrad, rmsprop, lion, muon, and momentum, within any
+    wrappers; a state of another class that keeps something of an adapter is refused.
+    A state does not say everything: adamax, yogi and adopt use the class of Adam's
+    state for other quantities, lars accumulates what it has scaled, and momentum
+    behind `add_decayed_weights` is of the weights too. Call `check_optimizer` once for
+    any other optimizer than those named here.
+
+    Example:
+      >>> import optax
+      >>> optimizer = optax.adam(1e-3)
+      >>> state = optimizer.init(adapters)
+      >>> small, transforms = para_jax.shrink(adapters, para_jax.Gamma(0.5))
+      >>> fresh = optimizer.init(small)
+      >>> state = para_jax.project_moments(state, transforms, like=fresh)
+      >>> adapters["up"].a.shape, state[0].mu["up"].a.shape
+      ((5, 4), (5, 2))
+
+    Args:
+      state: The state of an optimizer of the adapters: of the mapping from path to
+        Adapter, of what `to_params` makes of it, or of a tree with either inside. Of an
+        `nnx.Optimizer` of layers with `para_jax.flax.nnx.attach`, its `nnx.state`.
+      transforms: From `squeeze` or `shrink`.
+      like: A state of the new parameters, where their tree changed: only its
+        structure counts.
+
+    Raises:
+      ValueError: if the state keeps something else of an adapter, such as adafactor's
+        factored moments, or momentum of updates that were scaled entry by entry. The
+        message names it.
+    """
+    old, target = _by_name(state), state if like is None else like
+    found = moments(target, transforms)
+    for name in found:
+        check_moment(name, found)
+
+    def one(path: tuple[_Key, ...], fresh: Any) -> Any:
+        name = name_of(path)
+        if name not in found:
+            return _found(name, old)
+        module, last, _, kind, squared = found[name]
+        if kind == FLAGS:
+            return fresh
+        transform = transforms[module]
+        before = f"{name.removesuffix(f'{module}/{last}')}{transform.parent}/{last}"
+        moment, factor = _found(before, old), FACTORS[last]
+        return _projected(moment, transform, factor, bool(squared), before)
+
+    return jax.tree.map_with_path(one, target)
+
+
+def reset_moments(state: Any, fresh: Any) -> Any:
+    """Returns `fresh`, with the schedules of `state`: what has no moments goes on.
+
+    An optimizer that keeps moments also counts its steps, to correct the bias of young
+    ones: its count starts anew with them. Counts of others, such as a learning rate's
+    schedule, and injected hyperparameters are kept.
+
+    Example:
+      >>> import optax
+      >>> optimizer = optax.sgd(optax.linear_schedule(0.1, 0, 100), momentum=0.9)
+      >>> state = optimizer.init(adapters)
+      >>> _, state = optimizer.update(adapters, state)  # One step of the schedule.
+      >>> small, _ = para_jax.shrink(adapters, para_jax.Gamma(0.5))
+      >>> state = para_jax.reset_moments(state, optimizer.init(small))
+      >>> int(state[1].count), float(abs(state[0].trace["up"].a).max())
+      (1, 0.0)
+
+    Args:
+      state: The optimizer's state so far.
+      fresh: Its `init` of the new parameters.
+
+    Raises:
+      ValueError: if `state` lacks what is to be kept: it is of another optimizer.
+    """
+    old, leaves = _by_name(state), _leaves(fresh)
+    with_moments = {_owner(path) for path, x in leaves if _holds_arrays(x)}
+
+    def one(path: tuple[_Key, ...], leaf: Any) -> Any:
+        kept = _owner(path) not in with_moments
+        return _found(name_of(path), old) if kept else leaf
+
+    return jax.tree.map_with_path(one, fresh, is_leaf=_is_adapter)
+
+
+def _projected(
+    moment: Any, transform: Transform, factor: str, squared: bool, name: str
+) -> jax.Array:
+    matrix = transform.a if factor == "a" else transform.b
+    matrix = sharding.replicated(jnp.asarray(matrix))
+    stacked = np.ndim(moment) == matrix.ndim + len(transform.index)
+    inner = -1 if factor == "a" else -2
+    rank = matrix.shape[-2 if factor == "a" else -1]
+    if not stacked or moment.shape[inner] != rank:
+        raise ValueError(
+            f"The optimizer keeps '{name}' of shape {list(np.shape(moment))}, which is "
+            f"not that of a factor of rank {rank}. Use reset_moments."
+        )
+    moment = jnp.asarray(moment)[transform.index]
+    wide = np.promote_types(moment.dtype, np.float32)
+    matrix, values = matrix.astype(wide), moment.astype(wide)
+    matrix = matrix * matrix if squared else matrix
+    pair = (values, matrix) if factor == "a" else (matrix, values)
+    place = sharding.place(values, rank_axis=inner)
+    return sharding.in_place(factorize.matmul, *pair, out=place).astype(moment.dtype)
+
+
+def check_moment(name: str, found: Mapping[str, Moment]) -> None:
+    """Check that one leaf can be projected, among all that `moments` found.
+
+    Raises:
+      ValueError: if not. The message names the leaf, and the class of its state.
+    """
+    moment = found[name]
+    if moment.kind == FLAGS:
+        return
+    where = f"'{name}' ({moment.kind})" if moment.kind else f"'{name}'"
+    if moment.squared is None:
+        raise ValueError(
+            f"The optimizer keeps {where}, which is none of the moments that can be "
+            "projected. Use reset_moments."
+        )
+    if scaled := after_scaling(name, found):
+        raise ValueError(
+            f"The optimizer keeps {where} of updates that were scaled entry by entry "
+            f"(by {scaled}), not of gradients: it cannot be projected. Use "
+            "reset_moments."
+        )
+
+
+def _owner(path: tuple[_Key, ...]) -> tuple[_Key, ...]:
+    """Returns the path of the state whose field a leaf lies in."""
+    fields = [i for i, x in enumerate(path) if isinstance(x, jax.tree_util.GetAttrKey)]
+    return path[: fields[-1]] if fields else path
+
+
+def _holds_arrays(leaf: Any) -> bool:
+    return _is_adapter(leaf) or np.ndim(leaf) > 0
+
+
+def _is_adapter(x: Any) -> bool:
+    return isinstance(x, Adapter)
+
+
+def _leaves(tree: Any) -> list[tuple[tuple[_Key, ...], Any]]:
+    return jax.tree.leaves_with_path(tree, is_leaf=_is_adapter)
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    return {name_of(path): x for path, x in jax.tree.leaves_with_path(tree)}
+
+
+def _found(name: str, leaves: Mapping[str, Any]) -> Any:
+    if name not in leaves:
+        raise ValueError(
+            f"The optimizer's state has no '{name}', which the new one has. Are both "
+            "of the same optimizer?"
+        )
+    return leaves[name]

@@ -1,0 +1,169 @@
+"""The options that commands share: what SRC and DST are, and how to cut. Host."""
+
+import argparse
+import math
+import pathlib
+import re
+from typing import NoReturn, get_args
+
+from para_jax._engines.registry import ENGINES
+from para_jax.formats import PROFILES, Format
+from para_jax.layouts import LAYOUTS
+from para_jax.names import MODELS
+
+_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+_UNITS = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with status 2."""
+        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
+
+
+def source(command: Parser) -> None:
+    """Adds SRC, one adapter."""
+    add = command.add_argument
+    what = "an adapter: a PEFT or mlx-lm folder, Orbax checkpoint, or .safetensors file"
+    add("source", metavar="SRC", type=pathlib.Path, help=what)
+    _whole(command)
+
+
+def sources(command: Parser) -> None:
+    """Adds SRC, a pattern of many."""
+    what = (
+        "a pattern that the adapters match, in quotes: 'tenants/*/adapter'; each child "
+        "goes to DST, under its path below the pattern's fixed part ('tenants')"
+    )
+    command.add_argument("source", metavar="SRC", nargs="+", help=what)
+    _whole(command)
+
+
+def _whole(command: Parser) -> None:
+    add = command.add_argument
+    what = "leave out all else that is in it: base weights, a trained head"
+    add("--adapters-only", action="store_true", help=what)
+    add("--debug", action="store_true", help="show the traceback of a failure")
+
+
+def foreign(command: Parser) -> None:
+    """Add what a tree of arrays, or a file without alphas, cannot tell of itself."""
+    group = command.add_argument_group(
+        "an Orbax checkpoint that another program wrote, or one file without alphas"
+    )
+    add = group.add_argument
+    what = "what wrote it; recognised if left out"
+    add("--layout", choices=tuple(LAYOUTS), metavar="NAME", help=f"{what}: %(choices)s")
+    add_one = group.add_mutually_exclusive_group().add_argument
+    what = "the numerator of the scale alpha / r, where SRC does not hold it"
+    add_one("--alpha", type=number, metavar="X", help=what)
+    what = "alpha / r itself"
+    add_one("--scale", type=number, metavar="X", help=what)
+    what = (
+        "the axis that its layers are stacked on, where shapes do not tell: 0, 1, none"
+    )
+    add("--stack-axis", type=_axis, metavar="AXIS", help=what)
+
+
+def output(
+    command: Parser,
+    *,
+    target: str = "what to write: a folder; for kohya, FILE.safetensors",
+    overwrite: str = "replace the adapter that is at DST",
+) -> None:
+    """Adds DST, its form and its names, in the words of one command."""
+    add = command.add_argument
+    add("target", metavar="DST", type=pathlib.Path, help=target)
+    what = "the format of DST; that of SRC if left out"
+    add("--format", choices=get_args(Format), help=what)
+    add(
+        "--profile",
+        choices=PROFILES,
+        help="PEFT with each module at its own rank (ragged, if left out), or for "
+        "programs that know one rank, one rank a module type, or one alpha",
+    )
+    what = "what is to serve DST, instead of --format and --profile"
+    add(
+        "--for",
+        dest="engine",
+        choices=tuple(ENGINES),
+        metavar="ENGINE",
+        help=f"{what}: %(choices)s",
+    )
+    add("--overwrite", action="store_true", help=overwrite)
+    _names(command)
+
+
+def _names(command: Parser) -> None:
+    add = command.add_argument_group(
+        "other names: JAX paths and Hugging Face's"
+    ).add_argument
+    what = (
+        "rename the modules as transformers has them (DST is Orbax: as JAX has them): "
+        f"{', '.join(MODELS)}, or a .toml file"
+    )
+    add("--model", metavar="NAME", help=what)
+    what = "whose JAX paths they are, where the paths do not tell"
+    add("--ecosystem", metavar="NAME", help=what)
+    what = "the size of an attention head, where MaxText's form depends on it"
+    add("--head-dim", type=int, metavar="N", help=what)
+    what = "how many layers the model has, where their numbers depend on it"
+    add("--layers", type=int, metavar="N", help=what)
+
+
+def method(command: Parser) -> None:
+    """Adds how to decompose, and to print JSON."""
+    add = command.add_argument
+    what = "how to decompose: QR, Gram products, or what suits this machine"
+    add("--method", choices=("auto", "qr", "gram"), default="auto", help=what)
+    json(command)
+
+
+def json(command: Parser) -> None:
+    """Adds whether to print JSON."""
+    what = "print JSON instead of a table"
+    command.add_argument("--json", action="store_true", help=what)
+
+
+def cut(command: Parser) -> None:
+    """Adds how to decompose, the limits of ranks, and the dtype."""
+    method(command)
+    add = command.add_argument
+    what = "choose among all modules (global, if left out), or in each by itself"
+    add("--scope", choices=("global", "local"), default="global", help=what)
+    what = "keep so many ranks of every module"
+    add("--min-rank", type=int, default=0, metavar="R", help=what)
+    add("--max-rank", type=int, metavar="R", help="keep no more of any module")
+    what = "make all ranks multiples of Q"
+    add("--multiple-of", type=int, default=1, metavar="Q", help=what)
+    what = "the dtype of DST; that of SRC if left out"
+    add("--dtype", choices=_DTYPES, help=what)
+
+
+def count(text: str) -> int:
+    """Returns a whole number from 1 up."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 up")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """Returns the value of `0.25`, `100k` or `1.5MB`, in powers of 1000."""
+    match = re.fullmatch(r"([-+.0-9e]+) *([kKMG]?)B?", text.strip())
+    try:
+        value = float(match[1]) * _UNITS[match[2]] if match else math.nan
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a number such as 0.25, 100k or 1.5MB"
+        )
+    return int(value) if value == int(value) else value
+
+
+def _axis(text: str) -> int | str:
+    if text not in ("0", "1", "none"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not 0, 1 or none")
+    return text if text == "none" else int(text)

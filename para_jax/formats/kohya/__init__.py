@@ -1,0 +1,1 @@
+"""Single safetensors files, as kohya's trainer, diffusers and ComfyUI name tensors."""

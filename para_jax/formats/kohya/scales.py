@@ -1,0 +1,158 @@
+"""The scale of each module of a single file, from wherever it is known. Host.
+
+A tensor's own alpha comes first, then what the header or a file beside it states (see
+`stated`), then 1, which is how ComfyUI, sd-scripts and diffusers since 0.40 read
+factors without an alpha. What is stated but not clear is refused; the user may say it.
+"""
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from para_jax.formats.kohya.spellings import Module
+from para_jax.formats.kohya.stated import Shape, Statement
+from para_jax.formats.other_files import listed
+from para_jax.formats.peft.tensors import PREFIX
+
+_REMEDY = "Say it with alpha= or scale="
+
+
+class Given(NamedTuple):
+    """What the user says of scales that the file does not hold.
+
+    Attributes:
+      alpha: The numerator, one for all modules or one a module by path.
+      scale: `alpha / r` itself.
+    """
+
+    alpha: float | Mapping[str, float] | None = None
+    scale: float | None = None
+
+
+def shape(module: Module) -> Shape:
+    """Return what a statement can be compared with."""
+    rank = module.a.shape[0] if module.a.ndim else 0
+    return Shape(rank, any(x > 1 for x in module.a.shape[2:]))
+
+
+def of_modules(
+    modules: Mapping[str, Module], stated: Sequence[Statement], given: Given
+) -> dict[str, float]:
+    """Return the scale of each module by its name.
+
+    Raises:
+      ValueError: if it is not known, not clear, or said twice.
+    """
+    _check_given(given, modules)
+    scales: dict[str, float] = {}
+    twice: list[str] = []
+    for name, module in modules.items():
+        said = _said(given, name, shape(module).rank)
+        try:
+            known = _known(name, module, stated)
+        except _UnclearError:
+            if said is None:
+                raise
+            known = None
+        if known is not None and said is not None:
+            twice.append(name)
+        if known is None:
+            known = _default(name, module, given) if said is None else said
+        scales[name] = known
+    if twice and (isinstance(given.alpha, Mapping) or len(twice) == len(modules)):
+        word = "alpha" if given.scale is None else "scale"
+        value = given.alpha if given.scale is None else given.scale
+        raise ValueError(f"it holds its own scales: leave out {word}={value}.")
+    return scales
+
+
+class _UnclearError(ValueError):
+    """A scale is stated, but not clear: the user may say it."""
+
+
+def _check_given(given: Given, modules: Mapping[str, Module]) -> None:
+    if given.alpha is not None and given.scale is not None:
+        raise ValueError("Give alpha= or scale=, not both.")
+    by_path = given.alpha if isinstance(given.alpha, Mapping) else {}
+    alphas = [*by_path.values()] if given.alpha is by_path else [given.alpha]
+    for name, value in [*(("alpha", x) for x in alphas), ("scale", given.scale)]:
+        if value is not None and not _is_scale(value):
+            raise ValueError(f"{name}={value}: expected a finite number but 0.")
+    paths = {name.replace(".", "/") for name in modules}
+    if unknown := sorted(by_path.keys() - paths):
+        raise ValueError(
+            f"alpha= names '{unknown[0]}', expected one of {listed(sorted(paths))}."
+        )
+
+
+def _is_scale(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value) and value != 0
+
+
+def _said(given: Given, name: str, rank: int) -> float | None:
+    if given.scale is not None:
+        return float(given.scale)
+    alpha = given.alpha
+    if isinstance(alpha, Mapping):
+        alpha = alpha.get(name.replace(".", "/"))
+    return None if alpha is None else float(alpha) / max(rank, 1)
+
+
+def _known(name: str, module: Module, stated: Sequence[Statement]) -> float | None:
+    """Return what the file says of a module, in a tensor or outside of them."""
+    if module.alpha is not None:
+        return _own(module)
+    found: dict[str, float] = {}
+    for one in stated:
+        try:
+            scale = one.scale(name, shape(module))
+        except ValueError as error:
+            rank = shape(module).rank
+            raise _UnclearError(
+                f"'{name}' has the rank {rank} and no alpha, and {one.where} does not "
+                f"tell its scale: {error}. {_REMEDY}."
+            ) from error
+        if scale == 0:
+            raise _UnclearError(
+                f"'{name}' has the scale 0 by {one.where}, which would be no update "
+                f"at all. {_REMEDY}."
+            )
+        if scale is not None:
+            found[one.where] = scale
+    if len(set(found.values())) > 1:
+        said = ", ".join(f"{scale:g} by {where}" for where, scale in found.items())
+        raise _UnclearError(f"'{name}' has several scales: {said}. {_REMEDY}.")
+    if stated and not found and any(one.whole for one in stated):
+        raise _UnclearError(
+            f"'{name}' has no alpha, and {stated[0].where}, which states others, does "
+            f"not cover it. {_REMEDY}."
+        )
+    return next(iter(found.values()), None)
+
+
+def _own(module: Module) -> float:
+    name, alpha = module.spelling.alpha, np.asarray(module.alpha)
+    if alpha.size != 1 or not np.isfinite(alpha.astype(np.float64)).all():
+        raise ValueError(f"'{name}' is {alpha}: expected one finite number.")
+    value = float(alpha.reshape(()))
+    if value == 0:
+        raise ValueError(
+            f"'{name}' is 0, which sd-scripts takes for the rank, and others for no "
+            "update at all. Set it to what is meant."
+        )
+    return value / max(shape(module).rank, 1)
+
+
+def _default(name: str, module: Module, given: Given) -> float:
+    if isinstance(given.alpha, Mapping):
+        raise ValueError(f"'{name}' has no alpha. Name it in alpha= too.")
+    if module.spelling.a.startswith(PREFIX):
+        raise ValueError(
+            f"'{module.spelling.a}' is a name of PEFT, and without adapter_config.json "
+            "its scales are not known. Put that beside the file, or say them with "
+            "alpha= or scale=."
+        )
+    return 1.0

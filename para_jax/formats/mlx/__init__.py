@@ -1,0 +1,1 @@
+"""mlx-lm folders: `adapter_config.json` beside `adapters.safetensors`."""

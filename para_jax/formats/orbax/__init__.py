@@ -1,0 +1,1 @@
+"""Orbax checkpoints: our own trees, and those of other JAX libraries."""

@@ -1,0 +1,233 @@
+"""Orbax checkpoints of other libraries' trees, and children in the same form. Host.
+
+The layout is found by the shapes alone, before anything is read, so the adapters can
+be taken out of a large checkpoint without its base weights. A child's checkpoint has
+the tree that its parent had; where its adapters are, and that their scales are 1, is
+in its custom metadata.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from para_jax import layouts
+from para_jax._adapters.adapter import Adapter
+from para_jax._adapters.checkpoint import Checkpoint
+from para_jax.formats import record
+from para_jax.formats.orbax import storage as orbax_io
+from para_jax.layouts.axes import Axes
+from para_jax.layouts.layout import is_optimizer
+from para_jax.layouts.pairs import Key, Pair
+from para_jax.layouts.scales import of_pairs
+from para_jax.layouts.tree import flatten, found_in, take_out, tree_of
+
+KEY = "para_jax"
+VERSION = 1
+
+_LEFT_OUT = orbax_io.PLACEHOLDER
+
+
+class Hints(NamedTuple):
+    """What a user says of a checkpoint whose arrays do not tell.
+
+    Attributes:
+      layout: As for `para_jax.from_tree`, as the next three.
+      alpha: The numerator of the scale.
+      scale: The scale.
+      stack_axis: Where layers are stacked.
+      adapters_only: Whether to leave all leaves unread that are no adapters.
+    """
+
+    layout: str | None = None
+    alpha: float | Mapping[str, float] | None = None
+    scale: float | None = None
+    stack_axis: layouts.StackAxis | None = None
+    adapters_only: bool = False
+
+
+def load(
+    folder: pathlib.Path,
+    form: Any,
+    metadata: Mapping[str, Any],
+    hints: Hints,
+) -> Checkpoint:
+    """Returns the adapters in another library's checkpoint.
+
+    The state of an optimizer is left out: it is of the parent's factors.
+
+    Raises:
+      ValueError: as `para_jax.from_tree`.
+    """
+    shapes, _ = flatten(form)
+    chosen, pairs = found_in(shapes, layout=hints.layout, stack_axis=hints.stack_axis)
+    wanted = _wanted(shapes, pairs, adapters_only=hints.adapters_only)
+    found = _read(folder, form, wanted, {}, adapters_only=hints.adapters_only)
+    leaves, structure = flatten(found)
+    alpha = hints.alpha
+    if chosen.alpha and alpha is None and hints.scale is None:
+        alpha = _alpha(metadata)
+    scales = of_pairs(chosen, pairs, leaves, alpha, hints.scale)
+    tree = layouts.Tree(
+        layout=chosen.name, pairs=pairs, leaves=leaves, structure=structure
+    )
+    return dataclasses.replace(take_out(tree, scales), config=dict(metadata))
+
+
+def _alpha(metadata: Mapping[str, Any]) -> float | None:
+    """Returns the alpha that MaxText writes beside a checkpoint."""
+    lora = metadata.get("lora")
+    return lora.get("lora_alpha") if isinstance(lora, Mapping) else None
+
+
+def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
+    """Writes adapters into the tree that they came from, and returns what is written.
+
+    Raises:
+      OSError: if the disk is full or the folder cannot be written.
+      ValueError: as `para_jax.to_tree`.
+    """
+    tree = layouts.to_tree(checkpoint)
+    written = _written(checkpoint, tree)
+    ranks = layouts.module_ranks(checkpoint)
+    metadata = dict(checkpoint.config)
+    if isinstance(metadata.get("lora"), Mapping):
+        most = max(ranks.values())
+        metadata["lora"] = {**metadata["lora"], "lora_rank": most, "lora_alpha": most}
+    metadata[KEY] = {
+        "version": VERSION,
+        "layout": written.layout,
+        "pairs": [dataclasses.asdict(pair) for pair in written.pairs],
+        "ranks": ranks,
+        "residual": checkpoint.residual,
+        "facts": record.to_json(checkpoint),
+    }
+    orbax_io.write(folder, tree, metadata)
+    return dataclasses.replace(checkpoint, adapters=_adapters(written), tree=written)
+
+
+def reload(
+    folder: pathlib.Path,
+    form: Any,
+    metadata: Mapping[str, Any],
+    known: Mapping[str, np.ndarray],
+    *,
+    adapters_only: bool,
+) -> Checkpoint:
+    """Returns what `save` wrote.
+
+    Raises:
+      KeyError: if the metadata or the tree is not as it was written; ValueError and
+        TypeError too.
+    """
+    own = metadata[KEY]
+    pairs = tuple(_pair(x) for x in own["pairs"])
+    shapes, _ = flatten(form)
+    wanted = _wanted(shapes, pairs, adapters_only=adapters_only)
+    tree = _read(folder, form, wanted, known, adapters_only=adapters_only)
+    leaves, structure = flatten(tree)
+    found = record.from_json(own["facts"])
+    new = layouts.Tree(
+        layout=own["layout"], pairs=pairs, leaves=leaves, structure=structure
+    )
+    return dataclasses.replace(
+        take_out(new, {pair.path: 1.0 for pair in pairs}),
+        adapters=_adapters(new),
+        absent=found.absent,
+        provenance=found.provenance,
+        residual=own["residual"],
+        config={name: x for name, x in metadata.items() if name != KEY},
+    )
+
+
+def _adapters(tree: layouts.Tree) -> dict[str, Adapter]:
+    """Returns the adapters of a child's tree, without what only fills it up.
+
+    That is what a fused projection's other parts use, what pads a module to the rank
+    of others, and a module of zeros. The kernels of a stack keep one rank.
+    """
+    every = take_out(tree, {pair.path: 1.0 for pair in tree.pairs}).adapters
+    return {path: x for path, y in every.items() if (x := _used(y)).rank}
+
+
+def _used(adapter: Adapter) -> Adapter:
+    a, b = np.asarray(adapter.a), np.asarray(adapter.b)
+    still = tuple(range(len(adapter.stack)))
+    used = a.any(axis=(*still, -2)) & b.any(axis=(*still, -1))
+    if used.all():
+        return adapter
+    return dataclasses.replace(adapter, a=a[..., used], b=b[..., used, :])
+
+
+def _written(checkpoint: Checkpoint, tree: Any) -> layouts.Tree:
+    """Returns where the adapters are in a tree that `to_tree` made."""
+    leaves, structure = flatten(tree)
+    old = tree_of(checkpoint)
+    pairs = tuple(
+        dataclasses.replace(x, shapes=(leaves[x.a].shape, leaves[x.b].shape))
+        for x in old.pairs
+    )
+    return dataclasses.replace(old, pairs=pairs, leaves=leaves, structure=structure)
+
+
+def _wanted(
+    shapes: Mapping[Key, Any], pairs: tuple[Pair, ...], *, adapters_only: bool
+) -> set[Key]:
+    """Returns the keys of the leaves to read."""
+    adapters = {key for x in pairs for key in (x.a, x.b, x.alpha)}
+    if adapters_only:
+        return adapters & shapes.keys()
+    return {key for key in shapes if not is_optimizer(key)}
+
+
+def _read(
+    folder: pathlib.Path,
+    form: Any,
+    wanted: set[Key],
+    known: Mapping[str, np.ndarray],
+    *,
+    adapters_only: bool,
+) -> Any:
+    """Read the tree of the wanted leaves."""
+    shapes, structure = flatten(form)
+    kinds = [x if key in wanted else _LEFT_OUT for key, x in shapes.items()]
+    tree = orbax_io.read(folder, jax.tree.unflatten(structure, kinds), known)
+    return _pruned(tree, (), adapters_only=adapters_only)
+
+
+def _pruned(tree: Any, key: Key, *, adapters_only: bool) -> Any:
+    """Return a tree without the leaves that were not read.
+
+    `None` and empty containers stay where leaves do: they are not part of an
+    optimizer's state, and other leaves than adapters are wanted. A list of which some
+    entries are missing becomes a dict by index, so that keys stay.
+    """
+    if tree is None or (isinstance(tree, list | tuple | Mapping) and not tree):
+        return _LEFT_OUT if adapters_only or is_optimizer(key) else tree
+    if not isinstance(tree, list | tuple | Mapping):
+        return tree
+    is_dict = isinstance(tree, Mapping)
+    below = tree.items() if is_dict else ((str(i), x) for i, x in enumerate(tree))
+    found = {
+        name: _pruned(x, (*key, name), adapters_only=adapters_only) for name, x in below
+    }
+    kept = {name: x for name, x in found.items() if x is not _LEFT_OUT}
+    if not is_dict and len(kept) == len(found):
+        return list(found.values())
+    return kept or _LEFT_OUT
+
+
+def _pair(saved: Mapping[str, Any]) -> Pair:
+    """Returns a pair from its JSON form."""
+    shapes = tuple(tuple(x) for x in saved["shapes"])
+    keys = {name: tuple(saved[name]) for name in ("a", "b", "parts", "alpha")}
+    return Pair(
+        path=saved["path"],
+        module=saved["module"],
+        axes=Axes(*saved["axes"]),
+        shapes=(shapes[0], shapes[1]),
+        **keys,
+    )

@@ -1,0 +1,161 @@
+"""PEFT's `adapter_config.json`: which module has which rank and scale, and back.
+
+PEFT finds a module's rank and alpha by the first pattern that matches its name, and
+the modules themselves by name, suffix or regular expression. The rules here are those
+of PEFT 0.21; what is written also holds for the releases since 0.4 that read patterns.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from para_jax.formats.peft import fields as peft_fields
+from para_jax.formats.peft import matching as peft_matching
+
+# The update of these is not `scale * B A`, so there is nothing that PARA could cut.
+_VARIANTS = {
+    "use_dora": "DoRA",
+    "use_qalora": "QA-LoRA",
+    "use_bdlora": "BD-LoRA",
+    "alora_invocation_tokens": "aLoRA",
+    "arrow_config": "Arrow",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+    "enable_lora": "merged",
+}
+# Initialisations that take their first factors out of the base weights.
+_RESIDUAL = {
+    "pissa": "PiSSA",
+    "milora": "MiLoRA",
+    "olora": "OLoRA",
+    "corda": "CorDA",
+    "lora_ga": "LoRA-GA",
+    "loftq": "LoftQ",
+}
+Config = Mapping[str, Any]
+
+
+def check(config: Config) -> None:
+    """Raises ValueError unless the configuration is of a LoRA that can be cut.
+
+    The message names the variant, or the field.
+    """
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        got = "missing" if kind is None else repr(kind)
+        raise ValueError(
+            f"peft_type is {got}: only 'LORA' adapters have singular values to cut."
+        )
+    for field, name in _VARIANTS.items():
+        if config.get(field) not in (None, False):
+            raise ValueError(
+                f"this is a {name} adapter ({field} is set): its update is not the "
+                "product of two factors alone, so it cannot be compressed as LoRA."
+            )
+    if unknown := peft_fields.unknown(config):
+        raise ValueError(
+            f"{unknown} is set: a LoRA variant that is not known here, so its "
+            "update may not be the product of two factors alone."
+        )
+    if str(config.get("init_lora_weights")).lower() == "mica":
+        raise ValueError(
+            "this is a MiCA adapter (init_lora_weights is 'mica'): its update is not "
+            "the product of two trained factors."
+        )
+    wanted = config.get("target_parameters") or []
+    if not (isinstance(wanted, list) and all(isinstance(x, str) for x in wanted)):
+        raise ValueError(f"target_parameters is {wanted!r}: expected a list of names.")
+    for field, pattern, whole in (
+        ("r", "rank_pattern", True),
+        ("lora_alpha", "alpha_pattern", False),
+    ):
+        _positive(config.get(field), field, whole=whole)
+        table = config.get(pattern) or {}
+        if not isinstance(table, dict):
+            raise ValueError(f"{pattern} is {table!r}: expected names and numbers.")
+        for key, value in table.items():
+            _positive(value, f"{pattern}['{key}']", whole=whole)
+            _compiles(key, pattern)
+
+
+def _positive(value: object, name: str, *, whole: bool) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    good = number and value > 0 and math.isfinite(value)
+    if good and (not whole or value == int(value)):
+        return
+    got = "missing" if value is None else repr(value)
+    kind = " without a fraction" if whole else ""
+    raise ValueError(f"{name} is {got}: expected a positive number{kind}.")
+
+
+def _compiles(pattern: str, name: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{name} has the key {pattern!r}, which is no regular expression ({error})."
+        ) from error
+
+
+def residual(config: Config) -> str:
+    """Returns the initialisation that changed the base weights, or nothing."""
+    init = str(config.get("init_lora_weights")).lower()
+    names = (name for key, name in _RESIDUAL.items() if init.startswith(key))
+    return next(names, "")
+
+
+def rank(config: Config, module: str) -> int:
+    """Returns the rank that PEFT gives to a module."""
+    return int(_lookup(config, "rank_pattern", "r", module))
+
+
+def scale(config: Config, module: str) -> float:
+    """Returns what PEFT multiplies `B A` of a module with."""
+    alpha = _lookup(config, "alpha_pattern", "lora_alpha", module)
+    r = rank(config, module)
+    return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
+
+
+def _lookup(config: Config, pattern: str, default: str, module: str) -> Any:
+    table = config.get(pattern) or {}
+    key = peft_matching.first_match(tuple(table), module)
+    return config[default] if key is None else table[key]
+
+
+def parameters(config: Config, module: str) -> list[str]:
+    """Returns the names of a module's own parameters that PEFT may have adapted.
+
+    A name of `target_parameters` without a module is that of any module, but one that
+    is adapted as a whole.
+    """
+    wanted = [x.rpartition(".") for x in config.get("target_parameters") or []]
+    whole = _targets_module(config, module)
+    found = [
+        name
+        for owner, _, name in wanted
+        if (peft_matching.ends_in(module, [owner]) if owner else not whole)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _targets_module(config: Config, module: str) -> bool:
+    names = config.get("target_modules") or []
+    if isinstance(names, str):
+        return bool(re.fullmatch(names, module))
+    return peft_matching.ends_in(module, names)
+
+
+def targets(config: Config, module: str) -> bool:
+    """Returns whether PEFT adapts a module, by what a child's fields hold.
+
+    Or a parameter: `target_parameters` are full names, or the ends of them.
+    """
+    if peft_matching.ends_in(module, config.get("target_parameters") or []):
+        return True
+    excluded = config.get("exclude_modules") or []
+    if isinstance(excluded, str):
+        out = bool(re.fullmatch(excluded, module))
+    else:
+        out = peft_matching.ends_in(module, excluded)
+    return not out and _targets_module(config, module)

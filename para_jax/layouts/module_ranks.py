@@ -1,0 +1,68 @@
+"""What a library has to be told to run a child in its own tree. Host."""
+
+import re
+import typing
+from typing import Any
+
+from para_jax._adapters.checkpoint import Checkpoint
+from para_jax.layouts.tree import placed
+
+if typing.TYPE_CHECKING:
+    import qwix
+
+
+def module_ranks(child: Checkpoint, *, rank: int | None = None) -> dict[str, int]:
+    """Returns the rank that each module has in the tree that `para_jax.to_tree` makes.
+
+    For libraries that make a module with its rank (`nnx.LoRA(rank=...)`, a gemma
+    interceptor by path). Where the library has an alpha, it has to equal the rank.
+
+    Example:
+      >>> x = adapters["up"]
+      >>> parent = para_jax.from_tree({"mlp": {"lora_a": x.a, "lora_b": x.b}})
+      >>> child = para_jax.compress(parent, para_jax.Gamma(0.5))
+      >>> para_jax.layouts.module_ranks(child)
+      {'mlp': 2}
+
+    Args:
+      child: What is put back.
+      rank: As for `para_jax.to_tree`.
+
+    Raises:
+      ValueError: as `para_jax.to_tree`.
+    """
+    return {pair.module: adapter.rank for pair, adapter in placed(child, rank)}
+
+
+def qwix_rules(
+    child: Checkpoint, *, rank: int | None = None, **options: Any
+) -> "list[qwix.LoraRule]":
+    """Returns the rules under which qwix runs a child: each module at its own rank.
+
+    One rule a module, for its exact path, with `alpha` equal to the rank, since a
+    child's scale is in its factors. With one rule for all, an einsum would silently
+    take the wrong scale.
+
+    Example:
+      >>> import qwix
+      >>> x = adapters["up"]
+      >>> params = {"mlp": {"kernel_lora_a": x.a, "kernel_lora_b": x.b}}
+      >>> parent = para_jax.from_tree(params, layout="qwix", alpha=16)
+      >>> child = para_jax.compress(parent, para_jax.Gamma(0.5))
+      >>> rules = para_jax.layouts.qwix_rules(child)
+      >>> [(x.module_path, x.rank, x.alpha) for x in rules]
+      [('mlp', 2, 2)]
+      >>> provider = qwix.LoraProvider(rules)  # For qwix.apply_lora_to_model.
+
+    Args:
+      child: What `para_jax.compress` made of a tree of this layout, or of tunix or
+        MaxText.
+      rank: As for `para_jax.to_tree`.
+      **options: Other fields of `qwix.LoraRule`, such as `dropout` or `weight_qtype`.
+    """
+    import qwix
+
+    return [
+        qwix.LoraRule(module_path=re.escape(path), rank=r, alpha=r, **options)
+        for path, r in module_ranks(child, rank=rank).items()
+    ]

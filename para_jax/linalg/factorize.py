@@ -1,0 +1,200 @@
+"""Small dense factorisations of many matrices, safe on any number of cores. Traced.
+
+XLA:CPU runs a batched LAPACK call on the thread pool that also runs the rest of the
+program, and each such call waits for its share of threads. Two that do not depend on
+each other wait for one another for ever on a machine of two cores (jax 0.10.2). So on
+CPU every factorisation here is a loop over single matrices, which needs no second
+thread, whatever a caller maps or runs beside it. Elsewhere it is one batched call.
+
+On a GPU some operations are kernels of ours (`para_jax.linalg.gpu`). The plain
+operation defines what they compute, runs everywhere else, and gives their derivative.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from para_jax.linalg import gpu, sharding
+
+# cuSOLVER's batched Jacobi SVD stops at this size; beyond it, matrices go one by one.
+_BATCHED_SVD_LIMIT = 32
+
+
+def matmul(x: Float[Array, "... m k"], y: Float[Array, "... k n"]) -> Array:
+    """Returns `x @ y` without the reduced precision that accelerators default to."""
+    return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
+
+
+def gram(x: Float[Array, "... _ _"], *, tall: bool) -> Float[Array, "... r r"]:
+    """Returns `x^T x` of `x [..., d, r]` if `tall`, else `x x^T` of `x [..., r, d]`.
+
+    In float64 where JAX may, whatever the dtype of `x`, else in float32.
+    """
+    wide = jax.dtypes.canonicalize_dtype(float)
+
+    def plain(x: Array) -> Array:
+        x = x.astype(wide)
+        return matmul(x.mT, x) if tall else matmul(x, x.mT)
+
+    if not has_kernels(x):
+        return plain(x)
+    from para_jax.linalg.gpu import gram
+
+    if x.shape[-1 if tall else -2] > gram.MOST:
+        return plain(x)
+    rows = x.reshape(-1, *x.shape[-2:])
+    found = by_kernel(gram.gram, plain, rows, tall=tall)
+    return found.reshape(*x.shape[:-2], *found.shape[-2:])
+
+
+def applied(
+    x: Float[Array, "... _ _"], w: Float[Array, "... _ _"], *, tall: bool, dtype: Any
+) -> Float[Array, "... _ _"]:
+    """Returns `x @ w` for a factor `x [..., d, r]` if `tall`, else `w @ x`.
+
+    Computed in float32, rounded as float32 is, unless `x` or the result is float64.
+
+    Args:
+      x: The factor.
+      w: `[..., r, k]` if `tall`, else `[..., k, r]`.
+      tall: Which side of `x` is the rank.
+      dtype: Of the result.
+    """
+    is_wide = jnp.float64 in (x.dtype, jnp.dtype(dtype))
+    wide = jnp.float64 if is_wide else jnp.float32
+
+    def product(precision: lax.PrecisionLike) -> Callable[[Array, Array], Array]:
+        def apply(x: Array, w: Array) -> Array:
+            pair = (x, w) if tall else (w, x)
+            pair = (y.astype(wide) for y in pair)
+            return jnp.matmul(*pair, precision=precision).astype(dtype)
+
+        return apply
+
+    plain = product(lax.Precision.HIGHEST)
+    if is_wide or jax.default_backend() != "gpu":
+        return plain(x, w)
+    # Three products on the tensor cores give what one in float32 gives without them.
+    return on_gpu(product(lax.DotAlgorithmPreset.TF32_TF32_F32_X3), plain)(x, w)
+
+
+def has_kernels(x: Array) -> bool:
+    """Returns whether `x` may be on a GPU, whole, in a program that knows float64."""
+    wide = jax.dtypes.canonicalize_dtype(float) == jnp.float64
+    # On a mesh the compiler divides what it knows, and a kernel it does not know.
+    on_one = jax.default_backend() == "gpu" and sharding.mesh_of(x) is None
+    return wide and on_one and gpu.exist()
+
+
+def by_kernel(
+    kernel: Any, plain: Callable[..., Any], *args: Array, **static: Any
+) -> Any:
+    """Return `plain(*args)`, by a kernel where the program runs on an NVIDIA GPU.
+
+    Run the plain operations there too if this JAX fails to trace or to lower the
+    kernel. To find out, lower it by itself first, for these shapes: JAX keeps the
+    result, so this takes some 50 ms once a shape and 0.2 ms after that. Do not warn:
+    the results are the same, and only another JAX could change it. What a compiler
+    says of a program that JAX did lower comes too late to be caught here.
+
+    Args:
+      kernel: A compiled function (`jax.jit`) of `args`.
+      plain: Its definition in plain operations.
+      *args: Arrays on one device.
+      **static: The static arguments of `kernel`.
+    """
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args]
+    try:
+        kernel.trace(*shapes, **static).lower(lowering_platforms=("cuda",))
+        return on_gpu(functools.partial(kernel, **static), plain)(*args)
+    except Exception:  # Of any kind: they are the faults of a compiler.
+        return plain(*args)
+
+
+def on_gpu(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `plain`, computed by `kernel` where the program runs on an NVIDIA GPU."""
+
+    @jax.custom_jvp
+    def either(*args: Array) -> Any:
+        return lax.platform_dependent(*args, cuda=kernel, default=plain)
+
+    @either.defjvp
+    def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> Any:
+        return jax.jvp(plain, primals, tangents)
+
+    return either
+
+
+def qr_r(x: Float[Array, "N d r"]) -> Float[Array, "N r r"]:
+    """Returns the R factor of each `x = Q R`, with zero rows below where `d < r`."""
+    r = _over_batch(lambda y: jnp.linalg.qr(y, mode="r"))(x)
+    return jnp.pad(r, ((0, 0), (0, x.shape[-1] - r.shape[-2]), (0, 0)))
+
+
+def eigh(x: Float[Array, "N r r"]) -> tuple[Float[Array, "N r"], Float[Array, "N r r"]]:
+    """Returns the eigenvalues, ascending, and eigenvectors of symmetric matrices."""
+    values, vectors = _over_batch(_lapack_eigh)(x)
+    return values, vectors
+
+
+def cholesky(x: Float[Array, "N r r"]) -> Float[Array, "N r r"]:
+    """Returns the upper `R` with `x = R^T R`; NaN for a matrix that has none."""
+    lower = _over_batch(lambda y: jnp.linalg.cholesky(y, symmetrize_input=False))(x)
+    return lower.mT
+
+
+def svd(
+    x: Float[Array, "N m n"],
+) -> tuple[Float[Array, "N m k"], Float[Array, "N k"], Float[Array, "N k n"]]:
+    """Returns `u, s, vt` of each matrix, `s` descending, `k = min(m, n)`.
+
+    Accelerators take a square float64 matrix too large for their batched SVD through
+    the eigenvectors of `x^T x`: the error of `s` is then 1e-8 of the largest.
+    """
+    square = x.shape[-1] == x.shape[-2]
+    fast = square and x.dtype == jnp.float64 and x.shape[-1] > _BATCHED_SVD_LIMIT
+    return _over_batch(_lapack_svd, elsewhere=_svd_by_eigh if fast else None)(x)
+
+
+def _lapack_eigh(x: Array) -> tuple[Array, Array]:
+    values, vectors = jnp.linalg.eigh(x, symmetrize_input=False)
+    return values, vectors
+
+
+def _lapack_svd(x: Array) -> tuple[Array, Array, Array]:
+    u, s, vt = jnp.linalg.svd(x, full_matrices=False)
+    return u, s, vt
+
+
+def _svd_by_eigh(x: Array) -> tuple[Array, Array, Array]:
+    _, v = _lapack_eigh(matmul(x.mT, x))
+    image = matmul(x, v)
+    s = jnp.linalg.norm(image, axis=0)  # More exact than the root of an eigenvalue.
+    order = jnp.argsort(-s)
+    s, v, image = s[order], v[:, order], image[:, order]
+    return image / jnp.where(s > 0, s, 1)[None], s, v.mT
+
+
+def _over_batch(
+    one: Callable[[Array], Any], elsewhere: Callable[[Array], Any] | None = None
+) -> Callable[[Array], Any]:
+    """Returns `one` over a leading axis: a loop on CPU, a batch on other platforms."""
+    sequential = jax.custom_batching.sequential_vmap(one)
+
+    # That has no derivative of its own. A loop that has one becomes a batch where a
+    # caller maps it, so it serves for the derivative alone.
+    @jax.custom_jvp
+    def loop(x: Array) -> Any:
+        return jax.vmap(sequential)(x)
+
+    @loop.defjvp
+    def _(primals: tuple[Array], tangents: tuple[Array]) -> Any:
+        return jax.jvp(lambda x: lax.map(one, x), primals, tangents)
+
+    batch = jax.vmap(elsewhere or one)
+    return lambda x: lax.platform_dependent(x, cpu=loop, default=batch)

@@ -1,0 +1,25 @@
+"""What XLA's own operations are too slow for on a GPU, in Pallas (Triton). Traced.
+
+Each kernel has a plain twin in `para_jax.linalg.factorize`, which is its definition and
+runs everywhere else. They compute in float64, so they need JAX's 64-bit mode. Importing
+them takes a while, so `para_jax.linalg.factorize` does it where there is a GPU alone.
+
+JAX 0.11 announces the end of this backend of Pallas. Where it is gone, or fails to
+trace or lower a kernel, the plain twin runs on the GPU too: see
+`para_jax.linalg.factorize.by_kernel`. Only a failure of the compiler that the lowered
+program goes to, later and out of our sight, reaches the caller;
+`decompose(method="qr")` has no kernels.
+"""
+
+import functools
+import importlib
+
+
+@functools.cache
+def exist() -> bool:
+    """Returns whether this JAX has what they are written in. Slow the first time."""
+    try:
+        importlib.import_module("jax.experimental.pallas.triton")
+    except Exception:  # Such as a warning that the caller has made an error.
+        return False
+    return True

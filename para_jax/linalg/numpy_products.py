@@ -1,0 +1,196 @@
+"""Spectra of adapters in host memory, by NumPy. Host.
+
+What `decompose.py` traces, in float64 and without a compiler: on CPU a
+small adapter is done before XLA has compiled a program for it. Kernels of equal shapes
+`[m, r]` and `[r, n]` come as sequences of `N`, in any memory order and storage dtype,
+and are read block by block: no copy of a factor in float64 ever exists.
+
+A Gram product costs a tenth of a QR. Its columns scaled to unit length, its rounding
+`E` changes the root `R` to `(I + F) R`, with `|F| <= |E| / lambda` for the smallest
+eigenvalue `lambda` of the Gram matrix. The core is then `(I + F_a) M (I + F_b^T)`, and
+no singular value changes by more than the factor `1 + |F_a| + |F_b|`, however much the
+two factors cancel. So `lambda` tells which kernels need a QR.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from para_jax.linalg.products import Method
+from para_jax.linalg.tolerances import RESOLUTION, ROUNDINGS
+
+AT_ONCE = 4
+"""How many kernels share a call: short calls wait for the interpreter."""
+
+# What is cast at a time, in numbers of one kernel. Half a MB in float64 stays in the
+# cache, and is few enough for OpenBLAS to multiply without packing it.
+_GRAM_BLOCK = 2**16
+
+# From this rank on, half of the products take less time than twice the halves.
+_SYMMETRIC = 48
+
+# How far rounding, r * eps, may move the singular values of `auto`, relatively.
+_MOVED = 1e-8
+
+Kernels = Sequence[np.ndarray]
+Roots = Callable[[Kernels], Float[np.ndarray, "N r r"]]
+
+
+def decompose(a: Kernels, b: Kernels, *, method: Method = "auto") -> tuple[Any, ...]:
+    """Returns `s`, `left` and `right` of each `a @ b`, see `Spectrum`.
+
+    Args:
+      a: `N` factors `[m, r]`.
+      b: `N` factors `[r, n]`.
+      method: `qr` or `gram` for all; or `auto`: `gram`, and `qr` for those that it
+        would lose digits of. Those are kernels with almost dependent columns, and
+        float64 factors, whose squares may leave its range.
+
+    Returns:
+      `s [N, k]`, `left [N, r, k]` and `right [N, k, r]` in float64, where
+      `k = min(m, n, r)`; `s` is NaN where a factor is not finite.
+
+    Raises:
+      ValueError: if the method is unknown.
+    """
+    try:
+        roots: Roots = {"auto": _roots, "qr": _qr_roots, "gram": _gram_roots}[method]
+    except KeyError:
+        raise ValueError(
+            f"Unknown method {method!r}: expected 'auto', 'qr' or 'gram'."
+        ) from None
+    k = min(len(a[0]), *b[0].shape)
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN tells it as well.
+        s, left, right = _balanced(roots(a), roots([x.T for x in b]))
+    return s[:, :k], left[..., :k], right[:, :k]
+
+
+def _balanced(
+    r_a: Float[np.ndarray, "N r r"], r_b: Float[np.ndarray, "N r r"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    core = r_a @ r_b.mT
+    finite = np.all(np.isfinite(core), axis=(-2, -1))
+    u, s, vt = np.linalg.svd(np.where(finite[:, None, None], core, 0))
+    s = _without_noise(s, r_a, r_b)
+    nonzero = s > s.shape[-1] * RESOLUTION * s[:, :1]  # As `core.tolerance`.
+    weight = np.where(nonzero, 1 / np.sqrt(np.where(nonzero, s, 1)), 0)
+    left = (r_b.mT @ vt.mT) * weight[:, None, :]
+    right = (u.mT @ r_a) * weight[:, :, None]
+    return np.where(finite[:, None], s, np.nan), left, right
+
+
+def _without_noise(
+    s: Float[np.ndarray, "N r"],
+    r_a: Float[np.ndarray, "N r r"],
+    r_b: Float[np.ndarray, "N r r"],
+) -> Float[np.ndarray, "N r"]:
+    """Returns `s`, zero where columns cancel to rounding, as in `core`.
+
+    Unless squares leave the range of float64.
+    """
+    norms = np.linalg.norm(r_a, axis=-2) * np.linalg.norm(r_b, axis=-2)
+    noise = ROUNDINGS * np.finfo(np.float64).eps * norms.sum(-1, keepdims=True)
+    resolution = s.shape[-1] * RESOLUTION * s[:, :1]
+    cancelled = (s <= noise) & (noise > resolution) & np.isfinite(noise)
+    return np.where(cancelled, 0, s)
+
+
+def _roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
+    if x[0].dtype.itemsize > 4:
+        return _qr_roots(x)
+    gram, lengths = _scaled_grams(x)
+    lower = _cholesky(gram)
+    # At most the smallest eigenvalue, and NaN where there is no factor.
+    smallest = 1 / np.square(np.linalg.inv(lower)).sum((-2, -1))
+    bound = x[0].shape[-1] * np.finfo(np.float64).eps / _MOVED
+    roots = lower.mT * lengths[:, None, :]
+    for i in np.flatnonzero(~(smallest >= bound)):
+        roots[i] = _qr_root(x[int(i)])
+    return roots
+
+
+def _cholesky(gram: Float[np.ndarray, "N r r"]) -> Float[np.ndarray, "N r r"]:
+    """Returns `L` of each `gram = L L^T`, NaN where it is not positive definite."""
+    try:
+        return np.linalg.cholesky(gram)
+    except np.linalg.LinAlgError:
+        if len(gram) == 1:
+            return np.full_like(gram, np.nan)
+        return np.concatenate([_cholesky(x[None]) for x in gram])
+
+
+def _qr_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
+    return np.stack([_qr_root(y) for y in x])
+
+
+def _qr_root(x: Float[np.ndarray, "d r"]) -> Float[np.ndarray, "r r"]:
+    """Returns `R` of `x = Q R`, block by block: that of the last `R` and a block."""
+    root = np.zeros((x.shape[-1], x.shape[-1]))
+    for _, (wide,) in blocks([x], _GRAM_BLOCK):
+        root = np.asarray(np.linalg.qr(np.concatenate([root, wide]), mode="r"))
+    return root
+
+
+def _gram_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
+    """Returns `R` with `R^T R = x^T x`, by eigenvectors: there is one in any case."""
+    gram, lengths = _scaled_grams(x)
+    finite = np.all(np.isfinite(gram), axis=(-2, -1))[:, None, None]
+    values, vectors = np.linalg.eigh(np.where(finite, gram, 0))
+    floor = gram.shape[-1] * np.finfo(np.float64).eps
+    scale = np.sqrt(np.maximum(values, floor))
+    return scale[:, :, None] * vectors.mT * lengths[:, None, :]
+
+
+def _scaled_grams(
+    x: Kernels,
+) -> tuple[Float[np.ndarray, "N r r"], Float[np.ndarray, "N r"]]:
+    """Returns the Gram products of columns of unit length, and the lengths.
+
+    So graded factors lose nothing.
+    """
+    gram = _grams(x)
+    lengths = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
+    safe = np.where(lengths > 0, lengths, 1)
+    gram /= safe[:, :, None]
+    gram /= safe[:, None, :]
+    # A column of zeros depends on no other one.
+    gram += np.where(lengths > 0, 0, 1)[:, :, None] * np.eye(lengths.shape[-1])
+    return gram, lengths
+
+
+def _grams(x: Kernels) -> Float[np.ndarray, "N r r"]:
+    rank = x[0].shape[-1]
+    total = np.zeros((len(x), rank, rank))
+    halves = [slice(None)]
+    if 1 < rank < _SYMMETRIC:
+        # NumPy takes `x.T @ x` to a routine for half of it, which is slow if narrow.
+        halves = [slice(0, rank // 2), slice(rank // 2, rank)]
+    for i in range(0, len(x), AT_ONCE):
+        for _, wide in blocks(x[i : i + AT_ONCE], _GRAM_BLOCK):
+            for columns in halves:
+                product = wide.mT @ wide[:, :, columns]
+                total[i : i + AT_ONCE, :, columns] += product
+    return total
+
+
+def blocks(
+    x: Kernels, numbers: int
+) -> Iterator[tuple[slice, Float[np.ndarray, "N d r"]]]:
+    """Yields some rows of all kernels `[d, r]` in float64, in their memory order.
+
+    The next rows take their place: new memory costs a fault a page, which takes longer
+    than to fill it.
+    """
+    length, rank = x[0].shape
+    step = min(length, max(numbers // rank, 4 * rank))
+    in_rows = x[0].strides[0] >= x[0].strides[1]
+    room = np.empty(len(x) * step * rank)
+    for start in range(0, length, step):
+        rows = slice(start, min(start + step, length))
+        parts = [y[rows] if in_rows else y[rows].T for y in x]
+        wide = room[: len(x) * parts[0].size].reshape(len(x), *parts[0].shape)
+        for place, part in zip(wide, parts, strict=True):
+            place[...] = part  # Not `concatenate`, which keeps the interpreter.
+        yield rows, wide if in_rows else wide.mT

@@ -1,0 +1,160 @@
+"""Ways from factors to the cores of their products. Traced.
+
+All take factors `a [*stack, m, r]` and `b [*stack, r, n]` of one rank, and return the
+cores of all `L` kernels in one batch.
+
+A Gram product costs a tenth of a QR, or less. With its columns scaled to unit length,
+its rounding `E` changes the root `R` to `(I + F) R`, where `|F| <= |E| / lambda` for
+the smallest eigenvalue `lambda` of that Gram matrix. No singular value then changes by
+more than the factor `1 + |F_a| + |F_b|`, however much the two factors cancel. The
+pivots of the Cholesky factor, which is there anyway, tell when `lambda` is small.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from para_jax.linalg import core, factorize, sharding
+from para_jax.linalg.core import Core
+
+Method = Literal["auto", "qr", "gram"]
+"""How a caller asks for the `R` factors, see `para_jax.decompose`."""
+
+Way = Literal["qr", "gram", "checked"]
+"""`checked` is `gram`, and `qr` where that loses digits."""
+
+DEPENDENT = 1e-9
+"""A pivot below this share of its column's square makes rounding, `r * eps`, matter."""
+
+Factors = Sequence[Array]
+
+
+def cores(a: Factors, b: Factors, scale: Float[Array, " L"], way: Way) -> Core:
+    """Returns the cores of `scale * a @ b`, in float64 where JAX may.
+
+    In float32, whose range squares would leave, of factors that are near 1.
+    """
+    find = {"qr": by_qr, "gram": by_grams, "checked": checked}[way]
+    if scale.dtype == jnp.float64:
+        return core.scaled(find(a, b), scale)
+    a, e_a = _near_one(a)
+    b, e_b = _near_one(b)
+    return core.shifted(core.scaled(find(a, b), scale), e_a, e_b)
+
+
+def by_qr(a: Factors, b: Factors) -> Core:
+    """Returns the cores through a QR of each factor: all its roundings are relative."""
+    wide = jax.dtypes.canonicalize_dtype(float)
+    roots = [
+        jnp.concatenate([factorize.qr_r(_rows(x).astype(wide)) for x in tall])
+        for tall in (a, [x.mT for x in b])
+    ]
+    return core.of_roots(*roots)
+
+
+def by_grams(a: Factors, b: Factors) -> Core:
+    """Returns the cores through `a^T a` and `b b^T`."""
+    gram_a, gram_b = _grams(a, tall=True), _grams(b, tall=False)
+    if gram_a.dtype == jnp.float64:
+        return core.of_grams(gram_a, gram_b)[0]
+    roots, whiten = core.first_root_of_gram(jnp.concatenate([gram_a, gram_b]))
+    # A factor times `whiten` is almost orthogonal; a direction so weak that its first
+    # estimate is noise is at least enlarged. A second pass finds what is left as
+    # exactly as QR would.
+    tall = [x.astype(jnp.float32) for x in (*a, *(x.mT for x in b))]
+    ends = np.cumsum([math.prod(x.shape[:-2]) for x in tall])[:-1]
+    pairs = zip(tall, jnp.split(whiten, ends), strict=True)
+    again = _grams([_times(x, w) for x, w in pairs], tall=True)
+    # Triangular again, so that graded columns stay graded in what follows.
+    roots = factorize.qr_r(factorize.matmul(core.root_of_gram(again), roots))
+    return core.of_roots(*jnp.split(roots, 2))
+
+
+@jax.custom_jvp
+def checked(a: Factors, b: Factors) -> Core:
+    """Returns the cores by Gram matrices in float64, by QR if one is nearly singular.
+
+    Also within `jax.vmap`, where a condition would become a choice between two results:
+    what is mapped over is one more stack axis. The derivative is that of `by_grams`.
+    """
+    rank = a[0].shape[-1]
+    found = zip(*_in_stacks(a, b), strict=True)
+    s, left, right = (jnp.concatenate([y.reshape(-1, rank) for y in x]) for x in found)
+    return Core(s, left.reshape(-1, rank, rank), right.reshape(-1, rank, rank))
+
+
+@checked.defjvp
+def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Core, Core]:
+    return checked(*primals), jax.jvp(by_grams, primals, tangents)[1]
+
+
+@jax.custom_batching.custom_vmap
+def _in_stacks(a: Factors, b: Factors) -> list[Core]:
+    """Returns `checked(a, b)` for each pair of arrays, with its stack axes."""
+    found, share = core.of_grams(_grams(a, tall=True), _grams(b, tall=False))
+    safe = (share > DEPENDENT).all()  # Not where a share is NaN.
+    found = lax.cond(safe, lambda *_: found, _one_by_one, a, b)
+    ends = np.cumsum([math.prod(x.shape[:-2]) for x in a])[:-1]
+    parts = zip(*(jnp.split(x, ends) for x in found), strict=True)
+    return [
+        Core(*(y.reshape(*x.shape[:-2], *y.shape[1:]) for y in part))
+        for x, part in zip(a, parts, strict=True)
+    ]
+
+
+@_in_stacks.def_vmap
+def _(
+    axis_size: int, in_batched: Sequence[Any], a: Factors, b: Factors
+) -> tuple[Any, Any]:
+    def mapped(x: Array, is_batched: bool) -> Array:
+        return x if is_batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+
+    result = _in_stacks(*jax.tree.map(mapped, (a, b), tuple(in_batched)))
+    return result, jax.tree.map(lambda _: True, result)
+
+
+def _one_by_one(a: Factors, b: Factors) -> Core:
+    """Returns what `by_qr` returns, in little memory: a program reserves it anyway."""
+
+    def roots(factors: Factors, root: Callable[[Array], Array]) -> Array:
+        return jnp.concatenate([lax.map(root, _rows(x)) for x in factors])
+
+    def root(x: Float[Array, "d r"]) -> Float[Array, "r r"]:
+        return factorize.qr_r(x[None].astype(float))[0]
+
+    return core.of_roots(roots(a, root), roots(b, lambda x: root(x.T)))
+
+
+def _near_one(factors: Factors) -> tuple[list[Array], Int[Array, " L"]]:
+    """Returns the factors times `2^-e`, in float32, and the even `e` of each kernel."""
+    factors = [x.astype(jnp.float32) for x in factors]
+    exponents = [sharding.replicated(_exponent(x)) for x in factors]
+    pairs = zip(factors, exponents, strict=True)
+    scaled = [core.times_power(x, -e) for x, e in pairs]
+    return scaled, jnp.concatenate([e.reshape(-1) for e in exponents])
+
+
+def _exponent(x: Float[Array, "*stack d r"]) -> Int[Array, "*stack"]:
+    """Returns even `e` with the entries of each `x` below `2^(e + 2)`."""
+    _, exponent = jnp.frexp(jnp.abs(lax.stop_gradient(x)).max((-1, -2)))
+    return exponent // 2 * 2
+
+
+def _grams(factors: Factors, *, tall: bool) -> Float[Array, "L r r"]:
+    found = [sharding.replicated(factorize.gram(x, tall=tall)) for x in factors]
+    return jnp.concatenate([_rows(x) for x in found])
+
+
+def _times(x: Float[Array, "... d r"], w: Float[Array, "L r r"]) -> Array:
+    w = sharding.replicated(w.reshape(*x.shape[:-2], *w.shape[-2:]))
+    return factorize.matmul(x, w)
+
+
+def _rows(x: Float[Array, "*stack d r"]) -> Float[Array, "L d r"]:
+    return x.reshape(-1, *x.shape[-2:])

@@ -1,0 +1,7 @@
+"""Names of modules in image and video models, from one scheme to another. Host."""
+
+from para_jax.names.diffusion.conversion import Target as Target
+from para_jax.names.diffusion.conversion import convert as convert
+from para_jax.names.diffusion.conversion import spelled as spelled
+from para_jax.names.diffusion.schemes import Scheme as Scheme
+from para_jax.names.diffusion.schemes import read as read

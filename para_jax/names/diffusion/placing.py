@@ -1,0 +1,149 @@
+"""Which modules of which family a file's names are. Host.
+
+A file's names are placed together: a family has to know all of one component's, and
+where several do, they have to agree on every name's meaning.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, NoReturn
+
+from para_jax._adapters.adapter import ordered
+from para_jax.names.diffusion import family, schemes, text, transformers
+from para_jax.names.diffusion.family import Family, Form, Match, Vocabulary
+from para_jax.names.diffusion.schemes import Name
+
+
+class Place(NamedTuple):
+    """A module, as a diffusers pipeline knows it.
+
+    Attributes:
+      component: The attribute of the pipeline.
+      parts: The dotted names inside the component.
+      form: Where the outputs of the parts lie.
+    """
+
+    component: str
+    parts: tuple[str, ...]
+    form: Form
+
+
+class Placed(NamedTuple):
+    """All modules of a file, and the families that know them.
+
+    Attributes:
+      places: The place of each path.
+      families: The families that know all modules of a component.
+    """
+
+    places: Mapping[str, Place]
+    families: Mapping[str, tuple[Family, ...]]
+
+
+def place(names: Mapping[str, Name]) -> Placed:
+    """Find what diffusers calls each module.
+
+    Args:
+      names: What `schemes.read` gave.
+
+    Raises:
+      ValueError: if no family has a name, or two give it different meanings. The
+        message says which name.
+    """
+    groups: dict[str, list[str]] = {}
+    for path in ordered(names):
+        name = names[path]
+        encoder = name.component.startswith("text_encoder")
+        groups.setdefault(name.component if encoder else "", []).append(path)
+    places: dict[str, Place] = {}
+    families: dict[str, tuple[Family, ...]] = {}
+    for group in sorted(groups):  # The denoiser first: it tells which T5 is meant.
+        paths = groups[group]
+        known = schemes.ENCODERS if group else schemes.DENOISERS
+        found = {x: _matches(x, [names[p] for p in paths]) for x in known}
+        whole = tuple(x for x, matches in found.items() if None not in matches)
+        if not whole:
+            _refuse(paths, found)
+        for i, path in enumerate(paths):
+            ways = {
+                x.name: _place(x, found[x][i], names[path], families) for x in whole
+            }
+            places[path] = _agreed(path, ways)
+        component = places[paths[0]].component
+        families[component] = whole
+    return Placed(places, families)
+
+
+def _matches(one: Family, names: Sequence[Name]) -> list[Match | None]:
+    return [_match(one, name) for name in names]
+
+
+def _match(one: Family, name: Name) -> Match | None:
+    ways: dict[str, tuple[Vocabulary, ...]] = {
+        "kohya": ("original", "diffusers"),
+        "comfyui": ("original",),
+        "original": ("original",),
+    }
+    rest = text.in_full(name.rest)
+    for vocabulary in ways.get(name.scheme, ("diffusers",)):
+        found = family.match(one, rest, vocabulary, separator=name.separator)
+        if found is not None:
+            return found
+    return None
+
+
+def _place(
+    one: Family,
+    match: Match | None,
+    name: Name,
+    families: Mapping[str, tuple[Family, ...]],
+) -> Place:
+    assert match is not None
+    form: Form = match.module.form if match.part is None else "same"
+    component = name.component or one.component
+    if name.scheme == "kohya" and one.name == schemes.ENCODERS[1].name:
+        component = _t5(name, families)
+    return Place(component, match.parts, form)
+
+
+def _t5(name: Name, families: Mapping[str, tuple[Family, ...]]) -> str:
+    """Name the pipeline's T5, which is the second encoder of FLUX.1, the third of SD3.
+
+    sd-scripts calls it `te3` in both, OneTrainer `te2` in FLUX.1.
+    """
+    known = families.get("transformer", ())
+    flux, sd3 = transformers.FLUX in known, transformers.SD3 in known
+    if name.component == "text_encoder_2" or (flux and not sd3):
+        return "text_encoder_2"
+    if sd3 and not flux:
+        return "text_encoder_3"
+    raise ValueError(
+        f"'{name.rest}' is of a T5 encoder, and the names do not tell of which "
+        "pipeline: FLUX.1 has it as text_encoder_2, Stable Diffusion 3 as "
+        "text_encoder_3."
+    )
+
+
+def _refuse(
+    paths: Sequence[str], found: Mapping[Family, Sequence[Match | None]]
+) -> NoReturn:
+    """Raises ValueError with the first name that the nearest family does not have."""
+    nearest = max(found, key=lambda x: sum(y is not None for y in found[x]))
+    path = paths[found[nearest].index(None)]
+    models = ", ".join(x.name for x in found)
+    others = "" if not any(found[nearest]) else f", though others are {nearest.name}'s"
+    raise ValueError(
+        f"'{path}' is no module of the models whose names are known "
+        f"({models}){others}. An adapter of another model keeps its names without "
+        "an engine."
+    )
+
+
+def _agreed(path: str, ways: Mapping[str, Place]) -> Place:
+    one, *others = ways.items()
+    for name, place in others:
+        if place != one[1]:
+            raise ValueError(
+                f"'{path}' is one module in {one[0]} and another in {name}, and the "
+                "other names do not tell which is meant."
+            )
+    return one[1]

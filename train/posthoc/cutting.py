@@ -1,0 +1,69 @@
+"""Children of a run's members, each in a folder of its own below the run's. Host code.
+
+A child's folder is complete when its results are there. When those of all are, nothing
+is done; otherwise all are cut again.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from train import subjects
+from train.posthoc.cuts import Cut
+from train.runs import folder, outcome
+from train.runs.settings import Run
+
+Rows = list[dict[str, Any]]
+
+
+def cut(
+    name: str,
+    settings: Cut,
+    run: Run,
+    parent: pathlib.Path,
+    *,
+    folders: subjects.Folders = subjects.ANYWHERE,
+) -> dict[str, Rows]:
+    """Returns the results of each child by its name: cuts all unless all are there.
+
+    Args:
+      name: The method's name.
+      settings: Which children.
+      run: The settings of the parent's run.
+      parent: Its folder, complete.
+      folders: Where models and data sets of the hub are.
+
+    Raises:
+      OSError: if a folder cannot be written.
+      ValueError: if a parent cannot be cut so, or a folder is damaged.
+    """
+    places = [parent / folder.CHILDREN / f"{name}-{x}" for x in settings.names()]
+    found = [x for place in places if (x := folder.results(place)) is not None]
+    if len(found) < len(places):
+        found = _made(settings, places, subjects.load(run, folders), parent)
+    return dict(zip(settings.names(), found, strict=True))
+
+
+def _made(
+    settings: Cut,
+    places: Sequence[pathlib.Path],
+    subject: subjects.Subject,
+    parent: pathlib.Path,
+) -> list[Rows]:
+    """Returns the results of all children, which replace those that are there."""
+    members = outcome.load(folder.results(parent) or [], parent / folder.PARENT)
+    families = [
+        [None] * len(places)
+        if x.adapter is None
+        else settings.children(x.adapter, subject)
+        for x in members
+    ]
+    found = []
+    for place, children in zip(places, zip(*families, strict=True), strict=True):
+        pairs = zip(members, children, strict=True)
+        some = [member._replace(adapter=child) for member, child in pairs]
+        outcome.save(some, place)
+        rows = outcome.rows(some, subject, like=members)
+        folder.write(place / folder.RESULTS, {"rows": rows})
+        found.append(rows)
+    return found

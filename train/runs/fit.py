@@ -1,0 +1,148 @@
+"""A run from its settings to a complete folder; one that was stopped goes on.
+
+On one device, a run that was killed and goes on gives the same numbers, bit for bit:
+its state, its batches and its compiled program are the same. On a GPU the program is
+only with XLA's flag xla_gpu_deterministic_ops, which the command sets. Host code.
+"""
+
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train import subjects
+from train.runs import checkpoints, folder, outcome, records, trainer
+from train.runs import settings as runs
+
+EVERY = 500
+"""Steps between two checkpoints."""
+
+_CHUNK = 10
+"""Steps of one call on a CPU: there they take long, and a call costs nothing."""
+
+Line = dict[str, Any]
+OnSteps = Callable[[int, Sequence[Line]], object]
+"""Called with how many steps are done, and the lines of the last; at first of none."""
+
+
+def fit(
+    run: runs.Run,
+    place: pathlib.Path,
+    config: folder.Settings,
+    *,
+    folders: subjects.Folders = subjects.ANYWHERE,
+    every: int = EVERY,
+    on_steps: OnSteps = lambda step, lines: None,
+) -> list[Line]:
+    """Returns the results of a run, a row a member: trains what is not trained yet.
+
+    Args:
+      run: The settings.
+      place: The run's folder.
+      config: What its config.json is to hold; see `train.runs.folder.opened`.
+      folders: Where models and data sets of the hub are.
+      every: Steps between two checkpoints.
+      on_steps: Called at the start, and after every few steps.
+
+    Raises:
+      FloatingPointError: if all members diverged.
+      OSError: if the folder cannot be used.
+      ValueError: if a setting is impossible, or the folder is another run's.
+    """
+    run.check()
+    run.method.method(run.steps)  # It may be impossible, too.
+    folder.check(place, config["run"])
+    if (rows := folder.results(place)) is not None:
+        return rows
+    subject = subjects.load(run, folders)
+    given = runs.inputs(run, subject.model, subject.base, subject.data)
+    with folder.opened(place, config):
+        learners, lost = _trained(given, place, every, on_steps)
+        members = outcome.trained(given, learners, lost, subject.peft)
+        outcome.save(members, place / folder.PARENT)
+        rows = outcome.rows(members, subject)
+        for row, step in zip(rows, lost, strict=True):
+            row["diverged_at"] = step
+        folder.write(place / folder.RESULTS, {"rows": rows})
+        return rows
+
+
+def _trained(
+    given: runs.Inputs, place: pathlib.Path, every: int, on_steps: OnSteps
+) -> tuple[trainer.Learner, list[int | None]]:
+    """Returns the members after the last step, and when each diverged."""
+    members, lines = given.run.members, place / folder.METRICS
+    with checkpoints.opened(place / folder.CHECKPOINTS) as saved:
+        step, learners = _begun(given, saved)
+        seen = records.cut_back(lines, step)
+        lost = records.diverged(seen, len(members))
+        on_steps(step, [])
+        chunk = _CHUNK if jax.default_backend() == "cpu" else runs.CHUNK
+        start = time.monotonic()
+        for progress in runs.advance(given, learners, step, chunk=chunk):
+            learners, after = progress.learners, progress.step
+            metrics = jax.device_get(progress.metrics)  # Waits for the steps.
+            new = _lines(given, metrics, step, time.monotonic() - start)
+            records.append(lines, new)
+            now = records.diverged(new, len(members))
+            lost = [x or y for x, y in zip(lost, now, strict=True)]
+            _check_alive(members, lost, new)
+            if _is_due(step, after, given.run.steps, every):
+                checkpoints.save(saved, after, learners)
+            on_steps(after, new)
+            step, start = after, time.monotonic()
+    return learners, lost
+
+
+def _begun(given: runs.Inputs, saved: Any) -> tuple[int, trainer.Learner]:
+    """Returns the newest checkpoint, or the start."""
+    like = jax.eval_shape(lambda: runs.begin(given))
+    found = checkpoints.restore(saved, like)
+    return found if found is not None else (0, runs.begin(given))
+
+
+def _lines(
+    given: runs.Inputs, metrics: trainer.Metrics, before: int, seconds: float
+) -> list[Line]:
+    members, count = metrics.loss.shape
+    steps = jnp.arange(before, before + count)
+    rates = given.trainer.schedule(given.rates[:, None])(steps[None])
+    return records.lines(
+        metrics,
+        np.asarray(rates),
+        first=before + 1,
+        examples_per_second=members * count * given.run.batch / seconds,
+    )
+
+
+def _is_due(before: int, step: int, steps: int, every: int) -> bool:
+    return step == steps or step // every > before // every
+
+
+def _check_alive(
+    members: Sequence[tuple[int, float]],
+    lost: Sequence[int | None],
+    new: Sequence[Line],
+) -> None:
+    """Raises FloatingPointError if every member has diverged."""
+    steps = [x for x in lost if x is not None]
+    if len(steps) < len(members):
+        return
+    step = max(steps)
+    member = lost.index(step)
+    seed, rate = members[member]
+    line = next(x for x in new if x["step"] == step)
+    loss, norm = (
+        "not finite" if (x := line[name][member]) is None else f"{x:.4g}"
+        for name in ("loss", "norm")
+    )
+    who = f"seed {seed}" if len(members) == 1 else f"the last of {len(members)} members"
+    raise FloatingPointError(
+        f"Training diverged ({who}): at step {step} the loss is {loss} and the norm of "
+        f"the gradient {norm}, with a learning rate of {rate:g}. Lower it with "
+        "--learning-rates, or raise --warmup."
+    )

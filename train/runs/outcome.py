@@ -1,0 +1,186 @@
+"""What came of the members of a run: their adapters on disk, and their accuracies.
+
+The learning rate is chosen on the validation part. The test part is read for the
+members of that learning rate alone. Host code.
+"""
+
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import para_jax as para
+from train.evaluation import evaluate
+from train.methods.method import size
+from train.models import pretrained
+from train.runs import settings as run
+from train.runs import trainer
+from train.subjects.subject import Subject
+
+
+class Member(NamedTuple):
+    """One member of a run, after it.
+
+    Attributes:
+      seed: Its seed.
+      rate: Its learning rate.
+      adapter: What it trained, with its classifier; None if it diverged.
+    """
+
+    seed: int
+    rate: float
+    adapter: para.Checkpoint | None
+
+    @property
+    def name(self) -> str:
+        """The folder of the adapter."""
+        return f"seed-{self.seed}-rate-{self.rate:g}"
+
+
+def trained(
+    given: run.Inputs,
+    learners: trainer.Learner,
+    diverged: Sequence[int | None],
+    peft: Mapping[str, Any],
+) -> list[Member]:
+    """Returns what the members of a run have trained.
+
+    Args:
+      given: The run.
+      learners: Its members at their end.
+      diverged: At which step each was lost, if it was.
+      peft: What the adapters' files say of the model.
+    """
+    learners, method = jax.device_get(learners), given.trainer.method
+    result = []
+    for i, (pair, step) in enumerate(zip(given.run.members, diverged, strict=True)):
+        one = jax.tree.map(lambda x: jnp.asarray(x[i]), learners)  # noqa: B023
+        adapter = None
+        if step is None:
+            adapter = para.Checkpoint(
+                adapters=method.finish(one.state),
+                extra=pretrained.stored(one.head),
+                config={"peft_type": "LORA", **peft},
+            )
+        result.append(Member(*pair, adapter))
+    return result
+
+
+def save(members: Sequence[Member], place: pathlib.Path) -> None:
+    """Writes the adapters, each in PEFT's format, into a folder of its own."""
+    for member in members:
+        if member.adapter is not None:
+            para.save(member.adapter, place / member.name, overwrite=True)
+
+
+def load(rows: Sequence[Mapping[str, Any]], place: pathlib.Path) -> list[Member]:
+    """Returns the members that `save` wrote.
+
+    Args:
+      rows: Those that `rows` made of the members.
+      place: Where they were saved.
+    """
+    result = []
+    for row in rows:
+        member = Member(row["seed"], row["learning_rate"], None)
+        if row["validation"] is not None:
+            member = member._replace(adapter=para.load(place / member.name))
+        result.append(member)
+    return result
+
+
+def rows(
+    members: Sequence[Member], subject: Subject, *, like: Sequence[Member] = ()
+) -> list[dict[str, Any]]:
+    """Returns a row of results a member, as plain JSON values.
+
+    `validation` and `test` are accuracies; where a task has several sets to test on,
+    `test` is the mean of `tests`, which has each. `measures` are what else its subject
+    reports. They are null but for the members of the best learning rate. All values of
+    one that diverged are null.
+
+    Args:
+      members: What is evaluated.
+      subject: On what.
+      like: The parents of children: these run in the compiled program of their parents.
+    """
+    shapes = _largest([*members, *like])
+    validation = _accuracies(members, subject, subject.validation, shapes)
+    rate = best_rate(members, validation)
+    chosen = [x if x.rate == rate else x._replace(adapter=None) for x in members]
+    tests, measures = (
+        {name: _accuracies(chosen, subject, part, shapes) for name, part in found}
+        for found in (subject.tests.items(), subject.measures.items())
+    )
+    return [
+        {
+            "seed": member.seed,
+            "learning_rate": member.rate,
+            "validation": validation[i],
+            "test": _mean([x[i] for x in tests.values()]),
+            "tests": {name: x[i] for name, x in tests.items()},
+            "measures": {name: x[i] for name, x in measures.items()},
+            **_size(member.adapter),
+        }
+        for i, member in enumerate(members)
+    ]
+
+
+def best_rate(members: Sequence[Member], validation: Sequence[float | None]) -> float:
+    """Returns the learning rate of the best mean accuracy; the smaller one of two.
+
+    A member that diverged has an accuracy of 0.
+    """
+    found: dict[float, list[float]] = {}
+    for member, accuracy in zip(members, validation, strict=True):
+        found.setdefault(member.rate, []).append(accuracy or 0.0)
+    return max(sorted(found), key=lambda rate: np.mean(found[rate]))
+
+
+def _accuracies(
+    members: Sequence[Member],
+    subject: Subject,
+    part: evaluate.Part,
+    shapes: Mapping[str, para.Adapter],
+) -> list[float | None]:
+    """Returns the accuracies, with None for a member without an adapter."""
+    adapters = [x.adapter for x in members if x.adapter is not None]
+    if not adapters:
+        return [None] * len(members)
+    heads = [pretrained.head(x.extra) for x in adapters]
+    collection = subject.model.adapted.collection
+    lora = [collection(para.pad(x.adapters, like=shapes)) for x in adapters]
+    found = part.accuracies(
+        subject.model,
+        subject.base,
+        jax.tree.map(lambda *x: np.stack(x), *heads),
+        jax.tree.map(lambda *x: np.stack(x), *lora),
+        part.batches,
+        at_once=min(evaluate.AT_ONCE, len(members)),
+    )
+    values: Iterator[float] = iter(found.tolist())
+    return [None if x.adapter is None else next(values) for x in members]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Returns the mean, or None if nothing was evaluated."""
+    found = [x for x in values if x is not None]
+    return float(np.mean(found)) if found else None
+
+
+def _largest(members: Sequence[Member]) -> dict[str, para.Adapter]:
+    """Returns adapters that have room for those of all members."""
+    result: dict[str, para.Adapter] = {}
+    for member in members:
+        for path, x in member.adapter.adapters.items() if member.adapter else ():
+            if path not in result or x.rank > result[path].rank:
+                result[path] = x
+    return result
+
+
+def _size(adapter: para.Checkpoint | None) -> dict[str, int | None]:
+    ranks, params = (None, None) if adapter is None else size(adapter.adapters)
+    return {"rank_total": ranks, "params": params}

@@ -1,0 +1,299 @@
+"""One training run as a pure program: many steps, and many members, in one call.
+
+A member is a seed with a learning rate. The members of a run are mapped over, and read
+the same frozen base, so that five seeds at three learning rates cost little more than
+their arithmetic:
+
+    learners = begin(trainer, seeds, rates, base, data, rows)
+    learners, metrics = advance(trainer, learners, rates, base, data, rows)
+
+Axis letters: `M` members, `S` steps, `B` examples. Traced.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Float, Int
+
+import para_jax as para
+from para_jax import nest, unnest
+from train.data.batch import Batch, Examples
+from train.methods import method
+from train.methods.method import Config, Kernels, Method, State
+from train.models.adapted import Model
+from train.models.score import Score, score
+
+Params = Mapping[str, Any]
+
+
+class Learner(NamedTuple):
+    """What changes while one member trains.
+
+    Attributes:
+      state: That of the method.
+      head: The classifier, trained with the adapters; empty if the model has none.
+      optimizer: The moments of both.
+      step: How many steps are done.
+    """
+
+    state: State
+    head: dict[str, jax.Array]
+    optimizer: Any
+    step: jax.Array
+
+
+class Metrics(NamedTuple):
+    """What each step of each member saw, before its update.
+
+    Attributes:
+      loss: Cross entropy, the method's penalty excluded.
+      accuracy: On the batch: the share of the labels that count.
+      norm: Of the gradient, before clipping.
+    """
+
+    loss: Float[jax.Array, "*steps"]
+    accuracy: Float[jax.Array, "*steps"]
+    norm: Float[jax.Array, "*steps"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """What stays the same for a run. Static: a compiled program is made for it.
+
+    Attributes:
+      model: Maps the inputs of a batch to logits.
+      config: The method that trains the adapters, by its settings: equal ones share a
+        compiled program.
+      steps: In all. The learning rate rises, then falls to zero at this step.
+      warmup: The share of the steps in which the learning rate rises.
+      weight_decay: Of AdamW.
+      clip: The largest norm of a gradient.
+      accumulate: How many parts a batch is computed in, one after the other.
+      dtype: What the model computes in. What is trained is float32.
+    """
+
+    model: Model
+    config: Config
+    steps: int
+    warmup: float = 0.06
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    accumulate: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def method(self) -> Method:
+        return _built(self.config, self.steps)
+
+    def schedule(self, rate: jax.Array) -> optax.Schedule:
+        """Returns the learning rate by step: a linear rise, and a linear fall."""
+        rise = max(1, round(self.warmup * self.steps))
+        fall = max(1, self.steps - rise)
+        return lambda step: (
+            rate * jnp.minimum((step + 1) / rise, (self.steps - step) / fall)
+        )
+
+    def optimizers(self, rate: jax.Array) -> tuple[optax.GradientTransformation, ...]:
+        """Returns the optimizers of the method's params and of the classifier."""
+        schedule = self.schedule(rate)
+        makers = (self.method.optimizer, method.adamw)
+        return tuple(make(schedule, self.weight_decay) for make in makers)
+
+
+@functools.cache
+def _built(config: Config, steps: int) -> Method:
+    return config.method(steps)
+
+
+@functools.partial(jax.jit, static_argnames="trainer")
+def begin(
+    trainer: Trainer,
+    seeds: Int[jax.Array, "M"],
+    rates: Float[jax.Array, "M"],
+    base: Params,
+    data: Examples,
+    rows: Int[jax.Array, "M S B"],
+) -> Learner:
+    """Returns the members at their start, all leaves with a leading axis `M`.
+
+    Args:
+      trainer: The run.
+      seeds: Equal seeds start from the same classifier, and the same factors where
+        the method draws them alike.
+      rates: The learning rates.
+      base: The frozen params: those of the model, but for the classifier.
+      data: What it trains on.
+      rows: The batches, for a method that starts from gradients.
+    """
+
+    def one(seed: jax.Array, rate: jax.Array, rows: jax.Array) -> Learner:
+        first, second = jax.random.split(jax.random.key(seed))
+        head = _head(trainer.model, first, data.batch(rows[0]))
+        gradients = None
+        if count := trainer.method.gradient_batches:
+            gradients = _gradients(trainer, base, head, data, rows[:count])
+        kernels = trainer.model.adapted.kernels(base)
+        state = trainer.method.init(second, kernels, gradients)
+        ours, heads = trainer.optimizers(rate)
+        optimizer = ours.init(state.params), heads.init(head)
+        return Learner(state, head, optimizer, jnp.zeros((), jnp.int32))
+
+    if trainer.method.gradient_batches:
+        # Gradients of all kernels are as large as the model: one member's at a time.
+        return jax.lax.map(lambda each: one(*each), (seeds, rates, rows))
+    return jax.vmap(one)(seeds, rates, rows)
+
+
+@functools.partial(jax.jit, static_argnames="trainer", donate_argnames="learners")
+def advance(
+    trainer: Trainer,
+    learners: Learner,
+    rates: Float[jax.Array, "M"],
+    base: Params,
+    data: Examples,
+    rows: Int[jax.Array, "M S B"],
+) -> tuple[Learner, Metrics]:
+    """Returns the members after the steps of `rows`, and metrics `[M, S]`."""
+    base = _cast(base, trainer.dtype)
+
+    def one(learner: Learner, rate: jax.Array, rows: jax.Array) -> Any:
+        step = functools.partial(_step, trainer, rate, base, data)
+        return jax.lax.scan(step, learner, rows)
+
+    return jax.vmap(one)(learners, rates, rows)
+
+
+def variables(
+    model: Model, base: Params, head: Params, adapters: Mapping[str, para.Adapter]
+) -> dict[str, Any]:
+    """Returns what the model is applied with."""
+    lora = model.adapted.collection(adapters)
+    return {"params": {**base, "classifier": head}, "lora": lora}
+
+
+def _step(
+    trainer: Trainer,
+    rate: jax.Array,
+    base: Params,
+    data: Examples,
+    learner: Learner,
+    rows: Int[jax.Array, "B"],
+) -> tuple[Learner, Metrics]:
+    trained = learner.state.params, learner.head
+    grads, (loss, accuracy) = _mean_grads(trainer, trained, learner, base, data, rows)
+    norm = optax.tree.norm(grads)
+    shrink = jnp.minimum(1.0, trainer.clip / jnp.maximum(norm, 1e-12))
+    grads = jax.tree.map(lambda x: x * shrink, grads)
+    (params, ours), (head, heads) = (
+        _moved(*each)
+        for each in zip(
+            trainer.optimizers(rate), grads, learner.optimizer, trained, strict=True
+        )
+    )
+    state = trainer.method.after_step(
+        learner.state, learner.state._replace(params=params), grads[0], learner.step
+    )
+    after = Learner(state, head, (ours, heads), learner.step + 1)
+    return after, Metrics(loss, accuracy, norm)
+
+
+def _moved(
+    optimizer: optax.GradientTransformation, grads: Any, moments: Any, params: Any
+) -> tuple[Any, Any]:
+    updates, moments = optimizer.update(grads, moments, params)
+    return optax.apply_updates(params, updates), moments
+
+
+def _mean_grads(
+    trainer: Trainer,
+    trained: Any,
+    learner: Learner,
+    base: Params,
+    data: Examples,
+    rows: Int[jax.Array, "B"],
+) -> tuple[Any, Score]:
+    """Returns the gradients of a batch, the mean over the parts it is computed in."""
+
+    def part(rows: jax.Array) -> tuple[Any, Score]:
+        def loss(trained: Any) -> Any:
+            params, head = trained
+            state = learner.state._replace(params=params)
+            adapters = trainer.method.adapters(state)
+            found = _score(trainer, base, head, adapters, data, rows)
+            return found.loss + trainer.method.penalty(state), found
+
+        return jax.grad(loss, has_aux=True)(trained)
+
+    if trainer.accumulate == 1:
+        return part(rows)
+    # Interleaved, so that devices that share a batch share each part of it too.
+    parts = jax.lax.map(part, rows.reshape(-1, trainer.accumulate).T)
+    return jax.tree.map(lambda x: x.mean(0), parts)
+
+
+def _score(
+    trainer: Trainer,
+    base: Params,
+    head: Params,
+    adapters: Mapping[str, para.Adapter],
+    data: Examples,
+    rows: Int[jax.Array, "B"],
+) -> Score:
+    """Returns the score of a batch, in float32."""
+    batch = data.batch(rows)
+    given = variables(trainer.model, base, head, adapters)
+    return score(trainer.model, *_cast((given, batch), trainer.dtype))
+
+
+def _gradients(
+    trainer: Trainer,
+    base: Params,
+    head: Params,
+    data: Examples,
+    rows: Int[jax.Array, "S B"],
+) -> Kernels:
+    """Returns the mean gradient of the kernels to adapt, over the batches `rows`."""
+    adapted = trainer.model.adapted
+    kernels = adapted.kernels(base)
+
+    def loss(kernels: Kernels, rows: jax.Array) -> jax.Array:
+        changed = adapted.replaced(base, kernels)
+        return _score(trainer, changed, head, {}, data, rows).loss
+
+    def add(total: Kernels, rows: jax.Array) -> tuple[Kernels, None]:
+        grads = jax.grad(loss)(kernels, rows)
+        return jax.tree.map(jnp.add, total, grads), None
+
+    zero = jax.tree.map(jnp.zeros_like, kernels)
+    total, _ = jax.lax.scan(add, zero, rows)
+    return jax.tree.map(lambda x: x / len(rows), total)
+
+
+def _head(model: Model, key: jax.Array, batch: Batch) -> dict[str, Any]:
+    """Returns a classifier as transformers draws it: a deviation of 0.02, no bias."""
+    params = jax.eval_shape(model.init, key, batch.inputs)["params"]
+    shapes = unnest(params.get("classifier", {}))
+
+    def draw(number: int, path: str) -> jax.Array:
+        if path.endswith("bias"):
+            return jnp.zeros(shapes[path].shape)
+        # The first has the key itself, so that a single kernel is drawn by no number.
+        own = jax.random.fold_in(key, number) if number else key
+        return 0.02 * jax.random.normal(own, shapes[path].shape)
+
+    paths = sorted(shapes, key=lambda path: path.endswith("bias"))
+    return nest({path: draw(number, path) for number, path in enumerate(paths)})
+
+
+def _cast(tree: Any, dtype: str) -> Any:
+    """Returns the tree in `dtype`, but for what counts or numbers something."""
+
+    def cast(x: jax.Array) -> jax.Array:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cast, tree)
