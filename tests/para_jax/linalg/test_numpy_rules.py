@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from para_jax import host
+from para_jax.linalg import numpy_products
 
 RESOLVED = 2.0**-23
 """What float32 resolves: this much of the largest value, times the rank, is zero."""
@@ -38,7 +38,7 @@ def orthonormal(d, r, seed=0):
 
 def decomposed(a, b, method):
     """Return `s`, and the new factors `a @ left` and `right @ b`."""
-    (s,), (left,), (right,) = host.decompose([a], [b], method=method)
+    (s,), (left,), (right,) = numpy_products.decompose([a], [b], method=method)
     return s, np.float64(a) @ left, right @ np.float64(b)
 
 
@@ -96,7 +96,7 @@ def test_halves_that_cancel_leave_nothing_at_any_scale(method, half, scale):
     left = np.hstack([a, a @ mixing]) * scale
     right = np.vstack([mixing @ b, -b]) * 1.0
 
-    found = host.decompose([left], [right], method=method)
+    found = numpy_products.decompose([left], [right], method=method)
 
     assert not any(x.any() for x in found)
 
@@ -128,7 +128,7 @@ def test_what_counts_as_zero_is_the_rank_times_what_float32_resolves(
         a = (3 * orthonormal(13, rank + 1) * lengths).astype(dtype)
         b = orthonormal(11, rank + 1, seed=1).T.astype(dtype)
 
-        (s,), (left,), (right,) = host.decompose([a], [b], method=method)
+        (s,), (left,), (right,) = numpy_products.decompose([a], [b], method=method)
 
         np.testing.assert_allclose(s, 3 * lengths, rtol=1e-6)  # Told all the same.
         assert left.any(0).tolist() == right.any(1).tolist() == [True] * rank + [counts]
@@ -164,7 +164,7 @@ def test_a_deficient_factor_has_the_rank_it_has(method, rank):
     b = normal(5, 7, seed=2)
     want = np.linalg.svd(a @ b, compute_uv=False)[:rank]
 
-    (s,), (left,), (right,) = host.decompose([a], [b], method=method)
+    (s,), (left,), (right,) = numpy_products.decompose([a], [b], method=method)
 
     np.testing.assert_allclose(s[:rank], want, rtol=1e-7)
     assert left.any(0).sum() == right.any(1).sum() == rank
@@ -178,7 +178,7 @@ def test_zero_factors_have_zero_values_and_nothing_that_is_not_finite(method, ze
     b = normal(3, 7) * (zero == "a")
 
     with np.errstate(all="raise"):
-        found = host.decompose([a], [b], method=method)
+        found = numpy_products.decompose([a], [b], method=method)
 
     assert not any(x.any() for x in found)
 
@@ -203,7 +203,7 @@ def test_kernels_that_share_a_call_have_each_its_own_spectrum(method):
     a = [np.float32(x * normal(13, 3, seed=i)) for i, x in enumerate(sizes)]
     b = [np.float32(normal(3, 7, seed=i + 99)) for i in range(len(sizes))]
 
-    s, left, right = host.decompose(a, b, method=method)
+    s, left, right = numpy_products.decompose(a, b, method=method)
 
     for i, pair in enumerate(zip(a, b, strict=True)):
         want = exact(*pair)
@@ -216,6 +216,8 @@ def test_kernels_that_share_a_call_have_each_its_own_spectrum(method):
 def test_nothing_of_jax_is_asked_for():
     """Results are NumPy's, in float64, whatever JAX's precision is."""
     with jax.enable_x64(False):
-        found = host.decompose([np.float32(normal(5, 2))], [np.float32(normal(2, 3))])
+        found = numpy_products.decompose(
+            [np.float32(normal(5, 2))], [np.float32(normal(2, 3))]
+        )
 
     assert {(type(x), x.dtype.name) for x in found} == {(np.ndarray, "float64")}
