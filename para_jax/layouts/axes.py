@@ -85,7 +85,7 @@ def reading(
 def _of_kernel(
     path: str, a: Shape, b: Shape, found: Sequence[Axes], kernel: Shape, *, flat: bool
 ) -> list[Axes]:
-    """Keep the readings that fit the shape of the base weight."""
+    """Keep the readings compatible with the shape of the base weight."""
     fits = [x for x in found if _fits(x, a, b, kernel, flat=flat)]
     if not fits:
         raise ValueError(
@@ -98,7 +98,7 @@ def _of_kernel(
 def _of_stack(
     path: str, a: Shape, b: Shape, found: Sequence[Axes], stack_axis: StackAxis
 ) -> Sequence[Axes]:
-    """Keep the readings that are stacked on the axis that the user gives."""
+    """Keep the readings stacked on the axis given by the user."""
     # A tree mixes scanned layers with modules outside of the scan. Those have no
     # stacked reading, so an argument that is meant for the others must not refuse them.
     if all(x.stack_axis == "none" for x in found):
@@ -112,7 +112,7 @@ def _of_stack(
 
 
 def _distinct(a: Shape, b: Shape, found: Sequence[Axes]) -> list[Axes]:
-    """Drop the readings that give the same matrices as an earlier one."""
+    """Drop the readings with the same matrices as an earlier one."""
     # An axis of size one may have any role without a change of the matrices.
     distinct: dict[tuple[str, str], Axes] = {}
     for x in found:
