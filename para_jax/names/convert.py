@@ -1,4 +1,4 @@
-"""A checkpoint under the names of the other side."""
+"""Rename a whole checkpoint from JAX to Hugging Face, or back."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from para_jax.names.patterns import Module, backward, forward, number, place
 from para_jax.names.plan import Move, Moves
 
 _EXPERTS = Layer(kind="experts")
+# By new path, then by half of the fused gate and up; `None` holds an unfused module.
 _Parts = dict[str, dict[int | None, Adapter]]
 
 
@@ -23,12 +24,12 @@ def to_hf(
     head_dim: int | None = None,
     layers: int | None = None,
 ) -> Checkpoint:
-    """Returns the adapters under Hugging Face's names; the inverse is `from_hf`.
+    """Return the adapters under Hugging Face's names; the inverse is `from_hf`.
 
-    The table is that of the ecosystem whose patterns all paths fit. Stacked layers
-    become one adapter a layer. Experts keep their stack, under the name of the
-    parameter that holds them; gate and up, one parameter there, are joined, of the
-    sum of their ranks.
+    All paths must fit the patterns of one ecosystem, whose table is used. Stacked
+    layers become one adapter per layer. Experts keep their stack, under the name of the
+    parameter that holds them. Gate and up, one parameter there, are joined at the sum
+    of their ranks.
 
     Example:
       >>> from para_jax import names
@@ -39,14 +40,14 @@ def to_hf(
 
     Args:
       checkpoint: The adapters by JAX path, with or without `params/` or `base/` before.
-      names: A name in `MODELS`, or a table of one's own: see `tables`.
-      ecosystem: Whose paths they are, where these alone do not tell.
-      head_dim: The size of an attention head, where a kernel's form depends on it.
-      layers: The number of layers, where a layer's number depends on it.
+      names: A name in `MODELS`, or your own table: see `tables`.
+      ecosystem: The owner of the paths, if the paths alone do not tell.
+      head_dim: The size of an attention head, if a kernel's form depends on it.
+      layers: The number of layers, if a layer's number depends on it.
 
     Raises:
-      ValueError: if no table fits all paths, or several that differ do, or a fact is
-        missing. The message names the paths.
+      ValueError: if no table fits all paths, or several differing tables do, or a fact
+        is missing. The message names the paths.
     """
 
     def renumber(module: Module, i: int, path: str) -> int:
@@ -71,10 +72,10 @@ def from_hf(
     head_dim: int | None = None,
     layers: int | None = None,
 ) -> Checkpoint:
-    """Returns the adapters under JAX paths: the inverse of `to_hf`.
+    """Return the adapters under JAX paths: the inverse of `to_hf`.
 
-    Layers that the ecosystem stacks come out as the members of a stack, `.../query/3`,
-    for `para_jax.stack` to join. A fused `gate_up_proj` is split: each half has the
+    Layers stacked by the ecosystem become the members of a stack, `.../query/3`, for
+    `para_jax.stack` to join. A fused `gate_up_proj` is split: each half has the
     components that it uses.
 
     Example:
@@ -86,7 +87,7 @@ def from_hf(
     Args:
       checkpoint: The adapters by Hugging Face name.
       names: As for `to_hf`.
-      ecosystem: Which of the model's tables to take, if it has several.
+      ecosystem: The table to use, if the model has several.
       head_dim: As for `to_hf`.
       layers: As for `to_hf`.
 
@@ -115,6 +116,7 @@ def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 def _moved(
     checkpoint: Checkpoint, found: Moves, way: Way, head_dim: int | None
 ) -> Checkpoint:
+    # Two passes, since gate and up come from two modules and make up one.
     parts: _Parts = {}
     for path, adapter in checkpoint.adapters.items():
         for move in found[path]:
@@ -122,6 +124,7 @@ def _moved(
             part = head_forms.update(part, move.module, way, head_dim, path)
             _put(parts, part, move, way, path)
     every = {path: _whole(slots, path) for path, slots in parts.items()}
+    # Splitting a fused parameter can leave one half without any component.
     empty = {path: (x.inputs, x.outputs) for path, x in every.items() if not x.rank}
     adapters = {path: x for path, x in every.items() if x.rank}
     return dataclasses.replace(
@@ -158,6 +161,7 @@ def _whole(slots: Mapping[int | None, Adapter], path: str) -> Adapter:
 
 
 def _layers(checkpoint: Checkpoint, found: Moves) -> dict[str, Layer]:
+    # A name that ends in `{e}` is a parameter with all experts of a layer.
     kinds = {
         move.path: _EXPERTS
         if move.module.name.endswith("{e}")
@@ -192,6 +196,7 @@ def _absent(
         for move in found[path]:
             fused = move.module.half is not None
             outputs = n if not fused else 2 * n if way == "to_hf" else n // 2
+            # Of gate and up, one may be absent while the other has an adapter.
             if move.path not in adapters:
                 result[move.path] = m, outputs
     return result

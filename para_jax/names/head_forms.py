@@ -1,7 +1,8 @@
-"""An update in the form that Hugging Face keeps its kernel in, and back.
+"""Convert an update between the forms of attention heads in JAX and Hugging Face.
 
-What differs is on the output side alone, so `a` stays as it is. `n` outputs, `h` the
-size of a head.
+A JAX kernel may hold the attention's scale, or order the outputs of a head for another
+rotary embedding. Both concern the output side alone, so `a` stays the same. Axis
+letters: `n` outputs, `h` the size of a head.
 """
 
 import dataclasses
@@ -19,13 +20,13 @@ Way = Literal["to_hf", "from_hf"]
 def update(
     adapter: Adapter, module: Module, way: Way, head_dim: int | None, path: str
 ) -> Adapter:
-    """Returns an update of the one kernel as that of the other.
+    """Convert the update of one side's kernel to that of the other side's.
 
     Args:
       adapter: The update of the JAX kernel, or of Hugging Face's.
-      module: What differs between the kernels.
-      way: Which of the two is wanted. They are inverse.
-      head_dim: `h`, where something differs.
+      module: The differences between the kernels.
+      way: The direction. The two are inverse.
+      head_dim: `h`, needed if the kernels differ.
       path: The module, for errors.
 
     Raises:
@@ -38,7 +39,7 @@ def update(
 def bias(
     values: Array, module: Module, way: Way, head_dim: int | None, path: str
 ) -> Array:
-    """Returns a bias `[n]` changed as the outputs of `update` are."""
+    """Convert a bias `[n]` as `update` converts the outputs."""
     changed, factor = _changed(values, module, way, head_dim, path)
     wide = np.promote_types(values.dtype, np.float32)  # To round once.
     return (changed.astype(wide) * factor).astype(values.dtype)
@@ -47,11 +48,13 @@ def bias(
 def _changed(
     values: Array, module: Module, way: Way, head_dim: int | None, path: str
 ) -> tuple[Array, float]:
-    """Returns `[..., n]` in the order of the other kernel, and the factor between."""
+    """Return `[..., n]` in the other kernel's order, and the factor between them."""
     if not (module.scaled or module.interleaved):
         return values, 1.0
     h = _head(values.shape[-1], head_dim, path)
     if module.interleaved:
+        # A head is `[h / 2, 2]` with its rotary pairs side by side, and `[2, h / 2]`
+        # with them half a head apart: one is the transpose of the other.
         pairs = (h // 2, 2) if way == "to_hf" else (2, h // 2)
         split = values.reshape(*values.shape[:-1], -1, *pairs)
         values = split.swapaxes(-1, -2).reshape(values.shape)
