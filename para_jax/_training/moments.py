@@ -121,7 +121,7 @@ def project_moments(
         if kind == FLAGS:
             return fresh
         transform = transforms[module]
-        # `shrink` may turn one stack into an adapter a kernel: the old state still has
+        # `shrink` may turn a stack into an adapter per kernel: the old state still has
         # the moment under the path of the stack.
         before = f"{name.removesuffix(f'{module}/{last}')}{transform.parent}/{last}"
         moment, factor = _found(before, old), FACTORS[last]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from para_jax._adapters.adapter import Adapter, Adapters, Array
 from para_jax._adapters.checkpoint import Checkpoint, Layer, as_checkpoint
 from para_jax.names import gate_up, head_forms, models, plan
-from para_jax.names.head_forms import Way
+from para_jax.names.head_forms import Direction
 from para_jax.names.models import Names
 from para_jax.names.patterns import Module, backward, forward, number, place
 from para_jax.names.plan import Move, Moves
@@ -114,15 +114,15 @@ def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 
 def _moved(
-    checkpoint: Checkpoint, found: Moves, way: Way, head_dim: int | None
+    checkpoint: Checkpoint, found: Moves, direction: Direction, head_dim: int | None
 ) -> Checkpoint:
     # Two passes, since gate and up come from two modules and make up one.
     parts: _Parts = {}
     for path, adapter in checkpoint.adapters.items():
         for move in found[path]:
-            part = _part(adapter, move, way)
-            part = head_forms.update(part, move.module, way, head_dim, path)
-            _put(parts, part, move, way, path)
+            part = _part(adapter, move, direction)
+            part = head_forms.update(part, move.module, direction, head_dim, path)
+            _put(parts, part, move, direction, path)
     every = {path: _whole(slots, path) for path, slots in parts.items()}
     # Splitting a fused parameter can leave one half without any component.
     empty = {path: (x.inputs, x.outputs) for path, x in every.items() if not x.rank}
@@ -131,23 +131,25 @@ def _moved(
         checkpoint,
         adapters=adapters,
         layers=_layers(checkpoint, found),
-        biases=_biases(checkpoint, found, way, head_dim),
-        absent=empty | _absent(checkpoint, found, way, adapters),
+        biases=_biases(checkpoint, found, direction, head_dim),
+        absent=empty | _absent(checkpoint, found, direction, adapters),
         spelling={},
     )
 
 
-def _part(adapter: Adapter, move: Move, way: Way) -> Adapter:
+def _part(adapter: Adapter, move: Move, direction: Direction) -> Adapter:
     a, b = adapter.a[move.index], adapter.b[move.index]
     part = dataclasses.replace(adapter, a=a, b=b)
-    if way == "to_hf" or move.module.half is None:
+    if direction == "to_hf" or move.module.half is None:
         return part
     return gate_up.split(part, move.module.half, move.path)
 
 
-def _put(parts: _Parts, part: Adapter, move: Move, way: Way, path: str) -> None:
+def _put(
+    parts: _Parts, part: Adapter, move: Move, direction: Direction, path: str
+) -> None:
     slots = parts.setdefault(move.path, {})
-    half = move.module.half if way == "to_hf" else None
+    half = move.module.half if direction == "to_hf" else None
     if half in slots:
         raise ValueError(
             f"'{path}' and another adapter are both '{move.path}'. Remove one of them."
@@ -173,7 +175,7 @@ def _layers(checkpoint: Checkpoint, found: Moves) -> dict[str, Layer]:
 
 
 def _biases(
-    checkpoint: Checkpoint, found: Moves, way: Way, head_dim: int | None
+    checkpoint: Checkpoint, found: Moves, direction: Direction, head_dim: int | None
 ) -> dict[str, Array]:
     result = {}
     for path, values in checkpoint.biases.items():
@@ -184,18 +186,23 @@ def _biases(
                     "which can have none. Train experts without lora_bias."
                 )
             part = values[move.index]
-            result[move.path] = head_forms.bias(part, move.module, way, head_dim, path)
+            result[move.path] = head_forms.bias(
+                part, move.module, direction, head_dim, path
+            )
     return result
 
 
 def _absent(
-    checkpoint: Checkpoint, found: Moves, way: Way, adapters: Mapping[str, Adapter]
+    checkpoint: Checkpoint,
+    found: Moves,
+    direction: Direction,
+    adapters: Mapping[str, Adapter],
 ) -> dict[str, tuple[int, int]]:
     result = {}
     for path, (m, n) in checkpoint.absent.items():
         for move in found[path]:
             fused = move.module.half is not None
-            outputs = n if not fused else 2 * n if way == "to_hf" else n // 2
+            outputs = n if not fused else 2 * n if direction == "to_hf" else n // 2
             # Of gate and up, one may be absent while the other has an adapter.
             if move.path not in adapters:
                 result[move.path] = m, outputs

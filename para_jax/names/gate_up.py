@@ -70,8 +70,8 @@ def split(adapter: Adapter, half: int, path: str) -> Adapter:
             "and up."
         )
     b = adapter.b[..., half * n : (half + 1) * n]
-    # Over the whole stack: its experts share one rank, so a component goes only if none
-    # of them uses it.
+    # Over the whole stack: its experts share one rank, so a component is dropped only
+    # if none of them uses it.
     used = np.flatnonzero(np.asarray(b != 0).any(axis=(*range(b.ndim - 2), -1)))
     return dataclasses.replace(
         adapter, a=adapter.a[..., used], b=b[..., used, :], nominal=None

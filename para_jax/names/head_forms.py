@@ -14,39 +14,43 @@ import numpy as np
 from para_jax._adapters.adapter import Adapter, Array
 from para_jax.names.patterns import Module
 
-Way = Literal["to_hf", "from_hf"]
+Direction = Literal["to_hf", "from_hf"]
 
 
 def update(
-    adapter: Adapter, module: Module, way: Way, head_dim: int | None, path: str
+    adapter: Adapter,
+    module: Module,
+    direction: Direction,
+    head_dim: int | None,
+    path: str,
 ) -> Adapter:
     """Convert the update of one side's kernel to that of the other side's.
 
     Args:
       adapter: The update of the JAX kernel, or of Hugging Face's.
       module: The differences between the kernels.
-      way: The direction. The two are inverse.
+      direction: `to_hf` or `from_hf`, which are inverse.
       head_dim: `h`, needed if the kernels differ.
       path: The module, for errors.
 
     Raises:
       ValueError: if `head_dim` is needed and not given, or does not divide the outputs.
     """
-    b, factor = _changed(adapter.b, module, way, head_dim, path)
+    b, factor = _converted(adapter.b, module, direction, head_dim, path)
     return dataclasses.replace(adapter, b=b, scale=adapter.scale * factor)
 
 
 def bias(
-    values: Array, module: Module, way: Way, head_dim: int | None, path: str
+    values: Array, module: Module, direction: Direction, head_dim: int | None, path: str
 ) -> Array:
     """Convert a bias `[n]` as `update` converts the outputs."""
-    changed, factor = _changed(values, module, way, head_dim, path)
+    changed, factor = _converted(values, module, direction, head_dim, path)
     wide = np.promote_types(values.dtype, np.float32)  # To round once.
     return (changed.astype(wide) * factor).astype(values.dtype)
 
 
-def _changed(
-    values: Array, module: Module, way: Way, head_dim: int | None, path: str
+def _converted(
+    values: Array, module: Module, direction: Direction, head_dim: int | None, path: str
 ) -> tuple[Array, float]:
     """Return `[..., n]` in the other kernel's order, and the factor between them."""
     if not (module.scaled or module.interleaved):
@@ -55,11 +59,11 @@ def _changed(
     if module.interleaved:
         # A head is `[h / 2, 2]` with its rotary pairs side by side, and `[2, h / 2]`
         # with them half a head apart: one is the transpose of the other.
-        pairs = (h // 2, 2) if way == "to_hf" else (2, h // 2)
+        pairs = (h // 2, 2) if direction == "to_hf" else (2, h // 2)
         split = values.reshape(*values.shape[:-1], -1, *pairs)
         values = split.swapaxes(-1, -2).reshape(values.shape)
     factor = math.sqrt(h) if module.scaled else 1.0
-    return values, factor if way == "to_hf" else 1 / factor
+    return values, factor if direction == "to_hf" else 1 / factor
 
 
 def _head(outputs: int, head_dim: int | None, path: str) -> int:

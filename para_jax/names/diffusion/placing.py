@@ -62,10 +62,10 @@ def place(names: Mapping[str, Name]) -> Placed:
         if not whole:
             _refuse(paths, found)
         for i, path in enumerate(paths):
-            ways = {
+            by_family = {
                 x.name: _place(x, found[x][i], names[path], families) for x in whole
             }
-            places[path] = _agreed(path, ways)
+            places[path] = _agreed(path, by_family)
         component = places[paths[0]].component
         families[component] = whole
     return Placed(places, families)
@@ -87,14 +87,14 @@ def _matches(one: Family, names: Sequence[Name]) -> list[Match | None]:
 
 
 def _match(one: Family, name: Name) -> Match | None:
-    ways: dict[str, tuple[Vocabulary, ...]] = {
+    vocabularies: dict[str, tuple[Vocabulary, ...]] = {
         "kohya": ("original", "diffusers"),
         "comfyui": ("original",),
         "original": ("original",),
     }
     rest = text.in_full(name.rest)
     # kohya's trainers follow the authors for some models and diffusers for others.
-    for vocabulary in ways.get(name.scheme, ("diffusers",)):
+    for vocabulary in vocabularies.get(name.scheme, ("diffusers",)):
         found = family.match(one, rest, vocabulary, separator=name.separator)
         if found is not None:
             return found
@@ -149,8 +149,9 @@ def _refuse(
     )
 
 
-def _agreed(path: str, ways: Mapping[str, Place]) -> Place:
-    one, *others = ways.items()
+def _agreed(path: str, by_family: Mapping[str, Place]) -> Place:
+    """Return the place that all families give a name, or raise ValueError."""
+    one, *others = by_family.items()
     for name, place in others:
         if place != one[1]:
             raise ValueError(
