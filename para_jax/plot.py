@@ -1,9 +1,9 @@
-"""Pictures of a report: where the ranks went, and the spectrum that decided it.
+"""Plot a report: the kept rank of every module, and the spectrum behind the choice.
 
 The functions return a `matplotlib.figure.Figure` and touch no global state: save it
-with `figure.savefig("ranks.png")`, and a notebook shows it as a cell's last value.
-matplotlib (`pip install 'para-jax[plot]'`) is imported when a function is called. Host
-code.
+with `figure.savefig("ranks.png")`, or show it as the last value of a notebook's cell.
+matplotlib (`pip install 'para-jax[plot]'`) is imported when a function is called. Runs
+on the host.
 """
 
 import re
@@ -28,11 +28,11 @@ _DEPTH = re.compile(r"(?:.*_)?(\d+)")  # `3` and `layers_3`, but not `fc1`.
 
 
 def rank_map(report: Report) -> "Figure":
-    """Returns the kept rank of every module: its type by its depth.
+    """Plot the kept rank of every module, its type by its depth.
 
     The first number in a path is the depth: `layer/3/query` and `layers_3/query` are
-    both `query` in column 3. Modules without one share a column of their own. A cell is
-    empty where the model has no adapter, and 0 where it lost the one it had.
+    both `query` in column 3. Modules without a number share one more column. A cell is
+    empty if the module had no adapter, and 0 if none of its components was kept.
 
     Example:
       >>> from para_jax import plot
@@ -40,7 +40,7 @@ def rank_map(report: Report) -> "Figure":
       >>> plot.rank_map(child.report).savefig("ranks.png")
 
     Args:
-      report: The account of one child.
+      report: The report of one child.
 
     Raises:
       ValueError: if the report holds no modules.
@@ -71,7 +71,7 @@ def rank_map(report: Report) -> "Figure":
 
 
 def spectrum(report: Report, thresholds: Mapping[str, float] | None = None) -> "Figure":
-    """Returns the histogram of all singular values of the model, on a log axis.
+    """Plot the histogram of all singular values of the model, on a log axis.
 
     Example:
       >>> from para_jax import plot
@@ -79,7 +79,7 @@ def spectrum(report: Report, thresholds: Mapping[str, float] | None = None) -> "
       >>> plot.spectrum(child.report, {"tau": 3.0}).savefig("spectrum.png")
 
     Args:
-      report: The account of any child: all hold the whole spectrum of the parent.
+      report: The report of any child: each holds the whole spectrum of the parent.
       thresholds: Lines to draw, by label. By default the report's own. One beyond the
         spectrum is drawn at its edge.
 
@@ -100,6 +100,7 @@ def spectrum(report: Report, thresholds: Mapping[str, float] | None = None) -> "
     height = 3.0 + _LABEL_HEIGHT * len(thresholds)
     figure, axes = _figure(7.0, height)
     axes.set_xscale("log")
+    # Bins of equal ratio have equal widths on the log axis.
     edges = np.geomspace(low, high, _BINS + 1).tolist()
     counts, _, _ = axes.hist(positive, bins=edges, color=_BAR)
     axes.set_xlim(low, high)
@@ -119,6 +120,7 @@ def spectrum(report: Report, thresholds: Mapping[str, float] | None = None) -> "
 
 
 def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
+    # Not `pyplot`, which keeps every figure in global state until it is closed.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -132,7 +134,7 @@ def _whole_numbers() -> "Locator":
 
 
 def _place(path: str) -> tuple[tuple[str, ...], int | None]:
-    """Returns the module's type, such as `("layers_*", "query")`, and its depth."""
+    """Return the module's type, such as `("layers_*", "query")`, and its depth."""
     parts = path.split("/")
     for index, part in enumerate(parts):
         if match := _DEPTH.fullmatch(part):
@@ -143,7 +145,7 @@ def _place(path: str) -> tuple[tuple[str, ...], int | None]:
 
 
 def _short_names(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Returns the shortest end of each row's path that is the end of no other row."""
+    """Return the shortest end of each row's path not shared with another row."""
     names = []
     for row in rows:
         size = 1
@@ -159,6 +161,7 @@ def _draw_cells(axes: "Axes", kept: np.ndarray) -> None:
     image = axes.imshow(kept, cmap=_COLORS, vmin=0, vmax=highest, aspect="auto")
     for (row, column), rank in np.ndenumerate(kept):
         if not np.isnan(rank):
+            # The map runs from dark to light, about equally readable at this share.
             color = "black" if rank > 0.48 * highest else "white"
             axes.text(
                 column,
@@ -183,16 +186,17 @@ def _draw_cells(axes: "Axes", kept: np.ndarray) -> None:
 def _draw_thresholds(
     axes: "Axes", thresholds: Mapping[str, float], *, step: float
 ) -> float:
-    """Draws labelled lines, and returns the share of the height that is free below.
+    """Draw labelled lines, and return the share of the height left for the histogram.
 
     The labels form a staircase over the histogram: each stands at the top of its line,
-    and the lines that it passes over end below it. So none can overlap.
+    and the lines below it end lower. So labels and lines cannot overlap.
     """
     low, high = axes.get_xlim()
     marks = sorted(
         (float(np.clip(t, low, high)), f"{k}: σ ≥ {t:.3g}")
         for k, t in thresholds.items()
     )
+    # The roots first: on a log axis the center is sqrt(low * high), which can overflow.
     center = np.sqrt(low) * np.sqrt(high)
     on_left = sum(x > center for x, _ in marks) > len(marks) / 2
     if not on_left:

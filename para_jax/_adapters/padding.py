@@ -49,6 +49,12 @@ def _grown(path: str, adapter: Adapter | None, like: Adapter) -> Adapter:
             f"'{path}': a {list(adapter.a.shape)} and b {list(adapter.b.shape)} do not "
             f"fit into a {list(like.a.shape)} and b {list(like.b.shape)}."
         )
+    return to_rank(adapter, like.rank)
+
+
+def to_rank(adapter: Adapter, rank: int) -> Adapter:
+    """Return an equal update at a larger rank: zeros fill the new columns and rows."""
+    more = rank - adapter.rank
     if not more:
         return adapter
     xp = np if isinstance(adapter.a, np.ndarray) else jnp

@@ -1,1 +1,1 @@
-"""Compression within a training loop: factors and optimizer state together."""
+"""Compress adapters within a training loop, together with the optimizer's state."""

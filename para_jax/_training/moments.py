@@ -1,4 +1,4 @@
-"""What an optimizer remembers of the factors, taken along when these change. Traced.
+"""Carry an optimizer's moments over to new factors. Traceable under `jit`.
 
 For new factors `a' = a @ l` and `b' = r @ b` of an update `delta = scale * a @ b`, with
 `G` the gradient of the loss with respect to `delta`, the chain rule gives
@@ -6,20 +6,21 @@ For new factors `a' = a @ l` and `b' = r @ b` of an update `delta = scale * a @ 
     dL/da  = scale * G @ b^T,    dL/da' = scale * G @ b^T @ r^T = dL/da @ r^T,
     dL/db  = scale * a^T @ G,    dL/db' = scale * l^T @ a^T @ G = l^T @ dL/db:
 
-the gradient of one factor goes through the transform of the other. What is linear in
-past gradients (momentum) goes the same way, and is then what these gradients would have
-left, had `l` and `r` been applied from the start. Where nothing is dropped, `l r = 1`:
-gradients transform contravariantly, by the inverse transposes, and so the change of the
-loss that a momentum predicts, `<m_a, da> + <m_b, db>`, is that of before.
+the gradient of one factor is multiplied by the transform of the other. A moment linear
+in past gradients (momentum) is multiplied in the same way. The result equals the moment
+of the same gradients with `l` and `r` applied from the start. If nothing is dropped,
+`l r = 1`: gradients transform contravariantly, by the inverse transposes, so the change
+of the loss that a momentum predicts, `<m_a, da> + <m_b, db>`, stays the same.
 
-Means of squares (Adam's `nu`) go through the squares of the transform, entry by entry:
+Means of squares (Adam's `nu`) are multiplied by the squares of the transform, entry by
+entry:
 
     nu_a' = nu_a @ (r^T)^2,    nu_b' = (l^T)^2 @ nu_b.
 
-That is an approximation. It is exact where the gradients of the entries that are mixed
-do not correlate; a mean of squares does not say how they do.
+This is an approximation. It is exact if the gradients of the mixed entries do not
+correlate; a mean of squares holds no correlations.
 
-Which leaves are moments is said in `para_jax._training.optimizer_states`.
+`para_jax._training.optimizer_states` finds the leaves that are moments.
 """
 
 import dataclasses
@@ -50,13 +51,13 @@ _Key = Any  # One of jax.tree_util's keys: they share no type.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transform:
-    """How the gradients of an adapter change with its factors.
+    """The map of an adapter's gradients from its old factors to its new ones.
 
     Attributes:
       a: `dL/da' = dL/da @ a`, `[*stack, r, k]`.
       b: `dL/db' = b @ dL/db`, `[*stack, k, r]`.
       parent: The path of the adapter before the change.
-      index: Which kernel of its stack; `()` for all of it.
+      index: The kernel's index in its stack; `()` for the whole stack.
     """
 
     a: Array
@@ -71,17 +72,17 @@ def project_moments(
 ) -> Any:
     """Transform the moments in an optimizer's state to the new factors' coordinates.
 
-    First moments become what the same gradients would have left there; second moments
-    become an approximation of it (see the formulas of this module). All else, such as
-    counts and the moments of other parameters, stays.
+    First moments become those of the same gradients in the new coordinates; second
+    moments become an approximation of them (see the formulas of this module). All other
+    leaves, such as counts and the moments of other parameters, stay the same.
 
-    It knows the states of optax's adam, adamw, nadam, radam, lamb, amsgrad, adabelief,
+    Known are the states of optax's adam, adamw, nadam, radam, lamb, amsgrad, adabelief,
     acprop, adan, ademamix, adagrad, rmsprop, lion, muon, and momentum, within any
-    wrappers; a state of another class that keeps something of an adapter is refused.
-    A state does not say everything: adamax, yogi and adopt use the class of Adam's
-    state for other quantities, lars accumulates what it has scaled, and momentum
-    behind `add_decayed_weights` is of the weights too. Call `check_optimizer` once for
-    any other optimizer than those named here.
+    wrappers. A state of another class that keeps an array of an adapter is refused.
+    The class of a state does not show everything: adamax, yogi and adopt use the class
+    of Adam's state for other quantities, lars accumulates scaled updates, and momentum
+    behind `add_decayed_weights` includes the weights. Call `check_optimizer` once for
+    any optimizer not named here.
 
     Example:
       >>> import optax
@@ -95,14 +96,14 @@ def project_moments(
 
     Args:
       state: The state of an optimizer of the adapters: of the mapping from path to
-        Adapter, of what `to_params` makes of it, or of a tree with either inside. Of an
+        Adapter, of its `to_params`, or of a tree with either inside. For an
         `nnx.Optimizer` of layers with `para_jax.flax.nnx.attach`, its `nnx.state`.
       transforms: From `squeeze` or `shrink`.
-      like: A state of the new parameters, where their tree changed: only its
-        structure counts.
+      like: A state of the new parameters, if their tree changed: only its structure
+        counts.
 
     Raises:
-      ValueError: if the state keeps something else of an adapter, such as adafactor's
+      ValueError: if the state keeps another quantity of an adapter, such as adafactor's
         factored moments, or momentum of updates that were scaled entry by entry. The
         message names it.
     """
@@ -116,9 +117,12 @@ def project_moments(
         if name not in found:
             return _found(name, old)
         module, last, _, kind, squared = found[name]
+        # Flags of the last gradients have no meaning for the next ones.
         if kind == FLAGS:
             return fresh
         transform = transforms[module]
+        # `shrink` may turn a stack into an adapter per kernel: the old state still has
+        # the moment under the path of the stack.
         before = f"{name.removesuffix(f'{module}/{last}')}{transform.parent}/{last}"
         moment, factor = _found(before, old), FACTORS[last]
         return _projected(moment, transform, factor, bool(squared), before)
@@ -127,11 +131,11 @@ def project_moments(
 
 
 def reset_moments(state: Any, fresh: Any) -> Any:
-    """Returns `fresh`, with the schedules of `state`: what has no moments goes on.
+    """Replace the moments in `state` by those in `fresh`, and keep the schedules.
 
-    An optimizer that keeps moments also counts its steps, to correct the bias of young
-    ones: its count starts anew with them. Counts of others, such as a learning rate's
-    schedule, and injected hyperparameters are kept.
+    An optimizer that keeps moments also counts its steps to correct their early bias:
+    this count restarts with them. Other counts, such as a learning rate's schedule, and
+    injected hyperparameters are kept.
 
     Example:
       >>> import optax
@@ -148,7 +152,7 @@ def reset_moments(state: Any, fresh: Any) -> Any:
       fresh: Its `init` of the new parameters.
 
     Raises:
-      ValueError: if `state` lacks what is to be kept: it is of another optimizer.
+      ValueError: if `state` lacks a leaf to keep: it belongs to another optimizer.
     """
     old, leaves = _by_name(state), _leaves(fresh)
     with_moments = {_owner(path) for path, x in leaves if _holds_arrays(x)}
@@ -163,27 +167,30 @@ def reset_moments(state: Any, fresh: Any) -> Any:
 def _projected(
     moment: Any, transform: Transform, factor: str, squared: bool, name: str
 ) -> jax.Array:
-    matrix = transform.a if factor == "a" else transform.b
-    matrix = sharding.replicated(jnp.asarray(matrix))
+    """Return a moment of one factor in the coordinates of the new factor."""
+    is_a = factor == "a"
+    # Otherwise XLA may shard the r x k matrix like the moment, and move the moment.
+    matrix = sharding.replicated(jnp.asarray(transform.a if is_a else transform.b))
     stacked = np.ndim(moment) == matrix.ndim + len(transform.index)
-    inner = -1 if factor == "a" else -2
-    rank = matrix.shape[-2 if factor == "a" else -1]
-    if not stacked or moment.shape[inner] != rank:
+    rank_axis = -1 if is_a else -2
+    rank = matrix.shape[-2 if is_a else -1]
+    if not stacked or moment.shape[rank_axis] != rank:
         raise ValueError(
             f"The optimizer keeps '{name}' of shape {list(np.shape(moment))}, which is "
             f"not that of a factor of rank {rank}. Use reset_moments."
         )
     moment = jnp.asarray(moment)[transform.index]
+    # Moments in bfloat16 are common: in it, the sum over the rank would lose momentum.
     wide = np.promote_types(moment.dtype, np.float32)
     matrix, values = matrix.astype(wide), moment.astype(wide)
     matrix = matrix * matrix if squared else matrix
-    pair = (values, matrix) if factor == "a" else (matrix, values)
-    place = sharding.place(values, rank_axis=inner)
+    pair = (values, matrix) if is_a else (matrix, values)
+    place = sharding.place(values, rank_axis=rank_axis)
     return sharding.in_place(factorize.matmul, *pair, out=place).astype(moment.dtype)
 
 
 def check_moment(name: str, found: Mapping[str, Moment]) -> None:
-    """Check that one leaf can be projected, among all that `moments` found.
+    """Check that one leaf can be projected, given all leaves found by `moments`.
 
     Raises:
       ValueError: if not. The message names the leaf, and the class of its state.
@@ -206,7 +213,7 @@ def check_moment(name: str, found: Mapping[str, Moment]) -> None:
 
 
 def _owner(path: tuple[_Key, ...]) -> tuple[_Key, ...]:
-    """Returns the path of the state whose field a leaf lies in."""
+    """Return the path of the innermost state around a leaf."""
     fields = [i for i, x in enumerate(path) if isinstance(x, jax.tree_util.GetAttrKey)]
     return path[: fields[-1]] if fields else path
 

@@ -1,15 +1,15 @@
-"""Check by experiment that an optimizer's moments are what their names say. Host.
+"""Check by experiment that an optimizer's moments agree with their names.
 
-A state does not tell everything. optax's adamax, yogi and adopt keep other quantities
-in the class of Adam's state, and momentum behind a trust ratio or a coupled weight
-decay is not of gradients alone. What a moment is shows in how it answers to gradients:
-with `D(g)` the moment that a sequence of gradients `g` leaves, less the one that
-gradients of zero leave,
+The class of a state does not show everything. optax's adamax, yogi and adopt keep other
+quantities in the class of Adam's state, and momentum behind a trust ratio or a coupled
+weight decay does not depend on gradients alone. The response to gradients identifies a
+moment: with `D(g)` the moment after a sequence of gradients `g`, minus the moment after
+gradients of zero,
 
     D(g + h) = D(g) + D(h)                      for a moment linear in gradients,
     D(g + h) + D(g - h) = 2 D(g) + 2 D(h)       for one of squares (a quadratic form),
 
-entry by entry. Everything is in float64.
+entry by entry. Runs on the host, in float64.
 """
 
 from collections.abc import Mapping
@@ -32,8 +32,8 @@ def check_optimizer(
 ) -> None:
     """Check that `project_moments` can carry an optimizer's state over.
 
-    Run a few steps with small random gradients. Call it once, before training, with an
-    optimizer that is not named in `project_moments`.
+    It runs a few steps with small random gradients. Call it once, before training, with
+    any optimizer not named in `project_moments`.
 
     Example:
       >>> import optax
@@ -45,9 +45,10 @@ def check_optimizer(
       The optimizer keeps '0/nu/down/a' (ScaleByAdamState.nu)
 
     Args:
-      optimizer: An `optax.GradientTransformation`, or what has its `init` and `update`.
-      params: What its `init` takes. Only the shapes, and the values for a weight decay,
-        count.
+      optimizer: An `optax.GradientTransformation`, or any object with its `init` and
+        `update`.
+      params: The argument of its `init`. Only the shapes count, and the values for a
+        weight decay.
       extra: Arguments by name that its `update` needs beside gradients, state and
         params, such as `{"value": 1.0}`.
 
@@ -59,6 +60,7 @@ def check_optimizer(
     found = moments(optimizer.init(params), dict.fromkeys(modules))
     for name in found:
         check_moment(name, found)
+    # Flags are not projected, and an optimizer without moments has none to check.
     found = {name: x for name, x in found.items() if x.kind != FLAGS}
     if not found:
         return
@@ -86,6 +88,7 @@ def _runs(
     for name, (x, y) in factors.items():
         state = optimizer.init(params)
         for one, two in zip(g, h, strict=True):
+            # Bound as defaults: a closure would see the loop's last `x` and `y`.
             both = jax.tree.map(lambda p, q, x=x, y=y: x * p + y * q, one, two)
             _, state = update(both, state, params, **extra)
         runs[name] = {name_of(path): leaf for path, leaf in _leaves(state)}
@@ -98,26 +101,28 @@ def _double(x: Any) -> Any:
 
 
 def _random(rng: np.random.Generator, x: Any) -> Any:
-    """Return gradients of many sizes, as an optimizer may branch on these."""
+    """Return gradients of many sizes, since an optimizer may branch on them."""
     size = _SIZE * rng.lognormal(size=x.shape) * rng.choice([-1, 1], size=x.shape)
     return jax.numpy.asarray(size, x.dtype)
 
 
 def _check(name: str, moment: Moment, runs: Mapping[str, np.ndarray]) -> None:
+    # The moment's own dtype, which optax's `mu_dtype` sets apart from the gradients'.
     eps = float(jax.numpy.finfo(runs["0"].dtype).eps)
     rest = np.float64(runs["0"])
     d = {run: np.float64(x) - rest for run, x in runs.items()}
+    # A running maximum is not additive, but still scales with the squared gradients.
     if moment.kind == _LARGEST:
         off, what = d["2g"] - 4 * d["g"], "a largest mean of squared gradients"
     elif moment.squared:
         off = d["g+h"] + d["g-h"] - 2 * d["g"] - 2 * d["h"]
         what = "a mean or sum of squared gradients"
     else:
-        # Without gradients nothing may be there, such as a decay of the weights.
+        # The moment after gradients of zero must be zero; a weight decay leaves some.
         off = np.maximum(np.abs(d["g+h"] - d["g"] - d["h"]), np.abs(rest))
         what = "linear in past gradients"
     size = np.abs(d["g+h"]).max(initial=0)
-    # NaN, such as of a division by the norm of no gradient, is not the moment either.
+    # `not <=` also refuses NaN, such as from a division by the norm of no gradient.
     if not np.abs(off).max(initial=0) <= (1e-6 + 32 * eps) * size:
         raise ValueError(
             f"The optimizer keeps '{name}' ({moment.kind}), which is not {what}: it "

@@ -1,12 +1,13 @@
-"""Find the moments in an optimizer's state, by the state's class and its field. Host.
+"""Find the moments in an optimizer's state, by the state's class and its field.
 
-A field's name alone does not tell what is in it: optax's sm3 keeps a list of
+The name of a field does not identify its quantity: optax's sm3 keeps a list of
 accumulators for each axis under `mu`, and adadelta's `e_x` is of updates, not of
-gradients. So a state counts as known if it is of a class in this table. In a state of
-flax.nnx, where classes are lost and all names are keys, the fields that lie side by
-side must be those of a class.
+gradients. So a state is known only if its class is in this table. In a state of
+flax.nnx, which keeps names as keys and no classes, the keys side by side must be the
+fields of one class.
 
-Nothing here needs optax: classes are known by module and name.
+Nothing here imports optax: classes are identified by module and name. Runs on the host,
+on the structure of a state alone, so its leaves may be tracers.
 
 Source: optax 0.2.8, `_src/transform.py`, `_src/accumulation.py`, `contrib/`.
 """
@@ -39,28 +40,28 @@ STATES: Mapping[str, Mapping[str, bool]] = {
     "ScaleBySimplifiedAdEMAMixState": {"m": _LINEAR, "n": _SQUARED},
     "TraceState": {"trace": _LINEAR},
 }
-"""Moments by class and field, and whether they are of squared gradients."""
+"""Moments by class and field; the value is whether they are of squared gradients."""
 
 _COUNTS = {"count", "count_m2", "t", "ns_coeffs", "mini_step", "gradient_step"}
 _COUNTS |= {"inner_opt_state", "is_initial_step", "skip_state"}
 """Fields of these classes that are not moments."""
 
 FLAGS = "ZeroNansState.found_nan"
-"""What optax's zero_nans found in the last gradients: not kept over a change."""
+"""The flags of optax's zero_nans for the last gradients: not kept over a change."""
 
 FACTORS = {"a": "a", "b": "b", "lora_a": "a", "lora_b": "b"}
 """The names of factors in `to_params` and flax.nnx, both as `[m, r]` and `[r, n]`."""
 
 
 class Moment(NamedTuple):
-    """A leaf of an optimizer's state that belongs to a factor of an adapter.
+    """A leaf of an optimizer's state for a factor of an adapter.
 
     Attributes:
       module: The path of the adapter.
       factor: The last name of the leaf, a key of `FACTORS`.
       field: The path of the state's field, such as `0/mu`.
       kind: The class and the field, such as `ScaleByAdamState.mu`.
-      squared: Whether it is of squared gradients; None if this is not known.
+      squared: Whether it is of squared gradients; None if not known.
     """
 
     module: str
@@ -71,17 +72,17 @@ class Moment(NamedTuple):
 
 
 def moments(state: Any, modules: Mapping[str, Any]) -> dict[str, Moment]:
-    """Find the leaves that belong to the factors of adapters, by their names.
+    """Find the leaves of an optimizer's state for the factors of adapters, by name.
 
-    Where one module's path is the end of another's that is not among `modules`, such as
-    `q` and `other/q`, the one nearer to the root of the parameters is meant.
+    If one module's path is the end of another's that is not among `modules`, such as
+    `q` and `other/q`, the leaf nearer to the root of the parameters is found.
 
     Args:
       state: The state of an optimizer.
       modules: The paths of the adapters.
 
     Raises:
-      ValueError: if it keeps arrays, but none of some adapter.
+      ValueError: if it keeps arrays, but not for every adapter.
     """
     found: dict[str, Moment] = {}
     nearest: dict[tuple[str, str, str], str] = {}
@@ -106,6 +107,8 @@ def _moment(
     path: tuple[_Key, ...], state: Any, modules: Mapping[str, Any]
 ) -> Moment | None:
     names = name_of(path).split("/")
+    # From the end, as a module of the model may be called `a` or `b` too. A leaf below
+    # the factor's name, as in a list of accumulators, belongs to it with no known kind.
     for end in range(len(names) - 1, 0, -1):
         ends = ("/".join(names[i:end]) for i in range(end))
         module = next((x for x in ends if x in modules), None)
@@ -119,10 +122,10 @@ def _moment(
 
 
 def _field(path: tuple[_Key, ...], state: Any) -> tuple[int | None, str, bool | None]:
-    """Return where in a path the field of a known state is, its kind and meaning.
+    """Return the index of a known state's field in a path, its kind and its meaning.
 
-    Among fields it is the innermost. In a state of flax.nnx, where all names are keys,
-    it is the outermost: below it are names of modules, which may be the same.
+    Among fields the innermost counts. In a state of flax.nnx, which has keys only, the
+    outermost counts: the names below it are those of modules, and may coincide.
     """
     unknown: tuple[int | None, str, bool | None] = (None, "", None)
     nodes = _nodes(path, state)
@@ -144,7 +147,7 @@ def _field(path: tuple[_Key, ...], state: Any) -> tuple[int | None, str, bool | 
 
 
 def _of_keys(node: Mapping[Any, Any]) -> Mapping[str, bool]:
-    """Return the moments of the class whose fields are the keys of a dict."""
+    """Return the moments of the class with the keys of a dict as its fields."""
     keys = {str(x) for x in node}
     for fields in STATES.values():
         if fields.keys() <= keys and keys - fields.keys() <= _COUNTS:
@@ -153,7 +156,7 @@ def _of_keys(node: Mapping[Any, Any]) -> Mapping[str, bool]:
 
 
 def _nodes(path: tuple[_Key, ...], state: Any) -> list[Any]:
-    """Return the node that each key of a path is looked up in, as far as it goes."""
+    """Return the nodes along a path, as far as its keys can be looked up."""
     nodes = [state]
     for key in path[:-1]:
         try:
@@ -161,6 +164,7 @@ def _nodes(path: tuple[_Key, ...], state: Any) -> list[Any]:
                 state = getattr(state, key.name)
             else:
                 state = state[key.idx if hasattr(key, "idx") else key.key]
+        # A registered node may flatten by keys that it cannot be indexed with.
         except (AttributeError, IndexError, KeyError, TypeError):
             break
         nodes.append(state)
@@ -168,16 +172,16 @@ def _nodes(path: tuple[_Key, ...], state: Any) -> list[Any]:
 
 
 def name_of(path: tuple[_Key, ...]) -> str:
-    """Return the names of a path; the `value` of a variable of flax.nnx is left out."""
+    """Return the slash-joined names of a path, without the `value` of flax.nnx."""
     path = path[:-1] if path and getattr(path[-1], "name", None) == "value" else path
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def after_scaling(name: str, found: Mapping[str, Moment]) -> str:
-    """Return the earlier state in the same chain that scales each entry by itself.
+    """Return the earlier state of a chain, if any, that scales entry by entry.
 
-    What comes behind it in `optax.chain` accumulates scaled updates, not gradients:
-    these do not change with the factors as gradients do. The empty string: none.
+    A state behind it in `optax.chain` accumulates scaled updates, not gradients, and
+    those do not transform as gradients do. Return the empty string if there is none.
     """
     moment = found[name]
     for other in found.values():
@@ -185,6 +189,7 @@ def after_scaling(name: str, found: Mapping[str, Moment]) -> str:
         if not (same and other.squared):
             continue
         one, two = moment.field.split("/"), other.field.split("/")
+        # Two states of one chain differ first in the number that is their place in it.
         i = next((i for i, x in enumerate(zip(one, two)) if x[0] != x[1]), 0)  # noqa: B905
         if one[i].isdigit() and two[i].isdigit() and int(two[i]) < int(one[i]):
             return other.kind

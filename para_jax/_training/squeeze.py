@@ -1,18 +1,18 @@
-"""Adapters made smaller while they are trained, and what their optimizer remembers.
+"""Prune adapters while they are trained, with the transforms of their moments.
 
-`squeeze` is traced: shapes stay, dropped components become zero, and one program serves
-every budget. `shrink` is for the host: shapes become smaller, which is what saves time
-and memory. Both return how moments change with the factors
+`squeeze` is traceable under `jit`: shapes stay, dropped components become zero, and one
+program serves every budget. `shrink` runs on the host: shapes become smaller, which
+saves time and memory. Both return the transforms of the gradients
 (`para_jax._training.moments`).
 
-With `a @ left`, `right @ b` the balanced factors of the update
-(`para_jax._pruning.decompose`), and those columns of `left` and rows of `right` zero
-that are dropped, the new factors are `a' = a @ l` and `b' = r @ b` with
+Let `a @ left` and `right @ b` be the balanced factors of the update
+(`para_jax._pruning.decompose`), with the dropped columns of `left` and rows of `right`
+set to zero. The new factors are `a' = a @ l` and `b' = r @ b` with
 
     l = left / sqrt|scale|,    r = sign(scale) * right / sqrt|scale|:
 
-`scale * a' @ b'` is the kept part of the update, so the adapter keeps its scale, and
-with it its place in a compiled program.
+`scale * a' @ b'` is the kept part of the update. The adapter keeps its scale, which is
+static, so the compiled program of a training step still serves it.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ from para_jax.linalg.products import Method
 
 
 class Squeezed(NamedTuple):
-    """Smaller adapters, and how the gradients of the factors change with them.
+    """Pruned adapters with the transforms of their gradients.
 
     Attributes:
       adapters: The new adapters by path.
-      transforms: By the same path, what `project_moments` needs.
+      transforms: The argument of `project_moments`, by the same path.
     """
 
     adapters: dict[str, Adapter]
@@ -52,19 +52,19 @@ class Squeezed(NamedTuple):
 def squeeze(
     adapters: Mapping[str, Adapter], policy: Policy, *, method: Method = "auto"
 ) -> Squeezed:
-    """Returns the adapters with only the kept components left, in the same shapes.
+    """Zero the dropped components of each adapter, in the same shapes.
 
     The factors are balanced, `|scale| a'^T a' = |scale| b' b'^T = S`. A dropped
-    component is a zero column of `a'` and a zero row of `b'`; both have no gradient, so
-    under any optimizer that leaves zeros alone it stays dropped, also where a later
-    budget is larger. So do not squeeze before the first steps: where `b` still is the
-    zeros that it was initialised with, nothing would be left to train.
+    component is a zero column of `a'` and a zero row of `b'`. Both have no gradient, so
+    it stays dropped under any optimizer that leaves zeros alone, even if a later budget
+    is larger. Do not squeeze before the first steps: while `b` is still zero from its
+    initialisation, nothing would be left to train.
 
     At full budget the update stays the same, and so does the change of the loss that
-    projected momentum predicts. All later updates stay the same too, for gradient
-    descent with momentum, where `a^T a = b b^T` was true already: then `l` is
-    orthogonal. Else, and for optimizers that treat each entry by itself, the balanced
-    factors train differently, as any other factors of the same update would.
+    projected momentum predicts. For gradient descent with momentum, all later updates
+    stay the same too if `a^T a = b b^T` was true already: then `l` is orthogonal.
+    Otherwise, and for optimizers that treat each entry separately, the balanced factors
+    train differently, as any other factors of the same update would.
 
     Example:
       >>> import optax
@@ -85,9 +85,9 @@ def squeeze(
       {'down': 1, 'up': 2}
 
     Args:
-      adapters: The adapters by path. What `from_params` gives; or a trained tree itself
-        may be such a mapping.
-      policy: What to keep. A traced value does not compile anew.
+      adapters: The adapters by path, as from `from_params`; the trained tree itself may
+        be such a mapping.
+      policy: The budget or cutoff. A traced value does not compile anew.
       method: See `decompose`.
 
     Raises:
@@ -98,10 +98,12 @@ def squeeze(
     new, transforms = {}, {}
     for path, adapter in adapters.items():
         left, right = _pair(adapter, spectra[path], kept[path], jnp)
+        # A kernel with fewer inputs or outputs than its rank has fewer components.
         missing = adapter.rank - left.shape[-1]
         still = [(0, 0)] * len(adapter.stack)
         left = jnp.pad(left, [*still, (0, 0), (0, missing)])
         right = jnp.pad(right, [*still, (0, missing), (0, 0)])
+        # Otherwise XLA may shard these r x r matrices like the factors, and move those.
         left, right = sharding.replicated((left, right))
         places = repack_traced.places(adapter)
         a, b = sharding.in_place(_applied, adapter, left, right, out=places)
@@ -117,14 +119,14 @@ def shrink(
     form: Literal["padded", "ragged"] = "ragged",
     method: Method = "auto",
 ) -> Squeezed:
-    """Returns the adapters at their new ranks: smaller factors, as NumPy arrays. Host.
+    """Return the adapters at their new ranks, as smaller NumPy factors.
 
-    The product is that of `squeeze`; `form` is as in `repack`, and a module that keeps
-    nothing is absent. Ranks are exact, as in `compress`, whose children differ from
-    these in two ways only: their scale is 1, and their signs are settled.
+    The product equals that of `squeeze`; `form` is as in `repack`, and a module that
+    keeps nothing is absent. Ranks are exact, as in `compress`. The children of
+    `compress` differ in two ways only: their scale is 1, and their signs are fixed.
 
-    A share of ranks is of those that are left: shrinking twice by `Gamma(0.5)` leaves a
-    quarter, where squeezing twice leaves a half.
+    A share counts the ranks that are left: shrinking twice by `Gamma(0.5)` leaves a
+    quarter, while squeezing twice leaves a half. Runs on the host.
 
     Example:
       >>> small, transforms = para_jax.shrink(adapters, para_jax.Gamma(0.5))
@@ -135,7 +137,7 @@ def shrink(
 
     Args:
       adapters: The adapters by path, concrete.
-      policy: What to keep.
+      policy: The budget or cutoff.
       form: `ragged` or `padded`.
       method: See `decompose`.
 
@@ -151,6 +153,7 @@ def shrink(
         left, right = _pair(adapter, spectra[path], kept[path], np)
         ranks = kept[path].sum(-1)
         for index in [()] if form == "padded" else np.ndindex(adapter.stack):
+            # The components are sorted, so a kernel keeps the leading ones.
             if (rank := int(ranks[index].max())) == 0:
                 continue
             pair = left[index][..., :rank], right[index][..., :rank, :]
@@ -161,8 +164,8 @@ def shrink(
 
 
 def _pair(adapter: Adapter, spectrum: Spectrum, mask: Any, xp: Any) -> tuple[Any, Any]:
-    """Returns `l` and `r`, the dropped columns and rows zero."""
-    root = math.sqrt(abs(adapter.scale)) or 1.0  # Of scale 0 nothing is kept anyway.
+    """Return `l` and `r`, with zeros in the dropped columns and rows."""
+    root = math.sqrt(abs(adapter.scale)) or 1.0  # A scale of 0 keeps nothing anyway.
     left, right = xp.asarray(spectrum.left), xp.asarray(spectrum.right)
     left = xp.where(mask[..., None, :], left / root, 0)
     right = xp.where(mask[..., None], right / math.copysign(root, adapter.scale), 0)
@@ -170,6 +173,8 @@ def _pair(adapter: Adapter, spectrum: Spectrum, mask: Any, xp: Any) -> tuple[Any
 
 
 def _applied(adapter: Adapter, left: Any, right: Any) -> tuple[Any, Any]:
+    # The product is formed in the dtype of the spectrum, float32 or wider, and rounded
+    # once to that of the factors.
     a, b = jnp.asarray(adapter.a), jnp.asarray(adapter.b)
     a_new = factorize.matmul(a.astype(left.dtype), left)
     b_new = factorize.matmul(right, b.astype(right.dtype))
@@ -185,7 +190,7 @@ def _transform(path: str, index: tuple[int, ...], left: Any, right: Any) -> Tran
 def _kernel(
     adapter: Adapter, index: tuple[int, ...], left: np.ndarray, right: np.ndarray
 ) -> Adapter:
-    """Returns the kernel `index` of the adapter, or all of them, with new factors."""
+    """Return the kernel `index` of the adapter, or the whole stack, at its new rank."""
     a, b = np.asarray(adapter.a)[index], np.asarray(adapter.b)[index]
     return Adapter(
         a=(a.astype(left.dtype) @ left).astype(a.dtype),

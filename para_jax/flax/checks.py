@@ -1,4 +1,7 @@
-"""Whether an adapter belongs to a model: by its path and by its shapes. Host."""
+"""Check by path and by shapes that an adapter belongs to a model.
+
+Runs on the host: shapes are static, so the checks also run while a model is traced.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -13,9 +16,10 @@ def check(
     n: int,
     stack: tuple[int, ...] = (),
 ) -> None:
-    """Raises ValueError unless factors of shapes `a`, `b` fit `stack` kernels `[m, n]`.
+    """Check that factors of shapes `a`, `b` fit a stack of kernels `[m, n]`.
 
-    The message names the path, both shapes and the expected ones.
+    Raises:
+      ValueError: if not. The message names the path, both shapes and the expected ones.
     """
     if a[:-1] != (*stack, m) or b != (*stack, a[-1], n):
         lead = "".join(f"{size}, " for size in stack)
@@ -26,7 +30,7 @@ def check(
 
 
 def unknown(path: str, layers: Iterable[str]) -> ValueError:
-    """Returns the error of a path without a layer. It names the layers most like it."""
+    """Return the error for a path without a layer; it names the most similar layers."""
     return ValueError(
         f"The adapter '{path}' belongs to no layer of the model, which has "
         f"{nearest(path, layers)}, ... Rename it."
@@ -34,5 +38,6 @@ def unknown(path: str, layers: Iterable[str]) -> ValueError:
 
 
 def nearest(path: str, layers: Iterable[str]) -> list[str]:
-    """Returns up to three of `layers`, those most like `path` first."""
+    """Return up to three of `layers`, the most similar to `path` first."""
+    # No cutoff: an error should show some names, however unlike the path is.
     return difflib.get_close_matches(path, sorted(layers), n=3, cutoff=0)

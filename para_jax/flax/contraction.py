@@ -1,8 +1,8 @@
-"""How an adapter's two matrices lie in a kernel of many axes. Traced.
+"""Map an adapter's two matrices to a kernel of many axes. Traceable under `jit`.
 
-A linear layer computes `y = einsum("x,kernel->y")`. The kernel's axes that `x` has too
-are contracted, those that `y` has too remain. Flattened in the kernel's own order they
-are the adapter's inputs `m` and outputs `n`:
+A linear layer computes `y = einsum("x,kernel->y")`. The kernel's axes shared with `x`
+are contracted; its axes shared with `y` remain. Flattened in the kernel's own order,
+they are the adapter's inputs `m` and outputs `n`:
 
     a: [*stack, m, r],  b: [*stack, r, n],  delta = a @ b, unflattened.
 
@@ -29,9 +29,9 @@ class Contraction(NamedTuple):
     """The axes of a linear layer, one letter each.
 
     Attributes:
-      x: Those of the input. `...` stands for any that go through unchanged.
-      kernel: Those of the kernel, each of them either in `x` or in `y`.
-      y: Those of the output.
+      x: The axes of the input. `...` stands for any axes that stay unchanged.
+      kernel: The axes of the kernel, each of them either in `x` or in `y`.
+      y: The axes of the output.
     """
 
     x: str
@@ -47,7 +47,7 @@ class Contraction(NamedTuple):
         return "".join(axis for axis in self.kernel if axis in self.y)
 
     def matrix(self, kernel: Shape) -> tuple[int, int]:
-        """Returns `(m, n)` of a kernel of this shape."""
+        """Return `(m, n)` of a kernel of this shape."""
         m, n = (self._sizes(x, kernel) for x in (self.contracted, self.remaining))
         return math.prod(m), math.prod(n)
 
@@ -61,8 +61,9 @@ class Contraction(NamedTuple):
         precision: Any = None,
         out_sharding: Any = None,
     ) -> Float[jax.Array, "..."]:
-        """Returns `(x @ a) @ b` with the axes of `y`. No array of `m n` is formed."""
+        """Return `(x @ a) @ b` with the axes of `y`, without an array of size `m n`."""
         rank = next(i for i in string.ascii_letters if i not in "".join(self))
+        # Between the two einsums, the batch axes of the output and the rank.
         kept = "".join(axis for axis in self.y if axis not in self.remaining) + rank
         a = jnp.reshape(a, (*self._sizes(self.contracted, kernel), -1))
         b = jnp.reshape(b, (-1, *self._sizes(self.remaining, kernel)))
@@ -78,10 +79,12 @@ class Contraction(NamedTuple):
         kernel: Shape,
         dtype: DTypeLike,
     ) -> Float[jax.Array, "..."]:
-        """Returns `a @ b`, computed in `dtype`, as what to add to the kernels."""
+        """Return `a @ b`, computed in `dtype`, in the shape of the kernels."""
         axes = self.contracted + self.remaining
+        # Kernels are merged once: the lower default precision of a TPU saves nothing.
         product = jnp.matmul(a.astype(dtype), b.astype(dtype), precision=_HIGHEST)
         product = product.reshape(*a.shape[:-2], *self._sizes(axes, kernel))
+        # The inputs do not always come first in a kernel, as in `BTD,NDH->BTNH`.
         return jnp.einsum(f"...{axes}->...{self.kernel}", product)
 
     def _sizes(self, axes: str, kernel: Shape) -> list[int]:
@@ -92,11 +95,11 @@ DENSE = Contraction("...m", "mn", "...n")
 
 
 def general(ndim: int, axis: Sequence[int], features: int) -> Contraction:
-    """Returns the axes of Flax's `DenseGeneral` and `LinearGeneral`.
+    """Return the axes of Flax's `DenseGeneral` and `LinearGeneral`.
 
     Args:
       ndim: The number of axes of the input.
-      axis: Those that are contracted, in any order: Flax sorts them.
+      axis: The contracted axes, in any order: Flax sorts them.
       features: The number of axes of the features.
     """
     x = string.ascii_letters[:ndim]
@@ -107,11 +110,11 @@ def general(ndim: int, axis: Sequence[int], features: int) -> Contraction:
 
 
 def parse(equation: str, *, path: str) -> Contraction:
-    """Returns the axes of an einsum of an input with a kernel.
+    """Parse the equation of an einsum of an input with a kernel.
 
     Raises:
-      ValueError: if the kernel's part is no matrix between input and output: an axis
-        that runs through all three, is summed alone or is written twice.
+      ValueError: if the kernel is not a matrix between input and output: an axis is in
+        all three operands, in the kernel alone, or in the kernel twice.
     """
     operands, _, y = equation.replace(" ", "").partition("->")
     x, _, kernel = operands.partition(",")

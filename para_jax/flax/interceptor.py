@@ -1,4 +1,4 @@
-"""Adapters applied to a Linen model that knows nothing of them. Traced."""
+"""Apply adapters to an unchanged Linen model. Traceable under `jit`."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -12,11 +12,11 @@ from para_jax.flax import checks, updates
 
 @contextlib.contextmanager
 def applied(adapters: Adapters) -> Iterator[None]:
-    """Adds the adapters' updates to the layers of every Linen model called inside.
+    """Add the adapters' updates to the layers of every Linen model called inside.
 
-    Each layer keeps its own rank; layers without an adapter stay as they are. Supported
-    are `nn.Dense`, `nn.DenseGeneral`, `nn.Einsum`, `nn.Conv`, `nn.Embed` and what
-    consists of them, such as `nn.MultiHeadDotProductAttention`.
+    Each layer keeps its own rank; layers without an adapter stay the same. Supported
+    are `nn.Dense`, `nn.DenseGeneral`, `nn.Einsum`, `nn.Conv`, `nn.Embed` and modules
+    built from them, such as `nn.MultiHeadDotProductAttention`.
 
     Layers are found while the model is traced: enter the context inside the function
     that is compiled, with the adapters as its argument. Gradients flow to them.
@@ -44,6 +44,7 @@ def applied(adapters: Adapters) -> Iterator[None]:
       ValueError: while the model is called, if an adapter does not fit its kernel or
         belongs to a layer of another kind; at the end, if no layer used it.
     """
+    # Folded once here, so that the layers compute `(x @ a) @ b` alone.
     interceptor = _Interceptor({path: folded(x) for path, x in adapters.items()})
     with nn.intercept_methods(interceptor):
         yield
@@ -72,7 +73,9 @@ class _Interceptor:
     ) -> Any:
         if self._kernels is not None:
             return self._inside(call, args, kwargs, context)
-        self._kernels = updates.kernels(context.module)  # This is the whole model.
+        # The outermost call is that of the whole model, whose kernels show the stacks
+        # that `nn.scan` hides from the layers inside.
+        self._kernels = updates.kernels(context.module)
         try:
             return self._inside(call, args, kwargs, context)
         finally:
@@ -88,6 +91,8 @@ class _Interceptor:
         module, path = context.module, updates.path_of(context.module)
         # A subclass that calls `super().__call__` is intercepted at each level.
         adapted = path in self._adapters and path not in self._running
+        # `nn.Embed.attend` multiplies with the transposed table: an update added to the
+        # lookup alone would leave the logits without it.
         if adapted and context.method_name == "attend":
             raise updates.refusal(module, "it also computes the logits, in `attend`")
         if context.method_name != "__call__":
@@ -117,7 +122,7 @@ class _Interceptor:
         return updates.add(module, y, adapter.a, adapter.b, *args, **kwargs)
 
     def _check_unstacked(self, path: str, module: nn.Module) -> None:
-        """Refuses to use one update for all layers of a stack."""
+        """Raise ValueError if one update would apply to all layers of a stack."""
         whole = (self._kernels or {}).get(path)  # None while it is initialised.
         if whole and whole != (own := updates.kernels(module)[path]):
             raise ValueError(

@@ -1,17 +1,17 @@
-"""Linen layers that apply the LoRA adapters they find under their own path. Traced.
+"""Define Linen layers with LoRA adapters as variables. Traceable under `jit`.
 
 Adapters are variables of the collection `lora`, beside the frozen `params`:
 
     logits = model.apply({"params": base, "lora": adapters}, batch)
 
 with `adapters = para_jax.to_params(...)`: at a layer's path the factors `a: [m, r]`
-and `b: [r, n]`, the scale folded in. A layer that finds none is Flax's own, so the
-shapes of the adapters are their only configuration.
+and `b: [r, n]`, the scale folded in. A layer without factors computes as Flax's own, so
+the shapes of the adapters are their only configuration.
 
-Under `nn.scan` and `nn.vmap` the collection has to be carried along, or no layer sees
-it: `variable_axes={"params": 0, "lora": 0}`, with stacked adapters `a: [L, m, r]`.
+`nn.scan` and `nn.vmap` must carry the collection along, or no layer sees it:
+`variable_axes={"params": 0, "lora": 0}`, with stacked adapters `a: [L, m, r]`.
 
-A model that is not made of these layers takes its adapters through `applied`.
+For a model of other layers, use `applied`.
 """
 
 import typing
@@ -32,7 +32,7 @@ from para_jax.flax.interceptor import applied as applied
 class Dense(nn.Dense):
     """`flax.linen.Dense` with `y = x @ kernel + bias + (x @ a) @ b`.
 
-    The last term is there if the collection `lora` has `a` and `b` for this layer. The
+    The layer adds the last term if the collection `lora` has `a` and `b` for it. The
     attributes and `params` are those of `flax.linen.Dense`.
 
     Example:
@@ -46,7 +46,7 @@ class Dense(nn.Dense):
     """
 
     def __call__(self, inputs: Num[Array, "*B m"]) -> Num[jax.Array, "*B n"]:
-        """Returns the layer's output, in the dtype that it has without an adapter.
+        """Return the layer's output, in the same dtype as without an adapter.
 
         Raises:
           ValueError: if the factors do not fit the kernel.
@@ -59,8 +59,9 @@ class Einsum(nn.Einsum):
     """`flax.linen.Einsum` with the update of its collection `lora`.
 
     The factors are matrices over the kernel's axes, flattened in the kernel's order:
-    `m` are those that the equation contracts, `n` those that remain. `BTD,NDH->BTNH`
-    takes `a: [D, r]`, `b: [r, N*H]`; `BTNH,NHD->BTD` takes `a: [N*H, r]`, `b: [r, D]`.
+    the equation contracts the axes of `m` and keeps the axes of `n`. The factors of
+    `BTD,NDH->BTNH` are `a: [D, r]`, `b: [r, N*H]`; those of `BTNH,NHD->BTD` are
+    `a: [N*H, r]`, `b: [r, D]`.
     The attributes and `params` are those of `flax.linen.Einsum`.
 
     Example:
@@ -76,17 +77,18 @@ class Einsum(nn.Einsum):
     def __call__(
         self, inputs: Num[Array, "..."], einsum_str: str | None = None
     ) -> Num[jax.Array, "..."]:
-        """Returns the layer's output, in the dtype that it has without an adapter.
+        """Return the layer's output, in the same dtype as without an adapter.
 
         Raises:
           ValueError: if the factors do not fit the kernel, or the kernel has a batch
-            axis, as in `EBD,EDF->EBF`: its update is no product of two matrices.
+            axis, as in `EBD,EDF->EBF`: its update is not a product of two matrices.
         """
         y = super().__call__(inputs, einsum_str)
         return _with_lora(self, y, inputs, einsum_str)
 
 
 def _with_lora(module: nn.Module, y: jax.Array, *args: Any) -> jax.Array:
+    # Not `module.variable`, which would create factors when a model is initialised.
     found = [name for name in ("a", "b") if module.has_variable("lora", name)]
     if not found:
         return y
@@ -100,10 +102,10 @@ def _with_lora(module: nn.Module, y: jax.Array, *args: Any) -> jax.Array:
 
 
 def check(lora: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-    """Checks that every adapter of `lora` has a kernel in `params` that it fits.
+    """Check that every adapter of `lora` fits a kernel of `params`.
 
-    Flax ignores variables that no module asks for: an adapter under a wrong path would
-    have no effect, and no error would say so. Host code.
+    Flax ignores variables without a module: an adapter under a wrong path would have no
+    effect, and raise no error. Runs on the host.
 
     Example:
       >>> from para_jax.flax import linen

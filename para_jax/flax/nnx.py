@@ -1,4 +1,4 @@
-"""Adapters attached to an existing NNX model: each layer gets its own rank.
+"""Attach adapters to an existing NNX model, each layer at its own rank.
 
     nnx.attach(model, child.adapters)  # The model computes with them from here on.
     nnx.merge(model)  # They are in the kernels; or
@@ -6,12 +6,11 @@
 
 All three change the model in place, as is NNX's idiom, and run on the host, outside
 of `nnx.jit`. The factors are `flax.nnx.LoRAParam`s named `lora_a` and `lora_b`, beside
-the layer's `kernel`. The layers stay the same objects under the same paths, so that
-nothing that refers to them has to know: only their class is exchanged for a subclass
-of itself.
+the layer's `kernel`. The layers stay the same objects under the same paths, so all
+references to them stay valid: only their class is replaced by a subclass of itself.
 
-Layers stacked by `nnx.vmap` take adapters with that stack: `a: [L, m, r]` for a kernel
-`[L, m, n]`.
+Layers stacked by `nnx.vmap` need adapters with the same stack: `a: [L, m, r]` for a
+kernel `[L, m, n]`.
 """
 
 import functools
@@ -31,7 +30,7 @@ Layer = nnx.Linear | nnx.LinearGeneral | nnx.Einsum
 
 
 def attach(model: nnx.Module, adapters: Adapters) -> None:
-    """Makes `model` compute with `adapters`. In place.
+    """Attach `adapters` to the layers of `model`, in place.
 
     `nnx.state(model, nnx.LoRAParam)` is their state afterwards, and an optimizer with
     `wrt=nnx.LoRAParam` trains them alone. Scales are folded into `lora_b`.
@@ -45,11 +44,11 @@ def attach(model: nnx.Module, adapters: Adapters) -> None:
       ((5, 4), (1, 7))
 
     Args:
-      model: Holds `nnx.Linear`, `nnx.LinearGeneral` or `nnx.Einsum`, also inside of
-        others, such as `nnx.MultiHeadAttention`.
+      model: A module with `nnx.Linear`, `nnx.LinearGeneral` or `nnx.Einsum` layers,
+        also inside other modules, such as `nnx.MultiHeadAttention`.
       adapters: The updates by the slash-joined path of the layer in the model, such as
-        `layers/0/query`. Over a kernel of many axes, `m` are those that the layer
-        contracts and `n` the others, flattened in the kernel's order.
+        `layers/0/query`. For a kernel of many axes, the layer contracts those of `m`
+        and keeps those of `n`, each flattened in the kernel's order.
 
     Raises:
       ValueError: if a path has no layer, or one of another kind, or the factors do not
@@ -61,12 +60,13 @@ def attach(model: nnx.Module, adapters: Adapters) -> None:
             layers = [x for x, module in modules.items() if isinstance(module, Layer)]
             raise checks.unknown(path, layers)
         _check(path, modules[path], adapter)
+    # A second loop, so that an error above leaves the model unchanged.
     for path, adapter in adapters.items():
         _attach(modules[path], folded(adapter))
 
 
 def detach(model: nnx.Module) -> dict[str, Adapter]:
-    """Returns the adapters of `model`, which is what it was before. In place.
+    """Remove the adapters from `model`, in place, and return them.
 
     Their scale is 1. The inverse is `attach`.
 
@@ -86,7 +86,7 @@ def detach(model: nnx.Module) -> dict[str, Adapter]:
 
 
 def merge(model: nnx.Module) -> None:
-    """Adds each update to its kernel, and takes the adapters off. In place.
+    """Add each update to its kernel and remove the adapters, in place.
 
     The sum is computed in float32 or wider and rounded once, to the kernel's dtype.
 
@@ -112,13 +112,14 @@ def merge(model: nnx.Module) -> None:
 def _call(
     self: Any, inputs: Num[Array, "..."], *args: Any, **kwargs: Any
 ) -> Num[jax.Array, "..."]:
-    """What an adapted layer calls: its own class, with the update added."""
+    """Call the layer's own class, and add the update."""
+    # Not `super()`: the function belongs to no class body, and serves every layer's.
     layer: Any = type(self).__base__
     y = layer.__call__(self, inputs, *args, **kwargs)
     return y + _update(self, inputs, *args, **kwargs).astype(y.dtype)
 
 
-@functools.cache  # One class a layer's class: `nnx.jit` compiles anew for another.
+@functools.cache  # One subclass per class: `nnx.jit` compiles anew for another.
 def _adapted(layer: Any) -> Any:
     # A second base class would change the layout of the object: Python refuses that.
     return type(f"Adapted{layer.__name__}", (layer,), {"__call__": _call})
@@ -129,7 +130,7 @@ def _is_adapted(module: nnx.Module) -> bool:
 
 
 def _attach(module: Any, adapter: Adapter) -> None:
-    # Not by assignment, which NNX takes for one of the module's attributes.
+    # By assignment, NNX would record the class as an attribute of the module.
     object.__setattr__(module, "__class__", _adapted(type(module)))
     module.lora_a = nnx.LoRAParam(jnp.asarray(adapter.a))
     module.lora_b = nnx.LoRAParam(jnp.asarray(adapter.b))
@@ -167,10 +168,11 @@ def _check(path: str, module: Any, adapter: Adapter) -> None:
 
 
 def _kernel(path: str, module: nnx.Module) -> tuple[Contraction, Shape]:
-    """Returns the axes of a layer's kernel, and their sizes without a stack."""
+    """Return the axes of a layer's kernel, and their sizes without a stack."""
     match module:
         case nnx.Linear():
             return contraction.DENSE, (module.in_features, module.out_features)
+        # A batch axis gives each of its members a kernel, so an update is not `a @ b`.
         case nnx.LinearGeneral() if not module.batch_axis:
             m, n = module.in_features, module.out_features
             axes = contraction.general(len(m), range(len(m)), len(n))
@@ -199,7 +201,7 @@ def _update(
             return _einsum(module, x, *args, **kwargs)
 
 
-# The parameters have the names of Flax's `__call__`, since callers may use them.
+# The parameters keep the names of Flax's `__call__`, since callers may pass by keyword.
 def _einsum(
     module: nnx.Einsum,
     x: Num[Array, "..."],

@@ -1,4 +1,4 @@
-"""What an adapter adds to the output of a Linen layer, layer by layer. Traced."""
+"""Add an adapter's update to the output of a Linen layer. Traceable under `jit`."""
 
 import math
 from typing import Any
@@ -20,19 +20,19 @@ LAYERS = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.Embed)
 def add(
     module: nn.Module, y: jax.Array, a: Any, b: Any, *args: Any, **kwargs: Any
 ) -> jax.Array:
-    """Returns `y + (x @ a) @ b`, in the dtype of `y`.
+    """Return `y + (x @ a) @ b`, in the dtype of `y`.
 
     Args:
       module: The layer, bound, after it computed `y`.
       y: Its output.
       a: `[m, r]`, where `m` are the kernel's contracted axes, flattened.
       b: `[r, n]`, where `n` are the kernel's other axes, flattened.
-      *args: What the layer was called with.
+      *args: The arguments of the layer's call.
       **kwargs: Likewise.
 
     Raises:
-      ValueError: if the factors do not fit the kernel, or the layer is none of
-        `LAYERS`, or is one whose update is no product of two small layers.
+      ValueError: if the factors do not fit the kernel, or the layer is not one of
+        `LAYERS`, or its update is not a product of two small layers.
     """
     match module:
         case nn.Dense():
@@ -51,13 +51,13 @@ def add(
 
 
 def path_of(module: nn.Module) -> str:
-    """Returns the slash-joined path of a bound module."""
+    """Return the slash-joined path of a bound module."""
     return "/".join(module.path)
 
 
 def kernels(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the kernels in a bound module, by the path of the layer."""
-    # Boxed where the model annotates its params with the names of mesh axes.
+    """Return the shapes of the kernels in a bound module, by the path of the layer."""
+    # A model that annotates its params with the names of mesh axes has them boxed.
     params = unnest(nn.unbox(module.variables.get("params", {})))
     paths = {(*module.path, *name.split("/")): x.shape for name, x in params.items()}
     return {
@@ -68,7 +68,7 @@ def kernels(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def refusal(module: nn.Module, why: str) -> ValueError:
-    """Returns the error that says which layers take an adapter."""
+    """Return the error for a layer without support; it lists the supported ones."""
     return ValueError(
         f"An adapter cannot be applied to '{path_of(module)}', a "
         f"{type(module).__name__}: {why}. Expected one of "
@@ -76,7 +76,7 @@ def refusal(module: nn.Module, why: str) -> ValueError:
     )
 
 
-# The parameters have the names of Flax's `__call__`, since callers may use them.
+# The parameters keep the names of Flax's `__call__`, since callers may pass by keyword.
 def _dense(
     module: nn.Dense, a: Array, b: Array, inputs: Num[Array, "*B m"]
 ) -> Float[jax.Array, "*B n"]:
@@ -113,6 +113,7 @@ def _linear(
     x: Any,
 ) -> Float[jax.Array, "..."]:
     kernel = kernels(module)[path_of(module)]
+    # A Flax transformation can give the layer a kernel with other axes than its own.
     if len(kernel) != len(axes.kernel):
         raise refusal(module, f"a transformation gave its kernel the shape {kernel}")
     m, n = axes.matrix(kernel)
@@ -129,6 +130,8 @@ def _conv(
         raise refusal(module, "it has groups of features or a mask")
     *window, n = kernels(module)[path_of(module)]
     path = path_of(module)
+    # `a` is a convolution with the same window and `r` features, `b` a 1x1 one on top:
+    # no kernel of `window n` is formed.
     checks.check(path, a.shape, b.shape, m=math.prod(window), n=n)
     narrow = module.clone(parent=None, features=a.shape[1], use_bias=False)
     params = {"kernel": jnp.reshape(a, (*window, -1))}
@@ -141,6 +144,7 @@ def _embed(
 ) -> Float[jax.Array, "*B n"]:
     m, n = kernels(module)[path_of(module)]
     checks.check(path_of(module), a.shape, b.shape, m=m, n=n)
+    # A lookup in `a` replaces the product of a one-hot input with it.
     narrow = module.clone(parent=None, features=a.shape[1])
     z = jnp.asarray(narrow.apply({"params": {"embedding": a}}, inputs))
     return jnp.matmul(z, b.astype(z.dtype))

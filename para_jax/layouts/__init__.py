@@ -1,12 +1,12 @@
-"""Adapters in other libraries' trees: found, taken out, and put back.
+"""Find adapters in other libraries' trees, take them out, and put them back.
 
     parent = para_jax.from_tree(params, alpha=16)      # {path: Adapter}, and the tree
     child = para_jax.compress(parent, para_jax.Gamma(0.25))
     params = para_jax.to_tree(child)                   # The same tree, smaller factors.
 
-A tree is anything that JAX takes for one: nested dicts, an `nnx.State`, what Orbax
-restores. The layout is recognised by keys and shapes. Both functions work inside
-`jit`; with the form `masked`, so does all between them.
+A tree is any pytree: nested dicts, an `nnx.State`, a checkpoint that Orbax restores.
+Keys and shapes identify the layout. Both functions are traceable under `jit`, and with
+`form="masked"` so is every step between them.
 """
 
 from para_jax.layouts.axes import StackAxis as StackAxis

@@ -1,13 +1,14 @@
-"""How the two stored factors of an adapter lie: which axes are stack, input, output.
+"""Assign a role to each axis of two stored factors: stack, input, output or rank.
 
 Every library stores `a` with the rank last, but the input side may be several axes,
 the rank of `b` moves with the scan axis, and a stack may be axis 0 or 1. A reading
 names the role of each axis by a letter: `L` stack, `m` inputs, `n` outputs, `r` rank.
-Only shapes are looked at, so this works on the metadata of a checkpoint too. Host.
+Readings use shapes alone, so they also work on the metadata of a checkpoint. Runs on
+the host, except for `matrices` and `stored`, which are traceable under `jit`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ class Axes(NamedTuple):
     """The role of each axis of the two stored factors.
 
     Attributes:
-      a: One letter an axis of the input-side factor, such as `Lmr` or `mmr`.
+      a: One letter per axis of the input-side factor, such as `Lmr` or `mmr`.
       b: The same for the output-side factor, such as `Lrn` or `rLn`.
     """
 
@@ -31,16 +32,16 @@ class Axes(NamedTuple):
 
     @property
     def is_window(self) -> bool:
-        """Whether the pair is a convolution's: a window, and a 1x1 window after it."""
+        """Whether the pair belongs to a convolution: a window, then a 1x1 window."""
         return "nr" in self.b
 
     @property
     def stack_axis(self) -> StackAxis:
-        """Which axis is the stack, in the words of the arguments."""
+        """The position of the stack, as callers pass it to `from_tree`."""
         return "none" if "L" not in self.a else 0 if self.a[0] == "L" else 1
 
     def stacked_on(self, axis: StackAxis) -> bool:
-        """Returns whether this axis is a stack: of two stack axes, both are."""
+        """Check whether `axis` is a stack axis; a reading may have several."""
         return self.stack_axis == axis if axis == "none" else self.a[axis] == "L"
 
 
@@ -53,135 +54,184 @@ def reading(
     *,
     flat: bool = False,
 ) -> Axes:
-    """Returns the one reading that the shapes of a pair, and of its kernel, allow.
+    """Return the only reading of a pair's shapes and of its kernel's shape.
 
     Args:
       path: The module, for errors.
       a: The shape of the input-side factor.
       b: The shape of the output-side factor.
-      kernel: The shape of the base weight, where it is there.
-      stack_axis: Which axis the layers are stacked on, as far as the user says. It
-        decides between readings that both fit; a pair that cannot be stacked needs
-        none.
+      kernel: The shape of the base weight, if the tree holds it.
+      stack_axis: The axis on which layers are stacked, if the user gives it. It
+        decides between readings that both fit, and does not apply to a pair that
+        cannot be stacked.
       flat: Whether the library flattens both sides: one input and one output axis.
 
     Raises:
       ValueError: if no reading fits, or more than one does.
     """
-    found = [x for x in _readings(a, b) if not (flat and _several(x))]
+    found = [x for x in _readings(a, b) if not (flat and _has_several(x))]
     if not found:
         raise ValueError(_misfit(path, a, b))
     if kernel is not None:
-        found = [x for x in found if _fits(x, a, b, kernel, flat=flat)]
-        if not found:
-            raise ValueError(
-                f"'{path}': a {list(a)} and b {list(b)} do not fit their kernel "
-                f"{list(kernel)}."
-            )
-    if stack_axis is not None and any(x.stack_axis != "none" for x in found):
-        if not (meant := [x for x in found if x.stacked_on(stack_axis)]):
-            raise ValueError(
-                f"'{path}': a {list(a)} and b {list(b)} are not stacked on axis "
-                f"{stack_axis}: expected stack_axis={found[0].stack_axis}."
-            )
-        found = meant
-    # An axis of size one may have any role: the matrices are the same.
-    found = list({_longer(x, a, b): x for x in reversed(found)}.values())[::-1]
+        found = _of_kernel(path, a, b, found, kernel, flat=flat)
+    if stack_axis is not None:
+        found = _of_stack(path, a, b, found, stack_axis)
+    found = _distinct(a, b, found)
     if len(found) > 1:
         raise ValueError(_ambiguous(path, a, b, found))
     return found[0]
 
 
+def _of_kernel(
+    path: str, a: Shape, b: Shape, found: Sequence[Axes], kernel: Shape, *, flat: bool
+) -> list[Axes]:
+    """Keep the readings compatible with the shape of the base weight."""
+    fits = [x for x in found if _fits(x, a, b, kernel, flat=flat)]
+    if not fits:
+        raise ValueError(
+            f"'{path}': a {list(a)} and b {list(b)} do not fit their kernel "
+            f"{list(kernel)}."
+        )
+    return fits
+
+
+def _of_stack(
+    path: str, a: Shape, b: Shape, found: Sequence[Axes], stack_axis: StackAxis
+) -> Sequence[Axes]:
+    """Keep the readings stacked on the axis given by the user."""
+    # A tree mixes scanned layers with modules outside of the scan. Those have no
+    # stacked reading, so an argument that is meant for the others must not refuse them.
+    if all(x.stack_axis == "none" for x in found):
+        return found
+    if not (meant := [x for x in found if x.stacked_on(stack_axis)]):
+        raise ValueError(
+            f"'{path}': a {list(a)} and b {list(b)} are not stacked on axis "
+            f"{stack_axis}: expected stack_axis={found[0].stack_axis}."
+        )
+    return meant
+
+
+def _distinct(a: Shape, b: Shape, found: Sequence[Axes]) -> list[Axes]:
+    """Drop the readings with the same matrices as an earlier one."""
+    # An axis of size one may have any role without a change of the matrices.
+    distinct: dict[tuple[str, str], Axes] = {}
+    for x in found:
+        distinct.setdefault((_longer(x.a, a), _longer(x.b, b)), x)
+    return list(distinct.values())
+
+
 def matrices(axes: Axes, a: Array, b: Array) -> tuple[Array, Array]:
-    """Returns stored factors as `[*stack, m, r]` and `[*stack, r, n]`."""
+    """Return stored factors as `[*stack, m, r]` and `[*stack, r, n]`."""
     return _matrix(axes.a, "Lmr", a), _matrix(axes.b, "Lrn", b)
 
 
 def stored(
     axes: Axes, a: Array, b: Array, like: tuple[Shape, Shape]
 ) -> tuple[Array, Array]:
-    """Returns matrices in the stored form: the inverse of `matrices`.
+    """Return matrices in the stored form: the inverse of `matrices`.
 
     Args:
-      axes: How they are to lie.
+      axes: The role of each stored axis.
       a: `[*stack, m, r]`.
       b: `[*stack, r, n]`.
-      like: The stored shapes of the parent, whose rank may differ.
+      like: The stored shapes of the parent; its rank may differ.
     """
     one = _stored(axes.a, "Lmr", a, like[0], a.shape[-1])
     return one, _stored(axes.b, "Lrn", b, like[1], a.shape[-1])
 
 
 def _matrix(letters: str, order: str, value: Array) -> Array:
-    """Returns `value` with its axes grouped by letter, all but the stack flattened."""
+    """Group the axes of `value` by letter, and flatten each group but the stack."""
     permutation = _permutation(letters, order)
-    sizes = [
-        math.prod(value.shape[i] for i in permutation if letters[i] == letter)
-        for letter in order[1:]
-    ]
-    stack = [value.shape[i] for i in permutation if letters[i] == "L"]
-    return value.transpose(permutation).reshape(*stack, *sizes)
+    moved = value.transpose(permutation)
+    roles = [letters[i] for i in permutation]
+    sizes = [math.prod(_sizes(roles, moved.shape, role)) for role in order[1:]]
+    return moved.reshape(*_sizes(roles, moved.shape, "L"), *sizes)
 
 
 def _stored(letters: str, order: str, value: Array, like: Shape, rank: int) -> Array:
     permutation = _permutation(letters, order)
     sizes = [rank if letters[i] == "r" else like[i] for i in permutation]
+    # The argsort of a permutation is its inverse.
     back = [int(i) for i in np.argsort(permutation)]
     return value.reshape(sizes).transpose(back)
 
 
 def _permutation(letters: str, order: str) -> list[int]:
+    # Axes of one role keep their order, since the kernel's inputs and outputs are
+    # flattened in it.
     return sorted(range(len(letters)), key=lambda i: (order.index(letters[i]), i))
 
 
 def _readings(a: Shape, b: Shape) -> list[Axes]:
-    """Returns all ways to read a pair of shapes."""
+    """List every assignment of roles to a pair of shapes."""
     if len(a) < 2 or len(b) < 2:
         return []
-    rank, found = a[-1], []
-    for depth in range(min(len(a), len(b)) - 1):  # A stack of so many leading axes.
-        if a[:depth] == b[:depth] and b[depth] == rank:
+    return [*_stacked_in_front(a, b), *_stacked_second(a, b), *_windows(a, b)]
+
+
+def _stacked_in_front(a: Shape, b: Shape) -> Iterator[Axes]:
+    """Yield the readings with 0, 1, ... leading stack axes, `L..m..r` and `L..rn..`."""
+    for depth in range(min(len(a), len(b)) - 1):
+        if a[:depth] == b[:depth] and b[depth] == a[-1]:
             inputs, outputs = len(a) - depth - 1, len(b) - depth - 1
             stack = "L" * depth
-            found.append(Axes(f"{stack}{'m' * inputs}r", f"{stack}r{'n' * outputs}"))
-    if min(len(a), len(b)) > 2 and a[1] == b[1] and b[0] == rank:
-        found.append(Axes(f"mL{'m' * (len(a) - 3)}r", f"rL{'n' * (len(b) - 2)}"))
-    for depth in range(len(a) - 2 if len(a) == len(b) and b[-2] == rank else 0):
-        window = {1} == set(b[depth:-2]) != set(a[depth:-2])
-        if a[:depth] == b[:depth] and window:  # A convolution's second half.
+            yield Axes(f"{stack}{'m' * inputs}r", f"{stack}r{'n' * outputs}")
+
+
+def _stacked_second(a: Shape, b: Shape) -> Iterator[Axes]:
+    """Yield the reading with the stack on axis 1, `mLm..r` and `rLn..`."""
+    # MaxText scans over axis 1 of its kernels, and Flax applies the same axis to both
+    # factors, so that it lands behind the first input of `a` and the rank of `b`.
+    if min(len(a), len(b)) > 2 and a[1] == b[1] and b[0] == a[-1]:
+        yield Axes(f"mL{'m' * (len(a) - 3)}r", f"rL{'n' * (len(b) - 2)}")
+
+
+def _windows(a: Shape, b: Shape) -> Iterator[Axes]:
+    """Yield the readings as a convolution's pair, `L..m..r` and `L..n..rn`.
+
+    The second half is a convolution with a window of ones: its `n` before the rank are
+    those axes of size one.
+    """
+    if len(a) != len(b) or b[-2] != a[-1]:
+        return
+    for depth in range(len(a) - 2):
+        # With ones in both windows, the pair already reads as a stack of ones.
+        ones_after_a_window = {1} == set(b[depth:-2]) != set(a[depth:-2])
+        if a[:depth] == b[:depth] and ones_after_a_window:
             one, two = "m" * (len(a) - depth - 1), "n" * (len(b) - depth - 2)
-            found.append(Axes(f"{'L' * depth}{one}r", f"{'L' * depth}{two}rn"))
-    return found
+            yield Axes(f"{'L' * depth}{one}r", f"{'L' * depth}{two}rn")
 
 
-def _several(axes: Axes) -> bool:
+def _has_several(axes: Axes) -> bool:
+    """Check whether the inputs or the outputs are more than one axis."""
     return axes.a.count("m") > 1 or axes.b.count("n") > 1
 
 
 def _fits(axes: Axes, a: Shape, b: Shape, kernel: Shape, *, flat: bool) -> bool:
-    """Returns whether the factors are of a kernel of this shape."""
-    sides = [(x, n) for x, n in _roles(axes.a, a) if x in "Lm"]
-    sides += [(x, n) for x, n in _roles(axes.b, b) if x == "n"]
-    stack = [n for role, n in sides if role == "L"]
-    where = max(axes.a.find("L"), 0)
-    at, rest = kernel[where : where + len(stack)], list(kernel)
-    del rest[where : where + len(stack)]
-    if flat and len(rest) == 2 and rest != [n for role, n in sides if role != "L"]:
+    """Check whether the factors belong to a kernel of this shape."""
+    stack, inputs = _sizes(axes.a, a, "L"), _sizes(axes.a, a, "m")
+    outputs = _sizes(axes.b, b, "n")
+    # A scan stacks kernel and factors on the same axis.
+    start = max(axes.a.find("L"), 0)
+    end = start + len(stack)
+    rest = [*kernel[:start], *kernel[end:]]
+    if flat and len(rest) == 2 and rest != [*inputs, *outputs]:
         return False
-    size = math.prod(n for _, n in sides)
-    return size == math.prod(kernel) and list(at) == stack
+    # Only the product of the other sizes is compared: the order of a kernel's inputs
+    # and outputs depends on the equation of its einsum, which shapes do not show.
+    size = math.prod([*stack, *inputs, *outputs])
+    return size == math.prod(kernel) and list(kernel[start:end]) == stack
 
 
-def _longer(axes: Axes, a: Shape, b: Shape) -> tuple[str, str]:
-    """Returns the roles of the axes that are longer than one."""
-    return tuple(
-        "".join(role for role, n in _roles(*side) if n > 1)
-        for side in zip(axes, (a, b), strict=True)
-    )
+def _sizes(letters: Sequence[str], shape: Shape, role: str) -> list[int]:
+    """Return the sizes of the axes with one role, in their order."""
+    return [n for letter, n in zip(letters, shape, strict=True) if letter == role]
 
 
-def _roles(letters: str, shape: Sequence[int]) -> zip:
-    return zip(letters, shape, strict=False)
+def _longer(letters: str, shape: Shape) -> str:
+    """Return the roles of the axes longer than one."""
+    return "".join(role for role, n in zip(letters, shape, strict=True) if n > 1)
 
 
 def _ambiguous(path: str, a: Shape, b: Shape, found: Sequence[Axes]) -> str:

@@ -1,4 +1,7 @@
-"""What a library's LoRA trees look like: one record of plain functions each. Host."""
+"""Describe a library's LoRA trees by one record of plain functions.
+
+Runs on the host: keys and shapes alone are read, so the leaves may be tracers.
+"""
 
 import collections
 import re
@@ -14,11 +17,11 @@ Leaves = Mapping[Key, Any]
 
 
 class Half(NamedTuple):
-    """What the key of a leaf says, if it is half an adapter.
+    """One half of an adapter, as read from the key of its leaf.
 
     Attributes:
       module: The key of the module.
-      weight: The name of the adapted weight in it, where the key tells.
+      weight: The name of the adapted weight in it, or "" if the key does not tell.
       side: `a` for the input side, `b` for the output side.
     """
 
@@ -28,19 +31,19 @@ class Half(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How one library names, places and scales LoRA factors.
+    """The rules by which one library names, places and scales LoRA factors.
 
     Attributes:
-      name: What users call it.
+      name: The name by which users select it.
       half: Reads the key of a leaf.
       kernels: The keys at which the base weight of a module may be.
       alpha: The argument to give, and where the user finds it, if the scale is outside
         of the arrays. Empty: the library has no scale, `delta = a @ b`.
-      path: The module's path as the adapter's name, without what the library adds.
-      parts: The names of what a fused projection joins, by its path.
+      path: The module's path as the adapter's name, without the library's own levels.
+      parts: The names of the projections that a fused one joins, by its path.
       flat: Whether both sides are flattened to one axis.
       one_rank: Whether the library runs one rank for all modules.
-      known: Whether these paths are this library's, where only names tell it from
+      known: Whether these paths are this library's, if only names distinguish it from
         the layout that it refines.
       refines: The layout whose trees these are too.
       leaf_alpha: The name of a leaf beside the factors that holds alpha.
@@ -59,10 +62,14 @@ class Layout(NamedTuple):
     leaf_alpha: str = ""
 
 
+# A training state repeats the tree of the factors in its optimizer, so an adapter would
+# be found three times with Adam.
 _OPTIMIZERS = {"opt", "optim", "opt_state", "optimizer_state", "optimizer", "tx"}
 _MOMENTS = {"mu", "nu", "trace", "nu_max", "sum_of_squares", "acc_grads"}
 _AVERAGES = re.compile(r"(.*_)?ema(_.*)?")
 _COLLECTIONS = ("params", "lora", "model_params")
+
+_ModuleWeight = tuple[Key, str]
 
 
 class _Site(NamedTuple):
@@ -75,7 +82,7 @@ class _Site(NamedTuple):
 
 
 def pairs(layout: Layout, leaves: Leaves, stack_axis: StackAxis | None) -> list[Pair]:
-    """Returns the adapters of a tree, in this layout; none if it has no halves.
+    """Find the adapters of a tree in this layout; an empty list if it has no halves.
 
     Raises:
       ValueError: if a half is missing, or shapes do not fit. The path is named.
@@ -85,40 +92,39 @@ def pairs(layout: Layout, leaves: Leaves, stack_axis: StackAxis | None) -> list[
     count = collections.Counter(site.path for site in sites)
     found = []
     for site in sites:
+        # Most modules have one adapted weight, and then go by the module's path alone.
         name = site.path if count[site.path] == 1 else (*site.path, site.weight)
         found.append(_pair(layout, leaves, site, "/".join(name), stack_axis))
     return found
 
 
 def names(layout: Layout, leaves: Leaves) -> list[str]:
-    """Returns the modules in which this layout finds a half, or nothing."""
+    """List the modules in which this layout finds a half, if it knows their names."""
     found = ["/".join(site.path) for site in _sites(layout, leaves)]
     return found if layout.known(found) else []
 
 
 def halves(layout: Layout, leaves: Leaves) -> set[Key]:
-    """Returns the keys of the leaves that this layout takes for halves."""
+    """Return the keys of all halves in this layout."""
     return {key for site in _sites(layout, leaves) for key in site.sides.values()}
 
 
 def is_optimizer(key: Key) -> bool:
-    """Returns whether a leaf is an optimizer's: its moments are named as factors."""
+    """Check whether a leaf belongs to an optimizer, whose moments repeat its names."""
     return not _OPTIMIZERS.isdisjoint(key[:-1])
 
 
 def _sites(layout: Layout, leaves: Leaves) -> list[_Site]:
-    sides: dict[tuple[Key, str], dict[str, Key]] = {}
-    for key, leaf in leaves.items():
-        half = layout.half(key)
-        if half and hasattr(leaf, "shape") and not is_optimizer(key):
-            sides.setdefault((half.module, half.weight), {})[half.side] = key
-    for site in _moments(sides):
-        del sides[site]
+    sides = _sides(layout, leaves)
+    for moment in _moments(sides):
+        del sides[moment]
     depth = _depth([module for module, _ in sides])
     result = []
     for (module, weight), found in sides.items():
         keys = layout.kernels(Half(module, weight, ""))
         beside = (*next(iter(found.values()))[:-1], layout.leaf_alpha)
+        # A tree of factors alone has no kernels, and Orbax's placeholder for an unread
+        # leaf has no shape.
         kernels = (x for x in keys if hasattr(leaves.get(x), "shape"))
         result.append(
             _Site(
@@ -133,27 +139,59 @@ def _sites(layout: Layout, leaves: Leaves) -> list[_Site]:
     return result
 
 
-def _moments(sites: Collection[tuple[Key, str]]) -> list[tuple[Key, str]]:
-    """Returns the sites that are moments of all the others, below a name of optax's.
+def _sides(layout: Layout, leaves: Leaves) -> dict[_ModuleWeight, dict[str, Key]]:
+    """Return the keys of the halves by module and weight, then by side."""
+    sides: dict[_ModuleWeight, dict[str, Key]] = {}
+    for key, leaf in leaves.items():
+        half = layout.half(key)
+        if half and hasattr(leaf, "shape") and not is_optimizer(key):
+            sides.setdefault((half.module, half.weight), {})[half.side] = key
+    return sides
 
-    A module may have such a name too: there, it has not all the others' paths below.
+
+def _moments(sites: Collection[_ModuleWeight]) -> list[_ModuleWeight]:
+    """List the sites below a name of optax's moments that repeat all other sites.
+
+    A module of a model may be called `mu` or `trace` too. It is not mistaken for a
+    moment, since it does not repeat the paths of all other modules.
     """
-    others = [x for x in sites if _MOMENTS.isdisjoint(x[0])]
-    ends = {(x[i:], weight) for x, weight in others for i in range(len(x) or 1)}
-    below: dict[Key, list[tuple[Key, str]]] = {}
+    others = [site for site in sites if _MOMENTS.isdisjoint(site[0])]
+    ends = _ends(others)
+    found = []
+    for start, group in _below_moments(sites).items():
+        rests = [(module[len(start) :], weight) for module, weight in group]
+        if len(group) == len(others) and ends.issuperset(rests):
+            found += group
+    return found
+
+
+def _ends(sites: Collection[_ModuleWeight]) -> set[_ModuleWeight]:
+    """Return every end of each module's path, the whole path included."""
+    # The state of an optimizer may lack the outer levels of the parameters' tree, such
+    # as the collection `params`.
+    return {
+        (module[i:], weight)
+        for module, weight in sites
+        for i in range(len(module) or 1)
+    }
+
+
+def _below_moments(
+    sites: Collection[_ModuleWeight],
+) -> dict[Key, list[_ModuleWeight]]:
+    """Group the sites by their path down to the first name of a moment."""
+    groups: dict[Key, list[_ModuleWeight]] = {}
     for module, weight in sites:
-        if at := [i for i, x in enumerate(module) if x in _MOMENTS]:
-            below.setdefault(module[: at[0] + 1], []).append((module, weight))
-    return [
-        site
-        for start, group in below.items()
-        if len(group) == len(others)
-        and all((module[len(start) :], weight) in ends for module, weight in group)
-        for site in group
-    ]
+        depths = [i for i, name in enumerate(module) if name in _MOMENTS]
+        if depths:
+            start = module[: depths[0] + 1]
+            groups.setdefault(start, []).append((module, weight))
+    return groups
 
 
 def _check_averages(sites: Sequence[_Site]) -> None:
+    # Pruned together, an average and its weights would count every module twice, and
+    # might keep different ranks.
     firsts = {site.module[:1]: "/".join(site.module) for site in sites}
     means = [x for x in firsts if x and _AVERAGES.fullmatch(x[0])]
     if means and len(means) < len(firsts):
@@ -165,7 +203,7 @@ def _check_averages(sites: Sequence[_Site]) -> None:
 
 
 def _depth(modules: Sequence[Key]) -> int:
-    """Returns how many collections all modules lie in, which are no part of paths."""
+    """Count the outer collections common to all modules, to leave them out of paths."""
     depth = 0
     while len(firsts := {x[depth : depth + 1] for x in modules}) == 1:
         (first,) = firsts

@@ -1,4 +1,7 @@
-"""What a library has to be told to run a child in its own tree. Host."""
+"""Return the ranks with which a library runs a child in its own tree.
+
+Runs on the host: ranks are shapes.
+"""
 
 import re
 import typing
@@ -12,10 +15,10 @@ if typing.TYPE_CHECKING:
 
 
 def module_ranks(child: Checkpoint, *, rank: int | None = None) -> dict[str, int]:
-    """Returns the rank that each module has in the tree that `para_jax.to_tree` makes.
+    """Return the rank of each module in the tree made by `para_jax.to_tree`.
 
-    For libraries that make a module with its rank (`nnx.LoRA(rank=...)`, a gemma
-    interceptor by path). Where the library has an alpha, it has to equal the rank.
+    Use them with libraries that make a module with its rank (`nnx.LoRA(rank=...)`, a
+    gemma interceptor by path). If the library has an alpha, set it to the rank.
 
     Example:
       >>> x = adapters["up"]
@@ -25,7 +28,7 @@ def module_ranks(child: Checkpoint, *, rank: int | None = None) -> dict[str, int
       {'mlp': 2}
 
     Args:
-      child: What is put back.
+      child: The checkpoint to put back.
       rank: As for `para_jax.to_tree`.
 
     Raises:
@@ -37,11 +40,11 @@ def module_ranks(child: Checkpoint, *, rank: int | None = None) -> dict[str, int
 def qwix_rules(
     child: Checkpoint, *, rank: int | None = None, **options: Any
 ) -> "list[qwix.LoraRule]":
-    """Returns the rules under which qwix runs a child: each module at its own rank.
+    """Return qwix's rules for a child, each module at its own rank.
 
-    One rule a module, for its exact path, with `alpha` equal to the rank, since a
-    child's scale is in its factors. With one rule for all, an einsum would silently
-    take the wrong scale.
+    Each module has one rule for its exact path, with `alpha` equal to the rank, since
+    the factors of a child hold its scale. With one rule for all modules, an einsum
+    would silently use the wrong scale.
 
     Example:
       >>> import qwix
@@ -55,13 +58,14 @@ def qwix_rules(
       >>> provider = qwix.LoraProvider(rules)  # For qwix.apply_lora_to_model.
 
     Args:
-      child: What `para_jax.compress` made of a tree of this layout, or of tunix or
+      child: A checkpoint that `para_jax.compress` made from a tree of qwix, tunix or
         MaxText.
       rank: As for `para_jax.to_tree`.
       **options: Other fields of `qwix.LoraRule`, such as `dropout` or `weight_qtype`.
     """
     import qwix
 
+    # qwix reads `module_path` as a regular expression.
     return [
         qwix.LoraRule(module_path=re.escape(path), rank=r, alpha=r, **options)
         for path, r in module_ranks(child, rank=rank).items()

@@ -1,7 +1,7 @@
-"""One adapter in a tree: where its halves are, and its way out and back in.
+"""Take one adapter out of a tree by the place of its halves, and put it back in.
 
-Traced, all but the checks of shapes: `take` and `put` work inside `jit`, so that a
-training step can compress the state of a model.
+`take`, `whole` and `put` are traceable under `jit`, so that a training step can
+compress the state of a model. Checks of shapes run on the host.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from para_jax._adapters.adapter import Adapter, Array, folded
-from para_jax._adapters.padding import pad
+from para_jax._adapters.padding import pad, to_rank
 from para_jax._adapters.precision import wide
 from para_jax._adapters.stacks import member, stack
 from para_jax._pruning.decompose import decompose
@@ -22,24 +22,24 @@ from para_jax._pruning.repack_traced import pack
 from para_jax.layouts.axes import Axes, Shape, matrices, stored
 
 Key = tuple[str, ...]
-"""The path of a leaf, one string a level."""
+"""The path of a leaf, one string per level."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Where the two halves of an adapter are in a tree, and how they lie.
+    """The place of an adapter's two halves in a tree, and the roles of their axes.
 
     Attributes:
-      path: What the adapter is called: the module's slash-joined path.
-      module: The module that the library looks up a rank for. Pairs of one module
+      path: The adapter's name: the module's slash-joined path.
+      module: The module for which the library looks up a rank. Pairs of one module
         have one rank.
       a: The key of the input-side factor.
       b: The key of the output-side factor.
       axes: The roles of their axes.
       shapes: Their stored shapes.
-      parts: For a fused projection, the names of what the first output axis joins,
-        such as `("k", "v")`: each is an adapter by itself.
-      alpha: The key of a leaf that holds alpha, where the tree has one.
+      parts: For a fused projection, the names of the projections along the first
+        output axis, such as `("k", "v")`: each is an adapter of its own.
+      alpha: The key of a leaf that holds alpha, if the tree has one.
     """
 
     path: str
@@ -57,7 +57,7 @@ class Pair:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The paths of the adapters that the pair holds."""
+        """The paths of the pair's adapters."""
         return tuple(f"{self.path}/{x}" for x in self.parts) or (self.path,)
 
     @property
@@ -68,13 +68,13 @@ class Pair:
 
 
 def members(pair: Pair) -> list[str]:
-    """Returns what the adapters of a pair may be called, and each kernel of theirs."""
+    """List the possible names of a pair's adapters, and of each of their kernels."""
     kernels = [member(name, i) for name in pair.names for i in np.ndindex(pair.stack)]
     return [*pair.names, *kernels]
 
 
 def take(pair: Pair, a: Array, b: Array, scale: float) -> dict[str, Adapter]:
-    """Returns the adapters of a pair; those of a fused one share `a`."""
+    """Return the adapters of a pair; those of a fused pair share `a`."""
     a, b = matrices(pair.axes, a, b)
     width = b.shape[-1] // len(pair.names)
     return {
@@ -84,12 +84,12 @@ def take(pair: Pair, a: Array, b: Array, scale: float) -> dict[str, Adapter]:
 
 
 def whole(pair: Pair, child: Mapping[str, Adapter], dtype: Any) -> Adapter:
-    """Returns the one adapter of scale 1 that a pair's place in the tree takes.
+    """Return the one adapter of scale 1 for a pair's place in the tree.
 
     The kernels of a stack are padded to the largest of their ranks. A module that the
-    child does not have gets one rank of zeros in `dtype`, since the tree's form has a
-    place for it. The parts of a fused projection come side by side, or, where that is
-    more than the parent's rank, as the same product at the parent's rank.
+    child lacks gets one rank of zeros in `dtype`, since the tree has a place for it.
+    The parts of a fused projection are joined side by side, or, if that exceeds the
+    parent's rank, as the same product at the parent's rank.
     """
     parts = [_stacked(pair, name, child) for name in pair.names]
     found = [x for x in parts if x is not None]
@@ -106,13 +106,13 @@ def whole(pair: Pair, child: Mapping[str, Adapter], dtype: Any) -> Adapter:
 
 
 def put(pair: Pair, adapter: Adapter) -> dict[Key, Array]:
-    """Returns the leaves of an adapter, in the form that the tree has."""
+    """Return the leaves of an adapter in the stored form of the tree."""
     a, b = stored(pair.axes, adapter.a, adapter.b, pair.shapes)
     return {pair.a: a, pair.b: b}
 
 
 def _stacked(pair: Pair, name: str, child: Mapping[str, Adapter]) -> Adapter | None:
-    """Returns an adapter with the stack of its pair, if the child has any of it."""
+    """Return an adapter with the stack of its pair; None if the child has no kernel."""
     if name in child:
         return folded(child[name])
     names = [member(name, index) for index in np.ndindex(pair.stack)]
@@ -120,16 +120,13 @@ def _stacked(pair: Pair, name: str, child: Mapping[str, Adapter]) -> Adapter | N
     if not found:
         return None
     rank = max(x.rank for x in found.values())
-    one = next(iter(found.values()))
-    like = Adapter(
-        a=np.zeros((one.inputs, rank), one.a.dtype),
-        b=np.zeros((rank, one.outputs), one.b.dtype),
-    )
+    # Kernels that kept nothing are missing in a ragged child: `pad` makes their zeros.
+    like = to_rank(next(iter(found.values())), rank)
     return stack(pad(found, like=dict.fromkeys(names, like)), {name: pair.stack})[name]
 
 
 def _block_rows(parts: Sequence[Adapter | None], xp: Any) -> list[Any]:
-    """Returns each part's `b`, with zeros in the columns of the other parts."""
+    """Return each part's `b`, with zeros in the columns of the other parts."""
     width = next(x.outputs for x in parts if x is not None)
     rows = []
     for i, part in enumerate(parts):
@@ -141,26 +138,29 @@ def _block_rows(parts: Sequence[Adapter | None], xp: Any) -> list[Any]:
 
 
 def _at_rank(joined: Adapter, rank: int) -> Adapter:
-    """Returns the same product in `rank` columns, if it has no more than that rank.
+    """Return the same product at `rank`, unless its own rank is larger.
 
-    That it has is so for a child of the pair, whose parts all lie in the columns of the
-    parent's one `a`. Adapters that came from elsewhere keep their own rank.
+    A child of the pair has at most `rank`, since all of its parts lie in the columns of
+    the parent's one `a`. Adapters from elsewhere keep their own rank.
     """
+    # Traced values cannot be checked; a traced child is assumed to be of this pair.
     if isinstance(joined.a, jax.core.Tracer):
         return _leading(joined, rank=rank)[0]
     with wide():
         small, rest = jax.device_get(_leading(joined, rank=rank))
+    # Within the rounding of the stored factors, the further components are zero.
     exact = float(jnp.finfo(joined.a.dtype).eps) * joined.rank
     return small if rest <= exact else joined
 
 
 @functools.partial(jax.jit, static_argnames="rank")
 def _leading(adapter: Adapter, *, rank: int) -> tuple[Adapter, jax.Array]:
-    """Returns the leading components, and how large the first of the others is."""
+    """Return the leading components, and the relative size of the first dropped one."""
     adapters = {"": adapter}
     spectra = decompose(adapters)
     s = spectra[""].s
     masks = {"": jnp.broadcast_to(jnp.arange(s.shape[-1]) < rank, s.shape)}
+    # `tiny` keeps an update of zero from dividing zero by zero.
     first = jnp.max(s[..., :1], initial=jnp.finfo(s.dtype).tiny)
     rest = jnp.max(s[..., rank:], initial=0) / first
     return pack(spectra, masks, adapters, width=rank)[""], rest
@@ -172,5 +172,6 @@ def _zeros(pair: Pair, dtype: Any) -> Adapter:
 
 
 def _module(adapters: Sequence[Adapter]) -> Any:
+    # NumPy stays NumPy: a host checkpoint must not move to a device on the way back.
     leaves = jax.tree.leaves(list(adapters))
     return np if all(isinstance(x, np.ndarray) for x in leaves) else jnp

@@ -1,4 +1,7 @@
-"""What the product of two stored factors is multiplied with. Host."""
+"""Resolve the scale of each pair: the factor in `delta = scale * a @ b`.
+
+Runs on the host: a scale is a Python number, so it is static under `jit`.
+"""
 
 import math
 import numbers
@@ -18,25 +21,20 @@ def of_pairs(
     alpha: float | Mapping[str, float] | None,
     scale: float | None,
 ) -> dict[str, float]:
-    """Returns what `a @ b` of each pair is multiplied with, by its path.
+    """Return the scale of each pair by its path.
 
     Args:
-      layout: Says whether the library has an alpha, and where it is.
+      layout: Says whether the library has an alpha, and its place.
       found: The pairs.
       leaves: The tree, which may hold alpha.
-      alpha: What the user says; one number, or one a pair by path.
-      scale: Or that.
+      alpha: The user's alpha; one number, or one per pair by path.
+      scale: The user's scale, instead of `alpha`.
 
     Raises:
-      ValueError: if it is not known, said twice, or no finite number.
+      ValueError: if the scale is not known, given twice, or not a finite number.
     """
+    _check_arguments(alpha, scale)
     given = alpha is not None or scale is not None
-    for name, value in (("alpha", alpha), ("scale", scale)):
-        for one in value.values() if isinstance(value, Mapping) else [value]:
-            if one is not None and not _is_finite(one):
-                raise ValueError(f"{name}={value}: expected a finite number.")
-    if alpha is not None and scale is not None:
-        raise ValueError("Give alpha= or scale=, not both.")
     if not layout.alpha:
         if given:
             raise ValueError(
@@ -48,11 +46,29 @@ def of_pairs(
     if inside and given:
         raise ValueError(f"'{inside[0].path}' holds its own alpha. Leave it out.")
     scales = {x.path: _scale(layout, x, leaves, alpha, scale) for x in found}
-    if isinstance(alpha, Mapping) and (unknown := sorted(alpha.keys() - scales.keys())):
+    if isinstance(alpha, Mapping):
+        _check_names(alpha, scales)
+    return scales
+
+
+def _check_names(alpha: Mapping[str, float], scales: Mapping[str, float]) -> None:
+    # A misspelt path must not pass unnoticed beside the right ones.
+    if unknown := sorted(alpha.keys() - scales.keys()):
         raise ValueError(
             f"alpha= names '{unknown[0]}', expected one of {list(scales)[:3]}, ..."
         )
-    return scales
+
+
+def _check_arguments(
+    alpha: float | Mapping[str, float] | None, scale: float | None
+) -> None:
+    """Raise ValueError unless at most one argument is given, of finite numbers."""
+    for name, value in (("alpha", alpha), ("scale", scale)):
+        for one in value.values() if isinstance(value, Mapping) else [value]:
+            if one is not None and not _is_finite(one):
+                raise ValueError(f"{name}={value}: expected a finite number.")
+    if alpha is not None and scale is not None:
+        raise ValueError("Give alpha= or scale=, not both.")
 
 
 def _scale(
@@ -62,6 +78,7 @@ def _scale(
     alpha: float | Mapping[str, float] | None,
     scale: float | None,
 ) -> float:
+    # A pair of rank 0 has no update, whatever its scale: any finite number serves.
     if pair.alpha:
         return _number(pair, leaves[pair.alpha]) / max(pair.rank, 1)
     if scale is not None:
@@ -78,6 +95,7 @@ def _scale(
 def _number(pair: Pair, leaf: Any) -> float:
     """Return the alpha in a leaf: a Python number, or an array of one."""
     value = np.asarray(leaf)
+    # The kind "V" is that of bfloat16, which NumPy does not count as floating point.
     if value.size != 1 or value.dtype.kind not in "iufV" or not np.isfinite(value):
         raise ValueError(
             f"'{'/'.join(pair.alpha)}' is {leaf!r}: expected one finite number, the "

@@ -1,4 +1,7 @@
-"""Adapters taken out of a tree, and put back into it. Traced, but for the checks."""
+"""Take the adapters out of a whole tree, and put a child back into it.
+
+Both directions are traceable under `jit`: checks use keys and shapes alone.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +13,7 @@ import numpy as np
 
 from para_jax._adapters.adapter import Adapter, check_pair, ordered
 from para_jax._adapters.checkpoint import Checkpoint, Layer
-from para_jax._adapters.padding import pad
+from para_jax._adapters.padding import to_rank
 from para_jax.layouts.axes import StackAxis
 from para_jax.layouts.layout import Layout, Leaves, pairs
 from para_jax.layouts.pairs import Key, Pair, members, put, take, whole
@@ -20,15 +23,15 @@ from para_jax.layouts.scales import of_pairs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tree:
-    """A tree in which adapters were found.
+    """A tree with adapters, as `from_tree` found them.
 
     Attributes:
       layout: The name of the layout.
-      pairs: Where the adapters are.
+      pairs: The places of the adapters.
       leaves: All leaves by key, in the order of `structure`.
       structure: The tree without its leaves.
-      one_rank: Whether all modules are to have one rank, although the layout can do
-        with less.
+      one_rank: Whether to pad all modules to one rank, although the layout does not
+        require it.
 
     Example:
       >>> x = adapters["up"]  # Named as by flax.nnx, which has no alpha.
@@ -51,7 +54,11 @@ def from_tree(
     scale: float | None = None,
     stack_axis: StackAxis | None = None,
 ) -> Checkpoint:
-    """Returns the adapters of a tree, and the tree to put a child back into.
+    """Return the adapters of a tree, with the tree to put a child back into.
+
+    For nested dicts made by `to_params`, `from_params` is the shorter way: it keeps no
+    tree, and its `scale` defaults to 1. Here the layout `linen` reads such dicts inside
+    of a larger tree, and needs `scale` or `alpha`.
 
     Example:
       >>> x = adapters["up"]
@@ -64,13 +71,13 @@ def from_tree(
       tree: Parameters or a state with LoRA factors, with or without the base weights.
       layout: A name in `LAYOUTS`; recognised if left out.
       alpha: The numerator of the scale `alpha / r`, for a library that keeps it
-        outside of the arrays; one number, or one a module by path.
+        outside of the arrays; one number, or one per module by path.
       scale: The scale itself, instead of `alpha`.
-      stack_axis: Where layers are stacked, if shapes alone do not tell.
+      stack_axis: The axis on which layers are stacked, if shapes alone do not tell.
 
     Raises:
-      ValueError: if no layout fits or two do, a half is missing, shapes disagree, or a
-        fact is needed that the tree does not hold. The module is named.
+      ValueError: if no layout fits or two do, a half is missing, shapes disagree, or
+        the tree lacks a fact that no argument gives. The module is named.
     """
     leaves, structure = flatten(tree)
     chosen, found = found_in(leaves, layout=layout, stack_axis=stack_axis)
@@ -82,17 +89,17 @@ def from_tree(
 
 
 def to_tree(checkpoint: Checkpoint, *, rank: int | None = None) -> Any:
-    """Returns the tree that the adapters came from, with these in their places.
+    """Return the parent's tree with the adapters of a child in their places.
 
-    Every module has its own rank; the kernels of a stack are padded to the largest of
-    theirs, and so are modules that the library gives one rank to. A module that kept
-    nothing has one rank of zeros, which no gradient reaches. All scales are 1 from here
-    on: where the library has an alpha, run the child with `alpha` equal to the rank
+    Every module has its own rank. The kernels of a stack are padded to their largest
+    rank, and all modules are if the library runs one rank. A module that kept nothing
+    has one rank of zeros, which no gradient reaches. All scales are 1 in the result: if
+    the library has an alpha, run the child with `alpha` equal to the rank
     (`module_ranks`).
 
-    What is no factor stays as it was; an optimizer's moments do not fit any more: see
-    `project_moments`, or `reset_moments`. Factors are NumPy arrays where the parent's
-    are, which not every library runs: qwix wants `jax.tree.map(jnp.asarray, tree)`.
+    All other leaves stay the same, so an optimizer's moments no longer fit: see
+    `project_moments`, or `reset_moments`. Factors are NumPy arrays if the parent's are.
+    Not every library runs those: qwix needs `jax.tree.map(jnp.asarray, tree)`.
 
     Example:
       >>> x = adapters["up"]
@@ -102,9 +109,9 @@ def to_tree(checkpoint: Checkpoint, *, rank: int | None = None) -> Any:
       {'mlp': {'lora_a': (5, 2), 'lora_b': (2, 7)}}
 
     Args:
-      checkpoint: What `from_tree` gave, or `compress` made of it in any form.
-      rank: The rank to pad all modules to, for a program that knows only one; the
-        largest kept is `max(module_ranks(child).values())`.
+      checkpoint: The result of `from_tree`, or a child that `compress` made from it.
+      rank: The rank to pad all modules to, for a program with one rank; the largest
+        kept is `max(module_ranks(child).values())`.
 
     Raises:
       ValueError: if the adapters did not come from a tree, or do not fit `rank`.
@@ -115,6 +122,7 @@ def to_tree(checkpoint: Checkpoint, *, rank: int | None = None) -> Any:
         for key, value in put(pair, adapter).items():
             host = not isinstance(tree.leaves[key], jax.Array)
             leaves[key] = value if host else jnp.asarray(value)
+        # The scale is in the factors now, so `alpha / r` must be 1.
         if pair.alpha:
             leaves[pair.alpha] = _like(tree.leaves[pair.alpha], adapter.rank)
     return jax.tree.unflatten(tree.structure, list(leaves.values()))
@@ -129,9 +137,9 @@ def _like(old: Any, value: int) -> Any:
 
 
 def flatten(tree: Any) -> tuple[dict[Key, Any], Any]:
-    """Returns the leaves of a tree by key, and the tree without them.
+    """Return the leaves of a tree by key, and the tree without them.
 
-    The level `value`, which NNX puts below every variable, is no part of a key.
+    Keys leave out the level `value`, which NNX puts below every variable.
     """
     found, structure = jax.tree_util.tree_flatten_with_path(tree)
     leaves = {_key(path): value for path, value in found}
@@ -149,7 +157,7 @@ def _key(path: tuple[Any, ...]) -> Key:
 def found_in(
     leaves: Leaves, *, layout: str | None, stack_axis: StackAxis | None
 ) -> tuple[Layout, tuple[Pair, ...]]:
-    """Returns the layout of a tree, and where its adapters are: by shapes alone.
+    """Find the layout of a tree and the places of its adapters, by shapes alone.
 
     Raises:
       ValueError: as `from_tree`.
@@ -159,10 +167,10 @@ def found_in(
 
 
 def take_out(tree: Tree, scales: Mapping[str, float]) -> Checkpoint:
-    """Returns the adapters of a tree whose pairs are known, with their scales by path.
+    """Return the adapters at the known pairs of a tree, with their scales by path.
 
     Raises:
-      ValueError: if a pair is no adapter, such as one that is not floating point.
+      ValueError: if a pair is not an adapter, such as one that is not floating point.
     """
     found: dict[str, Adapter] = {}
     for pair in tree.pairs:
@@ -175,7 +183,7 @@ def take_out(tree: Tree, scales: Mapping[str, float]) -> Checkpoint:
 
 
 def _windows(tree: Tree) -> dict[str, Layer]:
-    """Returns the kind of the modules whose factors are those of a convolution."""
+    """Return the kind of layer of the convolutions, by path."""
     found = {}
     for pair in tree.pairs:
         if pair.axes.is_window:
@@ -186,7 +194,7 @@ def _windows(tree: Tree) -> dict[str, Layer]:
 
 
 def tree_of(checkpoint: Checkpoint) -> Tree:
-    """Returns the tree that adapters came from.
+    """Return the tree from which a checkpoint's adapters were taken.
 
     Raises:
       ValueError: if they did not come from one.
@@ -200,8 +208,35 @@ def tree_of(checkpoint: Checkpoint) -> Tree:
 
 
 def placed(checkpoint: Checkpoint, rank: int | None) -> list[tuple[Pair, Adapter]]:
-    """Returns what goes into each place, the modules of one rank padded to it."""
+    """Return each pair's new adapter, padded where several modules share one rank.
+
+    Args:
+      checkpoint: A child of a tree.
+      rank: As for `to_tree`.
+
+    Raises:
+      ValueError: as `to_tree`.
+    """
     tree = tree_of(checkpoint)
+    _check_children(tree, checkpoint)
+    found = {
+        pair: whole(pair, checkpoint.adapters, tree.leaves[pair.a].dtype)
+        for pair in tree.pairs
+    }
+    one_rank = LAYOUTS[tree.layout].one_rank or tree.one_rank or rank is not None
+    # Pairs of one module share a rank in any layout: the library looks it up once.
+    groups = {pair: "" if one_rank else pair.module for pair in found}
+    ranks: dict[str, int] = {}
+    for pair, adapter in found.items():
+        group = groups[pair]
+        ranks[group] = max(ranks.get(group, rank or 1), adapter.rank)
+    if rank is not None and ranks[""] > rank:
+        raise ValueError(f"A module has rank {ranks['']}, above {rank}.")
+    return [(pair, to_rank(x, ranks[groups[pair]])) for pair, x in found.items()]
+
+
+def _check_children(tree: Tree, checkpoint: Checkpoint) -> None:
+    """Raise ValueError unless there are adapters, and each has a place in the tree."""
     if not checkpoint.adapters:
         raise ValueError(
             "No module has an adapter left: all are cut, or zero. Keep at least one "
@@ -213,27 +248,3 @@ def placed(checkpoint: Checkpoint, rank: int | None) -> list[tuple[Pair, Adapter
             f"'{unknown[0]}' is no adapter of the tree, which has '{min(known)}', ... "
             "Rename the adapters back (para_jax.names.from_hf)."
         )
-    found = {
-        pair: whole(pair, checkpoint.adapters, tree.leaves[pair.a].dtype)
-        for pair in tree.pairs
-    }
-    together = LAYOUTS[tree.layout].one_rank or tree.one_rank or rank is not None
-    rooms: dict[str, int] = {}
-    for pair, x in found.items():
-        room = "" if together else pair.module
-        rooms[room] = max(rooms.get(room, rank or 1), x.rank)
-    if rank is not None and rooms[""] > rank:
-        raise ValueError(f"A module has rank {rooms['']}, above {rank}.")
-    return [
-        (pair, _padded(pair, x, rooms["" if together else pair.module]))
-        for pair, x in found.items()
-    ]
-
-
-def _padded(pair: Pair, adapter: Adapter, rank: int) -> Adapter:
-    one = np.zeros((), adapter.a.dtype)  # Only the shapes count.
-    like = Adapter(
-        a=np.broadcast_to(one, (*adapter.a.shape[:-1], rank)),
-        b=np.broadcast_to(one, (*adapter.stack, rank, adapter.outputs)),
-    )
-    return pad({pair.path: adapter}, like={pair.path: like})[pair.path]

@@ -1,17 +1,17 @@
-"""Modules by another library's name: JAX paths <-> Hugging Face modules. Host.
+"""Rename modules between JAX paths and Hugging Face names. Runs on the host.
 
     child = names.to_hf(para.load("run/100"), "gemma3")
     para.save(child, "adapter/", format="peft")  # PEFT loads it onto transformers.
 
 A model has a table for every ecosystem that writes it (tunix, gemma, MaxText, Flax
 classes with Hugging Face's names ...). A table pairs patterns,
-`layers/{i}/attn/q_proj` with `model.layers.{i}.self_attn.q_proj`, and is total both
-ways: every layer, every projection of attention and MLP, none twice. A table of your
-own is a mapping of the same form, or a TOML file of it.
+`layers/{i}/attn/q_proj` with `model.layers.{i}.self_attn.q_proj`, and covers both sides
+completely: every layer, every projection of attention and MLP, none twice. Your own
+table is a mapping of the same form, or a TOML file of it.
 
-Where MaxText keeps a kernel in another form than Hugging Face (queries divided by
-the square root of `head_dim`, rotary pairs side by side), the update is changed with
-its name. That changes singular values, so name first and compress after.
+MaxText keeps some kernels in another form than Hugging Face (queries divided by the
+square root of `head_dim`, rotary pairs side by side); the update changes with the name.
+That changes singular values, so rename before compressing.
 """
 
 from para_jax.names.convert import from_hf as from_hf

@@ -1,4 +1,4 @@
-"""A checkpoint under the names of the other side."""
+"""Rename a whole checkpoint from JAX to Hugging Face, or back."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from para_jax._adapters.adapter import Adapter, Adapters, Array
 from para_jax._adapters.checkpoint import Checkpoint, Layer, as_checkpoint
 from para_jax.names import gate_up, head_forms, models, plan
-from para_jax.names.head_forms import Way
+from para_jax.names.head_forms import Direction
 from para_jax.names.models import Names
 from para_jax.names.patterns import Module, backward, forward, number, place
 from para_jax.names.plan import Move, Moves
 
 _EXPERTS = Layer(kind="experts")
+# By new path, then by half of the fused gate and up; `None` holds an unfused module.
 _Parts = dict[str, dict[int | None, Adapter]]
 
 
@@ -23,12 +24,12 @@ def to_hf(
     head_dim: int | None = None,
     layers: int | None = None,
 ) -> Checkpoint:
-    """Returns the adapters under Hugging Face's names; the inverse is `from_hf`.
+    """Return the adapters under Hugging Face's names; the inverse is `from_hf`.
 
-    The table is that of the ecosystem whose patterns all paths fit. Stacked layers
-    become one adapter a layer. Experts keep their stack, under the name of the
-    parameter that holds them; gate and up, one parameter there, are joined, of the
-    sum of their ranks.
+    All paths must fit the patterns of one ecosystem, whose table is used. Stacked
+    layers become one adapter per layer. Experts keep their stack, under the name of the
+    parameter that holds them. Gate and up, one parameter there, are joined at the sum
+    of their ranks.
 
     Example:
       >>> from para_jax import names
@@ -39,14 +40,14 @@ def to_hf(
 
     Args:
       checkpoint: The adapters by JAX path, with or without `params/` or `base/` before.
-      names: A name in `MODELS`, or a table of one's own: see `tables`.
-      ecosystem: Whose paths they are, where these alone do not tell.
-      head_dim: The size of an attention head, where a kernel's form depends on it.
-      layers: The number of layers, where a layer's number depends on it.
+      names: A name in `MODELS`, or your own table: see `tables`.
+      ecosystem: The owner of the paths, if the paths alone do not tell.
+      head_dim: The size of an attention head, if a kernel's form depends on it.
+      layers: The number of layers, if a layer's number depends on it.
 
     Raises:
-      ValueError: if no table fits all paths, or several that differ do, or a fact is
-        missing. The message names the paths.
+      ValueError: if no table fits all paths, or several differing tables do, or a fact
+        is missing. The message names the paths.
     """
 
     def renumber(module: Module, i: int, path: str) -> int:
@@ -71,10 +72,10 @@ def from_hf(
     head_dim: int | None = None,
     layers: int | None = None,
 ) -> Checkpoint:
-    """Returns the adapters under JAX paths: the inverse of `to_hf`.
+    """Return the adapters under JAX paths: the inverse of `to_hf`.
 
-    Layers that the ecosystem stacks come out as the members of a stack, `.../query/3`,
-    for `para_jax.stack` to join. A fused `gate_up_proj` is split: each half has the
+    Layers stacked by the ecosystem become the members of a stack, `.../query/3`, for
+    `para_jax.stack` to join. A fused `gate_up_proj` is split: each half has the
     components that it uses.
 
     Example:
@@ -86,7 +87,7 @@ def from_hf(
     Args:
       checkpoint: The adapters by Hugging Face name.
       names: As for `to_hf`.
-      ecosystem: Which of the model's tables to take, if it has several.
+      ecosystem: The table to use, if the model has several.
       head_dim: As for `to_hf`.
       layers: As for `to_hf`.
 
@@ -113,38 +114,42 @@ def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 
 def _moved(
-    checkpoint: Checkpoint, found: Moves, way: Way, head_dim: int | None
+    checkpoint: Checkpoint, found: Moves, direction: Direction, head_dim: int | None
 ) -> Checkpoint:
+    # Two passes, since gate and up come from two modules and make up one.
     parts: _Parts = {}
     for path, adapter in checkpoint.adapters.items():
         for move in found[path]:
-            part = _part(adapter, move, way)
-            part = head_forms.update(part, move.module, way, head_dim, path)
-            _put(parts, part, move, way, path)
+            part = _part(adapter, move, direction)
+            part = head_forms.update(part, move.module, direction, head_dim, path)
+            _put(parts, part, move, direction, path)
     every = {path: _whole(slots, path) for path, slots in parts.items()}
+    # Splitting a fused parameter can leave one half without any component.
     empty = {path: (x.inputs, x.outputs) for path, x in every.items() if not x.rank}
     adapters = {path: x for path, x in every.items() if x.rank}
     return dataclasses.replace(
         checkpoint,
         adapters=adapters,
         layers=_layers(checkpoint, found),
-        biases=_biases(checkpoint, found, way, head_dim),
-        absent=empty | _absent(checkpoint, found, way, adapters),
+        biases=_biases(checkpoint, found, direction, head_dim),
+        absent=empty | _absent(checkpoint, found, direction, adapters),
         spelling={},
     )
 
 
-def _part(adapter: Adapter, move: Move, way: Way) -> Adapter:
+def _part(adapter: Adapter, move: Move, direction: Direction) -> Adapter:
     a, b = adapter.a[move.index], adapter.b[move.index]
     part = dataclasses.replace(adapter, a=a, b=b)
-    if way == "to_hf" or move.module.half is None:
+    if direction == "to_hf" or move.module.half is None:
         return part
     return gate_up.split(part, move.module.half, move.path)
 
 
-def _put(parts: _Parts, part: Adapter, move: Move, way: Way, path: str) -> None:
+def _put(
+    parts: _Parts, part: Adapter, move: Move, direction: Direction, path: str
+) -> None:
     slots = parts.setdefault(move.path, {})
-    half = move.module.half if way == "to_hf" else None
+    half = move.module.half if direction == "to_hf" else None
     if half in slots:
         raise ValueError(
             f"'{path}' and another adapter are both '{move.path}'. Remove one of them."
@@ -158,6 +163,7 @@ def _whole(slots: Mapping[int | None, Adapter], path: str) -> Adapter:
 
 
 def _layers(checkpoint: Checkpoint, found: Moves) -> dict[str, Layer]:
+    # A name that ends in `{e}` is a parameter with all experts of a layer.
     kinds = {
         move.path: _EXPERTS
         if move.module.name.endswith("{e}")
@@ -169,7 +175,7 @@ def _layers(checkpoint: Checkpoint, found: Moves) -> dict[str, Layer]:
 
 
 def _biases(
-    checkpoint: Checkpoint, found: Moves, way: Way, head_dim: int | None
+    checkpoint: Checkpoint, found: Moves, direction: Direction, head_dim: int | None
 ) -> dict[str, Array]:
     result = {}
     for path, values in checkpoint.biases.items():
@@ -180,18 +186,24 @@ def _biases(
                     "which can have none. Train experts without lora_bias."
                 )
             part = values[move.index]
-            result[move.path] = head_forms.bias(part, move.module, way, head_dim, path)
+            result[move.path] = head_forms.bias(
+                part, move.module, direction, head_dim, path
+            )
     return result
 
 
 def _absent(
-    checkpoint: Checkpoint, found: Moves, way: Way, adapters: Mapping[str, Adapter]
+    checkpoint: Checkpoint,
+    found: Moves,
+    direction: Direction,
+    adapters: Mapping[str, Adapter],
 ) -> dict[str, tuple[int, int]]:
     result = {}
     for path, (m, n) in checkpoint.absent.items():
         for move in found[path]:
             fused = move.module.half is not None
-            outputs = n if not fused else 2 * n if way == "to_hf" else n // 2
+            outputs = n if not fused else 2 * n if direction == "to_hf" else n // 2
+            # Of gate and up, one may be absent while the other has an adapter.
             if move.path not in adapters:
                 result[move.path] = m, outputs
     return result

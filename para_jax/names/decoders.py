@@ -1,6 +1,6 @@
-"""Tables of the decoders: Llama, Mistral, Qwen, Gemma, Mixtral.
+"""List the names of the decoders: Llama, Mistral, Qwen, Gemma, Mixtral.
 
-Sources of the JAX names, and of what differs beside the name: tunix/models/*/model.py
+Sources of the JAX names and of the differences in form: tunix/models/*/model.py
 and params*.py (tunix 0.1.7); gemma/gm/nn/_modules.py (gemma 3.3); MaxText's
 checkpoint_conversion/utils/param_mapping.py with its hooks, for Mistral
 standalone_scripts/llama_mistral_mixtral_orbax_to_hf.py, for Llama's two rotary forms
@@ -43,13 +43,15 @@ _TUNIX_MLP: Modules = {
     "mlp/up_proj": "mlp.up_proj",
     "mlp/down_proj": "mlp.down_proj",
 }
+# One einsum holds keys and values, or gate and up: `layouts` makes an adapter of each
+# part, named below the einsum.
 _GEMMA_ATTENTION: Modules = {
     "attn/q_einsum": "self_attn.q_proj",
     "attn/kv_einsum/k": "self_attn.k_proj",
     "attn/kv_einsum/v": "self_attn.v_proj",
     "attn/attn_vec_einsum": "self_attn.o_proj",
 }
-# Of the models with as many heads for keys as for queries.
+# gemma fuses all three projections if keys have as many heads as queries.
 _GEMMA_FUSED: Modules = {
     "attn/qkv_einsum/q": "self_attn.q_proj",
     "attn/qkv_einsum/k": "self_attn.k_proj",
@@ -67,20 +69,24 @@ _MAXTEXT_ATTENTION: Modules = {
     "self_attention/value": "self_attn.v_proj",
     "self_attention/out": "self_attn.o_proj",
 }
+# MaxText numbers the two input projections of a gated MLP; the activation is on `wi_0`.
 _MAXTEXT: Modules = {
     **_MAXTEXT_ATTENTION,
     "mlp/wi_0": "mlp.gate_proj",
     "mlp/wi_1": "mlp.up_proj",
     "mlp/wo": "mlp.down_proj",
 }
+# MaxText folds the `1 / sqrt(head_dim)` of the attention into the query's kernel.
 _SCALED: Modules = {
     "self_attention/query": Module("self_attn.q_proj", scaled=True),
 }
+# For Llama 3.1, MaxText also keeps the rotary pairs side by side.
 _LLAMA31: Modules = {
     "self_attention/query": Module("self_attn.q_proj", scaled=True, interleaved=True),
     "self_attention/key": Module("self_attn.k_proj", interleaved=True),
 }
-# A parameter of transformers holds all experts, gate and up one after the other.
+# One parameter of transformers holds all experts, the outputs of gate before those of
+# up.
 _EXPERTS: tuple[Module, Module, Module] = (
     Module("mlp.experts.gate_up_proj.{e}", half=0),
     Module("mlp.experts.gate_up_proj.{e}", half=1),
@@ -98,17 +104,18 @@ def layers(
     offset: int = 0,
     part: Literal["all", "blocks", "rest"] = "all",
 ) -> dict[str, Module]:
-    """Returns the table of the modules of every layer.
+    """Return the table of the modules of every layer.
 
     Args:
       path: The JAX pattern of a layer, with `{module}` for the path within.
-      name: The same of Hugging Face.
+      name: The same for Hugging Face.
       modules: The modules within a layer.
-      step: See `Module`, as for the others.
+      step: See `Module`.
       offset: See `Module`.
       part: See `Module`.
     """
     table = {}
+    # Not `str.format`: the patterns keep their `{i}` and `{e}`.
     for inside, module in modules.items():
         x = module if isinstance(module, Module) else Module(module)
         table[path.replace("{module}", inside)] = dataclasses.replace(
@@ -146,7 +153,7 @@ def _stacked(gate: str, up: str, down: str) -> Modules:
 
 
 def _moe(block: str, attention: Modules) -> dict[str, Table]:
-    """Returns MaxText's two tables of a model with experts; a scan is inside them."""
+    """Return MaxText's two tables of a model with experts, without and with a scan."""
     paths = [f"{block}/{weight}/{{e}}" for weight in ("wi_0", "wi_1", "wo")]
     modules = {**attention, **_stacked(*paths)}
     return {"maxtext": _maxtext(modules), "maxtext-scanned": _scanned(modules)}
@@ -160,7 +167,7 @@ def _dense(modules: Modules, suffix: str = "") -> dict[str, Table]:
 
 
 def _gemma2_block(path: str) -> Table:
-    """Returns the table of MaxText's blocks of a local and a global layer."""
+    """Return the table of MaxText's blocks of a local and a global layer."""
     table: dict[str, Module] = {}
     for offset, kind in enumerate(("local", "global")):
         modules = {
@@ -172,6 +179,7 @@ def _gemma2_block(path: str) -> Table:
 
 
 def _gemma3_scanned(name: str) -> Table:
+    # MaxText scans whole blocks; the layers after the last block are not scanned.
     table: dict[str, Module] = {}
     for offset in range(_GEMMA3_BLOCK):
         path = f"decoder/layers/layers_{offset}/{{module}}/{{i}}"
@@ -183,7 +191,7 @@ def _gemma3_scanned(name: str) -> Table:
 
 
 def _gemmas(name: str) -> dict[str, Table]:
-    """Returns the tables of tunix and gemma, whose versions share their names."""
+    """Return the tables of tunix and gemma, which share the names of all versions."""
     return {
         "tunix": _tunix({**_GEMMA_ATTENTION, **_TUNIX_MLP}, name),
         "tunix-fused": _tunix({**_GEMMA_FUSED, **_TUNIX_MLP}, name),
@@ -193,10 +201,10 @@ def _gemmas(name: str) -> dict[str, Table]:
 
 
 def gemma3(name: str) -> dict[str, Table]:
-    """Returns the tables of Gemma 3's language model.
+    """Return the tables of Gemma 3's language model.
 
     Args:
-      name: Where its layers are, `HUGGING_FACE` or `MULTIMODAL`.
+      name: The pattern of its layers, `HUGGING_FACE` or `MULTIMODAL`.
     """
     return {
         **_gemmas(name),
@@ -210,6 +218,8 @@ _LLAMA_OR_QWEN: Tables = {
     "tunix": _tunix({**_TUNIX_ATTENTION, **_TUNIX_MLP}),
 }
 DECODERS: Mapping[str, Tables] = {
+    # Llama 3.1 and later are often called Llama 3, so both forms are here; `ecosystem`
+    # decides between them.
     "llama3": {
         **_LLAMA_OR_QWEN,
         **_dense({**_MAXTEXT, **_SCALED}),

@@ -1,10 +1,11 @@
-"""Tables of the encoders: BERT, RoBERTa, ViT, SigLIP, and Gemma 3's vision tower.
+"""List the names of the encoders: BERT, RoBERTa, ViT, SigLIP, Gemma 3's vision tower.
 
-Sources of the JAX names: the Flax classes of transformers 4 (which have the names of
-their PyTorch twins then); big_vision's models/vit.py and two-tower params, as
+Sources of the JAX names: the Flax classes of transformers 4 (with the names of their
+PyTorch twins in that version); big_vision's models/vit.py and two-tower params, as
 transformers' convert_siglip_to_hf.py reads them; gemma/multimodal/vision_utils.py
 (gemma 3.3); tunix/models/gemma3/vision.py (tunix 0.1.7); MaxText's param_mapping.py.
-Hugging Face: transformers 5.23, whose ViT and whose Gemma 3 tower have lost a level.
+Hugging Face: transformers 5.23, which dropped a level from the paths of ViT and of
+Gemma 3's tower.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ _BERT: Modules = {
     "intermediate/dense": "intermediate.dense",
     "output/dense": "output.dense",
 }
+# The Flax classes have the names of transformers 4: transformers 5 dropped them.
 _FLAX_VIT: Modules = {
     "attention/attention/query": "attention.q_proj",
     "attention/attention/key": "attention.k_proj",
@@ -71,7 +73,7 @@ def _flax(base: str) -> Tables:
 
 
 def _with_tower(tables: Tables) -> dict[str, Table]:
-    """Returns Gemma 3's tables with those of its vision tower."""
+    """Return Gemma 3's tables with those of its vision tower."""
     siglip = "vision_encoder/siglip_encoder"
     maxtext = "vision_encoder/Gemma3VisionEncoderLayer_0"
     towers: Mapping[str, tuple[str, Modules]] = {
@@ -84,6 +86,7 @@ def _with_tower(tables: Tables) -> dict[str, Table]:
     }
     result: dict[str, Table] = {}
     for ecosystem, table in tables.items():
+        # `tunix-fused` and the like differ in the decoder alone: they share a tower.
         path, modules = towers[ecosystem.partition("-")[0]]
         result[ecosystem] = {**table, **layers(path, _TOWER, modules)}
     return result

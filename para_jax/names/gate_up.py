@@ -1,11 +1,12 @@
-"""Two updates side by side as one: gate and up in transformers' `gate_up_proj`.
+"""Join gate and up into the update of transformers' `gate_up_proj`, and split them.
 
-With `a = [a0 a1]` and `b` of the blocks `b0`, `b1` on its diagonal, `a b` is the two
-updates one after the other, of the sum of their ranks: nothing is lost or mixed.
+With `a = [a_gate a_up]` and `b` block diagonal of `b_gate` and `b_up`, `a b` has the
+outputs of gate followed by those of up, at the sum of their ranks. It is exact: no
+component is dropped, and none serves both.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,15 +16,15 @@ from para_jax._adapters.adapter import Adapter, Array, folded
 
 
 def join(parts: Mapping[int, Adapter], path: str) -> Adapter:
-    """Returns the update `[*stack, m, 2 n]` of both halves; the inverse is `split`.
+    """Return the update `[*stack, m, 2 n]` of gate and up; the inverse is `split`.
 
     Args:
-      parts: The update `[*stack, m, n]` of half 0, of half 1, or of both. A half that
-        is missing has none.
+      parts: The update `[*stack, m, n]` of gate (0), of up (1), or of both. A missing
+        one contributes zeros.
       path: The fused parameter, for errors.
 
     Raises:
-      ValueError: if the halves differ in stack, shape or dtype.
+      ValueError: if gate and up differ in stack, shape or dtype.
     """
     forms = {(x.stack, x.inputs, x.outputs, str(x.a.dtype)) for x in parts.values()}
     if len(forms) > 1:
@@ -31,25 +32,33 @@ def join(parts: Mapping[int, Adapter], path: str) -> Adapter:
             f"'{path}' holds two projections, whose updates differ in stack, inputs, "
             f"outputs or dtype: {sorted(forms)}. Expected them alike but in rank."
         )
-    blocks = [parts[half] for half in sorted(parts)]
-    scales = {x.scale for x in blocks}
-    bs = [x.b if len(scales) == 1 else folded(x).b for x in blocks]
-    padded = [_placed(b, half) for b, half in zip(bs, sorted(parts), strict=True)]
-    nominal = [x.nominal for x in blocks]
-    counted = [x.rank if n is None else n for x, n in zip(blocks, nominal, strict=True)]
+    order = sorted(parts)
+    updates = [parts[half] for half in order]
+    scales = {x.scale for x in updates}
+    # One common scale stays outside of the factors, which keeps their bits.
+    same = len(scales) == 1
+    bs = [x.b if same else folded(x).b for x in updates]
+    rows = [_wide(b, half) for half, b in zip(order, bs, strict=True)]
     return Adapter(
-        a=_joined([x.a for x in blocks], axis=-1),
-        b=_joined(padded, axis=-2),
-        scale=scales.pop() if len(scales) == 1 else 1.0,
-        nominal=None if nominal == [None] * len(nominal) else sum(counted),
+        a=_concatenated([x.a for x in updates], axis=-1),
+        b=_concatenated(rows, axis=-2),
+        scale=scales.pop() if same else 1.0,
+        nominal=_nominal(updates),
     )
 
 
-def split(adapter: Adapter, half: int, path: str) -> Adapter:
-    """Returns the update `[*stack, m, n]` of one half, in the components it uses.
+def _nominal(updates: Sequence[Adapter]) -> int | None:
+    """Return the sum of the nominal ranks; None if no update has one."""
+    if all(x.nominal is None for x in updates):
+        return None
+    return sum(x.rank if x.nominal is None else x.nominal for x in updates)
 
-    A rank that serves the other half alone is left out, so what `join` put together
-    comes apart again; a rank that serves both is in both.
+
+def split(adapter: Adapter, half: int, path: str) -> Adapter:
+    """Return the update `[*stack, m, n]` of gate (0) or up (1) alone.
+
+    A component that is zero in this half is left out, which makes `split` the inverse
+    of `join`; a component that serves both halves is kept in both.
 
     Raises:
       ValueError: if the outputs are an odd number.
@@ -61,19 +70,22 @@ def split(adapter: Adapter, half: int, path: str) -> Adapter:
             "and up."
         )
     b = adapter.b[..., half * n : (half + 1) * n]
+    # Over the whole stack: its experts share one rank, so a component is dropped only
+    # if none of them uses it.
     used = np.flatnonzero(np.asarray(b != 0).any(axis=(*range(b.ndim - 2), -1)))
     return dataclasses.replace(
         adapter, a=adapter.a[..., used], b=b[..., used, :], nominal=None
     )
 
 
-def _placed(b: Array, half: int) -> Array:
+def _wide(b: Array, half: int) -> Array:
+    """Return `b` in the outputs of its half, with zeros in those of the other."""
     xp = np if isinstance(b, np.ndarray) else jnp
-    blocks = [xp.zeros_like(b), xp.zeros_like(b)]
-    blocks[half] = b
-    return _joined(blocks, axis=-1)
+    outputs = [xp.zeros_like(b), xp.zeros_like(b)]
+    outputs[half] = b
+    return _concatenated(outputs, axis=-1)
 
 
-def _joined(arrays: list[Any], *, axis: int) -> Any:
+def _concatenated(arrays: list[Any], *, axis: int) -> Any:
     xp = np if all(isinstance(x, np.ndarray) for x in arrays) else jnp
     return xp.concatenate(arrays, axis=axis)

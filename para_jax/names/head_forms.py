@@ -1,7 +1,8 @@
-"""An update in the form that Hugging Face keeps its kernel in, and back.
+"""Convert an update between the forms of attention heads in JAX and Hugging Face.
 
-What differs is on the output side alone, so `a` stays as it is. `n` outputs, `h` the
-size of a head.
+A JAX kernel may hold the attention's scale, or order the outputs of a head for another
+rotary embedding. Both concern the output side alone, so `a` stays the same. Axis
+letters: `n` outputs, `h` the size of a head.
 """
 
 import dataclasses
@@ -13,50 +14,56 @@ import numpy as np
 from para_jax._adapters.adapter import Adapter, Array
 from para_jax.names.patterns import Module
 
-Way = Literal["to_hf", "from_hf"]
+Direction = Literal["to_hf", "from_hf"]
 
 
 def update(
-    adapter: Adapter, module: Module, way: Way, head_dim: int | None, path: str
+    adapter: Adapter,
+    module: Module,
+    direction: Direction,
+    head_dim: int | None,
+    path: str,
 ) -> Adapter:
-    """Returns an update of the one kernel as that of the other.
+    """Convert the update of one side's kernel to that of the other side's.
 
     Args:
       adapter: The update of the JAX kernel, or of Hugging Face's.
-      module: What differs between the kernels.
-      way: Which of the two is wanted. They are inverse.
-      head_dim: `h`, where something differs.
+      module: The differences between the kernels.
+      direction: `to_hf` or `from_hf`, which are inverse.
+      head_dim: `h`, needed if the kernels differ.
       path: The module, for errors.
 
     Raises:
       ValueError: if `head_dim` is needed and not given, or does not divide the outputs.
     """
-    b, factor = _changed(adapter.b, module, way, head_dim, path)
+    b, factor = _converted(adapter.b, module, direction, head_dim, path)
     return dataclasses.replace(adapter, b=b, scale=adapter.scale * factor)
 
 
 def bias(
-    values: Array, module: Module, way: Way, head_dim: int | None, path: str
+    values: Array, module: Module, direction: Direction, head_dim: int | None, path: str
 ) -> Array:
-    """Returns a bias `[n]` changed as the outputs of `update` are."""
-    changed, factor = _changed(values, module, way, head_dim, path)
+    """Convert a bias `[n]` as `update` converts the outputs."""
+    changed, factor = _converted(values, module, direction, head_dim, path)
     wide = np.promote_types(values.dtype, np.float32)  # To round once.
     return (changed.astype(wide) * factor).astype(values.dtype)
 
 
-def _changed(
-    values: Array, module: Module, way: Way, head_dim: int | None, path: str
+def _converted(
+    values: Array, module: Module, direction: Direction, head_dim: int | None, path: str
 ) -> tuple[Array, float]:
-    """Returns `[..., n]` in the order of the other kernel, and the factor between."""
+    """Return `[..., n]` in the other kernel's order, and the factor between them."""
     if not (module.scaled or module.interleaved):
         return values, 1.0
     h = _head(values.shape[-1], head_dim, path)
     if module.interleaved:
-        pairs = (h // 2, 2) if way == "to_hf" else (2, h // 2)
+        # A head is `[h / 2, 2]` with its rotary pairs side by side, and `[2, h / 2]`
+        # with them half a head apart: one is the transpose of the other.
+        pairs = (h // 2, 2) if direction == "to_hf" else (2, h // 2)
         split = values.reshape(*values.shape[:-1], -1, *pairs)
         values = split.swapaxes(-1, -2).reshape(values.shape)
     factor = math.sqrt(h) if module.scaled else 1.0
-    return values, factor if way == "to_hf" else 1 / factor
+    return values, factor if direction == "to_hf" else 1 / factor
 
 
 def _head(outputs: int, head_dim: int | None, path: str) -> int:

@@ -1,4 +1,4 @@
-"""The tables of the models that are known by name, and tables of the user's own."""
+"""Look up the tables of a known model, and read a user's own table."""
 
 import difflib
 import pathlib
@@ -13,13 +13,13 @@ MODELS: Mapping[str, Tables] = {**DECODERS, **ENCODERS}
 """The tables of each model by ecosystem."""
 
 Names = str | Mapping[str, str | Module]
-"""A name in `MODELS`, or a table of one's own."""
+"""A name in `MODELS`, or the user's own table."""
 
 _OWN = "your own"
 
 
 def tables(names: Names) -> Tables:
-    """Returns the tables of a model by ecosystem.
+    """Return the tables of a model by ecosystem.
 
     Example:
       >>> from para_jax import names
@@ -30,7 +30,7 @@ def tables(names: Names) -> Tables:
     Args:
       names: A name in `MODELS`, or Hugging Face's name of each JAX path, such as
         `{"layers/{i}/q": "model.layers.{i}.self_attn.q_proj"}`: `{i}` is the layer's
-        number, `{e}` an expert's. A `Module` says what differs beside the name.
+        number, `{e}` an expert's. A `Module` adds the differences in form.
 
     Raises:
       ValueError: if the model is not known, or the table cannot be read both ways.
@@ -51,7 +51,7 @@ def tables(names: Names) -> Tables:
 
 
 def read(path: str | pathlib.Path) -> dict[str, str]:
-    """Returns the table in a TOML file, one line a pattern.
+    """Read a table from a TOML file, one line per pattern.
 
     Example:
       >>> import pathlib
@@ -63,8 +63,8 @@ def read(path: str | pathlib.Path) -> dict[str, str]:
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is no TOML, holds anything but strings, or cannot be read both
-        ways.
+      ValueError: if it is not TOML, has values other than strings, or cannot be read
+        both ways.
     """
     file = pathlib.Path(path).expanduser()
     try:
@@ -85,15 +85,15 @@ def read(path: str | pathlib.Path) -> dict[str, str]:
 
 
 def title(names: Names) -> str:
-    """Returns what to call a table in an error."""
+    """Return the name of a table for an error."""
     return f"'{names}'" if isinstance(names, str) else "the table"
 
 
 def one(found: Tables, ecosystem: str | None) -> tuple[str, Table]:
-    """Returns the table of an ecosystem, or the only one.
+    """Return the table of an ecosystem, or the only table.
 
     Raises:
-      ValueError: if there is no such table, or several to choose from.
+      ValueError: if there is no such table, or no ecosystem chooses among several.
     """
     if ecosystem is None and len(found) == 1:
         return next(iter(found.items()))

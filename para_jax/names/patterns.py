@@ -1,8 +1,8 @@
-"""One module's two names as a pair of patterns.
+"""Match and fill the patterns of a module's two names.
 
 `{i}` stands for the layer's number and `{e}` for an expert's. JAX paths have slashes,
 Hugging Face names dots; here, as in `Checkpoint`, both become paths with slashes. A
-stack has a `*` where its members have a number: `layers/attn/q/*`.
+stack has a `*` in the place of its members' number: `layers/attn/q/*`.
 """
 
 import dataclasses
@@ -11,26 +11,26 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
-# Around the parameters of a whole program; no part of a module's name.
+# Levels around all parameters of a program, which are not part of a module's name.
 _AROUND = r"(?:(?:params|base)/)*"
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A Hugging Face module, and how a JAX kernel of it differs.
+    """A Hugging Face module, with the differences of its JAX kernel.
 
     Attributes:
-      name: Its pattern, such as `model.layers.{i}.self_attn.q_proj`. A pattern that
-        ends in `{e}` is a parameter that holds all experts, `[E, ...]`.
-      step: Where a scan runs over blocks of layers: the number of layers in a block.
-        Layer `step * i + offset` has the JAX number `i`.
+      name: Its pattern, such as `model.layers.{i}.self_attn.q_proj`. A pattern ending
+        in `{e}` names a parameter that holds all experts, `[E, ...]`.
+      step: The number of layers in a block, for a scan over blocks of layers. Layer
+        `step * i + offset` has the JAX number `i`.
       offset: The layer's place in its block.
-      part: `blocks` and `rest` divide a model whose number of layers is no multiple of
-        `step`: the whole blocks, and the layers after them.
+      part: `blocks` and `rest` divide a model with a number of layers that is not a
+        multiple of `step`: the whole blocks, and the layers after them.
       scaled: The JAX kernel holds the factor `1 / sqrt(head_dim)` of the attention.
-      interleaved: The two outputs that a rotary embedding turns lie side by side in
-        JAX (0, 1), (2, 3) ..., and half a head apart in Hugging Face.
-      half: Which half of the outputs of a fused parameter the JAX kernel is.
+      interleaved: The two outputs rotated together by a rotary embedding lie side by
+        side in JAX (0, 1), (2, 3) ..., and half a head apart in Hugging Face.
+      half: The JAX kernel's half of the outputs of a fused parameter: gate is 0, up 1.
 
     Example:
       >>> from para_jax import names
@@ -56,7 +56,7 @@ Table = Mapping[str, Module]
 
 
 class Match(NamedTuple):
-    """A path that fits a pattern: its number of layer and of expert, or `*`."""
+    """The numbers of layer and expert in a path that fits a pattern, or `*`."""
 
     i: str | None
     e: str | None
@@ -71,44 +71,45 @@ class Pair(NamedTuple):
 
 
 def forward(table: Table) -> list[Pair]:
-    """Returns the entries from JAX to Hugging Face; the inverse is `backward`."""
+    """Return the entries from JAX to Hugging Face; the inverse is `backward`."""
     return [Pair(path, slashed(x.name), x) for path, x in table.items()]
 
 
 def backward(table: Table) -> list[Pair]:
-    """Returns the entries from Hugging Face to JAX."""
+    """Return the entries from Hugging Face to JAX."""
     return [Pair(slashed(x.name), path, x) for path, x in table.items()]
 
 
 def slashed(name: str) -> str:
-    """Returns a Hugging Face name as a path."""
+    """Return a Hugging Face name as a path."""
     return name.replace(".", "/")
 
 
 def match(pattern: str, path: str) -> Match | None:
-    """Returns what the placeholders of `pattern` stand for in `path`, if it fits."""
+    """Return the values of a pattern's placeholders, or None if `path` does not fit."""
     found = _compiled(pattern).fullmatch(path)
     return found and Match(**{"i": None, "e": None, **found.groupdict()})
 
 
 @functools.cache
 def _compiled(pattern: str) -> re.Pattern[str]:
+    # No leading zeros: `layers/03` would be renamed to layer 3 and not back.
     number = r"(?P<\1>0|[1-9][0-9]*|[*])"
     return re.compile(_AROUND + re.sub(r"\\\{([ie])\\\}", number, re.escape(pattern)))
 
 
 def fill(pattern: str, i: object, e: object) -> str:
-    """Returns the path of a pattern for one layer and one expert."""
+    """Return the path of a pattern for one layer and one expert."""
     return pattern.replace("{i}", str(i)).replace("{e}", str(e))
 
 
 def placeholders(pattern: str) -> list[str]:
-    """Returns the letters of a pattern's placeholders, in their order."""
+    """Return the letters of a pattern's placeholders, in their order."""
     return re.findall(r"\{([ie])\}", pattern)
 
 
 def number(module: Module, i: int, path: str, layers: int | None) -> int:
-    """Returns the Hugging Face number of the JAX layer `i`; the inverse is `place`."""
+    """Return the Hugging Face number of the JAX layer `i`; the inverse is `place`."""
     if module.part == "rest":
         return _inside(_whole(module, path, layers) + i, path, layers)
     layer = module.step * i + module.offset
@@ -116,9 +117,10 @@ def number(module: Module, i: int, path: str, layers: int | None) -> int:
 
 
 def place(module: Module, layer: int, path: str, layers: int | None) -> int | None:
-    """Returns the JAX number of a Hugging Face layer, or None if it is elsewhere."""
+    """Return the JAX number of a Hugging Face layer, or None if it is elsewhere."""
     if module.part != "all":
         whole = _whole(module, path, layers)
+        # Two entries name the same layers, and each one passes over the other's.
         if (_inside(layer, path, layers) < whole) != (module.part == "blocks"):
             return None
         if module.part == "rest":
@@ -128,7 +130,7 @@ def place(module: Module, layer: int, path: str, layers: int | None) -> int | No
 
 
 def _whole(module: Module, path: str, layers: int | None) -> int:
-    """Returns the number of layers in whole blocks."""
+    """Return the number of layers in whole blocks."""
     if layers is None:
         raise ValueError(
             f"'{path}' is of a model that is scanned in blocks of {module.step} "
@@ -149,7 +151,7 @@ def _inside(layer: int, path: str, layers: int | None) -> int:
 
 
 def problems(table: Table) -> Iterator[str]:
-    """Yields what keeps a table from being read both ways."""
+    """Yield the reasons, if any, against reading a table both ways."""
     seen: dict[tuple[object, ...], str] = {}
     for path, x in table.items():
         sides = [set(re.findall(r"\{[^}]*\}?|\}", side)) for side in (path, x.name)]
@@ -158,6 +160,7 @@ def problems(table: Table) -> Iterator[str]:
                 f"'{path}' and '{x.name}': expected the placeholders {{i}} (layer) and "
                 "{e} (expert), the same on both sides"
             )
+        # Several JAX paths may share a name: by block, or as halves of one parameter.
         key = (slashed(x.name), x.offset, x.part, x.half)
         if key in seen:
             yield f"'{seen[key]}' and '{path}' are both '{x.name}'"

@@ -1,4 +1,4 @@
-"""Where every adapter of a checkpoint goes, by the table that all of them fit."""
+"""Plan the new name of every adapter, by one table for all of them."""
 
 import difflib
 import itertools
@@ -10,13 +10,13 @@ from para_jax.names.patterns import Match, Module, Pair, fill, match, placeholde
 
 
 class Move(NamedTuple):
-    """Where one part of an adapter goes.
+    """The destination of one part of an adapter.
 
     Attributes:
       path: Its name on the other side.
-      index: What to index the stack with: a number for an axis that becomes part of
-        the name, all of it for one that stays.
-      module: What differs beside the name.
+      index: The index into the stack: a number for an axis that becomes part of the
+        name, a full slice for an axis that stays.
+      module: The differences in form.
     """
 
     path: str
@@ -32,12 +32,12 @@ _SHOWN = 3
 
 
 def of(stacks: Stacks, pairs: Sequence[Pair], renumber: Renumber) -> Moves:
-    """Returns the moves of every path; none, if it fits no pattern.
+    """Return the moves of every path; an empty list if it fits no pattern.
 
     Args:
       stacks: The shape of each path's stack.
       pairs: The table, in one of its directions.
-      renumber: The layer's number on the other side, or None if an entry has not got
+      renumber: Maps a layer's number to the other side, or to None if an entry lacks
         that layer.
     """
     return {path: _of(path, stack, pairs, renumber) for path, stack in stacks.items()}
@@ -56,7 +56,7 @@ def _of(
         if found is not None
         for move in _spread(path, stack, pair, found, renumber)
     ]
-    # Slices cannot be hashed before Python 3.12.
+    # By `str`, as slices cannot be hashed before Python 3.12.
     taken = [(str(move.index), move.module.half) for move in moves]
     if len(set(taken)) < len(taken):
         names = sorted({move.module.name for move in moves})
@@ -70,7 +70,7 @@ def _of(
 def _spread(
     path: str, stack: tuple[int, ...], pair: Pair, found: Match, renumber: Renumber
 ) -> list[Move]:
-    """Returns one move a kernel; experts stay together if their name ends in them."""
+    """Return one move per kernel; experts stay stacked if the name ends in `{e}`."""
     axes = [x for x in placeholders(pair.source) if getattr(found, x) == "*"]
     kept = "e" if pair.target.endswith("/{e}") else ""
     spans = [
@@ -82,6 +82,7 @@ def _spread(
         numbers = [str(k) if isinstance(k, int) else "*" for k in index]
         at = found._replace(**dict(zip(axes, numbers, strict=True)))
         layer = None if at.i is None else renumber(pair.module, int(at.i), path)
+        # An entry for blocks of layers has only every `step`-th layer.
         if (at.i is None) == (layer is None):
             target = fill(pair.target, layer, at.e).removesuffix("/*")
             result.append(Move(target, index, pair.module))
@@ -91,7 +92,7 @@ def _spread(
 def chosen(
     found: Mapping[str, Moves], patterns: Mapping[str, Collection[str]], model: str
 ) -> Moves:
-    """Returns the moves by the one table that all paths fit.
+    """Return the moves of the one table that fits all paths.
 
     Args:
       found: The moves by the name of the table.
@@ -99,7 +100,7 @@ def chosen(
       model: The name of the model, for errors.
 
     Raises:
-      ValueError: if no table fits, or two do that differ for these paths.
+      ValueError: if no table fits, or two tables fit and differ for these paths.
     """
     lost = {
         name: [path for path, x in moves.items() if not x]
@@ -108,6 +109,8 @@ def chosen(
     fits = [name for name in found if not lost[name]]
     if not fits:
         raise ValueError(_unknown(lost, patterns, model))
+    # Tables overlap, as `tunix` and `tunix-fused` do in the MLP: equal results are not
+    # an ambiguity.
     others = [x for x in fits if _effect(found[x]) != _effect(found[fits[0]])]
     if others:
         raise ValueError(
@@ -128,6 +131,7 @@ def _effect(moves: Moves) -> list[object]:
 def _unknown(
     lost: Mapping[str, list[str]], patterns: Mapping[str, Collection[str]], model: str
 ) -> str:
+    # The table with the fewest misses is probably the one that was meant.
     paths = min(lost.values(), key=len)
     first = paths[0]
     every = {pattern: name for name, x in patterns.items() for pattern in x}

@@ -40,7 +40,7 @@ def bert():
 
 
 def cells(figure):
-    """The number in each cell, by row and column name."""
+    """Return the number in each cell, by row and column name."""
     axes = figure.axes[0]
     rows = [x.get_text() for x in axes.get_yticklabels()]
     columns = [x.get_text() for x in axes.get_xticklabels()]

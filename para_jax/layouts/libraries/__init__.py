@@ -1,1 +1,1 @@
-"""One layout a library: where its trees keep the factors of an adapter."""
+"""Define one layout per library: the place of an adapter's factors in its trees."""

@@ -1,14 +1,15 @@
-"""gemma (`gm.nn.LoRA`, `gemma.peft`): `lora/{a,b}` below the adapted module.
+"""Read trees of gemma (`gm.nn.LoRA`, `gemma.peft`): `lora/{a,b}` below a module.
 
 `a [inputs.., r]` and `b [r, outputs..]` for Dense, DenseGeneral and Einsum; no alpha.
-Where the base parameter is not a module's own, the library puts a wrapper between:
+If the base parameter is not a module's own, the library puts a wrapper between:
 `_LoRAEinsum_0` below an Einsum, `_LoRAEinsum_<name>` for a bare parameter. One LoRA
-serves keys and values (`kv_einsum`) or gate and up (`gating_einsum`): its parts are
-adapters by themselves here, and are joined again on putting back.
+serves keys and values (`kv_einsum`) or gate and up (`gating_einsum`): each part is an
+adapter of its own here, and `to_tree` joins the parts again.
 
-`gm.nn.LoRA(rank=k)` knows one rank: it runs `para_jax.to_tree(child, rank=k)`. Each
-module at its own is for `peft.ModuleInterceptor`, with the ranks that `module_ranks`
-gives: by the module's path, or by that of the wrapper, below an Einsum.
+`gm.nn.LoRA(rank=k)` has one rank for all modules: it runs
+`para_jax.to_tree(child, rank=k)`. To run each module at its own rank, use
+`peft.ModuleInterceptor` with the ranks from `module_ranks`, by the path of the module
+or, below an Einsum, of its wrapper.
 
 Source: gemma/peft/_lora.py, gemma/peft/_einsum_utils.py, gemma/gm/nn/_lora.py.
 """
@@ -31,11 +32,13 @@ def _path(module: Key) -> Key:
     match = _WRAPPER.match(module[-1]) if module else None
     if match is None:
         return module
+    # Flax numbers the wrapper of an Einsum; the library names that of a parameter.
     return module[:-1] if match["name"].isdigit() else (*module[:-1], match["name"])
 
 
 def _kernels(half: Half) -> list[Key]:
     path = _path(half.module)
+    # Dense names its weight `kernel`, Einsum `w`; a bare parameter has no level below.
     return [(*path, "kernel"), (*path, "w"), path]
 
 

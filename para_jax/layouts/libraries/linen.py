@@ -1,7 +1,12 @@
-"""Linen trees of a user's own: `a [*stack, in, r]` and `b [*stack, r, out]` a module.
+"""Read a user's own Linen trees: `a [*stack, in, r]`, `b [*stack, r, out]` per module.
 
-Stacked for `nn.scan`, or a module a layer. What `para_jax.to_params` makes, and what
-`para_jax.flax.linen` runs.
+Layers are stacked for `nn.scan`, or a module each. `para_jax.to_params` makes such
+trees, and `para_jax.flax.linen` runs them.
+
+`from_tree(params, layout="linen", scale=...)` keeps the tree for `to_tree`, leaves the
+levels `params` and `lora` out of the paths, and checks the factors against the base
+kernels if the tree holds them. `para_jax.from_params(params, scale=...)` regroups the
+nested dict that `to_params` made, whose levels all belong to the paths.
 """
 
 from para_jax.layouts.layout import Half, Layout
@@ -14,6 +19,7 @@ def _half(key: Key) -> Half | None:
 
 
 def _kernels(half: Half) -> list[Key]:
+    # The collection `lora` lies beside `params` in a model's variables.
     below = half.module[1:] if half.module[:1] == ("lora",) else half.module
     return [(*half.module, "w"), ("params", *below, "kernel")]
 

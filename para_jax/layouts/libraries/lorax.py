@@ -1,10 +1,10 @@
-"""jax-lorax: `w`, `a`, `b` in place of the weight, with the letters swapped.
+"""Read trees of jax-lorax: `w`, `a`, `b` in place of the weight, letters swapped.
 
 `w [M, N]`, `a [k, N]`, `b [M, k]`, and the update is `alpha / k * b @ a`: for a Flax
 kernel `b` is the input side. A convolution has `b [*window, in, k]` and
-`a [1.., k, out]`. Its last release runs on jax 0.4 alone, so that its trees reach us in
-files: by the names of the fields of a `LoraWeight`, without `alpha`, which is no leaf
-of it, unless somebody stored that too.
+`a [1.., k, out]`. The last release runs on jax 0.4 alone, so its trees arrive in files,
+by the names of the fields of a `LoraWeight`. `alpha` is not a leaf of that class, so a
+file holds it only if the user stored it as well.
 
 Source: lorax/transform.py, lorax/helpers.py.
 """
@@ -17,6 +17,8 @@ _WEIGHTS = ("kernel", "w", "embedding", "weight")
 
 def _half(key: Key) -> Half | None:
     sides = {"b": "a", "a": "b"}
+    # The name of the weight is required: with `a` and `b` alone, every Linen tree would
+    # read as one of lorax's, its sides swapped.
     found = key[-1] in sides and key[-2:-1] and key[-2] in _WEIGHTS
     return Half(key[:-1], "", sides[key[-1]]) if found else None
 

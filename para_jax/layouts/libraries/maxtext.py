@@ -1,8 +1,8 @@
-"""MaxText: keys with a dot inside (its own LoRA), or qwix on its decoder.
+"""Read trees of MaxText: keys with a dot (its own LoRA), or qwix on its decoder.
 
-Its own form has `lora_a.kernel` and `lora_b.kernel` in the module; the newer one is
-qwix's. Both run one rank for all modules. Scanned layers lie on `param_scan_axis`, 1
-unless it was changed. A checkpoint's `custom_metadata["lora"]` holds rank and alpha.
+Its own form has `lora_a.kernel` and `lora_b.kernel` in the module; the newer form is
+qwix's. Both run one rank for all modules. Scanned layers lie on `param_scan_axis`,
+1 by default. A checkpoint's `custom_metadata["lora"]` holds rank and alpha.
 
 Source: src/maxtext/utils/lora_utils.py, src/maxtext/common/checkpointing.py.
 """
@@ -14,6 +14,8 @@ from para_jax.layouts.layout import Half, Layout
 from para_jax.layouts.libraries import qwix
 from para_jax.layouts.pairs import Key
 
+# Keys and shapes are qwix's: only the names of the decoder identify MaxText, which
+# requires one rank of all modules.
 _MODULE = re.compile(
     r"(.*/)?decoder/(layers|dense_layers|moe_layers|moe_stack|scanned_blocks)\w*/"
     r"(\w+/)*\w*(attention|mlp|shared_experts|MoeBlock)\w*(/\w+)?$"

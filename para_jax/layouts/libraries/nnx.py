@@ -1,4 +1,4 @@
-"""flax.nnx: `LoRA` around a module, `LoRALinear`, and what is built of these.
+"""Read trees of flax.nnx: `LoRA` around a module, `LoRALinear`, and their composites.
 
 `lora_a [in, r]` and `lora_b [r, out]` of a module, `y = base(x) + x @ a @ b`: no alpha.
 The base kernel is in `base_module`, or beside the `lora` of a `LoRALinear`.
@@ -20,6 +20,7 @@ def _kernels(half: Half) -> list[Key]:
 
 
 def _path(module: Key) -> Key:
+    # `LoRALinear` is a `Linear` with its LoRA in the attribute `lora`.
     return module[:-1] if module[-1:] == ("lora",) else module
 
 

@@ -1,8 +1,8 @@
-"""tunix: qwix on its own NNX models, with their fused projections named.
+"""Read trees of tunix: qwix on its own NNX models, their fused projections named.
 
 Checkpoints are `<step>/model_params`, with an extra level `value` and layers numbered
-by strings. A `kv_einsum` of `[2, K, D, H]` holds keys and values; its halves are
-adapters by themselves (`/k`, `/v`), as tunix splits them for its servers too.
+by strings. A `kv_einsum` of `[2, K, D, H]` holds keys and values; each is an adapter of
+its own (`/k`, `/v`), as in tunix's own export to its servers.
 
 Source: tunix/models/*/model.py, tunix/models/gemma3/params.py.
 """
@@ -22,11 +22,12 @@ _MODULE = re.compile(r"layers/\d+/(attn|mlp)/\w+$")
 
 
 def parts(path: str) -> tuple[str, ...]:
-    """Returns the names of what a fused projection joins."""
+    """Return the names of the projections in a fused one; none if not fused."""
     return FUSED.get(path.rpartition("/")[2], ())
 
 
 def _known(paths: Sequence[str]) -> bool:
+    # One path is enough: a run may also adapt modules outside of the layers.
     return any(_MODULE.match(path) for path in paths)
 
 

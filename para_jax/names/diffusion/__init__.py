@@ -1,4 +1,4 @@
-"""Names of modules in image and video models, from one scheme to another. Host."""
+"""Rename modules of image and video models between schemes. Runs on the host."""
 
 from para_jax.names.diffusion.conversion import Target as Target
 from para_jax.names.diffusion.conversion import convert as convert

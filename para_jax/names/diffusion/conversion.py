@@ -1,8 +1,8 @@
-"""Modules renamed from one scheme to another, with the kernels that change. Host.
+"""Rename modules from one scheme to another, and convert the fused kernels.
 
-Every conversion goes through the names of a diffusers pipeline, where no kernel is
-fused. Names alone decide; a name that no family of models has, or that two families
-give different meanings, is refused.
+Every conversion passes through the names of a diffusers pipeline, which fuses no
+kernel. Names alone decide; a name is refused if no family of models has it, or if two
+families give it different meanings. Runs on the host.
 """
 
 import dataclasses
@@ -25,32 +25,30 @@ from para_jax.names.diffusion.placing import Placed
 
 Target = Literal["module", "diffusers", "comfyui", "kohya"]
 
-_MIXED = (
-    transformers.FLUX,
-    transformers.SD3,
-)  # ComfyUI maps diffusers' names of these.
+# ComfyUI maps diffusers' names of these, beside the authors' names.
+_MIXED = (transformers.FLUX, transformers.SD3)
 
 
 def convert(checkpoint: Checkpoint, target: Target) -> Checkpoint:
-    """Returns the same update under the names of another scheme.
+    """Return the same update under the names of another scheme.
 
-    - `module`: inside one model of diffusers, whose component's name is dropped.
+    - `module`: inside one model of diffusers, without the component's name.
     - `diffusers`: below the pipeline's components.
-    - `comfyui`: what ComfyUI finds, whichever of these models it has loaded.
-    - `kohya`: as sd-scripts and musubi-tuner train that model.
+    - `comfyui`: as ComfyUI looks them up, whichever of these models it has loaded.
+    - `kohya`: as sd-scripts and musubi-tuner train the model.
 
-    Towards the last, modules that their authors fuse are joined: at their rank if the
-    parts share `a`, else at the sum of their ranks.
+    For `kohya`, modules fused by their authors are joined: at their rank if the parts
+    share `a`, else at the sum of their ranks.
 
     Example:
-      >>> from para_jax.diffusion import convert
+      >>> from para_jax.names.diffusion import convert
       >>> path = "lora_unet_mid_block_attentions_0_proj_in"
       >>> parent = para_jax.Checkpoint(adapters={path: adapters["up"]})
       >>> list(convert(parent, "diffusers").adapters)
       ['unet/mid_block/attentions/0/proj_in']
 
     Raises:
-      ValueError: if names alone do not decide. The message says which name.
+      ValueError: if names alone do not decide. The message gives the name.
     """
     names = schemes.read([*checkpoint.adapters, *checkpoint.absent])
     if extra := sorted(checkpoint.extra):
@@ -58,8 +56,9 @@ def convert(checkpoint: Checkpoint, target: Target) -> Checkpoint:
             f"'{extra[0]}' is not a LoRA factor, and has no name among those of "
             f"{target}. Leave such tensors out with adapters_only=True."
         )
+    # Dropping the component needs no family, so it also serves unknown models.
     if target == "module" and all(x.scheme == "diffusers" for x in names.values()):
-        return _stripped(checkpoint)  # So of any model, known here or not.
+        return _stripped(checkpoint)
     placed = placing.place(names)
     moves = {
         path: Split(tuple(_path(x.component, y) for y in x.parts), x.form)
@@ -75,7 +74,7 @@ def convert(checkpoint: Checkpoint, target: Target) -> Checkpoint:
 
 
 def spelled(checkpoint: Checkpoint) -> Checkpoint:
-    """Returns the checkpoint with diffusers' names of all tensors that have none."""
+    """Add diffusers' names for all tensors without a spelling of their own."""
     known = {
         path: Spelling(a=f"{name}.lora_A.weight", b=f"{name}.lora_B.weight")
         for path in (*checkpoint.adapters, *checkpoint.absent)
@@ -89,9 +88,9 @@ def _path(component: str, name: str) -> str:
 
 
 def _stripped(checkpoint: Checkpoint) -> Checkpoint:
-    """Returns the names inside the only component."""
+    """Drop the name of the only component from all paths."""
     paths = ordered([*checkpoint.adapters, *checkpoint.absent])
-    found = {path.partition("/")[0]: path for path in reversed(paths)}
+    found = {path.partition("/")[0] for path in paths}
     if len(found) > 1:
         raise ValueError(
             f"'{paths[0]}' and others are of {', '.join(sorted(found))}, and a folder "
@@ -109,7 +108,7 @@ def _stripped(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _parts(placed: Placed) -> dict[str, tuple[str, str]]:
-    """Returns component and dotted name of all parts, by their path."""
+    """Return the component and the dotted name of all parts, by their path."""
     return {
         _path(x.component, name): (x.component, name)
         for x in placed.places.values()
@@ -118,7 +117,7 @@ def _parts(placed: Placed) -> dict[str, tuple[str, str]]:
 
 
 def _comfyui(placed: Placed) -> dict[str, Join]:
-    """Returns names that `model_lora_keys_unet` and `_clip` of ComfyUI map."""
+    """Return names in the tables of ComfyUI's `model_lora_keys_unet` and `_clip`."""
     result = {}
     for path, (component, name) in _parts(placed).items():
         known = placed.families[component]
@@ -135,7 +134,7 @@ def _comfyui(placed: Placed) -> dict[str, Join]:
 
 
 def _kohya(placed: Placed) -> dict[str, Join]:
-    """Returns the names of sd-scripts and musubi-tuner."""
+    """Return the names of sd-scripts and musubi-tuner, with the parts to be fused."""
     result: dict[str, Join] = {}
     first = _first_encoder(placed)
     for path, (component, name) in _parts(placed).items():
@@ -144,20 +143,21 @@ def _kohya(placed: Placed) -> dict[str, Join]:
             result[_encoder(component, name, known, first)] = Join((path,))
             continue
         one, match = _original(path, name, known)
+        # sd-scripts trains Stable Diffusion on diffusers' UNet, and SDXL on LDM's.
         inside = name if one == unets.SD else match.original
         target = f"lora_unet_{_underscored(inside)}"
-        sources = [None] * len(match.module.parts)
-        before = result.get(target, Join(tuple(sources)))
-        now = tuple(
-            path if i == (match.part or 0) else x for i, x in enumerate(before.sources)
-        )
-        result[target] = Join(now, match.module.form)
+        # Parts of one fused module arrive one by one; those that do not stay None.
+        sources: list[str | None] = [None] * len(match.module.parts)
+        if target in result:
+            sources = list(result[target].sources)
+        sources[match.part or 0] = path
+        result[target] = Join(tuple(sources), match.module.form)
     return result
 
 
 def _original(path: str, name: str, known: tuple[Family, ...]) -> tuple[Family, Match]:
-    """Returns the one family that a name can be of, and its module there."""
-    # A UNet's own names say nothing of the model; those of SD and SDXL do.
+    """Return the only family with a module of this name, and its match."""
+    # UNET has the names of any UNet; the tables of SD and SDXL identify the model.
     found = [
         (x, match)
         for x in known
@@ -177,7 +177,7 @@ def _original(path: str, name: str, known: tuple[Family, ...]) -> tuple[Family, 
 
 
 def _first_encoder(placed: Placed) -> str:
-    """Returns the prefix of the first encoder; empty if names do not tell."""
+    """Return the prefix of the first encoder; "" if the names do not tell."""
     known = {x for y in placed.families.values() for x in y} - {unets.UNET}
     if "text_encoder_2" in placed.families or known & {unets.SDXL, *_MIXED}:
         return "lora_te1_" if unets.SD not in known else ""
@@ -185,9 +185,10 @@ def _first_encoder(placed: Placed) -> str:
 
 
 def _encoder(component: str, name: str, known: tuple[Family, ...], first: str) -> str:
-    """Returns the name of a module of a text encoder."""
+    """Return the name of a text encoder's module."""
+    # T5 is `te3` in sd-scripts even for FLUX.1, which has it as its second encoder.
     if text.T5 in known:
-        return f"lora_te3_{_underscored(name)}"  # Also where it is the second one.
+        return f"lora_te3_{_underscored(name)}"
     if component == "text_encoder_2":
         return f"lora_te2_{_underscored(name)}"
     if not first:

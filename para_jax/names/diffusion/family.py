@@ -1,7 +1,7 @@
-"""One model family's module names, in its authors' code and in diffusers. Host.
+"""Match the module names of a model family, in its authors' code and in diffusers.
 
-A name may hold `{}` where any number stands: the same numbers, in the same order, on
-both sides.
+A name may hold `{}` for any number: the same numbers, in the same order, on both sides.
+Runs on the host.
 """
 
 import dataclasses
@@ -10,17 +10,17 @@ import re
 from typing import Literal, NamedTuple
 
 Form = Literal["same", "thirds", "single", "mlp", "swapped", "continuous"]
-"""How the outputs of the authors' module lie in those of diffusers, see `fused.py`."""
+"""The order of the authors' outputs in those of diffusers, see `fused.sizes`."""
 Vocabulary = Literal["original", "diffusers"]
 
 
 class Module(NamedTuple):
-    """One kind of module that can carry a LoRA update.
+    """One kind of module with LoRA updates.
 
     Attributes:
       original: The dotted name in the authors' code.
       parts: The dotted names in diffusers: several if the authors fuse them.
-      form: Where the outputs of the parts lie.
+      form: The order of the outputs of the parts.
     """
 
     original: str
@@ -34,9 +34,9 @@ class Family:
 
     Attributes:
       name: The family, for messages.
-      component: The attribute of a diffusers pipeline that holds such a model; empty
-        if several do.
-      modules: All modules that can carry a LoRA update.
+      component: The attribute of a diffusers pipeline with such a model; empty if
+        several have one.
+      modules: All modules with LoRA updates.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Family:
 
 
 class Match(NamedTuple):
-    """A module whose name a family knows.
+    """A module found by its name in a family.
 
     Attributes:
       module: The kind of module.
-      numbers: What stands for each `{}`.
+      numbers: The number in the place of each `{}`.
       part: The index in `module.parts`; None if the name is `module.original`.
     """
 
@@ -64,7 +64,7 @@ class Match(NamedTuple):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The dotted names in diffusers, of this part alone if the name is of one."""
+        """The dotted names in diffusers: of one part if the name is that part's."""
         found = tuple(x.format(*self.numbers) for x in self.module.parts)
         return found if self.part is None else (found[self.part],)
 
@@ -77,8 +77,8 @@ def match(
     Args:
       family: The family to search.
       name: The name, without the name of the component.
-      vocabulary: Whose names to search.
-      separator: What stands in `name` for each dot.
+      vocabulary: The names to search, of the authors or of diffusers.
+      separator: The string in `name` for each dot.
     """
     table = _table(family, vocabulary, separator)
     for pattern, module, part in table.get(_skeleton(name), ()):
@@ -94,11 +94,13 @@ _Row = tuple[re.Pattern[str], Module, int | None]
 def _table(
     family: Family, vocabulary: Vocabulary, separator: str
 ) -> dict[str, list[_Row]]:
-    """List the patterns of all names, by the name without its numbers."""
+    """Return the patterns of all names, by the name without its numbers."""
+    # A UNet has hundreds of patterns: the skeleton leaves one or two to try per name.
     result: dict[str, list[_Row]] = {}
     for module in family.modules:
         names: list[tuple[str, int | None]] = [(module.original, None)]
         if vocabulary == "diffusers":
+            # Such a module is the same on both sides, so its name is that of the whole.
             single = len(module.parts) == 1 and module.form == "same"
             names = [(x, None if single else i) for i, x in enumerate(module.parts)]
         for template, part in names:

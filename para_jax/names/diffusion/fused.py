@@ -1,12 +1,13 @@
-"""Modules that their authors fuse, to the parts that diffusers has, and back. Host.
+"""Split the updates of fused modules into the parts of diffusers, and join them again.
 
 The parts of a fused kernel are ranges of its outputs, so each is `a @ b[:, range]`: the
-split is exact, and all parts share `a`. The other way round, parts with one `a` are one
-update of the same rank; those with their own become block diagonal:
+split is exact, and all parts share `a`. In the other direction, parts with one `a` are
+one update of the same rank; parts with their own `a` become block diagonal:
 
     [a_1 b_1 | a_2 b_2] = [a_1 | a_2] @ [[b_1, 0], [0, b_2]],
 
-of the sum of the ranks. Axis letters as in `para_jax/_adapters/adapter.py`.
+at the sum of the ranks. Axis letters as in `para_jax/_adapters/adapter.py`. Runs on the
+host, in NumPy.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,10 @@ _MLP = 4  # The width of the MLP in FLUX.1, as a multiple of the model's.
 
 
 def sizes(form: Form, shape: tuple[int, int], path: str) -> tuple[int, ...]:
-    """Count the outputs of each part of the authors' module.
+    """Return the number of outputs of each part of the authors' module.
 
     Args:
-      form: How the parts lie.
+      form: The order of the parts.
       shape: `(m, n)` of the module.
       path: Its path, for the message.
 
@@ -50,12 +51,14 @@ def sizes(form: Form, shape: tuple[int, int], path: str) -> tuple[int, ...]:
 
 
 def is_turned(form: Form, shape: tuple[int, int]) -> bool:
-    """Decide whether the two halves of the outputs change places."""
+    """Check whether the two halves of the outputs change places."""
+    # A "continuous" module is a shift and a scale in the last block alone, and six
+    # outputs per input in all others: only the shape tells which of them it is.
     return form == "swapped" or (form == "continuous" and shape[1] == 2 * shape[0])
 
 
 def columns(array: Array, widths: Sequence[int]) -> list[Array]:
-    """Divide the last axis."""
+    """Divide the last axis into ranges of these widths."""
     ends = np.cumsum(widths)
     return [array[..., e - w : e] for e, w in zip(ends, widths, strict=True)]
 
@@ -67,10 +70,11 @@ def turned(array: Array) -> np.ndarray:
 
 
 def used(part: Adapter) -> Adapter:
-    """Returns the same update without the components that are zero in this part.
+    """Drop the components that are zero in this part.
 
-    Those of its siblings, where they were joined with their own `a`.
+    They belong to the other parts of a module joined from parts with their own `a`.
     """
+    # A part of all zeros stays as it is, rather than become an adapter of rank 0.
     rows = np.asarray(part.b).any(axis=-1)
     if rows.all() or not rows.any():
         return part
@@ -79,29 +83,33 @@ def used(part: Adapter) -> Adapter:
 
 
 def joined(parts: Sequence[Adapter | None], widths: Sequence[int]) -> Adapter:
-    """Returns one update of the parts' outputs side by side.
+    """Return one update with the parts' outputs side by side.
 
     Args:
-      parts: The update of each part; None for no update. At least one is there.
+      parts: The update of each part; None for no update. At least one is not None.
       widths: The outputs of each part.
     """
     there = [x for x in parts if x is not None]
     first = there[0]
-    if all(x.scale == first.scale and _same(x.a, first.a) for x in there):
-        blocks = [_block(x, first.b, w) for x, w in zip(parts, widths, strict=True)]
-        b = np.concatenate(blocks, axis=-1)
-        return Adapter(a=first.a, b=b, scale=first.scale, nominal=first.nominal)
-    flat = [None if x is None else folded(x) for x in parts]
-    ranks = [x.rank for x in there]
-    rows, start = np.cumsum(ranks), 0
-    b = np.zeros((sum(ranks), sum(widths)), np.asarray(first.b).dtype)
-    index = 0
-    for x, width in zip(flat, widths, strict=True):
-        if x is not None:
-            begin = rows[index] - x.rank
-            b[begin : rows[index], start : start + width] = np.asarray(x.b)
-            index += 1
-        start += width
+    if any(x.scale != first.scale or not _same(x.a, first.a) for x in there):
+        return _block_diagonal(parts, widths)
+    blocks = [_block(x, first.b, w) for x, w in zip(parts, widths, strict=True)]
+    b = np.concatenate(blocks, axis=-1)
+    return Adapter(a=first.a, b=b, scale=first.scale, nominal=first.nominal)
+
+
+def _block_diagonal(parts: Sequence[Adapter | None], widths: Sequence[int]) -> Adapter:
+    """Return one update at the sum of the ranks, with the scales folded into `b`."""
+    there = [x for x in parts if x is not None]
+    rank = sum(x.rank for x in there)
+    b = np.zeros((rank, sum(widths)), np.asarray(there[0].b).dtype)
+    row = column = 0
+    for part, width in zip(parts, widths, strict=True):
+        if part is not None:
+            block = np.asarray(folded(part).b)
+            b[row : row + part.rank, column : column + width] = block
+            row += part.rank
+        column += width
     a = np.concatenate([np.asarray(x.a) for x in there], axis=-1)
     return Adapter(a=a, b=b)
 

@@ -1,4 +1,7 @@
-"""A checkpoint's modules under other names, split or joined on the way. Host."""
+"""Move a checkpoint's modules to other names, splitting or joining them on the way.
+
+Runs on the host: a checkpoint from a file is NumPy.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,11 +16,11 @@ from para_jax.names.diffusion.family import Form
 
 
 class Split(NamedTuple):
-    """Where the outputs of one module go.
+    """The destinations of one module's outputs.
 
     Attributes:
       targets: The new path of each part.
-      form: How the parts lie in the outputs.
+      form: The order of the parts in the outputs.
     """
 
     targets: tuple[str, ...]
@@ -25,11 +28,11 @@ class Split(NamedTuple):
 
 
 class Join(NamedTuple):
-    """Which modules' outputs make up a new one, side by side.
+    """The modules to join into a new one, their outputs side by side.
 
     Attributes:
-      sources: The path of each part; None where the file has no such module.
-      form: How the parts lie in the outputs.
+      sources: The path of each part; None if the file lacks the module.
+      form: The order of the parts in the outputs.
     """
 
     sources: tuple[str | None, ...]
@@ -37,11 +40,11 @@ class Join(NamedTuple):
 
 
 def split(checkpoint: Checkpoint, moves: Mapping[str, Split]) -> Checkpoint:
-    """Returns the same update in the parts of its modules.
+    """Return the same update in the parts of its modules.
 
     Args:
-      checkpoint: From a file: one adapter a kernel.
-      moves: Where each of its modules goes.
+      checkpoint: From a file: one adapter per kernel.
+      moves: The destinations of each of its modules.
 
     Raises:
       ValueError: if two modules would have one path, or a shape does not divide.
@@ -54,16 +57,9 @@ def split(checkpoint: Checkpoint, moves: Mapping[str, Split]) -> Checkpoint:
         shape = _shape(checkpoint, path)
         widths = fused.sizes(move.form, shape, path)
         if path in checkpoint.adapters:
-            x = checkpoint.adapters[path]
-            parts = _divided(x.b, move, shape, widths)
-            for target, b in zip(move.targets, parts, strict=True):
-                part = dataclasses.replace(x, b=b)
-                adapters[target] = part if len(parts) == 1 else fused.used(part)
+            adapters |= _split_adapter(checkpoint.adapters[path], move, shape, widths)
         else:
-            many = widths if len(move.targets) > 1 else (shape[1],)
-            absent |= {
-                t: (shape[0], w) for t, w in zip(move.targets, many, strict=True)
-            }
+            absent |= _split_absent(move, shape, widths)
         if path in checkpoint.biases:
             bias = _divided(checkpoint.biases[path], move, shape, widths)
             biases |= dict(zip(move.targets, bias, strict=True))
@@ -78,8 +74,28 @@ def split(checkpoint: Checkpoint, moves: Mapping[str, Split]) -> Checkpoint:
     )
 
 
+def _split_adapter(
+    adapter: Adapter, move: Split, shape: tuple[int, int], widths: Sequence[int]
+) -> dict[str, Adapter]:
+    bs = _divided(adapter.b, move, shape, widths)
+    parts = [dataclasses.replace(adapter, b=b) for b in bs]
+    # A module that stays whole keeps its rank, even if some components are zero.
+    if len(parts) > 1:
+        parts = [fused.used(part) for part in parts]
+    return dict(zip(move.targets, parts, strict=True))
+
+
+def _split_absent(
+    move: Split, shape: tuple[int, int], widths: Sequence[int]
+) -> dict[str, tuple[int, int]]:
+    inputs, outputs = shape
+    # A module that stays whole may have two widths, of halves that change places.
+    many = widths if len(move.targets) > 1 else (outputs,)
+    return {t: (inputs, w) for t, w in zip(move.targets, many, strict=True)}
+
+
 def _renamed(checkpoint: Checkpoint, **fields: Any) -> Checkpoint:
-    """Returns a checkpoint without what is known of its old names, the rest kept."""
+    """Replace fields, and drop the records of the old names."""
     return dataclasses.replace(checkpoint, **fields, modules=(), shared={}, spelling={})
 
 
@@ -109,11 +125,11 @@ def _check_targets(pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def join(checkpoint: Checkpoint, moves: Mapping[str, Join]) -> Checkpoint:
-    """Returns the same update in modules that fuse several. The inverse is `split`.
+    """Return the same update in the fused modules. The inverse is `split`.
 
     Args:
-      checkpoint: One adapter a kernel.
-      moves: The modules of which each new path is made up.
+      checkpoint: One adapter per kernel.
+      moves: The modules to join at each new path.
 
     Raises:
       ValueError: if the parts do not fit together.
@@ -124,14 +140,13 @@ def join(checkpoint: Checkpoint, moves: Mapping[str, Join]) -> Checkpoint:
     layers: dict[str, Any] = {}
     for target, move in moves.items():
         there = [x for x in move.sources if x is not None]
-        shapes = [None if x is None else _shape(checkpoint, x) for x in move.sources]
-        widths = _widths(target, move, shapes)
-        inputs = _shape(checkpoint, there[0])[0]
+        widths = _widths(target, move, checkpoint)
+        shape = _shape(checkpoint, there[0])[0], sum(widths)
         parts = [checkpoint.adapters.get(x or "") for x in move.sources]
         if any(x is not None for x in parts):
-            adapters[target] = _joined(parts, widths, move, (inputs, sum(widths)))
+            adapters[target] = _joined(parts, widths, move, shape)
         else:
-            absent[target] = inputs, sum(widths)
+            absent[target] = shape
         if any(x in checkpoint.biases for x in there):
             biases[target] = _bias(checkpoint, move, widths)
         if there[0] in checkpoint.layers:
@@ -141,14 +156,13 @@ def join(checkpoint: Checkpoint, moves: Mapping[str, Join]) -> Checkpoint:
     )
 
 
-def _widths(
-    target: str, move: Join, shapes: Sequence[tuple[int, int] | None]
-) -> tuple[int, ...]:
-    """Returns the outputs of each part, those that are not in the file included."""
+def _widths(target: str, move: Join, checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Return the outputs of each part, including the parts missing in the file."""
+    shapes = [None if x is None else _shape(checkpoint, x) for x in move.sources]
     known = next(x for x in shapes if x is not None)
     if len(shapes) == 1:
         return (known[1],)
-    # All thirds are of one width; FLUX.1's `linear1` is as wide as its inputs tell.
+    # Thirds have equal widths; the width of FLUX.1's `linear1` follows from its inputs.
     whole = 3 * known[1] if move.form == "thirds" else 7 * known[0]
     widths = fused.sizes(move.form, (known[0], whole), target)
     for shape, width in zip(shapes, widths, strict=True):
@@ -174,6 +188,7 @@ def _joined(
 
 
 def _bias(checkpoint: Checkpoint, move: Join, widths: Sequence[int]) -> Array:
+    # A part without a bias adds nothing: zeros are exact.
     found = [checkpoint.biases.get(x or "") for x in move.sources]
     like = next(x for x in found if x is not None)
     parts = [

@@ -1,7 +1,8 @@
-"""Which modules of which family a file's names are. Host.
+"""Place the names of a file in model families.
 
-A file's names are placed together: a family has to know all of one component's, and
-where several do, they have to agree on every name's meaning.
+The names of a file are placed together: a family must know all names of a component,
+and if several families do, they must agree on the meaning of every name. Runs on the
+host.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,12 @@ from para_jax.names.diffusion.schemes import Name
 
 
 class Place(NamedTuple):
-    """A module, as a diffusers pipeline knows it.
+    """The place of a module in a diffusers pipeline.
 
     Attributes:
       component: The attribute of the pipeline.
       parts: The dotted names inside the component.
-      form: Where the outputs of the parts lie.
+      form: The order of the outputs of the parts.
     """
 
     component: str
@@ -28,11 +29,11 @@ class Place(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """All modules of a file, and the families that know them.
+    """All modules of a file, with the families of each component.
 
     Attributes:
       places: The place of each path.
-      families: The families that know all modules of a component.
+      families: By component, the families with all of its modules.
     """
 
     places: Mapping[str, Place]
@@ -40,23 +41,20 @@ class Placed(NamedTuple):
 
 
 def place(names: Mapping[str, Name]) -> Placed:
-    """Find what diffusers calls each module.
+    """Find the name of each module in diffusers.
 
     Args:
-      names: What `schemes.read` gave.
+      names: The result of `schemes.read`.
 
     Raises:
       ValueError: if no family has a name, or two give it different meanings. The
-        message says which name.
+        message gives the name.
     """
-    groups: dict[str, list[str]] = {}
-    for path in ordered(names):
-        name = names[path]
-        encoder = name.component.startswith("text_encoder")
-        groups.setdefault(name.component if encoder else "", []).append(path)
+    groups = _groups(names)
     places: dict[str, Place] = {}
     families: dict[str, tuple[Family, ...]] = {}
-    for group in sorted(groups):  # The denoiser first: it tells which T5 is meant.
+    # The denoiser comes first: it tells the T5 of FLUX.1 from that of SD3.
+    for group in sorted(groups):
         paths = groups[group]
         known = schemes.ENCODERS if group else schemes.DENOISERS
         found = {x: _matches(x, [names[p] for p in paths]) for x in known}
@@ -64,13 +62,24 @@ def place(names: Mapping[str, Name]) -> Placed:
         if not whole:
             _refuse(paths, found)
         for i, path in enumerate(paths):
-            ways = {
+            by_family = {
                 x.name: _place(x, found[x][i], names[path], families) for x in whole
             }
-            places[path] = _agreed(path, ways)
+            places[path] = _agreed(path, by_family)
         component = places[paths[0]].component
         families[component] = whole
     return Placed(places, families)
+
+
+def _groups(names: Mapping[str, Name]) -> dict[str, list[str]]:
+    """Group the paths by text encoder; the denoiser's group is the empty string."""
+    groups: dict[str, list[str]] = {}
+    for path in ordered(names):
+        component = names[path].component
+        # `lora_unet_` is also the prefix of transformers, so denoisers are one group.
+        group = component if component.startswith("text_encoder") else ""
+        groups.setdefault(group, []).append(path)
+    return groups
 
 
 def _matches(one: Family, names: Sequence[Name]) -> list[Match | None]:
@@ -78,13 +87,14 @@ def _matches(one: Family, names: Sequence[Name]) -> list[Match | None]:
 
 
 def _match(one: Family, name: Name) -> Match | None:
-    ways: dict[str, tuple[Vocabulary, ...]] = {
+    vocabularies: dict[str, tuple[Vocabulary, ...]] = {
         "kohya": ("original", "diffusers"),
         "comfyui": ("original",),
         "original": ("original",),
     }
     rest = text.in_full(name.rest)
-    for vocabulary in ways.get(name.scheme, ("diffusers",)):
+    # kohya's trainers follow the authors for some models and diffusers for others.
+    for vocabulary in vocabularies.get(name.scheme, ("diffusers",)):
         found = family.match(one, rest, vocabulary, separator=name.separator)
         if found is not None:
             return found
@@ -98,6 +108,7 @@ def _place(
     families: Mapping[str, tuple[Family, ...]],
 ) -> Place:
     assert match is not None
+    # One part alone moves as it is: its outputs are its own.
     form: Form = match.module.form if match.part is None else "same"
     component = name.component or one.component
     if name.scheme == "kohya" and one.name == schemes.ENCODERS[1].name:
@@ -106,7 +117,7 @@ def _place(
 
 
 def _t5(name: Name, families: Mapping[str, tuple[Family, ...]]) -> str:
-    """Name the pipeline's T5, which is the second encoder of FLUX.1, the third of SD3.
+    """Return the component of T5: the second encoder of FLUX.1, the third of SD3.
 
     sd-scripts calls it `te3` in both, OneTrainer `te2` in FLUX.1.
     """
@@ -126,7 +137,7 @@ def _t5(name: Name, families: Mapping[str, tuple[Family, ...]]) -> str:
 def _refuse(
     paths: Sequence[str], found: Mapping[Family, Sequence[Match | None]]
 ) -> NoReturn:
-    """Raises ValueError with the first name that the nearest family does not have."""
+    """Raise ValueError with the first name missing in the most similar family."""
     nearest = max(found, key=lambda x: sum(y is not None for y in found[x]))
     path = paths[found[nearest].index(None)]
     models = ", ".join(x.name for x in found)
@@ -138,8 +149,9 @@ def _refuse(
     )
 
 
-def _agreed(path: str, ways: Mapping[str, Place]) -> Place:
-    one, *others = ways.items()
+def _agreed(path: str, by_family: Mapping[str, Place]) -> Place:
+    """Return the place that all families give a name, or raise ValueError."""
+    one, *others = by_family.items()
     for name, place in others:
         if place != one[1]:
             raise ValueError(

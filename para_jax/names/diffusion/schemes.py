@@ -1,6 +1,6 @@
-"""The scheme that each module's name follows. Host.
+"""Tell the scheme of each module's name. Runs on the host.
 
-- `hf`: transformers' names, and all that nothing below tells apart from them.
+- `hf`: transformers' names, and all names not recognised below.
 - `module`: diffusers' names inside one model, `mid_block/attentions/0/...`.
 - `diffusers`: the same below the pipeline's component, `unet/mid_block/...`.
 - `original`: the authors' names, `double_blocks/0/img_attn/qkv`.
@@ -26,6 +26,8 @@ DENOISERS = (
 )
 ENCODERS = (text.CLIP, text.T5)
 
+# sd-scripts writes `lora_unet_` for transformers too; the other prefixes are those of
+# other trainers.
 _KOHYA = re.compile(r"(lora_unet__?|lora_transformer_|lycoris_|lora_te[123]?_)(.+)")
 _ENCODER = {
     "lora_te_": "text_encoder",
@@ -37,7 +39,7 @@ _COMFYUI = re.compile(r"(?:model\.)?diffusion_model\.(.+)")
 _COMPONENT = re.compile(
     r"(unet|transformer|transformer_2|text_encoder(?:_[23])?)\.(.+)"
 )
-# What attention and blocks are called in diffusers, and nowhere else that is known.
+# Names of attention and blocks that only diffusers uses, as far as is known.
 _MODULE = re.compile(
     r"(?:down_blocks|up_blocks|mid_block|(?:single_)?transformer_blocks)\..*"
     r"|(?:.*\.)?(?:to_[qkv]|to_out\.0|to_add_out|add_[qkv]_proj)"
@@ -49,9 +51,9 @@ class Name(NamedTuple):
 
     Attributes:
       scheme: The scheme.
-      component: The attribute of the pipeline, where the path tells it.
+      component: The attribute of the pipeline, or "" if the path does not tell.
       rest: The name inside the component.
-      separator: What stands in `rest` for each dot.
+      separator: The string in `rest` for each dot.
     """
 
     scheme: Scheme
@@ -63,11 +65,11 @@ class Name(NamedTuple):
 def read(paths: Iterable[str]) -> dict[str, Name]:
     """Read the paths of all modules of a file.
 
-    Bare names such as `proj_out` say little alone: they follow the scheme of the file's
-    other names.
+    A bare name such as `proj_out` occurs in several schemes: it follows the scheme of
+    the file's other names.
 
     Example:
-      >>> from para_jax.diffusion import schemes
+      >>> from para_jax.names.diffusion import schemes
       >>> path = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
       >>> schemes.read([path])[path].component
       'text_encoder'
@@ -82,13 +84,14 @@ def read(paths: Iterable[str]) -> dict[str, Name]:
 
 
 def _prefixed(name: str) -> Name | None:
-    """Read a name whose first part tells its scheme."""
+    """Read a name with the prefix of a scheme; None if it has none."""
     if found := _KOHYA.fullmatch(name):
         component = _ENCODER.get(found[1], "")
         return Name("kohya", component, found[2], "_")
     if found := _COMFYUI.fullmatch(name):
         return Name("comfyui", "", found[1])
     found = _COMPONENT.fullmatch(name)
+    # A language model may have a module `transformer` too: its names decide.
     if found and (found[1] == "unet" or _is_diffusers(found[2])):
         return Name("diffusers", found[1], found[2])
     return None
@@ -101,7 +104,8 @@ def _is_diffusers(name: str) -> bool:
 
 
 def _bare(names: Collection[str]) -> Scheme:
-    """Tell the scheme of names that have no prefix, by those inside blocks."""
+    """Tell the scheme of names without a prefix, by the names inside blocks."""
+    # Names outside of numbered blocks (`proj_in`) are the same in several schemes.
     inside = [x for x in names if re.search(r"\.\d+\.", x)]
     if any(_MODULE.fullmatch(x) for x in inside):
         return "module"

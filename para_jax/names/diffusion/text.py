@@ -1,4 +1,8 @@
-"""Text encoders of image models, by the names of transformers. Host."""
+"""List the text encoders of image models, by the names of transformers.
+
+The authors' names and those of diffusers are the same, since all trainers use the
+classes of transformers.
+"""
 
 from para_jax.names.diffusion.family import Family, Module
 
@@ -7,6 +11,7 @@ _CLIP = (
     "mlp.fc1",
     "mlp.fc2",
 )
+# `wi` is the input projection of T5 1.0; `wi_0` and `wi_1` are the gated ones of 1.1.
 _T5 = (
     *(f"0.SelfAttention.{x}" for x in "qkvo"),
     *(f"1.DenseReluDense.{x}" for x in ("wi", "wi_0", "wi_1", "wo")),
@@ -32,5 +37,5 @@ T5 = Family(
 
 
 def in_full(name: str) -> str:
-    """Add the `text_model` that transformers 5 drops from CLIP's names."""
+    """Add the level `text_model`, which transformers 5 drops from CLIP's names."""
     return f"text_model.{name}" if name.startswith("encoder.layers.") else name

@@ -1,7 +1,7 @@
-"""Diffusion transformers: FLUX.1, Stable Diffusion 3 and Wan. Host.
+"""List the diffusion transformers: FLUX.1, Stable Diffusion 3 and Wan.
 
-As diffusers converts whole models (`loaders/single_file_utils.py`), and ComfyUI maps
-names (`comfy/utils.py`).
+The names follow diffusers' conversion of whole models (`loaders/single_file_utils.py`)
+and ComfyUI's map of names (`comfy/utils.py`).
 """
 
 from para_jax.names.diffusion.family import Family, Form, Module
@@ -66,7 +66,7 @@ _WAN_ENDS = {
     "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
     "head.head": "proj_out",
 }
-# The last layer's shift and scale: diffusers has them the other way round.
+# The last layer's shift and scale: diffusers keeps the scale first.
 _LAST = Module("final_layer.adaLN_modulation.1", ("norm_out.linear",), "swapped")
 
 
@@ -94,7 +94,7 @@ FLUX = Family(
             _ADDED,
             "thirds",
         ),
-        # FLUX.2 has modules of these two names as well, of another width.
+        # FLUX.2 has modules of these two names too: the form "mlp" checks the width.
         _fused(
             "double_blocks.{}.img_mlp.0",
             "transformer_blocks.{}.ff",

@@ -1,7 +1,7 @@
-"""UNets of Stable Diffusion: diffusers' names, and those of the LDM code. Host.
+"""List the UNets of Stable Diffusion by diffusers' names and by those of LDM's code.
 
-sd-scripts trains Stable Diffusion 1.x and 2.x on diffusers' model, and SDXL on the LDM
-one, whose blocks are counted through (sd-scripts `library/sdxl_original_unet.py`;
+sd-scripts trains Stable Diffusion 1.x and 2.x on diffusers' model, and SDXL on LDM's.
+LDM numbers its blocks without levels (sd-scripts `library/sdxl_original_unet.py`;
 ComfyUI `comfy/utils.py`; diffusers `loaders/single_file_utils.py`).
 """
 
@@ -34,7 +34,7 @@ _EACH_LEVEL = 2  # Residual blocks of a level on the way down; one more on the w
 
 
 def _attention(original: str, diffusers: str, index: str) -> Iterator[Module]:
-    """Yields the modules of a transformer; `index` are the numbers of its blocks."""
+    """Yield the modules of a transformer; `index` are the numbers of its blocks."""
     blocks = [f"transformer_blocks.{index}.{x}" for x in _BLOCK]
     for name in ("proj_in", "proj_out", *blocks):
         yield Module(f"{original}.{name}", (f"{diffusers}.{name}",))
@@ -47,6 +47,7 @@ def _resnet(original: str, diffusers: str) -> Iterator[Module]:
 
 def _down(levels: int, attended: set[int], index: str) -> Iterator[Module]:
     for level in range(levels):
+        # Block 0 is `conv_in`; a level has its residual blocks and a downsampler.
         first = 1 + level * (_EACH_LEVEL + 1)
         for i in range(_EACH_LEVEL):
             block, diffusers = f"input_blocks.{first + i}", f"down_blocks.{level}"
@@ -75,7 +76,7 @@ def _up(levels: int, attended: set[int], index: str) -> Iterator[Module]:
                 path = f"{diffusers}.attentions.{i}"
                 yield from _attention(f"{block}.1", path, index)
         if level < levels - 1:
-            # It follows what else is in the last block of its level.
+            # LDM puts the upsampler at the end of the last block of its level.
             inside = 2 if level in attended else 1
             name = f"output_blocks.{first + _EACH_LEVEL}.{inside}.conv"
             yield Module(name, (f"up_blocks.{level}.upsamplers.0.conv",))
@@ -87,7 +88,7 @@ def _edges(names: dict[str, str]) -> Iterator[Module]:
 
 
 def _diffusers() -> Iterator[Module]:
-    """Yields the modules of any UNet in diffusers' names, on both sides."""
+    """Yield the modules of any UNet in diffusers' names, on both sides."""
     for block in ("down_blocks.{}", "mid_block", "up_blocks.{}"):
         path = f"{block}.attentions.{{}}"
         yield from _attention(path, path, "{}")
@@ -101,6 +102,7 @@ def _diffusers() -> Iterator[Module]:
 
 
 UNET = Family(name="a UNet", component="unet", modules=tuple(_diffusers()))
+# SD has one transformer block at each place, with the number 0; SDXL has up to ten.
 SD = Family(
     name="Stable Diffusion 1.x and 2.x",
     component="unet",

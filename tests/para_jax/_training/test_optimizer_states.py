@@ -1,8 +1,8 @@
-"""Every optimizer and wrapper of optax: its moments are projected right, or refused.
+"""Check every optimizer and wrapper of optax: moments are projected, or refused.
 
-Projected right means: each moment is what NumPy makes of it in float64, by the formula
-of `para_jax._training.moments`; and the next update, of `optax` itself, is that of a
-new state into which NumPy's moments were written.
+Each projected moment must equal the one that NumPy computes in float64, by the formula
+of `para_jax._training.moments`. The next update, by `optax` itself, must equal that of
+a new state with NumPy's moments.
 """
 
 import functools
@@ -25,18 +25,18 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:inject_stateful_hyperparams is deprecated"),
 ]
 
-# (m, n, r): prime and unequal; and where a shape does not tell the axes apart.
+# (m, n, r): prime and unequal; and shapes that do not tell the axes apart.
 SHAPES = {"head": (7, 5, 3), "square": (5, 5, 5), "in": (3, 7, 3), "out": (7, 3, 3)}
 
 C = optax.contrib
 SLOW = pytest.mark.slow
 LINEAR, SQUARED = 1, 2
 ADAM = {"mu": LINEAR, "nu": SQUARED}
-NOTHING = {}  # It keeps nothing of an adapter.
+NOTHING = {}  # No moments of an adapter.
 
 
 def first_half(params):
-    """Returns the group of each leaf: LoRA+ trains `b` faster."""
+    """Return the group of each leaf: LoRA+ trains `b` faster."""
     name = lambda path: "fast" if path[-1].key == "b" else "slow"  # noqa: E731
     return jax.tree.map_with_path(lambda path, _: name(path), params)
 
@@ -323,7 +323,7 @@ NO_OPTIMIZERS = set(REST.split())
 
 
 def public():
-    """Returns the names of all functions of optax and its contrib, and MultiSteps."""
+    """Return the names of all functions of optax and its contrib, and MultiSteps."""
     found = {"MultiSteps"}
     for prefix, module in (("", optax), ("contrib.", C)):
         for name, value in vars(module).items():
@@ -333,7 +333,7 @@ def public():
 
 
 def there(table):
-    """Returns the rows whose optimizer this version of optax has."""
+    """Return the rows of optimizers in this version of optax."""
     names = public()
     return {x: y for x, y in table.items() if x in names or "," in x or " " in x}
 
@@ -361,7 +361,7 @@ def adapters():
 
 @functools.cache
 def smaller(form):
-    """Returns new adapters that keep some component of each, and the transforms."""
+    """Return new adapters with at least one component each, and the transforms."""
     if form == "masked":
         return para_jax.squeeze(adapters(), para_jax.Gamma(0.7))
     return para_jax.shrink(adapters(), para_jax.Gamma(0.7), form=form)
@@ -378,7 +378,7 @@ def gradients(tree, seed):
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), "f4"), tree)
 
 
-EXTRA = {"value": jnp.float32(1.0)}  # For those that look at the loss.
+EXTRA = {"value": jnp.float32(1.0)}  # For optimizers that use the loss.
 
 
 def updated(optimizer, state, seed, tree):
@@ -400,7 +400,7 @@ def named(tree):
 
 
 def wanted(state, fresh, fields, form):
-    """Returns a new state with the moments of an old one, by NumPy in float64."""
+    """Return a new state with the moments of an old one, by NumPy in float64."""
     transforms = smaller(form).transforms
     old = named(state)
     missing = dict.fromkeys(fields)
@@ -432,7 +432,7 @@ def trained(optimizer):
 
 
 def rows(table, *, fast=lambda name: True):
-    """Returns the rows to test, those that are only variants of others as slow ones."""
+    """Return the rows to test; mere variants of others are marked as slow."""
     slow = pytest.mark.slow
     return [pytest.param(x, marks=() if fast(x) else slow, id=x) for x in there(table)]
 
@@ -486,7 +486,7 @@ def test_a_state_without_the_places_of_factors_is_refused(name):
         para_jax.check_optimizer(optimizer, params())
 
 
-# --- What no state says ---------------------------------------------------------------
+# --- Quantities unknown to a state ---------------------------------------------------
 
 
 @functools.cache
@@ -502,7 +502,7 @@ def test_a_check_finds_what_is_not_the_moment_that_its_class_says(name):
         para_jax.check_optimizer(make(), two())
 
 
-# Those that the documentation names, and wrappers of several kinds.
+# The optimizers of the documentation, and wrappers of several kinds.
 NAMED = {"adabelief", "adagrad", "adam", "adamw", "adan", "amsgrad", "lamb", "lion"}
 NAMED |= {"MultiSteps", "nadam", "partition", "radam", "rmsprop", "sgd", "zero_nans"}
 NAMED |= {"contrib.acprop", "contrib.ademamix", "contrib.muon", "inject_hyperparams"}
@@ -539,7 +539,7 @@ NO_STEP |= {
     "contrib.hutchinson_estimator_diag_hessian",
 }
 IN_SHORT = {"adam", "MultiSteps", "sm3", "adafactor", "contrib.schedule_free", "lars"}
-# A schedule or its like goes on.
+# Schedules and the like are kept.
 GOES_ON = {"scale_by_schedule", "contrib.reduce_on_plateau", "noisy_sgd"}
 GOES_ON |= {"conditionally_mask", "conditionally_transform", "apply_if_finite"}
 
@@ -581,7 +581,7 @@ def test_a_state_of_a_users_own_class_is_refused_though_its_fields_are_adams():
 
 
 def keyed(state):
-    """Returns a state as flax.nnx has it: all fields and positions are keys."""
+    """Return a state as flax.nnx has it: all fields and positions are keys."""
     if hasattr(state, "_fields"):
         return {x: keyed(getattr(state, x)) for x in state._fields}
     if isinstance(state, tuple | list):

@@ -1,4 +1,4 @@
-"""Adapters that get smaller while they are trained, against NumPy and optax itself."""
+"""Check pruning during training against NumPy and optax itself."""
 
 import functools
 
@@ -52,10 +52,10 @@ def transposed(x):
 
 
 def between(old, new):
-    """Returns `l, r` with `a' = a @ l` and `b' = r @ b`, by NumPy's pseudoinverse.
+    """Return `l, r` with `a' = a @ l` and `b' = r @ b`, by NumPy's pseudoinverse.
 
-    They are the only ones where the factors have full rank, as random ones do; for
-    `wide`, whose `a` has more columns than rows, they are the smallest of many.
+    They are unique if the factors have full rank, as random ones do. For `wide`, with
+    more columns than rows in `a`, they are the smallest of many.
     """
     return np.linalg.pinv(old.a) @ new.a, new.b @ np.linalg.pinv(old.b)
 
@@ -80,7 +80,7 @@ def test_at_full_budget_the_update_stays_and_the_factors_are_balanced():
 
 
 def kept_part(old, ranks):
-    """Returns the truncated SVD of each update, the largest `ranks` of all."""
+    """Return the truncated SVD of each update, the largest `ranks` of all."""
     parts = {
         path: np.linalg.svd(update(x), full_matrices=False) for path, x in old.items()
     }
@@ -273,7 +273,7 @@ def test_squeezing_again_changes_nothing_but_signs():
 
 
 def labels(params):
-    """Returns the group of each leaf of a nested tree: LoRA+ trains `b` faster."""
+    """Return the group of each leaf of a nested tree: LoRA+ trains `b` faster."""
     return jax.tree.map_with_path(
         lambda path, _: "fast" if path[-1].key == "b" else "slow", params
     )
@@ -307,7 +307,7 @@ def squeezed(form):
 
 
 def trained(adapters, *, inside):
-    """Returns params as a loop may hold them."""
+    """Return params as a loop may hold them."""
     bare = {
         path: para_jax.Adapter(x.a, x.b)  # The scale is the model's.
         for path, x in adapters.items()
@@ -456,12 +456,12 @@ def test_states_of_two_optimizers_are_refused():
         )
 
 
-# --- Training goes on ---------------------------------------------------------------
+# --- Further training ---------------------------------------------------------------
 
 
 @functools.cache
 def task():
-    """Returns inputs, and the outputs of updates of rank 2 that are to be learned."""
+    """Return inputs, and the outputs of updates of rank 2, to be learned."""
     rng = np.random.default_rng(5)
     x, y = {}, {}
     for path, stack, (m, n, _), _ in MODEL:
@@ -478,7 +478,7 @@ def loss(lora, x, y):
 
 
 def start():
-    """Returns params as LoRA starts: `b` is zero."""
+    """Return params as LoRA starts: `b` is zero."""
     return trained(
         {
             path: para_jax.Adapter(x.a / 3, jnp.zeros_like(x.b))
@@ -489,7 +489,7 @@ def start():
 
 
 def training(optimizer, keep):
-    """Returns a step that squeezes every 50 steps, and the list of its traces."""
+    """Return a step with a squeeze every 50 steps, and the list of its traces."""
     traces = []
 
     def smaller(lora, state, policy):
@@ -530,7 +530,7 @@ def test_a_loop_squeezes_every_fifty_steps_and_learns_on(optimizer, keep):
 
     losses = []
     for i in range(200):
-        # 21 ranks, then 19, 16, and the 12 that the truth has.
+        # 21 ranks, then 19, 16, and the 12 of the truth.
         policy = Rank(np.float32([3.5, 3.25, 2.75, 2.0][i // 50]))
         lora, state, value = step(lora, state, policy, i, x, y)
         losses.append(float(value))

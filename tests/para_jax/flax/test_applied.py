@@ -17,7 +17,7 @@ def draw():
 
 @pytest.fixture
 def pair(draw):
-    """An adapter of a kernel `[m, n]`."""
+    """Return an adapter of a kernel `[m, n]`."""
     return lambda m, r, n, scale=1.0: para_jax.Adapter(
         draw(m, r), draw(r, n), scale=scale
     )
@@ -56,7 +56,7 @@ class Last(nn.Module):
         return self.plain(jnp.tanh(self.dense(x)))
 
 
-# Of every layer: its kernel's shape, the axes that are `m`, those that are `n`.
+# By layer: its kernel's shape, the axes of `m`, the axes of `n`.
 KERNELS = {
     "conv": ((3, 2, 3, 4), (0, 1, 2), (3,)),
     "embed": ((11, 4), (0,), (1,)),
@@ -93,7 +93,7 @@ def adapters(pair):
 
 
 def merged(params, adapters, xp=np):
-    """Params whose kernels hold the updates."""
+    """Return params with the updates in their kernels."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     for path, x in adapters.items():
         shape = KERNELS[path][0]

@@ -32,7 +32,7 @@ def product(a, b):
 
 
 def unflattened(delta, kernel, equation, parts):
-    """`delta: [m, n]` as an array with the kernel's axes, by index arithmetic."""
+    """Return `delta: [m, n]` with the kernel's axes, by index arithmetic."""
     names = equation.replace(" ", "").split("->")[0].split(",")[1]
     first, rest = parts.split(",")
     sizes = dict(zip(names, kernel, strict=True))

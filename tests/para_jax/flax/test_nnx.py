@@ -9,7 +9,7 @@ from flax import nnx
 import para_jax
 from para_jax.flax import nnx as para_nnx
 
-# Of every layer: its kernel's shape, the axes that are `m`, those that are `n`.
+# By layer: its kernel's shape, the axes of `m`, the axes of `n`.
 KERNELS = {
     "layers/0": ((5, 6), (0,), (1,)),
     "layers/1": ((6, 4), (0,), (1,)),
@@ -24,7 +24,7 @@ RANKS = dict(zip(KERNELS, (2, 3, 1, 4, 2, 3, 1, 2), strict=True))
 
 
 def attend(query, key, value, **_):
-    """Attention in plain products: JAX's own promotes float64 with float32."""
+    """Compute attention by plain products: JAX's own promotes float64 with float32."""
     weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key))
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
@@ -92,7 +92,7 @@ def values(tree):
 
 
 def with_updates(model, adapters):
-    """A copy of `model` whose kernels hold the updates."""
+    """Return a copy of `model` with the updates in its kernels."""
     copy = nnx.clone(model)
     modules = {"/".join(map(str, p)): m for p, m in nnx.iter_modules(copy)}
     for path, x in adapters.items():

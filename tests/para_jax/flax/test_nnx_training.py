@@ -1,4 +1,4 @@
-"""Adapters of an NNX model that get smaller in training, with their optimizer."""
+"""Check pruning of an NNX model's adapters in training, with their optimizer."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ RANK = 4
 
 
 class Model(nnx.Module):
-    """One layer is called as a moment is."""
+    """One layer has the name of a moment."""
 
     def __init__(self, rngs):
         self.first = nnx.Linear(8, 6, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Which axes of stored factors are stack, inputs, outputs: read off shapes alone.
+"""Check the roles of the axes of stored factors, read from shapes alone.
 
 The product of the stored factors by `einsum`, axis by axis, is the oracle.
 """
@@ -10,8 +10,8 @@ import pytest
 
 from para_jax.layouts import axes
 
-# What it is, a, b, the kernel, the axis that the user gives, the roles to find, and the
-# product of the stored factors: its axes are the stack, the inputs, the outputs.
+# Name, a, b, the kernel, the user's stack axis, the expected roles, and the product of
+# the stored factors, with the axes of the stack, the inputs and the outputs.
 READINGS = [
     ("dense", (5, 2), (2, 7), (5, 7), None, "mr rn", "mr,rn->mn"),
     ("dense alone", (5, 2), (2, 7), None, None, "mr rn", "mr,rn->mn"),

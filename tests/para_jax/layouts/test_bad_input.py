@@ -1,4 +1,4 @@
-"""A tree that does not say enough, or is broken, is refused: the module is named.
+"""Check that an incomplete or broken tree is refused by the name of the module.
 
 Every case runs on every layout, on trees written down as plain dicts.
 """
@@ -32,7 +32,7 @@ layouts = pytest.mark.parametrize("name", list(PLACES))
 
 
 def tree(name, *, a=None, b=None, kernel=None, path=None):
-    """Returns a tree with factors of these shapes, and leaves out what has none."""
+    """Return a tree with factors of these shapes, without those of no shape."""
     module, *keys = PLACES[name]
     shapes = dict(zip(keys, (a, b, kernel), strict=True))
     leaves = {f"{path or module}/{k}": s for k, s in shapes.items() if s is not None}
@@ -216,7 +216,7 @@ def test_two_layouts_that_both_fit_are_both_named():
 
 @pytest.mark.parametrize("layout", [None, "nnx", "qwix"])
 def test_two_libraries_in_one_tree_are_both_named(layout):
-    """As in openpi, whose attention has other names than its feed-forward layers."""
+    """openpi, for one, names attention and feed-forward layers differently."""
     leaves = flat(tree("nnx", a=(5, 2), b=(2, 7)))
     leaves |= flat(tree("qwix", a=(5, 2), b=(2, 7)))
 

@@ -1,4 +1,4 @@
-"""What lies in a tree beside the adapters: their moments, averages, other matrices."""
+"""Check trees with moments, averages or other matrices beside the adapters."""
 
 import jax
 import numpy as np

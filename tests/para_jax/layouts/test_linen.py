@@ -1,7 +1,7 @@
-"""Linen models of a user's own: a `lora` collection beside `params`, any way stacked.
+"""Check a user's own Linen models: a `lora` collection beside `params`, any stacking.
 
-The model is plain Flax. Its dense layer applies what it finds in the collection, and it
-is scanned by `nn.scan`, over axis 0 or axis 1, or called layer by layer.
+The model is plain Flax. Its dense layer applies the factors in the collection. It is
+scanned by `nn.scan`, over axis 0 or axis 1, or called layer by layer.
 """
 
 import jax
@@ -69,12 +69,12 @@ def paths(axis):
 
 
 def stored(axis, rows, columns):
-    """Returns the shape that a stack of matrices is stored in."""
+    """Return the stored shape of a stack of matrices."""
     return {None: (rows, columns), 0: (L, rows, columns), 1: (rows, L, columns)}[axis]
 
 
 def variables(axis, rank=R):
-    """Returns random base weights, and random adapters of any rank a module."""
+    """Return random base weights, and random adapters of any rank per module."""
     rng = np.random.default_rng(0)
     params, lora = {}, {}
     for path in paths(axis):
@@ -97,7 +97,7 @@ def run(axis, tree, scale=SCALE):
 
 
 def with_deltas(axis, tree, child):
-    """Returns the parameters alone, with the child's updates in their kernels."""
+    """Return the parameters alone, with the child's updates in their kernels."""
     params = jax.tree.map(np.array, tree["params"])
     for path, x in child.adapters.items():
         outer, inner, *layer = path.split("/")
@@ -175,7 +175,7 @@ def test_a_stack_is_padded_to_its_largest_rank_and_a_layer_keeps_its_own(axis):
         m, n = MODULES[path.split("/")[1]]
         members = [path] if axis is None else [f"{path}/{i}" for i in range(L)]
         ranks = [child.adapters[x].rank for x in members if x in child.adapters]
-        k = max(ranks, default=1)  # Zeros, where nothing is kept.
+        k = max(ranks, default=1)  # Zeros, if nothing is kept.
         want[f"lora/{path}/a"] = stored(axis, m, k)
         want[f"lora/{path}/b"] = stored(axis, k, n)
         want[f"params/{path}/kernel"] = stored(axis, m, n)

@@ -1,4 +1,4 @@
-"""MaxText's trees, made here: MaxText is no package that a test could install.
+"""Check trees of MaxText, made here: it is not an installable package.
 
 Names, axes and einsums are those of MaxText's source (AI-Hypercomputer/maxtext,
 August 2026):
@@ -34,7 +34,7 @@ KERNELS = {
     "mlp/wo": ((F, D), 1),
 }
 ATTENTION = [path for path in KERNELS if "attention" in path]
-# The form, and the axis of the layers: None where they are apart.
+# The form, and the axis of the layers: None if they are apart.
 CASES = {
     "native, scanned": ("maxtext", 1),
     "native, layers apart": ("maxtext", None),
@@ -54,7 +54,7 @@ def with_layers(shape, axis):
 
 
 def factor_shapes(form, axis, path, rank):
-    """Returns the shapes of `a` and `b`."""
+    """Return the shapes of `a` and `b`."""
     kernel, inputs = KERNELS[path]
     if form == "maxtext-qwix":
         flat = int(np.prod(kernel[:inputs])), int(np.prod(kernel[inputs:]))
@@ -75,7 +75,7 @@ def names(form):
 
 
 def random_trees(form, axis):
-    """Returns the tree of LoRA factors, and the kernels by path."""
+    """Return the tree of LoRA factors, and the kernels by path."""
     rng = np.random.default_rng(0)
     tree, kernels = {}, {}
     for layer in layers(axis):
@@ -103,7 +103,7 @@ def at(tree, path):
 
 
 def with_kernels(tree, kernels):
-    """Returns the factors with the base weights beside them."""
+    """Return the factors with the base weights beside them."""
     tree = jax.tree.map(lambda x: x, tree)
     for path, kernel in kernels.items():
         at(tree, path)["kernel"] = jnp.asarray(kernel)
@@ -115,7 +115,7 @@ def layer_of(x, axis, i):
 
 
 def forward(form, axis, tree, path, kernel, i, scale):
-    """Returns a layer's output, as MaxText computes it with LoRA; None is the base."""
+    """Return a layer's output, as MaxText computes it with LoRA; None is the base."""
     module = path.removeprefix("decoder/").partition("/")[2]
     _, inputs = KERNELS[module]
     kernel = layer_of(kernel, axis, i)
@@ -167,7 +167,7 @@ def shapes(tree):
 
 
 def cases(column):
-    """Parametrises over all forms, each a cell of the table of layouts."""
+    """Parametrise over all forms, each a cell of the table of layouts."""
     return pytest.mark.parametrize(
         ("form", "axis"),
         [
@@ -231,7 +231,7 @@ def test_maxtexts_einsums_run_a_child_as_the_base_with_our_updates(form, axis):
 
 @cases("put back")
 def test_the_childs_tree_has_one_rank(form, axis):
-    """MaxText takes the rank and alpha of the whole adapter from one number each."""
+    """MaxText has one number each for the rank and alpha of the whole adapter."""
     tree, _ = random_trees(form, axis)
     child = para_jax.compress(
         found_in(form, axis, tree), para_jax.Gamma(0.5, max_rank=2)
@@ -319,7 +319,7 @@ def test_maxtexts_own_module_paths_are_known(path):
 
 
 def test_a_decoder_of_another_library_keeps_its_ranks():
-    """Padding to one rank is for MaxText's modules, not for all that qwix adapts."""
+    """Only MaxText's modules are padded to one rank, not every module of qwix."""
     rng = np.random.default_rng(0)
     tree = {
         "decoder": {

@@ -1,4 +1,4 @@
-"""Trees of flax.nnx's own LoRA modules: flax runs the children.
+"""Check trees of flax.nnx's own LoRA modules; flax runs the children.
 
 In float64. The base model with our update in its kernels is the oracle, the update by
 NumPy from the adapters' paths.
@@ -84,7 +84,7 @@ FOUND = {
 
 
 def random(model):
-    """Fills a model with random numbers: the first layer matters most."""
+    """Fill a model with random numbers: the first layer matters most."""
     rng = np.random.default_rng(0)
 
     def fill(path, x):
@@ -124,9 +124,9 @@ def close(got, want):
 
 
 def with_updates(model, adapters, places):
-    """Returns a model whose kernels hold the updates, and that has no LoRA.
+    """Return a model without LoRA, with the updates in its kernels.
 
-    `places` says for each adapter in which kernel it goes, and where in that.
+    `places` gives the kernel of each adapter, and the place in it.
     """
     state = nnx.state(model)
     leaves = {path: np.array(x) for path, x in flat(state).items()}
@@ -147,7 +147,7 @@ def lora_only(model):
 
 
 def restored(model, folder):
-    """Returns what Orbax restores without being told what was saved."""
+    """Return the tree restored by Orbax without a target."""
     checkpointer = ocp.PyTreeCheckpointer()
     checkpointer.save(folder / "state", nnx.state(model))
     form = checkpointer.metadata(folder / "state").item_metadata.tree
@@ -156,9 +156,9 @@ def restored(model, folder):
 
 
 def put_back(model, tree):
-    """Updates a model with a tree, be it one of Orbax: with strings as keys of layers.
+    """Update a model with a tree, also with one of Orbax: layers have strings as keys.
 
-    Such a tree has the level `value` too, which `nnx.update` has no use for.
+    Such a tree has the level `value` too, unknown to `nnx.update`.
     """
 
     def keys(tree):
@@ -270,7 +270,7 @@ def test_a_model_is_built_with_the_childs_own_ranks():
 
 
 class Stack(nnx.Module):
-    """Layers that are made by `nnx.vmap` and run by `nnx.scan`."""
+    """Layers made by `nnx.vmap` and run by `nnx.scan`."""
 
     def __init__(self, rngs, axis):
         self.axis = axis

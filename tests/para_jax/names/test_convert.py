@@ -1,4 +1,4 @@
-"""Names there and back; NumPy multiplies and turns what has to be equal."""
+"""Check renaming in both directions; NumPy computes the expected updates."""
 
 import dataclasses
 
@@ -67,7 +67,7 @@ def delta(x):
 
 
 def every_module(model):
-    """All adapters of a model under Hugging Face's names, experts in stacks of 3."""
+    """Return a model's adapters by Hugging Face's names, experts in stacks of 3."""
     modules = [
         f"{place}.{i}.{name}".replace(".", "/")
         for place, inside in PROJECTIONS[model].items()
@@ -104,7 +104,7 @@ def test_every_projection_of_every_layer_goes_there_and_back(model, ecosystem):
 
 
 def joined(adapters, like):
-    """Experts that became members of a stack, in their stack again."""
+    """Join the members of each stack of experts again."""
     return para.stack(
         adapters,
         {p: x.stack for p, x in like.items() if x.stack and p not in adapters},
@@ -209,11 +209,11 @@ def test_what_is_around_the_parameters_of_a_program_is_no_part_of_a_name():
     assert [list(x.adapters) for x in got] == [["model/layers/1/mlp/down_proj"]] * 2
 
 
-# What MaxText's kernels mean.
+# The meaning of MaxText's kernels.
 
 
 def rotated(x, *, interleaved):
-    """The rotary embedding of `[T, N, H]` at positions 0, 1, ..."""
+    """Return the rotary embedding of `[T, N, H]` at positions 0, 1, ..."""
     t, heads, h = x.shape
     angles = np.arange(t)[:, None, None] * 0.3 ** np.arange(h // 2)
     if interleaved:
@@ -225,7 +225,7 @@ def rotated(x, *, interleaved):
 
 
 def scores(query, key, *, interleaved):
-    """What every query gives every key, `[T, T]`: heads of both are the same number."""
+    """Return the score of every query and key, `[T, T]`, for equal numbers of heads."""
     t = len(query)
     q, k = (rotated(x.reshape(t, -1, H), interleaved=interleaved) for x in (query, key))
     return np.einsum("tnh,snh->ts", q, k.conj()).real
@@ -352,7 +352,7 @@ def test_a_stack_where_there_is_none_is_refused():
 
 
 def experts(*, stack, r=(2, 3), xp=np):
-    """MaxText's gate and up of all layers, of different ranks and scales."""
+    """Return MaxText's gate and up of all layers, of different ranks and scales."""
     paths = [f"decoder/layers/MoeBlock_0/wi_{half}" for half in (0, 1)]
     return {
         path: adapter(r=rank, n=7, stack=stack, scale=1 + half, seed=half, xp=xp)
@@ -466,7 +466,7 @@ def test_an_odd_number_of_outputs_has_no_halves():
         names.from_hf(before, "qwen3-moe", ecosystem="tunix")
 
 
-# All else in a checkpoint.
+# Biases, absent modules and kinds of layer.
 
 
 def test_everything_beside_the_adapters_is_renamed_with_them_or_left():
@@ -571,7 +571,7 @@ def test_nothing_gives_nothing():
     assert names.to_hf(para.Checkpoint(adapters={}), "gemma3").adapters == {}
 
 
-# Tables of one's own.
+# The user's own tables.
 
 
 def test_a_table_of_ones_own_goes_both_ways():
@@ -629,7 +629,7 @@ def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
         names.read(tmp_path / "names.toml")
 
 
-# What cannot be named.
+# Refusals.
 
 
 @pytest.mark.parametrize(("name", "hint"), [("lama3", "'llama3'"), ("x", "siglip")])

@@ -1,4 +1,4 @@
-"""Names of image models, by hand; kernels, by NumPy.
+"""Check the names of image models by hand, and their kernels by NumPy.
 
 `tests/engines/test_diffusers_names.py` compares with diffusers' models and converters.
 """
@@ -133,12 +133,12 @@ def test_a_name_has_one_meaning_in_diffusers(name):
     )
 
 
-# A module that no other family has, so that the way back has one meaning.
+# A module of no other family, so that the way back has one meaning.
 ONLY = {"flux": "lora_unet_guidance_in_in_layer", "sd3": "lora_unet_x_embedder_proj"}
 
 
 def beside(name):
-    """Returns what tells the family of a name that another has too."""
+    """Return a name to identify the family of an ambiguous one."""
     other = ONLY["sd3" if "joint" in name else "flux"]
     return {other: adapter(3, 7)}
 
