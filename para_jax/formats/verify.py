@@ -68,28 +68,20 @@ READERS: dict[Profile, tuple[str, ...]] = {
 """The rules by which a file of each profile has to be right."""
 
 
-def check(
-    path: pathlib.Path, written: Checkpoint, wanted: Checkpoint, profile: Profile
-) -> None:
-    """Raises ValueError unless the engines of a file all compute the wanted updates.
-
-    Args:
-      path: PEFT's folder, or kohya's file.
-      written: What the format's `save` returned: the names, and each module's scale.
-      wanted: What was to be saved.
-      profile: The profile of a PEFT folder.
-    """
-    if (path / mlx.WEIGHTS).is_file():
-        _check_mlx(path, written, wanted)
-    elif path.is_dir():
-        _check_peft(path, written, wanted, profile)
-    else:
-        _check_kohya(path, written, wanted)
-
-
-def _check_peft(
+def check_peft(
     folder: pathlib.Path, written: Checkpoint, wanted: Checkpoint, profile: Profile
 ) -> None:
+    """Check a folder of PEFT by the rule of each engine that its profile is for.
+
+    Args:
+      folder: The folder.
+      written: The result of the format's `save`: the names, and each module's scale.
+      wanted: The checkpoint that was to be saved.
+      profile: The profile of the folder.
+
+    Raises:
+      ValueError: unless all these engines compute the wanted updates.
+    """
     config = json.loads((folder / peft.CONFIG).read_text(encoding="utf-8"))
     left, names = unstack(wanted.adapters), peft.keys(written)
     for path, (a, b) in _raw(folder / peft.WEIGHTS, names):
@@ -105,7 +97,8 @@ def _check_peft(
     _check_rest(left)
 
 
-def _check_kohya(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
+def check_kohya(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
+    """Check a single file by kohya's and diffusers' rules, as `check_peft`."""
     left = unstack(wanted.adapters)
     names = {
         path: [name for name in (x.a, x.b, x.alpha) if name]
@@ -122,7 +115,8 @@ def _check_kohya(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) ->
     _check_rest(left)
 
 
-def _check_mlx(folder: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
+def check_mlx(folder: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
+    """Check a folder of mlx-lm by its one rank and one scale, as `check_peft`."""
     given = json.loads((folder / mlx.CONFIG).read_text(encoding="utf-8"))
     rank, scale = (given["lora_parameters"][name] for name in ("rank", "scale"))
     left = unstack(wanted.adapters)

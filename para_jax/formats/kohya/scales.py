@@ -8,28 +8,17 @@ factors without an alpha. What is stated but not clear is refused; the user may 
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from para_jax.formats.format import Hints
 from para_jax.formats.kohya.spellings import Module
 from para_jax.formats.kohya.stated import Shape, Statement
 from para_jax.formats.other_files import listed
 from para_jax.formats.peft.tensors import PREFIX
 
 _REMEDY = "Say it with alpha= or scale="
-
-
-class Given(NamedTuple):
-    """What the user says of scales that the file does not hold.
-
-    Attributes:
-      alpha: The numerator, one for all modules or one a module by path.
-      scale: `alpha / r` itself.
-    """
-
-    alpha: float | Mapping[str, float] | None = None
-    scale: float | None = None
 
 
 def shape(module: Module) -> Shape:
@@ -39,7 +28,7 @@ def shape(module: Module) -> Shape:
 
 
 def of_modules(
-    modules: Mapping[str, Module], stated: Sequence[Statement], given: Given
+    modules: Mapping[str, Module], stated: Sequence[Statement], given: Hints
 ) -> dict[str, float]:
     """Return the scale of each module by its name.
 
@@ -73,7 +62,7 @@ class _UnclearError(ValueError):
     """A scale is stated, but not clear: the user may say it."""
 
 
-def _check_given(given: Given, modules: Mapping[str, Module]) -> None:
+def _check_given(given: Hints, modules: Mapping[str, Module]) -> None:
     if given.alpha is not None and given.scale is not None:
         raise ValueError("Give alpha= or scale=, not both.")
     by_path = given.alpha if isinstance(given.alpha, Mapping) else {}
@@ -92,7 +81,7 @@ def _is_scale(value: Any) -> bool:
     return isinstance(value, numbers.Real) and math.isfinite(value) and value != 0
 
 
-def _said(given: Given, name: str, rank: int) -> float | None:
+def _said(given: Hints, name: str, rank: int) -> float | None:
     if given.scale is not None:
         return float(given.scale)
     alpha = given.alpha
@@ -146,7 +135,7 @@ def _own(module: Module) -> float:
     return value / max(shape(module).rank, 1)
 
 
-def _default(name: str, module: Module, given: Given) -> float:
+def _default(name: str, module: Module, given: Hints) -> float:
     if isinstance(given.alpha, Mapping):
         raise ValueError(f"'{name}' has no alpha. Name it in alpha= too.")
     if module.spelling.a.startswith(PREFIX):

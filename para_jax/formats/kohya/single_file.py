@@ -24,10 +24,10 @@ import numpy as np
 from para_jax._adapters.adapter import Adapter, check_pair, ordered
 from para_jax._adapters.checkpoint import Checkpoint, Layer, Spelling
 from para_jax._engines import profiles
-from para_jax.formats import other_files, record, tensor_files
+from para_jax.formats import configuration, other_files, record, tensor_files
+from para_jax.formats.format import Hints
 from para_jax.formats.kohya import headers, spellings, stated
 from para_jax.formats.kohya import scales as file_scales
-from para_jax.formats.kohya.scales import Given
 from para_jax.formats.peft import tensors as peft_tensors
 
 _OURS = "para_jax"
@@ -36,7 +36,7 @@ _OURS = "para_jax"
 def load(
     path: pathlib.Path,
     known: Mapping[str, np.ndarray] = types.MappingProxyType({}),
-    given: Given = Given(),  # noqa: B008
+    given: Hints = Hints(),  # noqa: B008
 ) -> Checkpoint:
     """Read the adapter in a single file; its metadata become the configuration.
 
@@ -60,7 +60,7 @@ def _checkpoint(
     path: pathlib.Path,
     found: Mapping[str, np.ndarray],
     metadata: Mapping[str, str],
-    given: Given,
+    given: Hints,
 ) -> Checkpoint:
     modules, extra = spellings.by_module(found)
     if not modules:
@@ -236,7 +236,7 @@ def named(flat: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
 
 def _metadata(flat: Checkpoint) -> dict[str, str]:
     """Return the file's metadata: those it was read with, if from such a file."""
-    other = {"peft_type", "lora_parameters"} & flat.config.keys()
+    other = configuration.is_peft(flat.config) or configuration.is_mlx(flat.config)
     source: Mapping[str, Any] = {} if other else flat.config
     parent = {key: x for key, x in source.items() if isinstance(x, str)}
     alphas = [

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from para_jax.formats import configuration
+
 Config = Mapping[str, Any]
 
 _MISSING = object()
@@ -88,7 +90,7 @@ def child(source: Config, names: Iterable[str], rank: int) -> dict[str, Any]:
       names: The dotted names of the modules that the child holds.
       rank: The rank of all of them.
     """
-    source = source if "lora_parameters" in source else {}
+    source = source if configuration.is_mlx(source) else {}
     kept = {name: x for name, x in source.items() if name not in _DROPPED}
     layers = source.get("num_layers", source.get("lora_layers", -1))
     inside = ((_IN_LAYER.search(name), name) for name in names)

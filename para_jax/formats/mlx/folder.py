@@ -10,8 +10,6 @@ ones are filled with zeros here; a module without tensors has no update.
 import dataclasses
 import json
 import pathlib
-import re
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,11 +19,10 @@ from para_jax._adapters.adapter import Adapter, check_pair, ordered
 from para_jax._adapters.checkpoint import Checkpoint, Layer
 from para_jax._engines import profiles
 from para_jax.formats import other_files, record, tensor_files
+from para_jax.formats.mlx import CONFIG as CONFIG
+from para_jax.formats.mlx import WEIGHTS as WEIGHTS
 from para_jax.formats.mlx import config as mlx_config
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapters.safetensors"
-_EXPERT = re.compile(r"(^|/)experts/\d+/")
 _RANKS = "para_jax_ranks"
 # The embeddings of mlx-lm's models, by their last name: LoRA looks up their rows.
 _EMBEDDINGS = {
@@ -214,50 +211,3 @@ def _named(flat: Checkpoint, rank: int) -> Iterator[tuple[str, np.ndarray]]:
         b = np.pad(np.asarray(x.b), [*stack, (0, more), (0, 0)])
         yield from zip(keys(path), oriented(a, b), strict=True)
     yield from flat.extra.items()
-
-
-def check_crossing(checkpoint: Checkpoint, form: str) -> None:
-    """Check an adapter that goes from mlx-lm's models to others', or back.
-
-    Warns of embeddings, whose update mlx-lm adds to a tied head too, and PEFT does not.
-
-    Args:
-      checkpoint: What is to be saved.
-      form: The format to save it in.
-
-    Raises:
-      ValueError: if it holds experts, whose modules have other names and shapes there,
-        or tensors of PEFT's that mlx-lm would not load.
-    """
-    kinds = {path: x.kind for path, x in checkpoint.layers.items()}
-    to_mlx = form == "mlx"
-    numbered = [x for x in checkpoint.adapters if to_mlx and _EXPERT.search(x)]
-    crosses = "peft_type" if to_mlx else "lora_parameters"
-    if not numbered and (form == "orbax" or crosses not in checkpoint.config):
-        return
-    fused = [x for x in checkpoint.adapters if kinds.get(x) == "experts"]
-    if named := [*numbered, *fused, *_members(checkpoint, kinds)]:
-        raise ValueError(
-            f"'{named[0]}' is of a mixture's experts, which mlx-lm stacks under other "
-            f"names (switch_mlp) than the model it was made from: {form} cannot hold "
-            "them. Save it in the format that it came in."
-        )
-    if to_mlx and checkpoint.extra:
-        raise ValueError(
-            f"'{min(checkpoint.extra)}' is not a LoRA factor ({len(checkpoint.extra)} "
-            "such tensors), and mlx-lm loads factors alone. Merge it into the base "
-            "model, and leave it out, with adapters_only=True."
-        )
-    tables = [x for x in checkpoint.adapters if kinds.get(x) == "embedding"]
-    if tables and not any("lm_head" in x for x in checkpoint.adapters):
-        warnings.warn(
-            f"'{tables[0]}' is an embedding. If the model's head is tied to it, mlx-lm "
-            "adds this update to the head too, and PEFT does not: leave it out then.",
-            stacklevel=3,
-        )
-
-
-def _members(checkpoint: Checkpoint, kinds: Mapping[str, str]) -> list[str]:
-    """Return the experts that compressing has unstacked."""
-    owners = (x.rpartition("/")[0] for x in checkpoint.adapters)
-    return [x for x in owners if kinds.get(x) == "experts"]

@@ -19,10 +19,10 @@ from para_jax._adapters.adapter import check_pair
 from para_jax._adapters.checkpoint import Checkpoint
 from para_jax._adapters.params import from_params, nest, to_params, unnest
 from para_jax.formats import record
+from para_jax.formats.format import Hints
 from para_jax.formats.orbax import storage as orbax_io
 from para_jax.formats.orbax import trees as orbax_trees
 from para_jax.formats.orbax.trees import KEY, VERSION
-from para_jax.formats.orbax.trees import Hints as Hints
 
 
 def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:

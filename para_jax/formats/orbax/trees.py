@@ -9,7 +9,7 @@ in its custom metadata.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from para_jax import layouts
 from para_jax._adapters.adapter import Adapter
 from para_jax._adapters.checkpoint import Checkpoint
 from para_jax.formats import record
+from para_jax.formats.format import Hints
 from para_jax.formats.orbax import storage as orbax_io
 from para_jax.layouts.axes import Axes
 from para_jax.layouts.layout import is_optimizer
@@ -29,24 +30,6 @@ KEY = "para_jax"
 VERSION = 1
 
 _LEFT_OUT = orbax_io.PLACEHOLDER
-
-
-class Hints(NamedTuple):
-    """What a user says of a checkpoint whose arrays do not tell.
-
-    Attributes:
-      layout: As for `para_jax.from_tree`, as the next three.
-      alpha: The numerator of the scale.
-      scale: The scale.
-      stack_axis: Where layers are stacked.
-      adapters_only: Whether to leave all leaves unread that are no adapters.
-    """
-
-    layout: str | None = None
-    alpha: float | Mapping[str, float] | None = None
-    scale: float | None = None
-    stack_axis: layouts.StackAxis | None = None
-    adapters_only: bool = False
 
 
 def load(

@@ -15,6 +15,8 @@ from para_jax._adapters.checkpoint import Checkpoint, Layer
 from para_jax._engines import profiles
 from para_jax._engines.profiles import Profile
 from para_jax.formats import other_files, record, tensor_files
+from para_jax.formats.peft import CONFIG as CONFIG
+from para_jax.formats.peft import WEIGHTS as WEIGHTS
 from para_jax.formats.peft import (
     child as peft_child,
 )
@@ -27,9 +29,6 @@ from para_jax.formats.peft import (
 from para_jax.formats.peft import (
     tensors as peft_tensors,
 )
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 
 
 def load(
