@@ -134,6 +134,7 @@ ENGINES: dict[str, Engine] = {
         reads=(),
         names="module",
         one_file=OneFile(
+            "kohya",
             "diffusers",
             "pipe.load_lora_weights(file); right since 0.40.0.",
         ),

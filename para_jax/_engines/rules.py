@@ -30,10 +30,12 @@ class OneFile(NamedTuple):
     """How an engine of PEFT folders reads a single file too.
 
     Attributes:
+      form: The format of the file.
       names: The scheme of the names in it.
       note: How to load it.
     """
 
+    form: Format
     names: Target
     note: str
 
@@ -99,7 +101,7 @@ def form(engine: Engine, *, one_file: bool) -> Format:
       engine: A row of the table.
       one_file: Whether the target is a single file.
     """
-    return "kohya" if one_file and engine.one_file else engine.form
+    return engine.one_file.form if one_file and engine.one_file else engine.form
 
 
 def target(engine: Engine, format: Format) -> Target | None:  # noqa: A002

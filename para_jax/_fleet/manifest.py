@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, Literal, TypeVar
 
-from para_jax.formats import atomic, lock
+from para_jax.formats import atomic
 
 NAME = "manifest.jsonl"
 
@@ -88,7 +88,7 @@ def opened(
     if path.exists() and not overwrite:
         _read(path, recipe)  # A wrong recipe is refused before anything is written.
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with atomic.alone(folder, _taken(folder)):
         if overwrite or not path.exists():
             with atomic.replacing_file(path, overwrite=overwrite) as new:
                 new.write_bytes(_line({"recipe": dict(recipe)}))
@@ -150,13 +150,7 @@ def _line(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, allow_nan=False).encode() + b"\n"
 
 
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other runs out of a folder, as long as the body runs."""
-    with lock.held(folder) as ours:
-        if not ours:
-            raise FileExistsError(
-                f"Another run writes to '{folder}'. Wait for it, or choose another "
-                "place."
-            )
-        yield
+def _taken(folder: pathlib.Path) -> OSError:
+    return FileExistsError(
+        f"Another run writes to '{folder}'. Wait for it, or choose another place."
+    )

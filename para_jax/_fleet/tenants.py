@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from para_jax._fleet.manifest import Manifest, Row
 from para_jax._pruning.report import Report
-from para_jax.formats import Format, recognise, recognition
+from para_jax.formats import FORMATS, FileFormat, Format, place, recognise
 
 JOBS = 4
 """How many tenants are in flight at once, if nobody says."""
@@ -83,9 +83,8 @@ def find(
         if (kind := _form(path)) is None:
             others.append(path)
             continue
-        name = name.removesuffix(path.suffix if kind == "kohya" else ".safetensors")
-        ending = ".safetensors" if (form or kind) == "kohya" else ""
-        new = Tenant(name, path, folder / f"{name}{ending}")
+        name = _bare(name, path, FORMATS[kind])
+        new = Tenant(name, path, folder / f"{name}{FORMATS[form or kind].suffix}")
         if (old := found.setdefault(name, new)).source != path:
             raise ValueError(
                 f"'{old.source}' and '{path}' would both become '{new.target}'. Use "
@@ -98,6 +97,16 @@ def find(
     sources = {x.source for x in found.values()}
     outside = [x for x in others if x not in above and not sources & {*x.parents}]
     return Found([found[name] for name in sorted(found)], outside)
+
+
+def _bare(name: str, path: pathlib.Path, kind: FileFormat) -> str:
+    """Remove the ending of a single file, which its child may not share."""
+    if kind.one_file:
+        return name.removesuffix(path.suffix)
+    # The name of a folder may end so too, and its child may be a file.
+    for form in FORMATS.values():
+        name = name.removesuffix(form.suffix)
+    return name
 
 
 def _form(path: pathlib.Path) -> Format | None:
@@ -120,14 +129,14 @@ def _matches(
         # `Path.glob` takes no pattern that begins at the root.
         matches = glob.glob(pattern, recursive=True)  # noqa: PTH207
         for path in map(pathlib.Path, sorted(matches)):
-            place = recognition.place(path)
-            if place in seen or place.resolve().is_relative_to(inside):
+            found = place(path)
+            if found in seen or found.resolve().is_relative_to(inside):
                 continue
-            seen.add(place)
-            if place == root:  # It was found by the file of weights in it.
-                yield place, place.resolve().name
+            seen.add(found)
+            if found == root:  # It was found by the file of weights in it.
+                yield found, found.resolve().name
             else:
-                yield place, place.relative_to(root).as_posix()
+                yield found, found.relative_to(root).as_posix()
 
 
 def _check(

@@ -105,6 +105,45 @@ def check_file(target: pathlib.Path, *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
+def held(path: pathlib.Path) -> Iterator[bool]:
+    """Lock a folder or a file while the body runs; yield whether the lock is ours.
+
+    The lock ends with its process, however that ends.
+
+    Raises:
+      OSError: if there is no such folder or file.
+    """
+    import fcntl  # Windows has no such module, and needs none to load and save.
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        ours = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            ours = False
+        except OSError:  # Some network file systems have no locks: do without.
+            pass
+        yield ours
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone(folder: pathlib.Path, refusal: OSError) -> Iterator[None]:
+    """Keep other processes out of a folder while the body runs.
+
+    Args:
+      folder: An existing folder.
+      refusal: The error to raise if another process has it.
+    """
+    with held(folder) as ours:
+        if not ours:
+            raise refusal
+        yield
+
+
+@contextlib.contextmanager
 def _room(target: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
     """Yields where to write the new one, and where it goes, links followed."""
     real = pathlib.Path(os.path.realpath(target))

@@ -23,8 +23,8 @@ from para_jax.formats.orbax import leaves as orbax_leaves
 PLACEHOLDER = ocp.PLACEHOLDER
 """Stands for a leaf that is not to be read."""
 
-# Calls of several threads at once fail now and then.
-_alone = threading.Lock()
+# Orbax is not safe for threads: calls at once fail now and then.
+_one_call = threading.Lock()
 
 _STEP = "_CHECKPOINT_METADATA"
 _TREE = "_METADATA"
@@ -43,7 +43,7 @@ def shapes(folder: pathlib.Path) -> tuple[Any, Mapping[str, Any]]:
     """
     try:
         path, item = _place(folder)
-        with _alone:
+        with _one_call:
             # v1 cannot describe a bool (orbax-checkpoint 0.12.8): for one among all
             # leaves it returns None for the tree, or raises. v0 reads both versions.
             place = ocp.path.Path(path / item if item else path)
@@ -101,7 +101,7 @@ def read(
 def _load(folder: pathlib.Path, wanted: Any) -> Any:
     try:
         path, item = _place(folder)
-        with _alone:
+        with _one_call:
             return ocp.load(str(path), wanted, checkpointable_name=item)
     except Exception as error:
         raise _unreadable(folder, error) from error
@@ -149,7 +149,7 @@ def write(folder: pathlib.Path, tree: Any, metadata: Any) -> None:
     context.memory.deepcopy_host_arrays = False  # They change only after it returns.
     context.memory.write_concurrent_bytes = _AT_ONCE
     try:
-        with _alone, context:
+        with _one_call, context:
             ocp.save(str(folder.absolute()), tree, custom_metadata=metadata)
     except ValueError as error:
         raise _unwritten(folder, tree, error) from error

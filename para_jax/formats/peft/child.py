@@ -16,9 +16,6 @@ from para_jax.formats.peft import (
 from para_jax.formats.peft import (
     fields as peft_fields,
 )
-from para_jax.formats.peft import (
-    matching as peft_matching,
-)
 from para_jax.formats.peft.config import Config
 
 
@@ -77,7 +74,7 @@ def _pattern(content: Content, most: int) -> dict[str, int]:
     """Return the ranks that are not the largest, by names that PEFT can tell apart."""
     ranks = content.ranks
     pattern = {name: r for name, r in ranks.items() if r != most}
-    alike = any(x != y and peft_matching.matches(x, y) for x in pattern for y in ranks)
+    alike = any(x != y and peft_config.matches(x, y) for x in pattern for y in ranks)
     if alike:
         # Bare names hold in all releases of PEFT. But where one name ends with another,
         # an anchor has to tell them apart, in any order; it holds since PEFT 0.15.
@@ -124,7 +121,7 @@ def _excluded(source: Config, content: Content) -> str | list[str] | None:
     regular expression or an exclusion of the parent kept out, or that have no adapter
     any more.
     """
-    clash = any(peft_matching.ends_in(x, content.ranks) for x in content.others)
+    clash = any(peft_config.ends_in(x, content.ranks) for x in content.others)
     exact = isinstance(source.get("target_modules"), str)
     if not (clash or exact):
         return source.get("exclude_modules")

@@ -5,13 +5,13 @@ the modules themselves by name, suffix or regular expression. The rules here are
 of PEFT 0.21; what is written also holds for the releases since 0.4 that read patterns.
 """
 
+import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from para_jax.formats.peft import fields as peft_fields
-from para_jax.formats.peft import matching as peft_matching
 
 # The update of these is not `scale * B A`, so there is nothing that PARA could cut.
 _VARIANTS = {
@@ -119,7 +119,7 @@ def scale(config: Config, module: str) -> float:
 
 def _lookup(config: Config, pattern: str, default: str, module: str) -> Any:
     table = config.get(pattern) or {}
-    key = peft_matching.first_match(tuple(table), module)
+    key = first_match(tuple(table), module)
     return config[default] if key is None else table[key]
 
 
@@ -134,7 +134,7 @@ def parameters(config: Config, module: str) -> list[str]:
     found = [
         name
         for owner, _, name in wanted
-        if (peft_matching.ends_in(module, [owner]) if owner else not whole)
+        if (ends_in(module, [owner]) if owner else not whole)
     ]
     return list(dict.fromkeys(found))
 
@@ -143,7 +143,7 @@ def _targets_module(config: Config, module: str) -> bool:
     names = config.get("target_modules") or []
     if isinstance(names, str):
         return bool(re.fullmatch(names, module))
-    return peft_matching.ends_in(module, names)
+    return ends_in(module, names)
 
 
 def targets(config: Config, module: str) -> bool:
@@ -151,11 +151,46 @@ def targets(config: Config, module: str) -> bool:
 
     Or a parameter: `target_parameters` are full names, or the ends of them.
     """
-    if peft_matching.ends_in(module, config.get("target_parameters") or []):
+    if ends_in(module, config.get("target_parameters") or []):
         return True
     excluded = config.get("exclude_modules") or []
     if isinstance(excluded, str):
         out = bool(re.fullmatch(excluded, module))
     else:
-        out = peft_matching.ends_in(module, excluded)
+        out = ends_in(module, excluded)
     return not out and _targets_module(config, module)
+
+
+@functools.lru_cache(maxsize=2**14)  # A file's modules are looked up several times.
+def first_match(keys: tuple[str, ...], module: str) -> str | None:
+    """Returns the first key of a pattern that matches the module's name."""
+    return next((key for key in keys if matches(key, module)), None)
+
+
+def matches(key: str, module: str) -> bool:
+    r"""Returns whether `(.*\.)?(KEY)$` matches, which is PEFT's rule.
+
+    A full name is compared without compiling it: a large model has hundreds, and a dot
+    is all that they have of a regular expression.
+    """
+    if not _is_name(key):
+        return re.match(rf"(.*\.)?({key})$", module) is not None
+    start = len(module) - len(key)
+    if start < 0 or (start and module[start - 1] != "."):
+        return False
+    for part in key.split("."):
+        if not module.startswith(part, start):
+            return False
+        start += len(part) + 1  # A dot matches whatever is there.
+    return True
+
+
+@functools.cache
+def _is_name(key: str) -> bool:
+    return re.fullmatch(r"[\w.]*", key) is not None
+
+
+def ends_in(module: str, names: Iterable[str]) -> bool:
+    """Returns whether a name is the module's, or its end."""
+    parts = module.split(".")
+    return not {".".join(parts[i:]) for i in range(len(parts))}.isdisjoint(names)
