@@ -83,7 +83,7 @@ def rule(key: str, value: str = "") -> Rule:
     configuration.
 
     Example:
-      >>> from para_jax.formats import headers
+      >>> from para_jax.formats.kohya import headers
       >>> headers.rule("ss_steps"), headers.rule("unet.lora_alpha")
       ('kept', 'dropped')
     """

@@ -40,22 +40,33 @@ def of_modules(
     twice: list[str] = []
     for name, module in modules.items():
         said = _said(given, name, shape(module).rank)
-        try:
-            known = _known(name, module, stated)
-        except _UnclearError:
-            if said is None:
-                raise
-            known = None
+        known = _clear(name, module, stated, said)
         if known is not None and said is not None:
             twice.append(name)
-        if known is None:
-            known = _default(name, module, given) if said is None else said
-        scales[name] = known
+        if known is not None:
+            scales[name] = known
+        elif said is not None:
+            scales[name] = said
+        else:
+            scales[name] = _default(name, module, given)
+    # One number may be meant for the modules that state none. A table names each.
     if twice and (isinstance(given.alpha, Mapping) or len(twice) == len(modules)):
         word = "alpha" if given.scale is None else "scale"
         value = given.alpha if given.scale is None else given.scale
         raise ValueError(f"it holds its own scales: leave out {word}={value}.")
     return scales
+
+
+def _clear(
+    name: str, module: Module, stated: Sequence[Statement], said: float | None
+) -> float | None:
+    """Return the file's scale of a module; None where it is unclear and the user's."""
+    try:
+        return _known(name, module, stated)
+    except _UnclearError:
+        if said is None:
+            raise
+        return None
 
 
 class _UnclearError(ValueError):
@@ -96,20 +107,7 @@ def _known(name: str, module: Module, stated: Sequence[Statement]) -> float | No
         return _own(module)
     found: dict[str, float] = {}
     for one in stated:
-        try:
-            scale = one.scale(name, shape(module))
-        except ValueError as error:
-            rank = shape(module).rank
-            raise _UnclearError(
-                f"'{name}' has the rank {rank} and no alpha, and {one.where} does not "
-                f"tell its scale: {error}. {_REMEDY}."
-            ) from error
-        if scale == 0:
-            raise _UnclearError(
-                f"'{name}' has the scale 0 by {one.where}, which would be no update "
-                f"at all. {_REMEDY}."
-            )
-        if scale is not None:
+        if (scale := _outside(name, shape(module), one)) is not None:
             found[one.where] = scale
     if len(set(found.values())) > 1:
         said = ", ".join(f"{scale:g} by {where}" for where, scale in found.items())
@@ -120,6 +118,23 @@ def _known(name: str, module: Module, stated: Sequence[Statement]) -> float | No
             f"not cover it. {_REMEDY}."
         )
     return next(iter(found.values()), None)
+
+
+def _outside(name: str, form: Shape, one: Statement) -> float | None:
+    """Return the scale that a statement outside the tensors gives to a module."""
+    try:
+        scale = one.scale(name, form)
+    except ValueError as error:
+        raise _UnclearError(
+            f"'{name}' has the rank {form.rank} and no alpha, and {one.where} does not "
+            f"tell its scale: {error}. {_REMEDY}."
+        ) from error
+    if scale == 0:
+        raise _UnclearError(
+            f"'{name}' has the scale 0 by {one.where}, which would be no update "
+            f"at all. {_REMEDY}."
+        )
+    return scale
 
 
 def _own(module: Module) -> float:

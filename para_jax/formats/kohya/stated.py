@@ -116,25 +116,15 @@ def check_alone(path: pathlib.Path, written: Checkpoint) -> None:
 
 
 def _numbers(metadata: Mapping[str, str], modules: Modules) -> Statement:
+    """State the scales by the header's own numbers: an alpha, and perhaps a rank."""
     arguments: dict[str, Any] = dict(metadata)
     for key in ("network_args", "ss_network_args"):
         arguments |= headers.parsed(metadata.get(key, ""))
-    rooted = any(
-        str(x.get(key, "")).lower() in _TRUE
-        for x in (metadata, arguments)
-        for key in ("use_rslora", "rs_lora", "rslora")
-    )
+    rooted = _is_rooted(metadata) or _is_rooted(arguments)
 
     def scale(_: str, shape: Shape) -> float | None:
-        for key in _SCALES:
-            if _number(key, metadata.get(key, "1")) not in (1.0, None):
-                raise ValueError(f"'{key}' is {metadata[key]} in the header")
-        if shape.window and arguments.keys() & {"conv_dim", "conv_alpha"}:
-            # 1 if left out, as sd-scripts' `networks/lora.py` has it.
-            alpha = _number("conv_alpha", str(arguments.get("conv_alpha", 1)))
-            rank = _number("conv_dim", str(arguments.get("conv_dim", "")))
-        else:
-            alpha, rank = _one(metadata, _ALPHAS), _one(metadata, _RANKS)
+        _check_unscaled(metadata)
+        alpha, rank = _alpha_and_rank(metadata, arguments, shape)
         if alpha is None:
             return None
         several = len({x.rank for x in modules.values() if x.window == shape.window})
@@ -149,6 +139,30 @@ def _numbers(metadata: Mapping[str, str], modules: Modules) -> Statement:
 
     there = [key for key in (*_ALPHAS, *_SCALES, "conv_alpha") if key in metadata]
     return Statement(f"'{there[0]}' in the header", scale, whole=False)
+
+
+def _is_rooted(fields: Mapping[str, Any]) -> bool:
+    """Decide whether alpha is divided by the root of the rank (rsLoRA)."""
+    keys = ("use_rslora", "rs_lora", "rslora")
+    return any(str(fields.get(key, "")).lower() in _TRUE for key in keys)
+
+
+def _check_unscaled(metadata: Mapping[str, str]) -> None:
+    # Beside an alpha, any other scale than 1 leaves open which of the two holds.
+    for key in _SCALES:
+        if _number(key, metadata.get(key, "1")) not in (1.0, None):
+            raise ValueError(f"'{key}' is {metadata[key]} in the header")
+
+
+def _alpha_and_rank(
+    metadata: Mapping[str, str], arguments: Mapping[str, Any], shape: Shape
+) -> tuple[float | None, float | None]:
+    """Return the header's alpha for a module, and the rank that it is for."""
+    if shape.window and arguments.keys() & {"conv_dim", "conv_alpha"}:
+        # 1 if left out, as sd-scripts' `networks/lora.py` has it.
+        alpha = _number("conv_alpha", str(arguments.get("conv_alpha", 1)))
+        return alpha, _number("conv_dim", str(arguments.get("conv_dim", "")))
+    return _one(metadata, _ALPHAS), _one(metadata, _RANKS)
 
 
 def _one(metadata: Mapping[str, str], keys: tuple[str, ...]) -> float | None:

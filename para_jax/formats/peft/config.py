@@ -47,6 +47,11 @@ def check(config: Config) -> None:
         raise ValueError(
             f"peft_type is {got}: only 'LORA' adapters have singular values to cut."
         )
+    _check_variant(config)
+    _check_numbers(config)
+
+
+def _check_variant(config: Config) -> None:
     for field, name in _VARIANTS.items():
         if config.get(field) not in (None, False):
             raise ValueError(
@@ -63,6 +68,9 @@ def check(config: Config) -> None:
             "this is a MiCA adapter (init_lora_weights is 'mica'): its update is not "
             "the product of two trained factors."
         )
+
+
+def _check_numbers(config: Config) -> None:
     wanted = config.get("target_parameters") or []
     if not (isinstance(wanted, list) and all(isinstance(x, str) for x in wanted)):
         raise ValueError(f"target_parameters is {wanted!r}: expected a list of names.")
