@@ -52,7 +52,7 @@ def load(
     stack_axis: StackAxis | None = None,
     adapters_only: bool = False,
 ) -> Checkpoint:
-    """Returns the adapters in a folder or a file, as NumPy arrays.
+    """Read the adapters in a folder or a file, as NumPy arrays.
 
     The format is recognised by the files. Nothing is ever unpickled.
 
@@ -66,15 +66,16 @@ def load(
       path: A folder of PEFT or mlx-lm, or the file of weights in it; an Orbax
         checkpoint; or a single file, `*.safetensors`, as of kohya's sd-scripts or of
         diffusers.
-      layout: What wrote an Orbax checkpoint, a name in `para_jax.layouts.LAYOUTS`;
-        recognised if left out. What `save` wrote needs none of the next three.
-      alpha: The numerator of its scale, which arrays cannot tell; one number, or one a
-        module by path. For a single file, where neither a tensor nor the header nor a
-        file beside it says it: without a word its scale is 1.
+      layout: The library that wrote an Orbax checkpoint, a name in
+        `para_jax.layouts.LAYOUTS`; recognised if left out. Checkpoints written by
+        `save` need neither this nor the next three.
+      alpha: The numerator of its scale, which arrays do not record; one number, or one
+        a module by path. For a single file, only if neither a tensor nor the header
+        nor a file beside it states the scale, which is 1 by default.
       scale: `alpha / r`, instead of `alpha`.
-      stack_axis: Where its layers are stacked, if shapes alone do not tell.
-      adapters_only: Whether to leave out all that is no adapter: the base weights in
-        an Orbax checkpoint, which stay unread; a trained head.
+      stack_axis: The axis of stacked layers, if shapes alone do not tell.
+      adapters_only: Whether to leave out everything but adapters: a trained head, and
+        the base weights in an Orbax checkpoint, which stay unread.
 
     Raises:
       FileNotFoundError: if there is nothing, or a file is missing.
@@ -82,7 +83,9 @@ def load(
         names the file and the module.
     """
     folder = place(pathlib.Path(path).expanduser())
-    with contextlib.suppress(OSError):  # Where only reading is allowed.
+    # A crash while saving may have left the old adapter aside. Where only reading is
+    # allowed it stays there.
+    with contextlib.suppress(OSError):
         atomic.recover(folder)
     form = FORMATS[recognise(folder)]
     hints = Hints(layout, alpha, scale, stack_axis, adapters_only)
@@ -95,7 +98,7 @@ def load(
 
 
 def _check_hints(path: pathlib.Path, form: FileFormat, hints: Hints) -> None:
-    """Check that a format leaves open what the caller states."""
+    """Check that a format accepts the caller's hints."""
     for name in ("layout", "stack_axis", "alpha", "scale"):
         value = getattr(hints, name)
         if value is not None and name not in form.hints:
@@ -112,11 +115,11 @@ def save(
     engine: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes adapters, and all that was stored beside them, as a whole or not at all.
+    """Write adapters, and everything stored beside them, atomically.
 
     The target appears by one rename after everything was written, flushed to disk and
-    read back; a crash at any moment leaves what was there before. Where JAX runs in
-    several processes, all of them have to save an Orbax checkpoint together.
+    read back. A crash at any moment leaves the old target as it was. If JAX runs in
+    several processes, all of them must save an Orbax checkpoint together.
 
     Example:
       >>> child = para_jax.compress(adapters, para_jax.Gamma(0.5))
@@ -125,16 +128,16 @@ def save(
       >>> para_jax.save(child, "small-padded", engine="sglang")
 
     Args:
-      checkpoint: What `load` or `compress` gave, or just adapters by path.
+      checkpoint: A result of `load` or `compress`, or just adapters by path.
       path: The folder to make; for kohya, the file.
       format: `peft`, `mlx`, `orbax`, or `kohya` for a single safetensors file, under
         the names that it was read with, or kohya's.
-      profile: For `peft`, what its ranks and alphas are for: `ragged` (PEFT, vLLM),
+      profile: For `peft`, the form of ranks and alphas: `ragged` (PEFT, vLLM),
         `padded` with zeros to one rank (every engine), `uniform-by-type` (scanned
         models) or `per-tensor-alpha` (llama.cpp). See `para_jax.formats.shaped`.
-      engine: What is to serve the adapter, a name in `para_jax.formats.ENGINES`,
+      engine: The engine to serve the adapter, a name in `para_jax.formats.ENGINES`,
         instead of `format` and `profile`.
-      overwrite: Whether an adapter that is there may be replaced.
+      overwrite: Whether an existing adapter may be replaced.
 
     Raises:
       OSError: if the target exists or cannot be written.
@@ -149,6 +152,7 @@ def save(
             checkpoint, engine, one_file=is_one_file(target)
         )
         renaming.warn(checkpoint, engine)
+    # Everything that can be refused is refused before the disk is touched.
     form = _form(format, profile, target)
     if not form.is_divided:
         _check_at_hand(checkpoint.adapters)
@@ -159,6 +163,7 @@ def save(
         got = form.read_back(new, wanted)
         _check_finite(target, got)
         check_same(wanted, got)
+        # A format that keeps scales beside the factors has nothing to verify.
         if form.verify is not None:
             form.verify(new, wanted, checkpoint, profile)
             rounding.check_folded(checkpoint.adapters, wanted.adapters)
@@ -171,7 +176,7 @@ def save(
 
 
 def _form(name: Format, profile: Profile, target: pathlib.Path) -> FileFormat:
-    """Look a format up, and check that it has the profile and the target's form."""
+    """Look a format up; check the profile and the target against it."""
     if name not in FORMATS:
         raise ValueError(f"Unknown format {name!r}: expected {get_args(Format)}.")
     if profile not in PROFILES:
@@ -185,7 +190,7 @@ def _form(name: Format, profile: Profile, target: pathlib.Path) -> FileFormat:
 
 
 def _warn_of_extra(checkpoint: Checkpoint, form: FileFormat) -> None:
-    """Warn of parts of an update that only readers of single files know."""
+    """Warn of parts of an update known to readers of single files alone."""
     if not form.reader:
         return
     from para_jax.formats.kohya import spellings
@@ -218,7 +223,7 @@ def _check_finite(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
 
 
 def check_same(wanted: Checkpoint, got: Checkpoint) -> None:
-    """Raises ValueError, naming what differs, unless a format kept all it was given."""
+    """Raise ValueError, naming the first difference, unless two checkpoints agree."""
     for field in ("adapters", "biases", "layers", "extra"):
         one, two = getattr(wanted, field), getattr(got, field)
         for name in sorted(one.keys() | two.keys()):
@@ -236,7 +241,7 @@ def _equal(one: Any, two: Any) -> bool:
     if isinstance(one, Layer):
         return one == two
     if isinstance(one, jax.Array) and one.shape == np.shape(two):
-        # Each process has its own parts at hand, and compares these.
+        # Each process holds only its own parts, and compares these.
         parts = one.addressable_shards
         return all(tensor_files.same(np.asarray(x.data), two[x.index]) for x in parts)
     return tensor_files.same(np.asarray(one), np.asarray(two))

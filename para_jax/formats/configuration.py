@@ -1,4 +1,4 @@
-"""Whose configuration a checkpoint carries: a format passes on only its own fields.
+"""The owner of a checkpoint's configuration: a format passes on only its own fields.
 
 `Checkpoint.config` is PEFT's or mlx-lm's `adapter_config.json`, the metadata of a
 single file, or the custom metadata of an Orbax checkpoint of another library. Through

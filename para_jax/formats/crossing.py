@@ -1,8 +1,8 @@
-"""Adapters that leave mlx-lm's models for those of other libraries, or come from them.
+"""Checks of adapters that are converted from or to mlx-lm.
 
 mlx-lm names and stacks the experts of a mixture in its own way, loads factors alone,
 and adds the update of an embedding to a head that is tied to it. None of this can be
-told by an adapter's files, so it is checked where the format changes.
+seen in the files of either side, so it is checked where the format changes.
 """
 
 import re
@@ -17,7 +17,7 @@ _EXPERT = re.compile(r"(^|/)experts/\d+/")
 
 
 def check_to_mlx(checkpoint: Checkpoint) -> None:
-    """Check an adapter that is to be saved for mlx-lm.
+    """Check an adapter to be saved for mlx-lm.
 
     Warns of embeddings, whose update mlx-lm adds to a tied head too, unlike PEFT.
 
@@ -39,7 +39,7 @@ def check_to_mlx(checkpoint: Checkpoint) -> None:
 
 
 def check_from_mlx(checkpoint: Checkpoint, form: Format) -> None:
-    """Check an adapter of mlx-lm that is to be saved in another library's format.
+    """Check an adapter of mlx-lm to be saved in another library's format.
 
     Warns of embeddings, as `check_to_mlx` does.
 
@@ -69,7 +69,7 @@ def _kinds(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _members(checkpoint: Checkpoint, kinds: Mapping[str, str]) -> list[str]:
-    """Find the stacks of experts that compressing has unstacked."""
+    """Find the stacks of unstacked experts."""
     owners = (x.rpartition("/")[0] for x in checkpoint.adapters)
     return [x for x in owners if kinds.get(x) == "experts"]
 

@@ -1,4 +1,4 @@
-"""One record for each format: everything that `load` and `save` ask of it."""
+"""The record of a format: its files, and the functions behind `load` and `save`."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ from para_jax.layouts import StackAxis
 
 
 class Hints(NamedTuple):
-    """Facts about a checkpoint that its files may lack, supplied by the user.
+    """Facts supplied by the user, about a checkpoint without them.
 
     Attributes:
       layout: The library that wrote the tree, as for `para_jax.from_tree`.
@@ -97,5 +97,5 @@ class FileFormat:
 
     @property
     def suffix(self) -> str:
-        """The ending of a single file that is written; empty for a folder."""
+        """The ending of a single file to write; empty for a folder."""
         return self.suffixes[0] if self.suffixes else ""

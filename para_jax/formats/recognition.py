@@ -1,4 +1,4 @@
-"""Which format a folder or a file has, by the names of files alone. Host."""
+"""Recognise the format of a folder or a file, by the names of files alone."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ from para_jax.formats.registry import FORMATS
 
 
 def place(path: pathlib.Path) -> pathlib.Path:
-    """Return the folder of an adapter whose file of weights is named, or `path`."""
+    """Return the folder of an adapter if the path names its weights, else the path."""
     return path if _of_weights(path) is None else path.parent
 
 
@@ -56,7 +56,7 @@ def _of_suffix(path: pathlib.Path) -> FileFormat | None:
 
 
 def _of_folder(folder: pathlib.Path) -> FileFormat | None:
-    """Find the format by the marks in a folder, or by what remains of an adapter."""
+    """Find the format by the marks in a folder, or by remains of an adapter."""
     marked = [
         form
         for form in FORMATS.values()

@@ -1,7 +1,7 @@
-"""What engines make of written files, by their own rules of scaling. Host.
+"""Verify written files under the engines' own rules of scaling.
 
-Read from the raw files, tensor by tensor, not by what loads a checkpoint: so a file
-that is right here is right for the engines, and one that is not is never put in place.
+The raw files are read, tensor by tensor, without the code that loads a checkpoint. So a
+file that passes is right for the engines, and any other is never put in place.
 
 - `pattern`: `alpha_i / r_i`, each module's own by name. PEFT; vLLM since 0.32.0
   (`lora/peft_helper.py`).
@@ -20,6 +20,7 @@ that is right here is right for the engines, and one that is not is never put in
 - mlx: one raw `scale` for all (mlx-lm `tuner/lora.py`).
 
 The rules are simulated here. `docs/engines.md` says which engines were run on files.
+Runs on the host.
 """
 
 import dataclasses
@@ -65,13 +66,13 @@ READERS: dict[Profile, tuple[str, ...]] = {
     "uniform-by-type": ("pattern", "global", "none"),
     "per-tensor-alpha": ("pattern", "tensor"),
 }
-"""The rules by which a file of each profile has to be right."""
+"""The rules under which a file of each profile must be right."""
 
 
 def check_peft(
     folder: pathlib.Path, written: Checkpoint, wanted: Checkpoint, profile: Profile
 ) -> None:
-    """Check a folder of PEFT by the rule of each engine that its profile is for.
+    """Check a folder of PEFT by the rule of each engine of its profile.
 
     Args:
       folder: The folder.
@@ -140,7 +141,7 @@ def _alphas(file: pathlib.Path, written: Checkpoint) -> Counter[float]:
 def _raw(
     file: pathlib.Path, names: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Yields the tensors of each module by its path."""
+    """Yield the tensors of each module by its path."""
     wanted = [name for group in names.values() for name in group]
     found = tensor_files.each(file, wanted)
     for path, group in names.items():
@@ -162,13 +163,14 @@ class _Pair(NamedTuple):
 
 
 def _check_update(path: str, got: Adapter, left: dict[str, Adapter]) -> None:
-    """Checks one module, and takes its kernels out of what is left."""
+    """Check one module, and remove its kernels from `left`."""
     for index in np.ndindex(got.stack):
         want = left.pop(member(path, index), None)
         pair = _Pair(np.asarray(got.a[index]), np.asarray(got.b[index]))
         if want is None:
             same = _is_zero(pair)
         else:
+            # A tied output layer has the factors of the embedding transposed.
             same = _same(pair, got.scale, want) or _same(
                 _flipped(pair), got.scale, _flipped_adapter(want)
             )
@@ -184,7 +186,7 @@ def _flipped(pair: _Pair) -> _Pair:
 
 
 def _flipped_adapter(x: Adapter) -> Adapter:
-    """Returns the transposed update: a tied output layer has its scale in `a`."""
+    """Transpose an update: a tied output layer has its scale in `a`."""
     return dataclasses.replace(x, a=np.asarray(x.b).mT, b=np.asarray(x.a).mT)
 
 
@@ -195,7 +197,7 @@ def _check_rest(left: Mapping[str, Adapter]) -> None:
 
 
 def _same(got: _Pair, scale: float, want: Adapter) -> bool:
-    """Returns whether two updates are one, but for two roundings of `b`.
+    """Decide whether two updates are equal, up to two roundings of `b`.
 
     Compared by their components, in order: no product is formed.
     """
@@ -203,12 +205,14 @@ def _same(got: _Pair, scale: float, want: Adapter) -> bool:
     if scale == want.scale and np.array_equal(got.a, a) and np.array_equal(got.b, b):
         return True
     kept = min(got.a.shape[1], a.shape[1])
+    # `b` is rounded when its scale is folded in, and in some forms once more for the
+    # rank. A subnormal is off by a unit at most.
     wide = b[:kept].astype(np.float64) * want.scale
     info = jnp.finfo(b.dtype)
     error = np.abs(got.b[:kept].astype(np.float64) * scale - wide)
     bound = float(info.eps) * np.abs(wide) + float(info.smallest_subnormal)
     if np.linalg.norm(error) > 2 * float(info.eps) * np.linalg.norm(wide):
-        return False  # Values below the dtype's range were lost.
+        return False  # Many values below the dtype's range were lost.
     rests = _Pair(got.a[:, kept:], got.b[kept:]), _Pair(a[:, kept:], b[kept:])
     equal = np.array_equal(got.a[:, :kept], a[:, :kept])
     return equal and bool((error <= bound).all()) and all(map(_is_zero, rests))

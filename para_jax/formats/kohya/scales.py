@@ -1,8 +1,9 @@
-"""The scale of each module of a single file, from wherever it is known. Host.
+"""The scale of each module of a single file.
 
-A tensor's own alpha comes first, then what the header or a file beside it states (see
-`stated`), then 1, which is how ComfyUI, sd-scripts and diffusers since 0.40 read
-factors without an alpha. What is stated but not clear is refused; the user may say it.
+A module's own alpha has precedence, then statements in the header or in a file beside
+it (see `stated`), then 1, which is how ComfyUI, sd-scripts and diffusers since 0.40
+read factors without an alpha. An unclear statement is refused, unless the user supplies
+the scale. Runs on the host.
 """
 
 import math
@@ -22,7 +23,7 @@ _REMEDY = "Say it with alpha= or scale="
 
 
 def shape(module: Module) -> Shape:
-    """Return what a statement can be compared with."""
+    """Return the shape of a module, to compare with statements."""
     rank = module.a.shape[0] if module.a.ndim else 0
     return Shape(rank, any(x > 1 for x in module.a.shape[2:]))
 
@@ -33,7 +34,7 @@ def of_modules(
     """Return the scale of each module by its name.
 
     Raises:
-      ValueError: if it is not known, not clear, or said twice.
+      ValueError: if a scale is unknown, unclear, or stated twice.
     """
     _check_given(given, modules)
     scales: dict[str, float] = {}
@@ -49,7 +50,7 @@ def of_modules(
             scales[name] = said
         else:
             scales[name] = _default(name, module, given)
-    # One number may be meant for the modules that state none. A table names each.
+    # One number may be meant for just the modules without a scale; a table names each.
     if twice and (isinstance(given.alpha, Mapping) or len(twice) == len(modules)):
         word = "alpha" if given.scale is None else "scale"
         value = given.alpha if given.scale is None else given.scale
@@ -60,7 +61,7 @@ def of_modules(
 def _clear(
     name: str, module: Module, stated: Sequence[Statement], said: float | None
 ) -> float | None:
-    """Return the file's scale of a module; None where it is unclear and the user's."""
+    """Return the file's scale of a module; None if it leaves it to the user."""
     try:
         return _known(name, module, stated)
     except _UnclearError:
@@ -70,7 +71,7 @@ def _clear(
 
 
 class _UnclearError(ValueError):
-    """A scale is stated, but not clear: the user may say it."""
+    """A stated but unclear scale, which the user may supply."""
 
 
 def _check_given(given: Hints, modules: Mapping[str, Module]) -> None:
@@ -98,11 +99,12 @@ def _said(given: Hints, name: str, rank: int) -> float | None:
     alpha = given.alpha
     if isinstance(alpha, Mapping):
         alpha = alpha.get(name.replace(".", "/"))
+    # Factors of rank 0 are refused later, with their shapes.
     return None if alpha is None else float(alpha) / max(rank, 1)
 
 
 def _known(name: str, module: Module, stated: Sequence[Statement]) -> float | None:
-    """Return what the file says of a module, in a tensor or outside of them."""
+    """Return the scale of a module by its alpha, or by statements outside of it."""
     if module.alpha is not None:
         return _own(module)
     found: dict[str, float] = {}
@@ -121,7 +123,7 @@ def _known(name: str, module: Module, stated: Sequence[Statement]) -> float | No
 
 
 def _outside(name: str, form: Shape, one: Statement) -> float | None:
-    """Return the scale that a statement outside the tensors gives to a module."""
+    """Return the scale of a module by one statement outside the tensors."""
     try:
         scale = one.scale(name, form)
     except ValueError as error:

@@ -1,10 +1,10 @@
-"""mlx-lm's folders: `adapters.safetensors` and `adapter_config.json`. Host.
+"""mlx-lm's folders: `adapters.safetensors` and `adapter_config.json`.
 
 The factors have Flax's orientation, `<module>.lora_a [in, r]` and `<module>.lora_b
 [r, out]`, and the update is `scale * a @ b` with the raw `scale` of `lora_parameters`.
 The experts of a mixture are stacked in torch's: `lora_a [E, r, in]`, `lora_b
 [E, out, r]` (mlx_lm 0.32.2, `tuner/lora.py`). All modules have one rank, so smaller
-ones are filled with zeros here; a module without tensors has no update.
+ones are padded with zeros; a module without tensors has no update. Runs on the host.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ _EMBEDDINGS = {
 
 
 def load(folder: pathlib.Path) -> Checkpoint:
-    """Read the adapter in a folder of mlx-lm, its scale by mlx-lm's own rule.
+    """Read the adapter in a folder of mlx-lm, with its scale by mlx-lm's rule.
 
     Raises:
       FileNotFoundError: if a file is missing.
@@ -132,7 +132,7 @@ def _adapter(
 def _trimmed(
     adapters: Mapping[str, Adapter], metadata: Mapping[str, str]
 ) -> dict[str, Adapter]:
-    """Return the adapters that `save` filled with zeros, at their own ranks."""
+    """Cut the zeros added by `save` off adapters, back to their own ranks."""
     ranks = json.loads(metadata.get(_RANKS, "{}"))
     result = {}
     for path in adapters.keys() & ranks.keys():
@@ -148,11 +148,11 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
     """Write the two files of an adapter into an existing folder, with a scale of 1.
 
     Args:
-      checkpoint: What to write. Stacks are unstacked, but for experts.
-      folder: Where to. Nothing there is protected: see `para_jax.save`.
+      checkpoint: The adapters. Stacks are unstacked, except for experts.
+      folder: The folder. Its files are overwritten: `para_jax.save` protects them.
 
     Returns:
-      What the files should read back as.
+      The checkpoint that the files should read back as.
 
     Raises:
       ValueError: if nothing is left to write, or mlx-lm has no form for it.
@@ -167,6 +167,7 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
     rank = max(x.rank for x in flat.adapters.values())
     names = [path.replace("/", ".") for path in ordered(flat.adapters)]
     config = mlx_config.child(flat.config, names, rank)
+    # The file's own shapes no longer tell these ranks.
     small = {path: x.rank for path, x in flat.adapters.items() if x.rank < rank}
     metadata = {
         "format": "mlx",
@@ -198,12 +199,12 @@ def keys(path: str) -> tuple[str, str]:
 
 
 def oriented(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return factors of mlx-lm in our orientation, or ours in mlx-lm's."""
+    """Turn factors from mlx-lm's orientation to ours, or back."""
     return (a.mT, b.mT) if a.ndim == 3 else (a, b)
 
 
 def _named(flat: Checkpoint, rank: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the name and tensor of all that the checkpoint holds, at one rank."""
+    """Yield every tensor of a checkpoint with its name, padded to one rank."""
     for path, x in flat.adapters.items():
         more = rank - x.rank
         stack = [(0, 0) for _ in x.stack]

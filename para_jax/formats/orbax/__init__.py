@@ -27,7 +27,7 @@ def _save(checkpoint: Checkpoint, path: pathlib.Path, _profile: Profile) -> Chec
 def _read_back(path: pathlib.Path, written: Checkpoint) -> Checkpoint:
     from para_jax.formats.orbax import checkpoint as files
 
-    return files.reload(path, written)
+    return files.read_back(path, written)
 
 
 def _replacing(

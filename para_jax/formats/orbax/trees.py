@@ -1,9 +1,9 @@
-"""Orbax checkpoints of other libraries' trees, and children in the same form. Host.
+"""Orbax checkpoints of other libraries' trees, and children in the same form.
 
-The layout is found by the shapes alone, before anything is read, so the adapters can
-be taken out of a large checkpoint without its base weights. A child's checkpoint has
-the tree that its parent had; where its adapters are, and that their scales are 1, is
-in its custom metadata.
+The layout is recognised by the shapes alone, before anything is read, so adapters can
+be read from a large checkpoint without its base weights. A child's checkpoint has its
+parent's tree. The places of its adapters, all of scale 1, are in its custom metadata.
+Runs on the host.
 """
 
 import dataclasses
@@ -38,9 +38,9 @@ def load(
     metadata: Mapping[str, Any],
     hints: Hints,
 ) -> Checkpoint:
-    """Returns the adapters in another library's checkpoint.
+    """Read the adapters in another library's checkpoint.
 
-    The state of an optimizer is left out: it is of the parent's factors.
+    The state of an optimizer is left out: its shapes are those of the parent's factors.
 
     Raises:
       ValueError: as `para_jax.from_tree`.
@@ -61,13 +61,13 @@ def load(
 
 
 def _alpha(metadata: Mapping[str, Any]) -> float | None:
-    """Returns the alpha that MaxText writes beside a checkpoint."""
+    """Return MaxText's alpha from the metadata of a checkpoint."""
     lora = metadata.get("lora")
     return lora.get("lora_alpha") if isinstance(lora, Mapping) else None
 
 
 def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
-    """Writes adapters into the tree that they came from, and returns what is written.
+    """Write adapters into their original tree; return the result.
 
     Raises:
       OSError: if the disk is full or the folder cannot be written.
@@ -78,6 +78,7 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
     ranks = layouts.module_ranks(checkpoint)
     metadata = dict(checkpoint.config)
     if isinstance(metadata.get("lora"), Mapping):
+        # MaxText builds its model with one rank, and divides alpha by it.
         most = max(ranks.values())
         metadata["lora"] = {**metadata["lora"], "lora_rank": most, "lora_alpha": most}
     metadata[KEY] = {
@@ -92,7 +93,7 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
     return dataclasses.replace(checkpoint, adapters=_adapters(written), tree=written)
 
 
-def reload(
+def load_own(
     folder: pathlib.Path,
     form: Any,
     metadata: Mapping[str, Any],
@@ -100,7 +101,7 @@ def reload(
     *,
     adapters_only: bool,
 ) -> Checkpoint:
-    """Returns what `save` wrote.
+    """Read a checkpoint written by `save`.
 
     Raises:
       KeyError: if the metadata or the tree is not as it was written; ValueError and
@@ -127,10 +128,11 @@ def reload(
 
 
 def _adapters(tree: layouts.Tree) -> dict[str, Adapter]:
-    """Returns the adapters of a child's tree, without what only fills it up.
+    """Return the adapters of a child's tree, without their padding.
 
-    That is what a fused projection's other parts use, what pads a module to the rank
-    of others, and a module of zeros. The kernels of a stack keep one rank.
+    Padding are components used by other parts of a fused projection, zeros up to the
+    rank of other modules, and whole modules of zeros. The kernels of a stack keep one
+    rank.
     """
     every = take_out(tree, {pair.path: 1.0 for pair in tree.pairs}).adapters
     return {path: x for path, y in every.items() if (x := _used(y)).rank}
@@ -146,7 +148,7 @@ def _used(adapter: Adapter) -> Adapter:
 
 
 def _written(checkpoint: Checkpoint, tree: Any) -> layouts.Tree:
-    """Returns where the adapters are in a tree that `to_tree` made."""
+    """Locate the adapters in a tree made by `to_tree`."""
     leaves, structure = flatten(tree)
     old = tree_of(checkpoint)
     pairs = tuple(
@@ -159,7 +161,7 @@ def _written(checkpoint: Checkpoint, tree: Any) -> layouts.Tree:
 def _wanted(
     shapes: Mapping[Key, Any], pairs: tuple[Pair, ...], *, adapters_only: bool
 ) -> set[Key]:
-    """Returns the keys of the leaves to read."""
+    """Return the keys of the leaves to read."""
     adapters = {key for x in pairs for key in (x.a, x.b, x.alpha)}
     if adapters_only:
         return adapters & shapes.keys()
@@ -182,11 +184,11 @@ def _read(
 
 
 def _pruned(tree: Any, key: Key, *, adapters_only: bool) -> Any:
-    """Return a tree without the leaves that were not read.
+    """Remove the unread leaves from a tree.
 
-    `None` and empty containers stay where leaves do: they are not part of an
-    optimizer's state, and other leaves than adapters are wanted. A list of which some
-    entries are missing becomes a dict by index, so that keys stay.
+    `None` and empty containers are treated as leaves: they are removed from an
+    optimizer's state, or if only adapters are wanted. A list with missing entries
+    becomes a dict by index, so that the keys of the others do not change.
     """
     if tree is None or (isinstance(tree, list | tuple | Mapping) and not tree):
         return _LEFT_OUT if adapters_only or is_optimizer(key) else tree
@@ -204,7 +206,7 @@ def _pruned(tree: Any, key: Key, *, adapters_only: bool) -> Any:
 
 
 def _pair(saved: Mapping[str, Any]) -> Pair:
-    """Returns a pair from its JSON form."""
+    """Parse a pair from its JSON form."""
     shapes = tuple(tuple(x) for x in saved["shapes"])
     keys = {name: tuple(saved[name]) for name in ("a", "b", "parts", "alpha")}
     return Pair(

@@ -1,8 +1,9 @@
-"""PEFT's `adapter_config.json`: which module has which rank and scale, and back.
+"""PEFT's `adapter_config.json`: the rank and scale of each module, and its targets.
 
-PEFT finds a module's rank and alpha by the first pattern that matches its name, and
-the modules themselves by name, suffix or regular expression. The rules here are those
-of PEFT 0.21; what is written also holds for the releases since 0.4 that read patterns.
+PEFT finds a module's rank and alpha by the first pattern that matches its name, and the
+modules themselves by name, suffix or regular expression. The rules are PEFT 0.21's. The
+files that we write are also read rightly by all releases since 0.4 with patterns. Runs
+on the host.
 """
 
 import functools
@@ -13,7 +14,7 @@ from typing import Any
 
 from para_jax.formats.peft import fields as peft_fields
 
-# The update of these is not `scale * B A`, so there is nothing that PARA could cut.
+# Their update is not `scale * B A`, so the singular values of `B A` tell nothing.
 _VARIANTS = {
     "use_dora": "DoRA",
     "use_qalora": "QA-LoRA",
@@ -24,7 +25,8 @@ _VARIANTS = {
     "monteclora_config": "MonteCLoRA",
     "enable_lora": "merged",
 }
-# Initialisations that take their first factors out of the base weights.
+# Initialisations that subtract the first factors from the base weights: the adapter
+# belongs to the changed weights.
 _RESIDUAL = {
     "pissa": "PiSSA",
     "milora": "MiLoRA",
@@ -37,7 +39,7 @@ Config = Mapping[str, Any]
 
 
 def check(config: Config) -> None:
-    """Raises ValueError unless the configuration is of a LoRA that can be cut.
+    """Raise ValueError unless the configuration is of plain LoRA.
 
     The message names the variant, or the field.
     """
@@ -88,6 +90,7 @@ def _check_numbers(config: Config) -> None:
 
 
 def _positive(value: object, name: str, *, whole: bool) -> None:
+    # In Python, JSON's `true` is an int too.
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     good = number and value > 0 and math.isfinite(value)
     if good and (not whole or value == int(value)):
@@ -107,21 +110,22 @@ def _compiles(pattern: str, name: str) -> None:
 
 
 def residual(config: Config) -> str:
-    """Returns the initialisation that changed the base weights, or nothing."""
+    """Return the name of an initialisation that changed the base weights, or ""."""
     init = str(config.get("init_lora_weights")).lower()
     names = (name for key, name in _RESIDUAL.items() if init.startswith(key))
     return next(names, "")
 
 
 def rank(config: Config, module: str) -> int:
-    """Returns the rank that PEFT gives to a module."""
+    """Return PEFT's rank of a module."""
     return int(_lookup(config, "rank_pattern", "r", module))
 
 
 def scale(config: Config, module: str) -> float:
-    """Returns what PEFT multiplies `B A` of a module with."""
+    """Return PEFT's scale of a module: the factor of `B A`."""
     alpha = _lookup(config, "alpha_pattern", "lora_alpha", module)
     r = rank(config, module)
+    # rsLoRA divides by the root, so that the update keeps its size for large ranks.
     return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
@@ -132,9 +136,9 @@ def _lookup(config: Config, pattern: str, default: str, module: str) -> Any:
 
 
 def parameters(config: Config, module: str) -> list[str]:
-    """Returns the names of a module's own parameters that PEFT may have adapted.
+    """Return the names of a module's own parameters that may be adapted.
 
-    A name of `target_parameters` without a module is that of any module, but one that
+    A name in `target_parameters` without a module matches in any module, unless that
     is adapted as a whole.
     """
     wanted = [x.rpartition(".") for x in config.get("target_parameters") or []]
@@ -155,9 +159,9 @@ def _targets_module(config: Config, module: str) -> bool:
 
 
 def targets(config: Config, module: str) -> bool:
-    """Returns whether PEFT adapts a module, by what a child's fields hold.
+    """Decide whether PEFT adapts a module, or a parameter, of a child.
 
-    Or a parameter: `target_parameters` are full names, or the ends of them.
+    The names in `target_parameters` are full names, or ends of them.
     """
     if ends_in(module, config.get("target_parameters") or []):
         return True
@@ -169,17 +173,18 @@ def targets(config: Config, module: str) -> bool:
     return not out and _targets_module(config, module)
 
 
-@functools.lru_cache(maxsize=2**14)  # A file's modules are looked up several times.
+# A file's modules are looked up several times, each among hundreds of keys.
+@functools.lru_cache(maxsize=2**14)
 def first_match(keys: tuple[str, ...], module: str) -> str | None:
-    """Returns the first key of a pattern that matches the module's name."""
+    """Return the first key of a pattern to match the module's name, if any."""
     return next((key for key in keys if matches(key, module)), None)
 
 
 def matches(key: str, module: str) -> bool:
-    r"""Returns whether `(.*\.)?(KEY)$` matches, which is PEFT's rule.
+    r"""Decide whether PEFT's rule `(.*\.)?(KEY)$` matches a module.
 
-    A full name is compared without compiling it: a large model has hundreds, and a dot
-    is all that they have of a regular expression.
+    A key without other special characters than dots is compared directly: compiling
+    the hundreds of full names of a large model takes longer.
     """
     if not _is_name(key):
         return re.match(rf"(.*\.)?({key})$", module) is not None
@@ -199,6 +204,6 @@ def _is_name(key: str) -> bool:
 
 
 def ends_in(module: str, names: Iterable[str]) -> bool:
-    """Returns whether a name is the module's, or its end."""
+    """Decide whether any of the names is the module's, or its end."""
     parts = module.split(".")
     return not {".".join(parts[i:]) for i in range(len(parts))}.isdisjoint(names)
