@@ -90,6 +90,7 @@ def prepare(checkpoint: Checkpoint, engine: str, *, one_file: bool = False) -> P
         # Its model is built with a single rank, so the tree must have one too.
         tree = dataclasses.replace(flat.tree, one_rank=True)
         flat = dataclasses.replace(flat, tree=tree)
+    # Only PEFT's configuration has several forms of alphas.
     profile = rules.profile if form == "peft" else "ragged"
     flat = renaming.listed(renaming.spelled(flat, rules, form), rules)
     return Prepared(flat, form, profile)
@@ -130,6 +131,7 @@ def _cost(checkpoint: Checkpoint, engine: str) -> Cost:
     allocated = _at_least(_checked(ranks, rules), rules.ranks)
     absent = {path: (m, 0, n) for path, (m, n) in flat.absent.items()}
     every = size * sum(m + n for m, _, n in (absent | fitted).values())
+    # A buffer is allocated for every module, whether or not it kept a rank.
     memory = allocated * every if rules.buffers else written
     return Cost(engine, form, rules.profile, rank, allocated, written, ragged, memory)
 
@@ -149,6 +151,7 @@ def _checked(ranks: Mapping[str, int], rules: Engine) -> int:
 def _named(checkpoint: Checkpoint, engine: str) -> tuple[Format, Checkpoint]:
     """Rename the modules for an engine, in its first format able to hold them."""
     rules = registry.known(engine)
+    # A dict keeps the order and drops a repeated format.
     forms = {engine_rules.form(rules, one_file=x): None for x in (False, True)}
     *others, last = forms
     for form in others:

@@ -11,6 +11,7 @@ from para_jax._engines.rules import Engine, Format
 from para_jax.layouts.pairs import members
 from para_jax.names import diffusion
 
+# Last names of modules outside of layers, in Hugging Face's language models.
 _ENDS = {
     *("embed_tokens", "lm_head", "embed_out", "wte", "wpe", "word_embeddings"),
     *("embeddings", "score", "classifier"),
@@ -108,6 +109,7 @@ def _unread(
 ) -> tuple[str, diffusion.Scheme] | None:
     """Find a module of a name unknown to the engine, and its scheme."""
     names = diffusion.read([*checkpoint.adapters, *checkpoint.absent])
+    # Names in the target scheme need no conversion.
     reads = {*rules.reads, engine_rules.target(rules, form)}
     return next(
         ((p, x.scheme) for p, x in names.items() if x.scheme not in reads), None

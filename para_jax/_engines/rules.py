@@ -107,6 +107,7 @@ def form(engine: Engine, *, one_file: bool) -> Format:
 
 def target(engine: Engine, format: Format) -> Target | None:  # noqa: A002
     """Return the scheme to convert names to, or None to keep them."""
+    # Names in a single file may differ from those in the engine's own format.
     single = engine.one_file
     return single.names if single and format != engine.form else engine.names
 

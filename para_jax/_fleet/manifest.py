@@ -148,6 +148,7 @@ def _check_recipe(folder: pathlib.Path, made: Recipe, recipe: Recipe) -> None:
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
+    # NaN is not JSON, and other readers would refuse the file.
     return json.dumps(value, allow_nan=False).encode() + b"\n"
 
 

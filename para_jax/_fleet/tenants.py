@@ -169,6 +169,7 @@ def identity(source: pathlib.Path) -> str:
         found = path.stat()
         name = path.relative_to(source).as_posix()
         lines.append((name, found.st_size, found.st_mtime_ns))
+    # 64 bits suffice: each digest is compared with one other.
     return hashlib.sha256(repr(lines).encode()).hexdigest()[:16]
 
 
@@ -188,6 +189,7 @@ def pending(tenants: Sequence[Tenant], manifest: Manifest) -> list[Tenant]:
 
 
 def _is_done(tenant: Tenant, row: Row | None) -> bool:
+    # The size tells a child that was removed or replaced since.
     return (
         row is not None
         and row.status == "done"
@@ -210,7 +212,9 @@ def tend(work: Work, tenant: Tenant) -> Row:
         seen = identity(tenant.source)
         report = work(tenant.source, tenant.target)
     except Exception as error:
+        # A tenant's failure must not end the run of the others.
         text = " ".join(str(error).split())
+        # Sentences of these two are written for users; others need their type.
         if not isinstance(error, (ValueError, OSError)):
             text = f"{type(error).__name__}: {text}"
         return row(status="failed", seconds=time.perf_counter() - start, failure=text)

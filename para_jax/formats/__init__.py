@@ -152,8 +152,13 @@ def save(
             checkpoint, engine, one_file=is_one_file(target)
         )
         renaming.warn(checkpoint, engine)
+    if format not in FORMATS:
+        raise ValueError(f"Unknown format {format!r}: expected {get_args(Format)}.")
+    if profile not in PROFILES:
+        raise ValueError(f"Unknown profile {profile!r}: expected one of {PROFILES}.")
+    form = FORMATS[format]
     # Everything that can be refused is refused before the disk is touched.
-    form = _form(format, profile, target)
+    _check_form(form, profile, target)
     if not form.is_divided:
         _check_at_hand(checkpoint.adapters)
     form.check(checkpoint)
@@ -168,25 +173,17 @@ def save(
             form.verify(new, wanted, checkpoint, profile)
             rounding.check_folded(checkpoint.adapters, wanted.adapters)
     _warn_of_extra(checkpoint, form)
-    if engine in (
-        None,
-        form.name,
-    ):  # An engine of another name reads it in its own way.
+    # Any other engine reads the format in a way of its own.
+    if engine in (None, form.name):
         form.warn([*wanted.adapters, *wanted.absent])
 
 
-def _form(name: Format, profile: Profile, target: pathlib.Path) -> FileFormat:
-    """Look a format up; check the profile and the target against it."""
-    if name not in FORMATS:
-        raise ValueError(f"Unknown format {name!r}: expected {get_args(Format)}.")
-    if profile not in PROFILES:
-        raise ValueError(f"Unknown profile {profile!r}: expected one of {PROFILES}.")
-    form = FORMATS[name]
+def _check_form(form: FileFormat, profile: Profile, target: pathlib.Path) -> None:
+    """Check that a format has the profile, and the target its ending."""
     if profile not in form.profiles:
         raise ValueError(f"The profile '{profile}' is of PEFT: leave it out.")
     if form.one_file and target.suffix != form.suffix:
         raise ValueError(f"'{target}' is to be one file: end it in '{form.suffix}'.")
-    return form
 
 
 def _warn_of_extra(checkpoint: Checkpoint, form: FileFormat) -> None:

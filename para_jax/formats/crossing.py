@@ -25,6 +25,7 @@ def check_to_mlx(checkpoint: Checkpoint) -> None:
       ValueError: if it holds experts, whose modules have other names and shapes there,
         or tensors of PEFT's that mlx-lm would not load.
     """
+    # One module an expert, as in transformers: mlx-lm stacks them at `switch_mlp`.
     numbered = [x for x in checkpoint.adapters if _EXPERT.search(x)]
     if not numbered and not configuration.is_peft(checkpoint.config):
         return
@@ -77,6 +78,7 @@ def _members(checkpoint: Checkpoint, kinds: Mapping[str, str]) -> list[str]:
 def _warn_of_embeddings(checkpoint: Checkpoint) -> None:
     kinds = _kinds(checkpoint)
     tables = [x for x in checkpoint.adapters if kinds.get(x) == "embedding"]
+    # A head with an update of its own is not tied.
     if tables and not any("lm_head" in x for x in checkpoint.adapters):
         warnings.warn(
             f"'{tables[0]}' is an embedding. If the model's head is tied to it, mlx-lm "

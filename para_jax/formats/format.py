@@ -74,6 +74,7 @@ class FileFormat:
     save: Callable[[Checkpoint, pathlib.Path, Profile], Checkpoint]
     read_back: Callable[[pathlib.Path, Checkpoint], Checkpoint]
     replacing: Replacing
+    # The defaults are those of a folder with no rule of its own.
     suffixes: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
     weights: str = ""

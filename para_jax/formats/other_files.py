@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Iterable
 from typing import NoReturn
 
+# Git LFS's specification: the version is the first line of a pointer.
 _POINTER = b"version https://git-lfs"
 _SHOWN = 3
 
+# Not even opened to look: unpickling runs code.
 _PICKLE = (
     "is a pickle, which could run any code and is never opened. Save the adapter as "
     "adapter_model.safetensors, PEFT's default."
@@ -55,6 +57,7 @@ _TRAINED = {
 }
 _ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "adapters.safetensors"}
 _ORBAX = {"_METADATA", "_CHECKPOINT_METADATA"}
+# transformers' names of shards and their index, and of a whole model's weights.
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.|\.index\.json$")
 _WHOLE = re.compile(r"^(model|pytorch_model|diffusion_pytorch_model)[.-]")
 
@@ -188,6 +191,7 @@ def _check_weights(folder: pathlib.Path, names: list[str]) -> None:
 def _adapters_in(folder: pathlib.Path) -> list[str]:
     """List the subfolders with an adapter, ordered by their numbers."""
     marks = _ADAPTER | _ORBAX
+    # Folders named by a number are steps of one checkpoint.
     found = [x for x in folder.iterdir() if x.is_dir() and not x.name.isdigit()]
     names = [x.name for x in found if any((x / mark).exists() for mark in marks)]
     return sorted(names, key=lambda x: ([int(n) for n in re.findall(r"\d+", x)], x))
@@ -240,6 +244,7 @@ def _advice(names: list[str]) -> str:
             " A and B are those of mlx-vlm before 2026, whose releases disagree about "
             "the scale. Load the adapter there, and save it with a later release."
         )
+    # Names of attention's projections in language and image models.
     if {"q_proj", "to_q", "c_attn", "query"} & {
         part for name in names for part in name.split(".")
     } and not any("lora" in name.lower() for name in names):

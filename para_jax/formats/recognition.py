@@ -45,6 +45,7 @@ def _of_weights(path: pathlib.Path) -> FileFormat | None:
     form = next((x for x in FORMATS.values() if path.name == x.weights), None)
     if form is None or path.is_dir():
         return None
+    # Such a file does not belong to the folder: it is read by itself.
     lone = form.beside and path.is_file() and not path.with_name(form.beside).exists()
     return None if lone else form
 

@@ -44,7 +44,7 @@ def to_json(checkpoint: Checkpoint, renamed: Mapping[str, str] | None = None) ->
             "spelling": {
                 path: [x.a, x.b, x.alpha, x.bias]
                 for path, x in checkpoint.spelling.items()
-                if path in adapters
+                if path in adapters  # Names of absent modules have no tensors.
             },
         }
     )

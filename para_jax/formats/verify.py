@@ -84,6 +84,7 @@ def check_peft(
       ValueError: unless all these engines compute the wanted updates.
     """
     config = json.loads((folder / peft.CONFIG).read_text(encoding="utf-8"))
+    # Kernels found in the file are removed; the rest must be zero.
     left, names = unstack(wanted.adapters), peft.keys(written)
     for path, (a, b) in _raw(folder / peft.WEIGHTS, names):
         kind, wrote = written.layers.get(path, Layer()), written.adapters[path]
@@ -108,6 +109,7 @@ def check_kohya(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> 
     alphas = _alphas(file, written)
     for path, (a, b, *alpha) in _raw(file, names):
         kind, rank = written.layers.get(path, Layer()), a.shape[0]
+        # Both readers must agree: see the rules at the top.
         scale = float(alpha[0]) / rank if alpha else 1.0
         common = alphas.most_common(1)[0][0] / rank if alphas else 1.0
         _check_scale(path, "kohya", scale, written.adapters[path].scale)
@@ -143,6 +145,7 @@ def _raw(
 ) -> Iterator[tuple[str, list[np.ndarray]]]:
     """Yield the tensors of each module by its path."""
     wanted = [name for group in names.values() for name in group]
+    # In one pass, so that only one module is in memory at a time.
     found = tensor_files.each(file, wanted)
     for path, group in names.items():
         yield path, [next(found)[1] for _ in group]
@@ -202,6 +205,7 @@ def _same(got: _Pair, scale: float, want: Adapter) -> bool:
     Compared by their components, in order: no product is formed.
     """
     a, b = np.asarray(want.a), np.asarray(want.b)
+    # Equal bits, the common case, need no copy in float64.
     if scale == want.scale and np.array_equal(got.a, a) and np.array_equal(got.b, b):
         return True
     kept = min(got.a.shape[1], a.shape[1])
@@ -219,4 +223,5 @@ def _same(got: _Pair, scale: float, want: Adapter) -> bool:
 
 
 def _is_zero(pair: _Pair) -> bool:
+    # Zero if one of the factors of each component is: no product is formed.
     return not (pair.a.any(axis=0) & pair.b.any(axis=1)).any()

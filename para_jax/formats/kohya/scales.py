@@ -77,6 +77,7 @@ class _UnclearError(ValueError):
 def _check_given(given: Hints, modules: Mapping[str, Module]) -> None:
     if given.alpha is not None and given.scale is not None:
         raise ValueError("Give alpha= or scale=, not both.")
+    # A misspelt path would silently leave its module at the default.
     by_path = given.alpha if isinstance(given.alpha, Mapping) else {}
     alphas = [*by_path.values()] if given.alpha is by_path else [given.alpha]
     for name, value in [*(("alpha", x) for x in alphas), ("scale", given.scale)]:
@@ -111,6 +112,7 @@ def _known(name: str, module: Module, stated: Sequence[Statement]) -> float | No
     for one in stated:
         if (scale := _outside(name, shape(module), one)) is not None:
             found[one.where] = scale
+    # Equal numbers from several places are no contradiction.
     if len(set(found.values())) > 1:
         said = ", ".join(f"{scale:g} by {where}" for where, scale in found.items())
         raise _UnclearError(f"'{name}' has several scales: {said}. {_REMEDY}.")
@@ -153,6 +155,7 @@ def _own(module: Module) -> float:
 
 
 def _default(name: str, module: Module, given: Hints) -> float:
+    # A table of alphas says that the default is wrong for this file.
     if isinstance(given.alpha, Mapping):
         raise ValueError(f"'{name}' has no alpha. Name it in alpha= too.")
     if module.spelling.a.startswith(PREFIX):

@@ -71,6 +71,7 @@ def _checkpoint(
         said = [stated.ones(f"'{_OURS}' in the header")]
     else:
         said = stated.statements(metadata, shapes)
+        # Alphas in the tensors need no help, and old files may lie beside.
         if any(x.alpha is None for x in modules.values()):
             said += stated.beside(path)
     scales = file_scales.of_modules(modules, said, given)
@@ -165,6 +166,7 @@ def _spelled(checkpoint: Checkpoint) -> dict[str, Spelling]:
     mine = [known[path] for path in paths if path in known]
     ranks = {x.rank for x in checkpoint.adapters.values()}
     narrow = any(x.b.dtype.itemsize == 1 for x in checkpoint.adapters.values())
+    # A child follows its parent. Without one it has alphas, as kohya's own files do.
     alphas = not mine or any(x.alpha for x in mine)
     alphas = alphas and not checkpoint.biases and not (narrow and len(ranks) > 1)
     result = {}
@@ -194,6 +196,7 @@ def _alpha(checkpoint: Checkpoint, names: Mapping[str, Spelling]) -> float | Non
 def _excess(adapter: Adapter) -> float:
     """Return the largest value of `b` times the rank, relative to its dtype's range."""
     largest = float(jnp.finfo(adapter.b.dtype).max)
+    # In float64, since the product may be outside the range that is tested.
     most = np.abs(np.asarray(adapter.b).astype(np.float64)).max(initial=0.0)
     return float(most) * abs(adapter.scale) * adapter.rank / largest
 
@@ -230,6 +233,7 @@ def named(flat: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         yield name.a, down
         yield name.b, up
         if name.alpha:
+            # In float32: bfloat16 does not hold every rank above 256.
             yield name.alpha, np.asarray(adapter.scale * adapter.rank, np.float32)
         if path in flat.biases:
             yield name.bias, np.asarray(flat.biases[path])
@@ -240,6 +244,7 @@ def _metadata(flat: Checkpoint) -> dict[str, str]:
     """Return the file's metadata: the parent's, if it was a single file."""
     other = configuration.is_peft(flat.config) or configuration.is_mlx(flat.config)
     source: Mapping[str, Any] = {} if other else flat.config
+    # safetensors holds text alone as metadata.
     parent = {key: x for key, x in source.items() if isinstance(x, str)}
     alphas = [
         x.scale * x.rank for p, x in flat.adapters.items() if flat.spelling[p].alpha

@@ -73,6 +73,7 @@ def statements(metadata: Mapping[str, str], modules: Modules) -> list[Statement]
     if any(key in metadata for key in (*_ALPHAS, *_SCALES, "conv_alpha")):
         found.append(_numbers(metadata, modules))
     said = {k: x for k, x in metadata.items() if not k.startswith(headers.PREFIXES)}
+    # Some writers flatten the configuration of each component to dotted keys.
     flat = {key: x for key, x in said.items() if "." in key}
     found += _components("the header", flat)
     found += _incomplete("the header", said, (*_ALPHAS, "conv_alpha"))
@@ -106,6 +107,7 @@ def beside(path: pathlib.Path) -> list[Statement]:
 
 def check_alone(path: pathlib.Path, written: Checkpoint) -> None:
     """Raise ValueError if a file without alphas would get another's scales."""
+    # A reader looks beside the file only for scales that the tensors lack.
     if any(x.alpha for x in written.spelling.values()):
         return
     if found := beside(path):

@@ -71,6 +71,7 @@ def _checkpoint(
         check_pair(name, adapters[path])
         if layer != Layer():
             layers[path] = layer
+    # `save` pads all modules to one rank; the record has their own.
     adapters |= _trimmed(adapters, metadata)
     result = Checkpoint(adapters=adapters, layers=layers, extra=extra, config=config)
     if "para_jax" in metadata:
@@ -90,6 +91,7 @@ def _by_module(
             raise ValueError(
                 f"'{key}' has a slash in its name, which parts paths here."
             )
+        # `m` is the magnitude of mlx-lm's DoRA.
         if end == "m" and f"{module}.lora_a" in found:
             raise ValueError(
                 f"'{key}' makes this a DoRA adapter: its update is not the product of "
@@ -112,6 +114,7 @@ def _adapter(
     a, b = factors["lora_a"], factors["lora_b"]
     shapes = f"lora_a {list(a.shape)}, lora_b {list(b.shape)}"
     layer = Layer()
+    # Only experts are stacked. An embedding has the shapes of a dense layer.
     if a.ndim == b.ndim == 3:
         (a, b), layer = oriented(a, b), Layer(kind="experts")
     elif name.rpartition(".")[2] in _EMBEDDINGS:
@@ -137,6 +140,7 @@ def _trimmed(
     result = {}
     for path in adapters.keys() & ranks.keys():
         x, rank = adapters[path], ranks[path]
+        # Whatever is cut off must be padding.
         if x.a[..., rank:].any() or x.b[..., rank:, :].any():
             raise ValueError(f"its metadata '{_RANKS}' is damaged ('{path}').")
         small = dataclasses.replace(x, a=x.a[..., :rank], b=x.b[..., :rank, :])
@@ -164,6 +168,7 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
             "rank of one that is not zero."
         )
     _check(flat)
+    # mlx-lm builds every layer with the one rank of the configuration.
     rank = max(x.rank for x in flat.adapters.values())
     names = [path.replace("/", ".") for path in ordered(flat.adapters)]
     config = mlx_config.child(flat.config, names, rank)

@@ -44,6 +44,7 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
 
 
 def _tree(checkpoint: Checkpoint) -> dict[str, Any]:
+    # `to_params` folds scales in, which would round the factors.
     bare = {
         path: dataclasses.replace(x, scale=1.0)
         for path, x in checkpoint.adapters.items()
@@ -61,6 +62,7 @@ def read_back(folder: pathlib.Path, written: Checkpoint) -> Checkpoint:
         leaves = {"/".join(x): y for x, y in written.tree.leaves.items()}
     else:
         leaves = unnest(_tree(written))
+    # Orbax reads into host memory, so no other array can be shared.
     known = {x: y for x, y in leaves.items() if isinstance(y, np.ndarray)}
     return load(folder, known=known)
 
@@ -84,12 +86,14 @@ def load(
     form, metadata = orbax_io.shapes(folder)
     if KEY not in metadata:
         return _foreign(folder, form, metadata, hints)
+    # Our metadata leaves nothing open.
     if hints._replace(adapters_only=False) != Hints():
         name = next(x for x in Hints._fields if getattr(hints, x) is not None)
         value = getattr(hints, name)
         value = f"{value:g}" if isinstance(value, float) else value
         raise ValueError(f"'{folder}' holds its own scales: leave out {name}={value}.")
     own = metadata[KEY]
+    # A newer version may parse, and mean something else.
     if isinstance(own, dict) and own.get("version", 0) > VERSION:
         raise ValueError(f"'{folder}' was written by a newer para_jax: update yours.")
     try:
@@ -149,6 +153,7 @@ def _foreign(
     metadata: Mapping[str, Any],
     hints: Hints,
 ) -> Checkpoint:
+    # Without the scales these factors would pass for a tree of scale 1.
     if isinstance(form, Mapping) and form.keys() == {"lora", "bias", "extra"}:
         raise ValueError(
             f"'{folder}' was written by para_jax, but its metadata, which holds the "

@@ -51,6 +51,7 @@ def load(
     found = _read(folder, form, wanted, {}, adapters_only=hints.adapters_only)
     leaves, structure = flatten(found)
     alpha = hints.alpha
+    # The user's word has precedence over the metadata.
     if chosen.alpha and alpha is None and hints.scale is None:
         alpha = _alpha(metadata)
     scales = of_pairs(chosen, pairs, leaves, alpha, hints.scale)
@@ -134,6 +135,7 @@ def _adapters(tree: layouts.Tree) -> dict[str, Adapter]:
     rank of other modules, and whole modules of zeros. The kernels of a stack keep one
     rank.
     """
+    # `to_tree` has folded all scales into the factors.
     every = take_out(tree, {pair.path: 1.0 for pair in tree.pairs}).adapters
     return {path: x for path, y in every.items() if (x := _used(y)).rank}
 
@@ -141,6 +143,7 @@ def _adapters(tree: layouts.Tree) -> dict[str, Adapter]:
 def _used(adapter: Adapter) -> Adapter:
     a, b = np.asarray(adapter.a), np.asarray(adapter.b)
     still = tuple(range(len(adapter.stack)))
+    # The kernels of a stack share their rank, so a component is used if any uses it.
     used = a.any(axis=(*still, -2)) & b.any(axis=(*still, -1))
     if used.all():
         return adapter
@@ -151,6 +154,7 @@ def _written(checkpoint: Checkpoint, tree: Any) -> layouts.Tree:
     """Locate the adapters in a tree made by `to_tree`."""
     leaves, structure = flatten(tree)
     old = tree_of(checkpoint)
+    # A child has its parent's keys, and ranks of its own.
     pairs = tuple(
         dataclasses.replace(x, shapes=(leaves[x.a].shape, leaves[x.b].shape))
         for x in old.pairs
@@ -178,6 +182,7 @@ def _read(
 ) -> Any:
     """Read the tree of the wanted leaves."""
     shapes, structure = flatten(form)
+    # Orbax needs the whole structure; it does not read the leaves of placeholders.
     kinds = [x if key in wanted else _LEFT_OUT for key, x in shapes.items()]
     tree = orbax_io.read(folder, jax.tree.unflatten(structure, kinds), known)
     return _pruned(tree, (), adapters_only=adapters_only)

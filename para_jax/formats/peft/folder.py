@@ -100,6 +100,8 @@ def _checkpoint(
     if "para_jax" in metadata:
         own = record.from_json(metadata["para_jax"])
         checkpoint = record.restored(checkpoint, own)
+    # Equal arrays tell which modules share an update; of absent modules only the record
+    # does.
     gone = {x: y for x, y in checkpoint.shared.items() if y in checkpoint.absent}
     equal = sharing.found(adapters, checkpoint.layers)
     return dataclasses.replace(checkpoint, shared=gone | equal)
@@ -154,6 +156,7 @@ def save(
 
 def _config(flat: Checkpoint, profile: Profile) -> dict[str, Any]:
     paths, both = ordered(flat.adapters), sharing.held(flat)
+    # Experts are targeted as one parameter, so absent ones are named by their stack.
     gone = {_dotted(profiles.module(flat, path)) for path in flat.absent}
     content = peft_child.Content(
         ranks={_dotted(path): flat.adapters[path].rank for path in paths},
@@ -174,6 +177,7 @@ def _config(flat: Checkpoint, profile: Profile) -> dict[str, Any]:
 def keys(flat: Checkpoint) -> dict[str, tuple[str, str]]:
     """Return PEFT's names of the two factors of each module, by path."""
     experts = [path for path in flat.adapters if profiles.is_expert(flat, path)]
+    # A wrapper's key depends on all targeted parameters of its module.
     wrapper = peft_experts.wrappers([_dotted(path) for path in experts])
     return {
         path: peft_tensors.keys(
