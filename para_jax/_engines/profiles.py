@@ -59,7 +59,7 @@ def shaped(checkpoint: Checkpoint, profile: Profile) -> Checkpoint:
 
     Raises:
       ValueError: if the adapters belong to changed base weights (PiSSA), or
-        `per-tensor-alpha` would have to hold a bias.
+        `per-tensor-alpha` would need to hold a bias.
     """
     if checkpoint.residual:
         raise ValueError(
@@ -106,7 +106,7 @@ def flatten(checkpoint: Checkpoint, *, trim: bool) -> Checkpoint:
 
 
 def _layers(checkpoint: Checkpoint) -> dict[str, Layer]:
-    """Return the kind of layer of each kernel, including those of absent stacks."""
+    """Return the kind of layer of each kernel, absent stacks included."""
     layers = by_member(checkpoint.layers, checkpoint.adapters)
     stacks = {path: path.rpartition("/")[0] for path in checkpoint.absent}
     members = {path: layers[x] for path, x in stacks.items() if x in layers}
@@ -127,7 +127,7 @@ def shapes(flat: Checkpoint, group: Callable[[str], str]) -> dict[str, Shape]:
     found |= {p: (x.inputs, x.rank, x.outputs) for p, x in flat.adapters.items()}
     fitted = _grouped(flat, found, group)
     if any(rank and expert_modules.expert(p) for p, (_, rank, _) in fitted.items()):
-        # PEFT takes a parameter's name for that of all layers: if any expert is
+        # PEFT applies a parameter's name to all layers: if any expert is
         # adapted anywhere, every expert of every layer needs factors.
         fitted = _grouped(flat, found | expert_modules.missing(found), group)
         fitted = {p: _at_least_one(p, shape) for p, shape in fitted.items()}
@@ -143,7 +143,7 @@ def _grouped(
     flat: Checkpoint, found: Mapping[str, Shape], group: Callable[[str], str]
 ) -> dict[str, Shape]:
     """Raise every rank to the largest of its group."""
-    # Modules that share an update have one group: that of the update's owner.
+    # Modules that share an update are in the group of the update's owner.
     groups = {x: group(module(flat, flat.shared.get(x, x))) for x in found}
     most: dict[str, int] = {}
     for path, (_, rank, _) in found.items():

@@ -35,7 +35,7 @@ class Row:
       seconds: The time from reading to writing.
       bytes: The size of the child's files.
       kept: The totals of the child's `Report`, as plain JSON values.
-      failure: Why there is no child.
+      failure: The reason if there is no child.
     """
 
     name: str

@@ -91,7 +91,7 @@ def find(
                 "one pattern whose fixed part is above both, in quotes."
             )
     if not found and others:
-        recognise(others[0])  # Raises, and says what it is.
+        recognise(others[0])  # Raises, and names the kind of file.
     _check(patterns, folder, found)
     above = {parent for x in found.values() for parent in x.source.parents}
     sources = {x.source for x in found.values()}

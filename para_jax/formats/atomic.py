@@ -83,7 +83,7 @@ def replacing_file(
 ) -> Iterator[pathlib.Path]:
     """Yield the path of a new file, renamed to `target` if the body succeeds.
 
-    Arguments and errors are those of `replacing`.
+    Arguments and errors are as in `replacing`.
     """
     check_file(target, overwrite=overwrite)
     with _room(target) as (new, real):

@@ -34,7 +34,7 @@ Replacing = Callable[..., contextlib.AbstractContextManager[pathlib.Path]]
 """Takes a target and `overwrite=`; yields where to write it, as `atomic.replacing`."""
 
 Verify = Callable[[pathlib.Path, Checkpoint, Checkpoint, Profile], None]
-"""Takes a path, the result of `save`, what was to be saved, and the profile."""
+"""Takes a path, the result of `save`, the checkpoint to save, and the profile."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class FileFormat:
     save: Callable[[Checkpoint, pathlib.Path, Profile], Checkpoint]
     read_back: Callable[[pathlib.Path, Checkpoint], Checkpoint]
     replacing: Replacing
-    # The defaults are those of a folder with no rule of its own.
+    # The defaults suit a folder without rules of its own.
     suffixes: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
     weights: str = ""

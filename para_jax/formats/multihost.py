@@ -40,7 +40,7 @@ def replacing(
             if is_first():
                 make = atomic.replacing(target, overwrite=overwrite)
                 new = room.enter_context(make)
-        # The name is random, so the others have to be told.
+        # The name is random, so the others must be told.
         new = pathlib.Path(_told(str(new))[0])
         with _together():
             yield new

@@ -23,7 +23,7 @@ def recognise(path: str | pathlib.Path) -> Format:
 
     Raises:
       FileNotFoundError: if there is nothing, or a file of no known kind.
-      ValueError: if it is not an adapter. The message says what was found.
+      ValueError: if it is not an adapter. The message names the contents.
     """
     folder = pathlib.Path(path)
     if (form := _of_weights(folder)) is not None:

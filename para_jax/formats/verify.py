@@ -16,7 +16,7 @@ file that passes is right for the engines, and any other is never put in place.
   `extensions-builtin/Lora/network.py`).
 - diffusers, of kohya's files: the most common alpha of all, over each module's rank
   (`loaders/lora_conversion_utils.py` files alphas of attention under names that match
-  no module; `utils/peft_utils.py` then takes the most common one).
+  no module; `utils/peft_utils.py` then uses the most common one).
 - mlx: one raw `scale` for all (mlx-lm `tuner/lora.py`).
 
 The rules are simulated here. `docs/engines.md` says which engines were run on files.

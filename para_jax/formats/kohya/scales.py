@@ -112,7 +112,7 @@ def _known(name: str, module: Module, stated: Sequence[Statement]) -> float | No
     for one in stated:
         if (scale := _outside(name, shape(module), one)) is not None:
             found[one.where] = scale
-    # Equal numbers from several places are no contradiction.
+    # Equal numbers from several places do not contradict each other.
     if len(set(found.values())) > 1:
         said = ", ".join(f"{scale:g} by {where}" for where, scale in found.items())
         raise _UnclearError(f"'{name}' has several scales: {said}. {_REMEDY}.")

@@ -48,7 +48,7 @@ def load(
 
     Raises:
       ValueError: if the file is broken, a pair incomplete, a scale not clear, or the
-        adapter is no plain LoRA. The message names the file and the tensor.
+        adapter is not plain LoRA. The message names the file and the tensor.
     """
     found, metadata = tensor_files.read(path, known)
     try:

@@ -1,4 +1,4 @@
-"""Orbax checkpoints: trees of arrays, those of `save` and those of other libraries."""
+"""Orbax checkpoints: trees of arrays, written by `save` or by other libraries."""
 
 import contextlib
 import pathlib

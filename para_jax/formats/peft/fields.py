@@ -81,7 +81,7 @@ FIELDS: dict[str, Field] = {
 """Fields that are not here are kept, but see `unknown`."""
 
 _EMPTY: dict[str, Any] = {"loftq_config": {}, "bias": "none"}
-# The last name of a module that PEFT takes for a tied one, `EMBEDDING_LAYER_NAMES`.
+# Last names of modules that PEFT ties (its `EMBEDDING_LAYER_NAMES`).
 _EMBEDDINGS = ("embed_tokens", "lm_head")
 # With these, PEFT asks for the tensors of a head, whatever `modules_to_save` says.
 _HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")

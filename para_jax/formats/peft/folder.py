@@ -43,7 +43,7 @@ def load(
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a file is broken, a pair incomplete, or the adapter is no plain
+      ValueError: if a file is broken, a pair incomplete, or the adapter is not plain
         LoRA. The message names the file and the module.
     """
     config = tensor_files.read_json(_existing(folder, CONFIG))

@@ -1,5 +1,7 @@
 """What holds for every format: the same adapters, written and read in each."""
 
+import subprocess
+import sys
 import typing
 
 import jax.numpy as jnp
@@ -71,6 +73,14 @@ def form(request):
 def test_the_table_has_a_record_for_every_name():
     assert tuple(FORMATS) == typing.get_args(Format)
     assert [x.name for x in FORMATS.values()] == list(FORMATS)
+
+
+def test_the_table_is_there_before_orbax_is_imported():
+    code = "import sys, para_jax.formats; print('orbax' in sys.modules)"
+
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert run.stdout.strip() == "False", run.stderr
 
 
 def test_updates_ranks_and_dtypes_come_back(form, tmp_path):
