@@ -108,9 +108,12 @@ def flatten(checkpoint: Checkpoint, *, trim: bool) -> Checkpoint:
 def _layers(checkpoint: Checkpoint) -> dict[str, Layer]:
     """Return the kind of layer of each kernel, absent stacks included."""
     layers = by_member(checkpoint.layers, checkpoint.adapters)
-    stacks = {path: path.rpartition("/")[0] for path in checkpoint.absent}
-    members = {path: layers[x] for path, x in stacks.items() if x in layers}
-    return {p: x for p, x in layers.items() if p not in stacks.values()} | members
+    # `by_member` expands only stacks with adapters. The kernels of others are absent
+    # modules, `<stack>/0`, `<stack>/1`, ...
+    owners = {path: path.rpartition("/")[0] for path in checkpoint.absent}
+    members = {path: layers[x] for path, x in owners.items() if x in layers}
+    expanded = set(owners.values())
+    return {p: x for p, x in layers.items() if p not in expanded} | members
 
 
 def shapes(flat: Checkpoint, group: Callable[[str], str]) -> dict[str, Shape]:

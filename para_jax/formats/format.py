@@ -86,9 +86,7 @@ class FileFormat:
     reader: str = ""
     check: Callable[[Checkpoint], None] = lambda checkpoint: None
     check_place: Callable[[pathlib.Path, Checkpoint], None] = lambda target, new: None
-    verify: Callable[[pathlib.Path, Checkpoint, Checkpoint, Profile], None] | None = (
-        None
-    )
+    verify: Verify | None = None
     warn: Callable[[Iterable[str]], None] = lambda paths: None
 
     @property

@@ -63,7 +63,7 @@ def _of_folder(folder: pathlib.Path) -> FileFormat | None:
         for form in FORMATS.values()
         if any((folder / mark).exists() for mark in form.marks)
     ]
-    # A tree has its own marks at the top, whatever files lie beside them.
+    # Only Orbax writes the marks of a tree, whatever files lie beside them.
     if tree := next((form for form in marked if not form.weights), None):
         return tree
     if len(marked) > 1:

@@ -1,11 +1,10 @@
 """Orbax checkpoints: plain trees of arrays, with JSON metadata.
 
 Adapters from another library's tree are written back as that tree (see `trees.py`).
-For all others the tree is `{"lora": ..., "bias": ..., "extra": ...}`;
-below `lora` it is the result of `para_jax.to_params` for scale 1, which all children
-have. Facts that arrays cannot hold (the scales, other kinds of layers, the
-configuration, the provenance) are in the custom metadata, under `para_jax`. Runs on the
-host.
+For all others the tree is `{"lora": ..., "bias": ..., "extra": ...}`, with the result
+of `para_jax.to_params` for scale 1 below `lora`. Facts that arrays cannot hold (the
+scales, other kinds of layers, the configuration, the provenance) are in the custom
+metadata, under `para_jax`. Runs on the host.
 """
 
 import dataclasses

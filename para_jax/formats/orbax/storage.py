@@ -145,9 +145,8 @@ def write(folder: pathlib.Path, tree: Any, metadata: Any) -> None:
         folder.rmdir()  # Orbax makes it, by a rename of its own.
     multihost.wait()
     context = ocp.Context()
-    context.memory.deepcopy_host_arrays = (
-        False  # Nobody changes them before it returns.
-    )
+    # Nobody changes the arrays before it returns.
+    context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = _AT_ONCE
     try:
         with _one_call, context:
