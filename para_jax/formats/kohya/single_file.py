@@ -66,14 +66,7 @@ def _checkpoint(
     modules, extra = spellings.by_module(found)
     if not modules:
         raise ValueError(f"it {other_files.no_factors(found)}")
-    shapes = {name: file_scales.shape(x) for name, x in modules.items()}
-    if _OURS in metadata:  # All scales are in the tensors, whatever lies beside it.
-        said = [stated.ones(f"'{_OURS}' in the header")]
-    else:
-        said = stated.statements(metadata, shapes)
-        # Alphas in the tensors need no help, and old files may lie beside.
-        if any(x.alpha is None for x in modules.values()):
-            said += stated.beside(path)
+    said = _statements(path, modules, metadata)
     scales = file_scales.of_modules(modules, said, given)
     adapters, layers, biases, names = {}, {}, {}, {}
     for name in ordered(modules):
@@ -97,6 +90,22 @@ def _checkpoint(
     if _OURS in metadata:
         return record.restored(result, record.from_json(metadata[_OURS]))
     return result
+
+
+def _statements(
+    path: pathlib.Path,
+    modules: Mapping[str, spellings.Module],
+    metadata: Mapping[str, str],
+) -> list[stated.Statement]:
+    """Return all statements of scales outside the tensors."""
+    if _OURS in metadata:  # All scales are in the tensors, whatever lies beside it.
+        return [stated.ones(f"'{_OURS}' in the header")]
+    shapes = {name: file_scales.shape(x) for name, x in modules.items()}
+    said = stated.statements(metadata, shapes)
+    # Alphas in the tensors need no help, and old files may lie beside.
+    if any(x.alpha is None for x in modules.values()):
+        said += stated.beside(path)
+    return said
 
 
 def _adapter(name: str, found: spellings.Module, scale: float) -> tuple[Adapter, Layer]:

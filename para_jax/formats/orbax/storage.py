@@ -36,7 +36,7 @@ def shapes(folder: pathlib.Path) -> tuple[Any, Mapping[str, Any]]:
     """Read the tree with a description for each leaf, and the custom metadata.
 
     Returns:
-      The tree of `orbax_leaves.Description`, and the metadata.
+      The tree of `leaves.Description`, and the metadata.
 
     Raises:
       ValueError: if Orbax cannot read it, or it holds no tree.

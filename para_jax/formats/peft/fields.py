@@ -112,8 +112,14 @@ def passed_on(source: Config, extra: Collection[str]) -> dict[str, Any]:
     if result.get("init_lora_weights") not in (None, True, "gaussian"):
         # These would change the base weights once more on loading, or refuse a rank.
         result["init_lora_weights"] = True
-    # The configuration must not promise tensors that the file lacks.
     names = [name.removeprefix(peft_tensors.PREFIX) for name in extra]
+    return _restricted(result, names)
+
+
+def _restricted(config: Config, names: Collection[str]) -> dict[str, Any]:
+    """Restrict the fields about other tensors to the tensors in the file."""
+    # A configuration must not promise tensors that the file lacks.
+    result = dict(config)
     if not any(name.endswith(".bias") for name in names) and result.get("bias"):
         result["bias"] = "none"
     if saved := result.get("modules_to_save"):

@@ -130,7 +130,7 @@ def save(
     Args:
       checkpoint: The adapters. Stacks are unstacked, except for fused experts.
       folder: The folder. Its files are overwritten: `para_jax.save` protects them.
-      profile: See `profiles.shaped`.
+      profile: The form of ranks and alphas, see `para_jax.formats.shaped`.
 
     Returns:
       The checkpoint that the files should read back as.
