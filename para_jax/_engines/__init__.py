@@ -1,1 +1,1 @@
-"""The programs that serve adapters: what each reads, and adapters made ready for it."""
+"""Serving engines: their requirements, and adapters prepared for them."""

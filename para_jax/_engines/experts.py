@@ -1,13 +1,13 @@
-"""Experts of a mixture that have one module each, and are read as one. Host.
+"""Mixture experts with one module each, stacked by their readers.
 
 transformers 5 holds the experts of a layer in two parameters, `gate_up_proj` and
 `down_proj`. Adapters of earlier releases have a pair of factors for each expert's
-projection, and PEFT stacks these on loading: so their ranks have to agree, gate's and
-up's too, and none may be missing. vLLM and llama.cpp stack them likewise.
+projection, which PEFT, vLLM and llama.cpp stack on loading. Their ranks must therefore
+agree, those of gate and up too, and none may be missing.
 
 From `conversion_mapping.py` (transformers 5.24) and `transformers_weight_conversion.py`
-(PEFT 0.21). Experts that are one parameter in the file are another kind of layer: see
-`peft_experts`.
+(PEFT 0.21). Experts that are one parameter in the file are another kind of layer, see
+`para_jax/formats/peft/experts.py`. Runs on the host.
 """
 
 import re
@@ -28,7 +28,7 @@ GATED: tuple[tuple[str, str, str], ...] = (
 """The projections of an expert: gate and up, which become one parameter, and down."""
 
 UNGATED = ("up_proj", "down_proj")
-"""Those of Nemotron-H, whose layers call the mixture `mixer`."""
+"""The projections of Nemotron-H, where the mixture of a layer is called `mixer`."""
 
 _PATH = re.compile(r"(?P<owner>(?:.*/)?experts)/(?P<number>\d+)/(?P<name>[^/]+)")
 
@@ -38,9 +38,9 @@ class Expert(NamedTuple):
 
     Attributes:
       owner: The path of all experts of the layer.
-      number: Which of them.
-      name: The projection.
-      names: All projections that an expert of this model has; down is the last.
+      number: The expert's number in the layer.
+      name: The projection's name.
+      names: The projections of every expert of this model; down is the last.
     """
 
     owner: str
@@ -50,10 +50,11 @@ class Expert(NamedTuple):
 
 
 def expert(path: str) -> Expert | None:
-    """Return what a path says of an expert's projection, if it is one."""
+    """Parse a path as an expert's projection; return None if it is not one."""
     match = _PATH.fullmatch(path)
     if match is None:
         return None
+    # `up_proj` alone would not tell a gated expert from one without a gate.
     mixer = match["owner"].endswith("mixer/experts")
     known: tuple[tuple[str, ...], ...] = (UNGATED,) if mixer else GATED
     names = next((names for names in known if match["name"] in names), None)
@@ -63,13 +64,13 @@ def expert(path: str) -> Expert | None:
 
 
 def group(path: str) -> str:
-    """Return what has to have one rank with a module: the parameter it is part of.
+    """Return the parameter of a module, by path. All its modules share one rank.
 
     Example:
-      >>> from para_jax.formats import expert_modules
-      >>> expert_modules.group("layers/0/mlp/experts/3/gate_proj")
+      >>> from para_jax._engines import experts
+      >>> experts.group("layers/0/mlp/experts/3/gate_proj")
       'layers/0/mlp/experts/gate_up_proj'
-      >>> expert_modules.group("layers/0/self_attn/q_proj")
+      >>> experts.group("layers/0/self_attn/q_proj")
       'layers/0/self_attn/q_proj'
     """
     one = expert(path)
@@ -83,13 +84,13 @@ def _parameter(one: Expert) -> str:
 
 
 def missing(shapes: Mapping[str, Shape], *, every: bool = False) -> dict[str, Shape]:
-    """Return the shapes, at rank 0, of projections that some expert lacks.
+    """Return the shapes, at rank 0, of projections missing from some expert.
 
-    PEFT reads gate and up together, and neither without down; down it reads alone. An
-    expert that lacks a projection has it of the shape of any other expert's.
+    PEFT reads gate and up together, and neither without down; it reads down by itself.
+    All experts of a layer have equal shapes, so any of them tells the missing ones.
 
     Args:
-      shapes: Those of all modules that are known.
+      shapes: The shapes of all known modules.
       every: Whether down needs gate and up as well, as in llama.cpp.
     """
     layers: dict[str, dict[str, dict[str, Shape]]] = {}
@@ -122,20 +123,21 @@ def _needed(
 def _like(name: str, names: tuple[str, ...], found: Mapping[str, Shape]) -> Shape:
     other = min(found)
     m, _, n = found[other]
+    # Down maps back from the hidden width of gate and up: its shape is theirs, turned.
     alike = (name == names[-1]) == (other == names[-1])
     return (m, 0, n) if alike else (n, 0, m)
 
 
 def stacked_ranks(ranks: Mapping[str, int], most: int) -> dict[str, int]:
-    """Return the ranks of the parameters that PEFT makes of these modules.
+    """Return the ranks of PEFT's stacked parameters of these modules.
 
-    Gate's and up's factors follow each other, so their parameter has twice the rank;
-    a router has its own. By PEFT's names in transformers 5, and where PEFT would not
-    take `most`, or twice that, by itself.
+    PEFT concatenates the factors of gate and up, so their parameter has twice the
+    rank. A router has its own. Only ranks other than PEFT's default, `most` or twice
+    that, are returned, under the names of transformers 5.
 
     Args:
       ranks: The rank of each module by PEFT's name.
-      most: The largest of all.
+      most: The largest rank.
     """
     result = {}
     for name in ordered(ranks):
@@ -151,7 +153,7 @@ def stacked_ranks(ranks: Mapping[str, int], most: int) -> dict[str, int]:
 
 
 def warn(paths: Iterable[str]) -> None:
-    """Warn of what PEFT leaves out of a file of such experts, if it has any."""
+    """Warn of factors of experts, and of modules like them, ignored by PEFT."""
     paths = ordered(list(paths))
     experts = [one for one in map(expert, paths) if one]
     if not experts:

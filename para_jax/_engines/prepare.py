@@ -1,6 +1,7 @@
-"""Adapters as a serving engine takes them, and what each engine pays for them. Host.
+"""Prepare adapters for a serving engine, and estimate the memory each one needs.
 
-An engine that would read an adapter wrongly, or in part, is refused with the reason.
+An adapter that an engine would read wrongly, or in part, is refused with the reason.
+Runs on the host.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from para_jax._engines.rules import Engine, Format
 
 
 class Prepared(NamedTuple):
-    """What to save for an engine, and how."""
+    """A checkpoint to save for an engine, with its format and profile."""
 
     checkpoint: Checkpoint
     format: Format
@@ -34,18 +35,18 @@ class Prepared(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What an engine pays for an adapter.
+    """The size of an adapter in one engine.
 
     Attributes:
-      engine: Its name in `engines.ENGINES`.
+      engine: Its name in `para_jax.formats.ENGINES`.
       format: The format of the file.
       profile: The profile of the file.
       rank: The largest rank in the file.
       allocated: The rank of the engine's buffers.
-      bytes: Of the factors in the file.
-      ragged: The bytes that each module at its own rank would take.
-      memory: What the engine holds: its buffers, or the factors.
-      refused: Why the engine cannot serve the adapter, in which case all else is 0.
+      bytes: The size of the factors in the file.
+      ragged: The size of the factors, each module at its own rank.
+      memory: The size of the engine's buffers, or of the factors if it has none.
+      refused: Why the engine cannot serve the adapter; all sizes are 0 then.
     """
 
     engine: str
@@ -60,23 +61,22 @@ class Cost(NamedTuple):
 
 
 def prepare(checkpoint: Checkpoint, engine: str, *, one_file: bool = False) -> Prepared:
-    """Returns equal updates as an engine takes them.
+    """Convert a checkpoint to equal updates in the form of an engine.
 
-    Modules get the names that it finds them by. Ranks are padded up to those it needs,
-    and modules that it wants beside others are filled in as zeros.
+    Modules are renamed to the engine's names, ranks are padded to its sizes, and
+    modules that it needs beside others are added as zeros.
 
     Example:
-      >>> from para_jax.formats import serving
       >>> parent = para_jax.Checkpoint(adapters=adapters)
-      >>> ready = serving.prepare(parent, "lorax")  # Its ranks are 8, 16, 32 ...
+      >>> ready = para_jax.formats.prepare(parent, "lorax")  # Of ranks 8, 16, ...
       >>> ready.profile, ready.checkpoint.adapters["up"].rank
       ('padded', 8)
 
     Args:
-      checkpoint: What is to be served.
-      engine: A name in `engines.ENGINES`.
-      one_file: Whether the target is a single file. Engines of a folder alone get a
-        folder.
+      checkpoint: The adapter to serve.
+      engine: A name in `para_jax.formats.ENGINES`.
+      one_file: Whether the target is a single file. Engines that read only folders
+        get a folder.
 
     Raises:
       ValueError: if the engine cannot serve the adapter. The message says why.
@@ -87,25 +87,27 @@ def prepare(checkpoint: Checkpoint, engine: str, *, one_file: bool = False) -> P
     flat = profiles.flatten(checkpoint, trim=rules.profile != "padded")
     flat = profiles.fit(flat, _shapes(engine, flat))
     if flat.tree is not None and rules.layouts:
+        # Its model is built with a single rank, so the tree must have one too.
         tree = dataclasses.replace(flat.tree, one_rank=True)
         flat = dataclasses.replace(flat, tree=tree)
+    # Only PEFT's configuration has several forms of alphas.
     profile = rules.profile if form == "peft" else "ragged"
     flat = renaming.listed(renaming.spelled(flat, rules, form), rules)
     return Prepared(flat, form, profile)
 
 
 def costs(checkpoint: Checkpoint) -> list[Cost]:
-    """Returns what each engine would pay for an adapter, or why it cannot serve it.
+    """Estimate the size of an adapter in each engine, or explain why it is refused.
 
     Example:
-      >>> from para_jax.formats import serving
       >>> parent = para_jax.Checkpoint(adapters=adapters)
-      >>> paid = {x.engine: x.bytes for x in serving.costs(parent)}
+      >>> paid = {x.engine: x.bytes for x in para_jax.formats.costs(parent)}
       >>> paid["peft"], paid["vllm"], paid["sglang"]
       (288, 288, 384)
     """
     bare = {
-        path: dataclasses.replace(x, scale=1.0)  # So nothing is copied.
+        # Folding a scale of 1 copies nothing, and the sizes do not depend on it.
+        path: dataclasses.replace(x, scale=1.0)
         for path, x in checkpoint.adapters.items()
     }
     checkpoint = dataclasses.replace(checkpoint, adapters=bare)
@@ -129,15 +131,16 @@ def _cost(checkpoint: Checkpoint, engine: str) -> Cost:
     allocated = _at_least(_checked(ranks, rules), rules.ranks)
     absent = {path: (m, 0, n) for path, (m, n) in flat.absent.items()}
     every = size * sum(m + n for m, _, n in (absent | fitted).values())
+    # A buffer is allocated for every module, whether or not it kept a rank.
     memory = allocated * every if rules.buffers else written
     return Cost(engine, form, rules.profile, rank, allocated, written, ragged, memory)
 
 
 def _checked(ranks: Mapping[str, int], rules: Engine) -> int:
-    """Return the largest rank that an engine compares with that of its buffers.
+    """Return the largest rank to compare with an engine's buffers.
 
-    vLLM 0.32 looks through all of `rank_pattern`, where PEFT needs the ranks of the
-    parameters that it stacks experts to: those of gate and up are twice a module's.
+    vLLM 0.32 compares every rank in `rank_pattern`, where PEFT needs the ranks of the
+    stacked experts too: for gate and up these are twice a module's.
     """
     most = max(ranks.values())
     if not rules.buffers or rules.profile != "ragged":
@@ -146,8 +149,9 @@ def _checked(ranks: Mapping[str, int], rules: Engine) -> int:
 
 
 def _named(checkpoint: Checkpoint, engine: str) -> tuple[Format, Checkpoint]:
-    """Returns the modules as an engine finds them, in the first format that can."""
+    """Rename the modules for an engine, in its first format able to hold them."""
     rules = registry.known(engine)
+    # A dict keeps the order and drops a repeated format.
     forms = {engine_rules.form(rules, one_file=x): None for x in (False, True)}
     *others, last = forms
     for form in others:
@@ -159,7 +163,7 @@ def _named(checkpoint: Checkpoint, engine: str) -> tuple[Format, Checkpoint]:
 
 
 def _shapes(engine: str, flat: Checkpoint) -> dict[str, Shape]:
-    """Returns the shapes that an engine wants, or raises ValueError."""
+    """Compute the shapes of all factors in an engine's file."""
     rules = registry.known(engine)
     try:
         _check_kinds(flat, rules)
@@ -169,6 +173,7 @@ def _shapes(engine: str, flat: Checkpoint) -> dict[str, Shape]:
             shapes |= _siblings(shapes)
         if rules.whole:
             others = expert_modules.missing(shapes, every=True)
+            # Rank 1 is the smallest that a file can hold; its factors are zeros.
             shapes |= {path: (m, 1, n) for path, (m, _, n) in others.items()}
         if rules.every:
             _check_layers(shapes, flat.config)
@@ -192,7 +197,7 @@ def _check_kinds(flat: Checkpoint, rules: Engine) -> None:
 
 
 def _check_extra(flat: Checkpoint, rules: Engine) -> None:
-    """Raises ValueError for a tensor that an engine would refuse, or pass over."""
+    """Raise ValueError for a tensor refused or ignored by an engine."""
     if not rules.plain:
         return
     left = [
@@ -209,10 +214,10 @@ def _check_extra(flat: Checkpoint, rules: Engine) -> None:
 
 
 def _is_skipped(name: str, flat: Checkpoint, rules: Engine) -> bool:
-    """Decide whether a tensor is a copy of the base's, which an engine needs not read.
+    """Decide whether a tensor is a copy of the base's own, safe to ignore.
 
-    PEFT names it so only beside an adapted module: without an adapter, it is the
-    module's own tensor.
+    PEFT uses the name `base_layer` only inside an adapted module. Once the module has
+    no adapter, the tensor is the module's own, which the engine must read.
     """
     module, inside, _ = name.rpartition(".base_layer.")
     bare = module.removeprefix("base_model.model.").replace(".", "/")
@@ -220,7 +225,7 @@ def _is_skipped(name: str, flat: Checkpoint, rules: Engine) -> bool:
 
 
 def _check_ranks(shapes: Mapping[str, Shape], rules: Engine) -> dict[str, Shape]:
-    """Returns the shapes at ranks that the engine has buffers for."""
+    """Round the ranks up to sizes of the engine's buffers."""
     if not shapes:
         raise ValueError(
             "no module has an adapter left: all are cut, or zero. Keep at least one "
@@ -257,8 +262,9 @@ def _check_layers(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> Non
         )
 
 
+# Projections that such an engine computes together, with factors for each.
 _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-# Of one shape in every model, so that one tells that of the other.
+# These pairs have equal shapes in every model, so one tells the shape of the other.
 _ALIKE = {
     "k_proj": "v_proj",
     "v_proj": "k_proj",
@@ -268,7 +274,7 @@ _ALIKE = {
 
 
 def _siblings(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Returns the shapes of modules that are missing beside those of one fusion."""
+    """Return the shapes of modules missing from a fusion such as q, k and v."""
     types = {profiles.module_type(path): x for path, x in shapes.items()}
     result: dict[str, Shape] = {}
     for path in ordered(shapes):

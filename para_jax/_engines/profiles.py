@@ -1,14 +1,16 @@
-"""The ranks that a file gives its modules, by what is to read it. Host.
+"""The ranks and alphas in a file, for each class of its readers.
 
 Engines disagree on a module's scale: PEFT reads one alpha a module, others divide one
-alpha by one rank, or by each tensor's own rank; and some want equal ranks. A profile is
-a form that a class of engines reads rightly (`verify.py` checks it on the files).
-All fold the scale into the factors first.
+alpha by one rank, or by each tensor's own rank; and some require equal ranks. A profile
+is a form that a class of engines reads correctly, which
+`para_jax/formats/verify.py` checks on the files. All of them fold the scale into the
+factors first. Runs on the host.
 """
 
 import dataclasses
 import re
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -29,28 +31,27 @@ _NUMBER = re.compile(r"^(?:((?:layer|block)s?)_)?\d+$")
 
 
 def shaped(checkpoint: Checkpoint, profile: Profile) -> Checkpoint:
-    """Returns equal updates in the form that a profile wants, one adapter a module.
+    """Convert a checkpoint to equal updates in the form of a profile.
 
-    - `ragged`: each module at its own rank; those that kept nothing are left out.
+    - `ragged`: each module at its own rank; modules that kept nothing are left out.
     - `padded`: zeros up to one rank for all, absent modules as zeros.
     - `uniform-by-type`: zeros up to the largest rank over the layers of each type of
-      module (the path without its layer's number), absent layers of it as zeros.
-    - `per-tensor-alpha`: `ragged`, where `alpha` is 1 for all modules: `b` is
+      module (the path without its layer's number), absent layers as zeros.
+    - `per-tensor-alpha`: `ragged` with an `alpha` of 1 for all modules: `b` is
       multiplied by the module's rank, by which the engine divides.
 
-    Fused experts (a kind of layer) are one stack, at one rank. Experts of one module
-    each have one rank too where a reader stacks them, and zeros where one of them kept
-    nothing: see `experts.py`. So have modules that share an update.
+    Fused experts (a kind of layer) are one stack of one rank. Experts with one module
+    each get one rank too if a reader stacks them, and zeros if one of them kept nothing
+    (see `experts.py`). Modules that share an update are treated in the same way.
 
     Example:
-      >>> from para_jax.formats import profiles
       >>> parent = para_jax.Checkpoint(adapters=adapters)
-      >>> padded = profiles.shaped(parent, "padded").adapters
+      >>> padded = para_jax.formats.shaped(parent, "padded").adapters
       >>> {path: x.rank for path, x in padded.items()}
       {'down': 4, 'up': 4}
 
     Args:
-      checkpoint: What to write. Other stacks are unstacked.
+      checkpoint: The adapters to write. Other stacks are unstacked.
       profile: One of `PROFILES`.
 
     Returns:
@@ -58,7 +59,7 @@ def shaped(checkpoint: Checkpoint, profile: Profile) -> Checkpoint:
 
     Raises:
       ValueError: if the adapters belong to changed base weights (PiSSA), or
-        `per-tensor-alpha` would have to hold a bias.
+        `per-tensor-alpha` would need to hold a bias.
     """
     if checkpoint.residual:
         raise ValueError(
@@ -82,12 +83,12 @@ def shaped(checkpoint: Checkpoint, profile: Profile) -> Checkpoint:
 
 
 def flatten(checkpoint: Checkpoint, *, trim: bool) -> Checkpoint:
-    """Returns one adapter of scale 1 a kernel, as NumPy arrays.
+    """Unstack adapters to one of scale 1 for each kernel, as NumPy arrays.
 
     Args:
       checkpoint: Adapters with any stacks and scales.
-      trim: Whether to leave out the zeros that fill up the kernels of a stack. Kernels
-        of which nothing is left are left out too.
+      trim: Whether to remove the zeros that fill up the kernels of a stack, and
+        kernels that are zero.
     """
     whole = checkpoint.adapters.keys()
     flat = {path: _on_host(x) for path, x in unstack(checkpoint.adapters).items()}
@@ -100,47 +101,52 @@ def flatten(checkpoint: Checkpoint, *, trim: bool) -> Checkpoint:
         layers=_layers(checkpoint),
         biases=by_member(checkpoint.biases, checkpoint.adapters),
     )
-    # A scale that is folded into each by itself would make two updates of one.
+    # Scales folded into shared factors one by one would make two updates of one.
     return sharing.spread(result, sharing.held(checkpoint))
 
 
 def _layers(checkpoint: Checkpoint) -> dict[str, Layer]:
-    """Returns the kind of layer of each kernel, those of absent stacks included."""
+    """Return the kind of layer of each kernel, absent stacks included."""
     layers = by_member(checkpoint.layers, checkpoint.adapters)
-    stacks = {path: path.rpartition("/")[0] for path in checkpoint.absent}
-    members = {path: layers[x] for path, x in stacks.items() if x in layers}
-    return {p: x for p, x in layers.items() if p not in stacks.values()} | members
+    # `by_member` expands only stacks with adapters. The kernels of others are absent
+    # modules, `<stack>/0`, `<stack>/1`, ...
+    owners = {path: path.rpartition("/")[0] for path in checkpoint.absent}
+    members = {path: layers[x] for path, x in owners.items() if x in layers}
+    expanded = set(owners.values())
+    return {p: x for p, x in layers.items() if p not in expanded} | members
 
 
 def shapes(flat: Checkpoint, group: Callable[[str], str]) -> dict[str, Shape]:
-    """Returns the shapes of all kernels, where those of a group have one rank.
+    """Return the shapes of all kernels, with one rank for each group.
 
-    A kernel of an absent module is there if its group has a rank, or if it has a bias,
-    which would have no place else; an expert's, if any expert's is, in any layer: PEFT
-    takes a name for that of all layers.
+    Kernels of absent modules are included if their group has a rank.
 
     Args:
       flat: From `flatten`.
-      group: The name of the group that a module's path belongs to.
+      group: The name of the group of a module, given its path.
     """
+    # A bias has no place but beside factors, so its module needs at least one rank.
     found = {p: (m, int(p in flat.biases), n) for p, (m, n) in flat.absent.items()}
-    for path, x in flat.adapters.items():
-        found[path] = x.inputs, x.rank, x.outputs
+    found |= {p: (x.inputs, x.rank, x.outputs) for p, x in flat.adapters.items()}
     fitted = _grouped(flat, found, group)
     if any(rank and expert_modules.expert(p) for p, (_, rank, _) in fitted.items()):
+        # PEFT applies a parameter's name to all layers: if any expert is
+        # adapted anywhere, every expert of every layer needs factors.
         fitted = _grouped(flat, found | expert_modules.missing(found), group)
-        fitted |= {
-            path: (m, max(rank, 1), n)
-            for path, (m, rank, n) in fitted.items()
-            if expert_modules.expert(path)
-        }
+        fitted = {p: _at_least_one(p, shape) for p, shape in fitted.items()}
     return {path: shape for path, shape in fitted.items() if shape[1]}
+
+
+def _at_least_one(path: str, shape: Shape) -> Shape:
+    m, rank, n = shape
+    return (m, max(rank, 1), n) if expert_modules.expert(path) else shape
 
 
 def _grouped(
     flat: Checkpoint, found: Mapping[str, Shape], group: Callable[[str], str]
 ) -> dict[str, Shape]:
-    """Returns the shapes at the largest rank of each one's group."""
+    """Raise every rank to the largest of its group."""
+    # Modules that share an update are in the group of the update's owner.
     groups = {x: group(module(flat, flat.shared.get(x, x))) for x in found}
     most: dict[str, int] = {}
     for path, (_, rank, _) in found.items():
@@ -149,7 +155,8 @@ def _grouped(
 
 
 def fit(flat: Checkpoint, wanted: Mapping[str, Shape]) -> Checkpoint:
-    """Returns the same updates in factors of the shapes `wanted`."""
+    """Pad the factors to the shapes `wanted`; the updates stay equal."""
+    # A checkpoint of nothing but absent modules still needs a dtype for its zeros.
     dtype = next((x.a.dtype for x in flat.adapters.values()), np.dtype(np.float32))
     like = {path: _zeros(shape, dtype) for path, shape in wanted.items()}
     absent = {path: x for path, x in flat.absent.items() if path not in wanted}
@@ -158,43 +165,43 @@ def fit(flat: Checkpoint, wanted: Mapping[str, Shape]) -> Checkpoint:
 
 
 def join_experts(flat: Checkpoint) -> Checkpoint:
-    """Returns the checkpoint with the kernels of each expert parameter as one stack."""
-    stacks: dict[str, tuple[int, ...]] = {}
-    for path in flat.layers:
-        if is_expert(flat, path) and module(flat, path) != path:
-            count = stacks.get(module(flat, path), (0,))[0]
-            stacks[module(flat, path)] = (count + 1,)
-    used = {module(flat, path) for path in flat.adapters if is_expert(flat, path)}
-    stacks = {path: shape for path, shape in stacks.items() if path in used}
-    gone = {path for path in flat.layers if module(flat, path) in stacks}
-    layers = {path: x for path, x in flat.layers.items() if path not in gone}
+    """Stack the kernels of each parameter of fused experts; `flatten` unstacks them.
+
+    Args:
+      flat: Kernels `<parameter>/0`, `<parameter>/1`, ... of one rank a parameter.
+    """
+    owners = {path: module(flat, path) for path in flat.layers if is_expert(flat, path)}
+    held = {owners[path] for path in flat.adapters if path in owners}
+    # Layers list absent experts too: a stack has an entry for each, as zeros.
+    counts = Counter(owner for owner in owners.values() if owner in held)
+    others = {p: x for p, x in flat.layers.items() if owners.get(p) not in held}
     return dataclasses.replace(
         flat,
-        adapters=stack(flat.adapters, stacks),
-        layers=layers | dict.fromkeys(stacks, Layer(kind="experts")),
+        adapters=stack(flat.adapters, {path: (n,) for path, n in counts.items()}),
+        layers=others | dict.fromkeys(counts, Layer(kind="experts")),
     )
 
 
 def is_expert(checkpoint: Checkpoint, path: str) -> bool:
-    """Returns whether a path is of fused experts, or of one of them."""
+    """Decide whether a path belongs to fused experts, or to one of them."""
     return checkpoint.layers.get(path, Layer()).kind == "experts"
 
 
 def module(flat: Checkpoint, path: str) -> str:
-    """Returns the path of what a file stores as one: an expert's is that of its stack.
+    """Return the path under which a file stores a kernel: an expert's is its stack's.
 
     Args:
-      flat: From `flatten`.
-      path: One of its kernels.
+      flat: A result of `flatten`.
+      path: The path of one of its kernels.
     """
     return path.rpartition("/")[0] if is_expert(flat, path) else path
 
 
 def module_type(path: str) -> str:
-    """Returns the path without the numbers of layers: `layers/3/q` is a `layers/q`.
+    """Remove the numbers of layers from a path: `layers/3/q` becomes `layers/q`.
 
-    `layer_3` and `blocks_3` are such numbers too; in `fc1` and `Dense_1` the number
-    tells one module of a layer from another.
+    `layer_3` and `blocks_3` are numbers of layers too. In `fc1` and `Dense_1` the
+    number tells one module of a layer from another.
     """
     parts = (_NUMBER.sub(r"\1", part) for part in path.split("/"))
     return "/".join(part for part in parts if part)
@@ -209,10 +216,10 @@ GROUPS: dict[Profile, Callable[[str], str]] = {
 
 
 def _over_rank(adapter: Adapter) -> Adapter:
-    """Returns the same update, where `b` is larger by the rank: alpha is 1.
+    """Multiply `b` by the rank and set alpha to 1; the update stays equal.
 
-    An alpha as large as the ranks would make `b` smaller instead, which float16 cannot
-    always hold.
+    The alternative, an alpha as large as the ranks, makes `b` smaller, which may
+    underflow in float16.
     """
     larger = folded(dataclasses.replace(adapter, scale=float(adapter.rank)))
     return dataclasses.replace(larger, scale=1 / adapter.rank)
@@ -224,7 +231,8 @@ def _on_host(adapter: Adapter) -> Adapter:
 
 
 def _trim(adapter: Adapter) -> Adapter:
-    """Returns the adapter without the zeros that fill up its last components."""
+    """Remove the last components if they are zeros that fill up a stack."""
+    # Padding is at the end alone: an earlier component of zeros is the adapter's own.
     used = np.flatnonzero(adapter.a.any(axis=0) & adapter.b.any(axis=1))
     rank = int(used.max(initial=-1)) + 1
     return dataclasses.replace(adapter, a=adapter.a[:, :rank], b=adapter.b[:rank])

@@ -1,14 +1,15 @@
-"""What each serving engine takes: the form of the file, its ranks, its modules. Host.
+"""The table of serving engines: file format, ranks and modules of each.
 
-From running the engines, or from their sources: each row says which, and the version.
-`verify.py` has their rules of scaling, and `prepare.py` makes what they take.
+Each row is known from running the engine or from reading its sources, and says which
+and the version. `para_jax/formats/verify.py` has the rules of scaling, `prepare.py`
+converts a checkpoint by a row.
 """
 
 import dataclasses
 
 from para_jax._engines.rules import Engine, Evidence, OneFile
 
-# A copy of the base's own tensor, which PEFT saves beside an adapted embedding.
+# PEFT saves a copy of the base's own tensor beside an adapted embedding.
 _BASE_EMBEDDINGS = ("embed_tokens.base_layer.weight", "lm_head.base_layer.weight")
 _VLLM = Engine(
     ranks=(1, 8, 16, 32, 64, 128, 256, 320, 512),
@@ -93,7 +94,7 @@ ENGINES: dict[str, Engine] = {
     ),
     "lmdeploy": Engine(
         profile="padded",
-        # What its kernel is compiled for: more than 16 have to be a power of two.
+        # Its kernel is compiled for these: a rank above 16 must be a power of two.
         ranks=(*range(1, 17), 32, 64, 128, 256),
         exact=True,
         buffers=True,
@@ -134,6 +135,7 @@ ENGINES: dict[str, Engine] = {
         reads=(),
         names="module",
         one_file=OneFile(
+            "kohya",
             "diffusers",
             "pipe.load_lora_weights(file); right since 0.40.0.",
         ),
@@ -211,11 +213,11 @@ ENGINES: dict[str, Engine] = {
 
 
 def known(name: str) -> Engine:
-    """Look an engine up.
+    """Look an engine up by name.
 
     Example:
-      >>> from para_jax.formats import engines
-      >>> engines.known("sglang").profile, engines.known("comfyui").form
+      >>> from para_jax.formats import known
+      >>> known("sglang").profile, known("comfyui").form
       ('padded', 'kohya')
 
     Raises:

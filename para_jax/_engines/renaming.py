@@ -1,4 +1,4 @@
-"""Modules under the names by which an engine finds them, or the reason why not."""
+"""Rename modules for an engine, or explain why it cannot find them."""
 
 import dataclasses
 import warnings
@@ -11,6 +11,7 @@ from para_jax._engines.rules import Engine, Format
 from para_jax.layouts.pairs import members
 from para_jax.names import diffusion
 
+# Last names of modules outside of layers, in Hugging Face's language models.
 _ENDS = {
     *("embed_tokens", "lm_head", "embed_out", "wte", "wpe", "word_embeddings"),
     *("embeddings", "score", "classifier"),
@@ -28,24 +29,24 @@ _WHAT = {
 def named(checkpoint: Checkpoint, engine: str, *, form: Format) -> Checkpoint:
     """Rename the modules as an engine finds them.
 
-    Some kernels change with their names, and so do their singular values: compress
-    what this returns.
+    Some kernels change with their names, and so do their singular values. Compress
+    the result, not the original.
 
     Example:
-      >>> from para_jax.formats import engine_names
       >>> path = "lora_unet_mid_block_attentions_0_proj_in"
       >>> parent = para_jax.Checkpoint(adapters={path: adapters["up"]})
-      >>> list(engine_names.named(parent, "diffusers", form="peft").adapters)
+      >>> found = para_jax.formats.named(parent, "diffusers", form="peft")
+      >>> list(found.adapters)
       ['mid_block/attentions/0/proj_in']
 
     Args:
-      checkpoint: What is to be served.
-      engine: A name in `engines.ENGINES`.
-      form: The format that it is to be written in.
+      checkpoint: The adapter to serve.
+      engine: A name in `para_jax.formats.ENGINES`.
+      form: The format of the file.
 
     Raises:
       ValueError: if the engine cannot find a module, and its name cannot be converted.
-        The message says which.
+        The message names the module.
     """
     rules = registry.known(engine)
     try:
@@ -74,12 +75,12 @@ def _named(checkpoint: Checkpoint, rules: Engine, form: Format) -> Checkpoint:
 
 
 def warn(checkpoint: Checkpoint, engine: str) -> None:
-    """Warn of names that are in no language model, where the engine serves such."""
+    """Warn of names unlike any language model's, for an engine of language models."""
     rules = registry.known(engine)
     if "hf" not in rules.reads or rules.names is not None or rules.layouts:
         return
     paths = [path.split("/") for path in checkpoint.adapters]
-    # A layer has a number. Embeddings and heads have none, and may be all there is.
+    # A layer has a number. Embeddings and heads have none, and may be the only modules.
     if paths and not any(_is_placed(parts) for parts in paths):
         warnings.warn(
             f"'{min(checkpoint.adapters)}' and the others are no names of layers, "
@@ -106,8 +107,9 @@ def _check_image(checkpoint: Checkpoint) -> None:
 def _unread(
     checkpoint: Checkpoint, rules: Engine, form: Format
 ) -> tuple[str, diffusion.Scheme] | None:
-    """Find a module whose name the engine does not read, and its scheme."""
+    """Find a module of a name unknown to the engine, and its scheme."""
     names = diffusion.read([*checkpoint.adapters, *checkpoint.absent])
+    # Names in the target scheme need no conversion.
     reads = {*rules.reads, engine_rules.target(rules, form)}
     return next(
         ((p, x.scheme) for p, x in names.items() if x.scheme not in reads), None
@@ -125,7 +127,7 @@ def _check_tree(checkpoint: Checkpoint, rules: Engine) -> None:
 
 
 def _has_jax_paths(checkpoint: Checkpoint, rules: Engine) -> bool:
-    """Decide whether an engine gets JAX paths, which some take."""
+    """Decide whether the modules have JAX paths, which only some engines read."""
     if checkpoint.tree is None:
         return False
     known = {name for pair in checkpoint.tree.pairs for name in members(pair)}
@@ -151,10 +153,10 @@ def spelled(checkpoint: Checkpoint, rules: Engine, form: Format) -> Checkpoint:
 
 
 def listed(checkpoint: Checkpoint, rules: Engine) -> Checkpoint:
-    """List types of modules in PEFT's configuration, for engines that compare these.
+    """List the types of modules in PEFT's configuration, if the engine compares them.
 
-    They are the last names of all modules. PEFT takes them for modules of the base
-    that the file lacks, too: there it makes updates of zero.
+    A type is the last name of a path. PEFT applies it to modules of the base that the
+    file lacks, too, and initialises their updates to zero.
     """
     if not rules.short:
         return checkpoint
@@ -165,6 +167,7 @@ def listed(checkpoint: Checkpoint, rules: Engine) -> Checkpoint:
     }
     if checkpoint.config.get("peft_type") == "LORA":
         config = {**checkpoint.config}
+    # These would narrow the list again.
     for key in ("exclude_modules", "layers_to_transform", "layers_pattern"):
         config.pop(key, None)
     config["target_modules"] = sorted(

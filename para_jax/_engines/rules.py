@@ -1,4 +1,4 @@
-"""What a row of the table of engines says, and what follows from it. Host."""
+"""The fields of a row of the table of engines, and the rules on them."""
 
 import dataclasses
 from typing import Literal, NamedTuple
@@ -10,11 +10,12 @@ Format = Literal["peft", "orbax", "kohya", "mlx"]
 
 
 class Evidence(NamedTuple):
-    """How a row is known.
+    """The source of a row.
 
     Attributes:
       how: `run`: the engine loaded our files and its outputs were compared; `in part`:
-        its own code that loads adapters was run, and what it loaded compared; `read`.
+        only its code for loading adapters was run, and the loaded arrays compared;
+        `read`: its sources were read.
       version: The release or commit.
       date: When, as year and month.
       source: The files of the engine that decide, or the tests that run it.
@@ -27,45 +28,47 @@ class Evidence(NamedTuple):
 
 
 class OneFile(NamedTuple):
-    """How an engine of PEFT folders reads a single file too.
+    """A single file for an engine of PEFT folders.
 
     Attributes:
+      form: The format of the file.
       names: The scheme of the names in it.
       note: How to load it.
     """
 
+    form: Format
     names: Target
     note: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What an engine takes.
+    """The requirements of a serving engine.
 
     Attributes:
       form: The format of the file, see `para_jax.save`.
       profile: The form of the ranks and alphas.
       reads: The schemes of names that it finds modules by, see
         `para_jax/names/diffusion/schemes.py`; `jax` are the paths of a JAX tree.
-      names: The scheme that other names are converted to, if they are.
+      names: The scheme to convert other names to, if any.
       one_file: Its single file, if it reads one besides `form`.
       kinds: The kinds of layers that it serves.
       only: The last names of all modules that it serves; any if empty.
       biases: Whether it adds the bias of an update.
-      plain: Whether it refuses, or passes over, tensors that are no factors.
-      adds: The ends of names of such tensors that it takes for part of the update.
-      skips: The ends of names of such tensors that it rightly passes over.
-      ranks: The ranks that its buffers can have; any if empty.
-      exact: Whether the file has to have one of these ranks.
+      plain: Whether it refuses or ignores tensors other than factors.
+      adds: The ends of names of other tensors that it adds as part of the update.
+      skips: The ends of names of other tensors that it rightly ignores.
+      ranks: The possible ranks of its buffers; any if empty.
+      exact: Whether the file must have one of these ranks.
       buffers: Whether it holds every module at the rank of its buffers.
-      fused: Whether q, k and v, and gate and up, have to be there together.
-      whole: Whether a layer has to have all modules of all its experts, or none.
-      every: Whether a type of module has to be there in all layers.
+      fused: Whether q, k and v, and gate and up, must be present together.
+      whole: Whether a layer must have all modules of all its experts, or none.
+      every: Whether a type of module must be present in all layers.
       short: Whether it compares `target_modules` of adapters, as names of types.
-      unseen: Modules that it leaves out without a word.
-      layouts: The layouts whose trees it runs, where its format is a tree.
-      known: How the row is known.
-      note: What else to know.
+      unseen: Modules that it ignores silently.
+      layouts: The layouts of the trees that it runs, if its format is a tree.
+      known: The source of the row.
+      note: Instructions for loading the file.
     """
 
     form: Format = "peft"
@@ -93,22 +96,23 @@ class Engine:
 
 
 def form(engine: Engine, *, one_file: bool) -> Format:
-    """Choose the format of what is written for an engine.
+    """Choose the format of the file for an engine.
 
     Args:
       engine: A row of the table.
       one_file: Whether the target is a single file.
     """
-    return "kohya" if one_file and engine.one_file else engine.form
+    return engine.one_file.form if one_file and engine.one_file else engine.form
 
 
 def target(engine: Engine, format: Format) -> Target | None:  # noqa: A002
-    """Name the scheme that names are converted to, if they are."""
+    """Return the scheme to convert names to, or None to keep them."""
+    # Names in a single file may differ from those in the engine's own format.
     single = engine.one_file
     return single.names if single and format != engine.form else engine.names
 
 
 def note(engine: Engine, format: Format) -> str:  # noqa: A002
-    """Say how to load what was written."""
+    """Return the instructions for loading the file."""
     single = engine.one_file
     return single.note if single and format != engine.form else engine.note

@@ -1,8 +1,9 @@
-"""The manifest of a fleet: what became of each tenant, a line of JSON each. Host.
+"""The manifest of a fleet: one line of JSON for each tenant.
 
-Its first line holds the recipe, all words that decide how a child is made. A line is on
-disk before the next one is begun, and what a crash left of a line is cut off. So a run
-that is started again knows what is done, and adds to the same file.
+The first line holds the recipe: every option that decides how a child is made. Each
+line is flushed before the next one is begun, and a line that a crash cut short is
+removed. A restarted run therefore knows which tenants are done, and appends to the
+same file. Runs on the host.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, Literal, TypeVar
 
-from para_jax.formats import atomic, lock
+from para_jax.formats import atomic
 
 NAME = "manifest.jsonl"
 
@@ -23,18 +24,18 @@ Recipe = Mapping[str, str | int | float | bool]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """What became of one tenant.
+    """The result of compressing one tenant.
 
     Attributes:
       name: The tenant's name, the path of its child below the fleet's folder.
       source: The path of the parent.
       target: The path of the child.
-      status: Whether the child is `done`; a `failed` one is tried again.
-      identity: What the parent was when it was read, see `tenants.identity`.
-      seconds: How long it took.
+      status: `done`, or `failed` and to be tried again.
+      identity: A digest of the parent as it was read, see `tenants.identity`.
+      seconds: The time from reading to writing.
       bytes: The size of the child's files.
       kept: The totals of the child's `Report`, as plain JSON values.
-      failure: Why there is no child.
+      failure: The reason if there is no child.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Manifest:
     """An open manifest.
 
     Attributes:
-      file: Where lines are added.
+      file: The file, open for appending.
       rows: The last row of each tenant by name.
     """
 
@@ -61,7 +62,7 @@ class Manifest:
     rows: dict[str, Row]
 
     def append(self, row: Row) -> None:
-        """Writes one line; it is on disk when this returns."""
+        """Write one line, and flush it to disk."""
         self.file.write(_line(dataclasses.asdict(row)))
         self.file.flush()
         os.fsync(self.file.fileno())
@@ -72,12 +73,12 @@ class Manifest:
 def opened(
     folder: pathlib.Path, recipe: Recipe, *, overwrite: bool = False
 ) -> Iterator[Manifest]:
-    """Yields the manifest of the fleet in `folder`, which nobody else may write to.
+    """Open the manifest of the fleet in `folder`, under a lock.
 
     Args:
-      folder: The fleet's folder; it is made where there is none.
-      recipe: How each child is made.
-      overwrite: Whether to begin anew, in whatever is there.
+      folder: The fleet's folder; it is made if it does not exist.
+      recipe: The options by which each child is made.
+      overwrite: Whether to discard the old manifest.
 
     Raises:
       OSError: if the folder holds something else, or another run writes to it.
@@ -88,12 +89,12 @@ def opened(
     if path.exists() and not overwrite:
         _read(path, recipe)  # A wrong recipe is refused before anything is written.
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with atomic.alone(folder, _taken(folder)):
         if overwrite or not path.exists():
             with atomic.replacing_file(path, overwrite=overwrite) as new:
                 new.write_bytes(_line({"recipe": dict(recipe)}))
         rows, whole = _read(path, recipe)
-        os.truncate(path, whole)
+        os.truncate(path, whole)  # A line without its end was never acknowledged.
         with path.open("ab") as file:
             yield Manifest(file, rows)
 
@@ -116,7 +117,7 @@ def _check(folder: pathlib.Path, *, overwrite: bool) -> None:
 
 
 def _read(path: pathlib.Path, recipe: Recipe) -> tuple[dict[str, Row], int]:
-    """Returns the last row of each tenant, and the bytes of all whole lines."""
+    """Read the last row of each tenant, and count the bytes of all whole lines."""
     text = path.read_bytes()
     whole = text.rfind(b"\n") + 1
     first, *rest = text[:whole].splitlines() or [b""]
@@ -147,16 +148,11 @@ def _check_recipe(folder: pathlib.Path, made: Recipe, recipe: Recipe) -> None:
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
+    # NaN is not JSON, and other readers would refuse the file.
     return json.dumps(value, allow_nan=False).encode() + b"\n"
 
 
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other runs out of a folder, as long as the body runs."""
-    with lock.held(folder) as ours:
-        if not ours:
-            raise FileExistsError(
-                f"Another run writes to '{folder}'. Wait for it, or choose another "
-                "place."
-            )
-        yield
+def _taken(folder: pathlib.Path) -> OSError:
+    return FileExistsError(
+        f"Another run writes to '{folder}'. Wait for it, or choose another place."
+    )

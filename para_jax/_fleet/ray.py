@@ -1,8 +1,8 @@
-"""A fleet on a cluster of Ray: the unit of work is a task of Ray Data. Host.
+"""A fleet on a Ray cluster: each tenant is a task of Ray Data.
 
-Parents and children lie where every machine sees them under the same path. The manifest
-is written by the one process that started the run; a worker that dies takes nothing
-with it but the tenant that it was at, which is done again elsewhere.
+Parents and children must be visible to every machine under the same path. Only the
+process that started the run writes the manifest. If a worker dies, its current tenant
+is compressed again elsewhere, and nothing else is lost. Runs on the host.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ def tasks(
     jobs: int | None = None,
     address: str | None = None,
 ) -> Iterator[Row]:
-    """Yields a row a tenant, as they end on the CPUs of a cluster.
+    """Compress the tenants on the CPUs of a cluster; yield each row as it ends.
 
     Args:
       work: The unit of work; it is sent to other processes.
-      tenants: Whom to serve.
-      jobs: How many at once; as many as there are CPUs by default.
-      address: The cluster's, as `ray.init` takes it. By default that in RAY_ADDRESS, a
-        cluster that runs on this machine, or one that is started for this call.
+      tenants: The tenants to compress.
+      jobs: The number of tasks at once, by default one for each CPU.
+      address: The cluster's address, as for `ray.init`. By default RAY_ADDRESS, a
+        cluster that runs on this machine, or one started for this call.
 
     Raises:
       ConnectionError: if no cluster answers at the address.
@@ -67,31 +67,33 @@ def _blocks(
     items: list[dict[str, str]],
     jobs: int | None,
 ) -> ray.data.Dataset:
-    """Returns what becomes of the items, a block each: so much does a death cost."""
+    """Map a task over the items, with one block for each."""
+    # A block is Ray's unit of retrying: one item each loses the least by a death.
     with warnings.catch_warnings():  # Ray warns of settings that it makes itself.
         warnings.simplefilter("ignore", DeprecationWarning)
         result = ray.data.from_items(items, override_num_blocks=len(items)).map(
             task,
             num_cpus=1,
             compute=ray.data.TaskPoolStrategy(size=jobs),
-            # For ever, if nobody says: an adapter too large for a worker has no end.
+            # Ray's default is no limit: an adapter too large for a worker never ends.
             ray_remote_args_fn=lambda: {"max_retries": _RETRIES},
         )
     result.context.enable_progress_bars = False
-    result.context.max_errored_blocks = -1  # One that kills every worker is no end.
+    result.context.max_errored_blocks = -1  # One tenant's failure must not end the run.
     return result
 
 
 def _task(work: Work, item: dict[str, str]) -> dict[str, str]:
-    """Returns a row as text: whatever is in it, all blocks have the same columns."""
+    """Compress one tenant and return its row as JSON."""
     source, target = pathlib.Path(item["source"]), pathlib.Path(item["target"])
+    # As text, all blocks have the same columns, whatever is in a row.
     row = tend(work, Tenant(item["name"], source, target))
     return {"row": json.dumps(dataclasses.asdict(row))}
 
 
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """Connects to a cluster, and leaves it; one that is connected to already stays."""
+    """Connect to a cluster and disconnect; keep an existing connection."""
     if ray.is_initialized():
         yield
         return

@@ -1,14 +1,14 @@
-"""A fleet: the adapters of many tenants, each made a child of its own. Host.
+"""A fleet: the adapters of many tenants, each compressed to a child of its own.
 
-`find` says which there are, `pending` which are not done yet, and an engine (`threads`
-here, Ray in `para_jax._fleet.ray`) calls the same unit of work on each: one adapter in,
-one child on disk and one row of the manifest out. A child appears as a whole or not at
-all, and made again it is the same. So a run may be killed at any moment: started again,
-it does at most what was in flight a second time.
+`find` lists the tenants and `pending` the unfinished ones. An engine (`threads` here,
+Ray in `para_jax._fleet.ray`) calls the same unit of work on each: one adapter in, one
+child on disk and one row of the manifest out. A child is written atomically, and a
+second compression gives the same files. A run may therefore be killed at any moment;
+after a restart, only the tenants in flight are compressed again.
 
-In memory none of this is needed. With adapters of equal shapes stacked along a leading
-axis, `jax.jit(jax.vmap(child))` cuts each by its own pool, where `child` is
-`decompose`, `masks` and `repack` with `form="masked"`.
+Adapters in memory do not need a fleet. With adapters of equal shapes stacked along a
+leading axis, `jax.jit(jax.vmap(child))` cuts each by its own pool, where `child` is
+`decompose`, `masks` and `repack` with `form="masked"`. Runs on the host.
 """
 
 import concurrent.futures
@@ -23,13 +23,13 @@ from typing import NamedTuple
 
 from para_jax._fleet.manifest import Manifest, Row
 from para_jax._pruning.report import Report
-from para_jax.formats import Format, recognise, recognition
+from para_jax.formats import FORMATS, FileFormat, Format, place, recognise
 
 JOBS = 4
-"""How many tenants are in flight at once, if nobody says."""
+"""The default number of tenants in flight."""
 
 Work = Callable[[pathlib.Path, pathlib.Path], Report]
-"""Makes one child: the path of the parent, the path of the child -> what was kept."""
+"""Compresses the parent at one path to a child at another; returns its report."""
 
 
 class Tenant(NamedTuple):
@@ -47,11 +47,11 @@ class Tenant(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What patterns match.
+    """The matches of patterns, sorted into adapters and others.
 
     Attributes:
       tenants: The adapters, by name.
-      others: What is none, nor a part of one.
+      others: Paths that are not adapters, nor parts of adapters.
     """
 
     tenants: list[Tenant]
@@ -61,17 +61,17 @@ class Found(NamedTuple):
 def find(
     patterns: Sequence[str], folder: pathlib.Path, form: Format | None = None
 ) -> Found:
-    """Returns the adapters that patterns such as `tenants/*/adapter` match.
+    """Find the adapters that match patterns such as `tenants/*/adapter`.
 
     An adapter's name is its path below the pattern's fixed part, here `acme/adapter`,
-    or its last part where nothing in the pattern varies. What lies in `folder` is left
+    or its last part if the pattern has no wildcards. Paths inside `folder` are left
     out. `adapter_model.safetensors` and `adapters.safetensors` stand for their folder.
 
     Args:
       patterns: As in a shell; `**` matches any number of folders.
-      folder: Where the children go: each to `folder / name`.
-      form: The format of the children; that of each parent by default. Those in kohya's
-        end in `.safetensors`.
+      folder: The folder of the children, each at `folder / name`.
+      form: The format of the children, by default each parent's. Single files get
+        the ending of their format.
 
     Raises:
       FileNotFoundError: if there is no adapter.
@@ -83,16 +83,15 @@ def find(
         if (kind := _form(path)) is None:
             others.append(path)
             continue
-        name = name.removesuffix(path.suffix if kind == "kohya" else ".safetensors")
-        ending = ".safetensors" if (form or kind) == "kohya" else ""
-        new = Tenant(name, path, folder / f"{name}{ending}")
+        name = _bare(name, path, FORMATS[kind])
+        new = Tenant(name, path, folder / f"{name}{FORMATS[form or kind].suffix}")
         if (old := found.setdefault(name, new)).source != path:
             raise ValueError(
                 f"'{old.source}' and '{path}' would both become '{new.target}'. Use "
                 "one pattern whose fixed part is above both, in quotes."
             )
     if not found and others:
-        recognise(others[0])  # Raises, and says what it is.
+        recognise(others[0])  # Raises, and names the kind of file.
     _check(patterns, folder, found)
     above = {parent for x in found.values() for parent in x.source.parents}
     sources = {x.source for x in found.values()}
@@ -100,8 +99,18 @@ def find(
     return Found([found[name] for name in sorted(found)], outside)
 
 
+def _bare(name: str, path: pathlib.Path, kind: FileFormat) -> str:
+    """Remove the ending of a single file from a name."""
+    if kind.one_file:
+        return name.removesuffix(path.suffix)
+    # The name of a folder may end so too, and its child may be a file.
+    for form in FORMATS.values():
+        name = name.removesuffix(form.suffix)
+    return name
+
+
 def _form(path: pathlib.Path) -> Format | None:
-    """Returns the format of an adapter, and None for anything else."""
+    """Recognise the format of an adapter; return None for anything else."""
     try:
         return recognise(path)
     except (FileNotFoundError, ValueError):
@@ -111,23 +120,23 @@ def _form(path: pathlib.Path) -> Format | None:
 def _matches(
     patterns: Sequence[str], folder: pathlib.Path
 ) -> Iterator[tuple[pathlib.Path, str]]:
-    """Yields what patterns match, once each, and its name."""
+    """Yield each match of the patterns once, with its name."""
     inside, seen = folder.resolve(), set()
     for pattern in map(os.path.expanduser, patterns):
         parts = pathlib.Path(pattern).parts
         fixed = [*map(glob.has_magic, parts), True].index(True)
         root = pathlib.Path(*parts[: min(fixed, len(parts) - 1)])
-        # `Path.glob` takes no pattern that begins at the root.
+        # `Path.glob` refuses a pattern that begins at the root.
         matches = glob.glob(pattern, recursive=True)  # noqa: PTH207
         for path in map(pathlib.Path, sorted(matches)):
-            place = recognition.place(path)
-            if place in seen or place.resolve().is_relative_to(inside):
+            found = place(path)
+            if found in seen or found.resolve().is_relative_to(inside):
                 continue
-            seen.add(place)
-            if place == root:  # It was found by the file of weights in it.
-                yield place, place.resolve().name
+            seen.add(found)
+            if found == root:  # It was found by the file of weights in it.
+                yield found, found.resolve().name
             else:
-                yield place, place.relative_to(root).as_posix()
+                yield found, found.relative_to(root).as_posix()
 
 
 def _check(
@@ -150,16 +159,17 @@ def _check(
 
 
 def identity(source: pathlib.Path) -> str:
-    """Returns a digest of the names, sizes and times of change of a parent's files.
+    """Digest the names, sizes and modification times of a parent's files.
 
-    As `make` and `rsync` do, and without reading what may be terabytes. A parent that
-    was merely touched is compressed again, to the same child.
+    As in `make` and `rsync`, no contents are read, which may be terabytes. A parent
+    that was only touched is compressed again, to the same child.
     """
     lines = []
     for path in _files(source):
         found = path.stat()
         name = path.relative_to(source).as_posix()
         lines.append((name, found.st_size, found.st_mtime_ns))
+    # 64 bits suffice: each digest is compared with one other.
     return hashlib.sha256(repr(lines).encode()).hexdigest()[:16]
 
 
@@ -174,11 +184,12 @@ def _size(place: pathlib.Path) -> int:
 
 
 def pending(tenants: Sequence[Tenant], manifest: Manifest) -> list[Tenant]:
-    """Returns the tenants that are not done, or whose parent or child has changed."""
+    """Return the tenants still to be compressed."""
     return [x for x in tenants if not _is_done(x, manifest.rows.get(x.name))]
 
 
 def _is_done(tenant: Tenant, row: Row | None) -> bool:
+    # The size tells a child that was removed or replaced since.
     return (
         row is not None
         and row.status == "done"
@@ -188,7 +199,7 @@ def _is_done(tenant: Tenant, row: Row | None) -> bool:
 
 
 def tend(work: Work, tenant: Tenant) -> Row:
-    """Returns what became of one tenant: the unit of work, the same on all engines."""
+    """Compress one tenant and return its manifest row."""
     start = time.perf_counter()
     row = functools.partial(
         Row,
@@ -197,11 +208,13 @@ def tend(work: Work, tenant: Tenant) -> Row:
         target=str(tenant.target),
     )
     try:
-        # Before it is read: what changes while it is read is done again next time.
+        # Before it is read: a change during reading is then noticed by the next run.
         seen = identity(tenant.source)
         report = work(tenant.source, tenant.target)
     except Exception as error:
+        # A tenant's failure must not end the run of the others.
         text = " ".join(str(error).split())
+        # Sentences of these two are written for users; others need their type.
         if not isinstance(error, (ValueError, OSError)):
             text = f"{type(error).__name__}: {text}"
         return row(status="failed", seconds=time.perf_counter() - start, failure=text)
@@ -215,10 +228,10 @@ def tend(work: Work, tenant: Tenant) -> Row:
 
 
 def threads(work: Work, tenants: Sequence[Tenant], *, jobs: int) -> Iterator[Row]:
-    """Yields a row a tenant, as they end; so many at once are read, cut and written.
+    """Compress tenants in threads; yield each row as it ends.
 
-    While one is computed, others are read and written: these leave the interpreter's
-    lock. An interrupt waits for those in flight, and begins no other.
+    Reading and writing release the interpreter's lock, so they overlap with the
+    computation. An interrupt waits for the tenants in flight, and begins no other.
     """
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         rows = [pool.submit(tend, work, x) for x in tenants]

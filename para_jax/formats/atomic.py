@@ -1,9 +1,9 @@
-"""Directories and files that are replaced as a whole or not at all.
+"""Replace directories and files atomically.
 
-A new one is written beside the target, flushed to disk, and put in its place by one
-rename. Where the target exists, the two change places in one system call; where the
-system or the file system has no such call, the old one is moved aside first, and
-`recover` puts it back should a crash come between.
+A new target is written beside the old one, flushed to disk, and put in its place by
+one rename. If the target exists, the two are exchanged in one system call. Where there
+is no such call, the old one is moved aside first, and `recover` restores it after a
+crash in between. Runs on the host.
 """
 
 import atexit
@@ -27,11 +27,11 @@ _NEW = re.compile(r"\.(?P<name>.+)\.para-new-(?P<host>\w+)-(?P<pid>\d+)-[0-9a-f]
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 ADAPTER_FILES = ("adapter_config.json", "_METADATA", "_CHECKPOINT_METADATA")
-"""A directory that holds one of these is an adapter, and may be overwritten."""
+"""Files that mark a directory as an adapter, which may be overwritten."""
 
 
 def check_target(target: pathlib.Path, *, overwrite: bool) -> None:
-    """Raises OSError unless `target` may be written.
+    """Raise OSError unless the directory `target` may be written.
 
     Only an adapter or an empty directory is ever replaced.
     """
@@ -57,12 +57,12 @@ def check_target(target: pathlib.Path, *, overwrite: bool) -> None:
 def replacing(
     target: pathlib.Path, *, overwrite: bool = False
 ) -> Iterator[pathlib.Path]:
-    """Yields a new, empty directory, which becomes `target` if the body succeeds.
+    """Yield a new, empty directory, renamed to `target` if the body succeeds.
 
     Args:
-      target: The directory to make; its parents are made too. Where it is a link, what
-        that points to is replaced.
-      overwrite: Whether an adapter that is there may be replaced.
+      target: The directory to make, with its parents. If it is a link, its target is
+        replaced.
+      overwrite: Whether an existing adapter may be replaced.
 
     Raises:
       OSError: if the target exists or cannot be written. It is then as it was.
@@ -72,6 +72,7 @@ def replacing(
         new.mkdir()
         yield new
         _flush(new)
+        # Another process may have made the target in the meantime.
         check_target(target, overwrite=overwrite)
         _put(new, real, overwrite=overwrite)
 
@@ -80,9 +81,9 @@ def replacing(
 def replacing_file(
     target: pathlib.Path, *, overwrite: bool = False
 ) -> Iterator[pathlib.Path]:
-    """Yields the path of a new file, which becomes `target` if the body succeeds.
+    """Yield the path of a new file, renamed to `target` if the body succeeds.
 
-    Arguments and errors are those of `replacing`.
+    Arguments and errors are as in `replacing`.
     """
     check_file(target, overwrite=overwrite)
     with _room(target) as (new, real):
@@ -94,7 +95,7 @@ def replacing_file(
 
 
 def check_file(target: pathlib.Path, *, overwrite: bool) -> None:
-    """Raises OSError unless the file `target` may be written."""
+    """Raise OSError unless the file `target` may be written."""
     if target.is_dir():
         raise IsADirectoryError(f"'{target}' is a directory, expected a file.")
     _check_parents(target)
@@ -105,11 +106,52 @@ def check_file(target: pathlib.Path, *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
+def held(path: pathlib.Path) -> Iterator[bool]:
+    """Lock a folder or a file while the body runs; yield whether the lock is ours.
+
+    The lock ends with its process, however that ends.
+
+    Raises:
+      OSError: if there is no such folder or file.
+    """
+    import fcntl  # Windows has no such module, and needs none to load and save.
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        ours = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            ours = False
+        except OSError:  # Some network file systems have no locks: do without.
+            pass
+        yield ours
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone(folder: pathlib.Path, refusal: OSError) -> Iterator[None]:
+    """Keep other processes out of a folder while the body runs.
+
+    Args:
+      folder: An existing folder.
+      refusal: The error to raise if another process has it.
+    """
+    with held(folder) as ours:
+        if not ours:
+            raise refusal
+        yield
+
+
+@contextlib.contextmanager
 def _room(target: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
-    """Yields where to write the new one, and where it goes, links followed."""
+    """Yield a path beside the target to write to, and the target, links followed."""
     real = pathlib.Path(os.path.realpath(target))
     name = f".{real.name}.para-new-{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
-    room = real.with_name(name)  # For what a writer itself puts beside its directory.
+    # A folder around the new one, as a writer may put files beside its directory. It
+    # is a neighbour of the target, since a rename does not leave the file system.
+    room = real.with_name(name)
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
         _sweep(real)
@@ -119,6 +161,7 @@ def _room(target: pathlib.Path) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
         _failed.add(room)
         if not isinstance(error, OSError) or error.errno is None:
             raise
+        # The user knows the target's name, not the room's.
         raise type(error)(error.errno, error.strerror, str(target)) from error
     finally:
         _remove(room)
@@ -129,10 +172,10 @@ _failed: set[pathlib.Path] = set()
 
 @atexit.register
 def _remove_failed() -> None:
-    """Removes what threads of writers that failed have made again, for one second.
+    """Remove the remains of failed writers again, for one second.
 
-    Seen of Orbax on a full disk: a folder that was there again after the threads of
-    Python had ended. So this looks for longer, and cannot know for how long.
+    On a full disk, Orbax has been seen to make a folder again after Python's threads
+    had ended. One second is a guess: nothing tells when its own threads end.
     """
     for _ in range(20 if _failed else 0):
         for room in _failed:
@@ -141,7 +184,8 @@ def _remove_failed() -> None:
 
 
 def _remove(room: pathlib.Path) -> None:
-    """Removes a room in which the threads of a writer that failed may still work."""
+    """Remove the room of a writer, even if threads of it still run."""
+    # Two seconds at most: a thread that writes makes the folder again.
     for _ in range(40):
         shutil.rmtree(room, ignore_errors=True)
         if not room.exists():
@@ -150,12 +194,12 @@ def _remove(room: pathlib.Path) -> None:
 
 
 def recover(target: pathlib.Path) -> None:
-    """Puts back what a crash in the middle of `replacing` left aside."""
+    """Restore the old target after a crash in the middle of `replacing`."""
     real = pathlib.Path(os.path.realpath(target))
     aside = _aside(real)
     if not aside.exists():
         return
-    if real.exists():  # The crash came after the new one was in its place.
+    if real.exists():  # The crash came after the second rename.
         shutil.rmtree(aside, ignore_errors=True)
     else:
         aside.rename(real)
@@ -169,7 +213,7 @@ def _check_parents(target: pathlib.Path) -> None:
 
 def _put(new: pathlib.Path, target: pathlib.Path, *, overwrite: bool) -> None:
     try:
-        new.rename(target)  # Takes the place of nothing, or of an empty directory.
+        new.rename(target)  # POSIX lets it replace an empty directory, no other.
     except OSError as error:
         if not overwrite or error.errno not in _TAKEN:
             raise
@@ -185,7 +229,7 @@ def _aside(target: pathlib.Path) -> pathlib.Path:
 
 
 def _exchange(one: pathlib.Path, two: pathlib.Path) -> bool:
-    """Swaps two directories in one step; returns whether the system can."""
+    """Swap two directories in one step; return False if the system cannot."""
     names = os.fsencode(one), os.fsencode(two)
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
@@ -197,8 +241,8 @@ def _exchange(one: pathlib.Path, two: pathlib.Path) -> bool:
 
 
 def _sweep(target: pathlib.Path) -> None:
-    """Removes what processes that were killed while writing `target` left behind."""
-    # Nothing dearer than this on each of what may be thousands of neighbours.
+    """Remove the rooms of processes killed while writing `target`."""
+    # A fleet's folder may hold thousands of neighbours: compare names, no more.
     start = f".{target.name}.para-new-"
     with os.scandir(target.parent) as inside:
         found = [x.name for x in inside if x.name.startswith(start)]
@@ -210,13 +254,13 @@ def _sweep(target: pathlib.Path) -> None:
 
 
 def _host() -> str:
-    """Returns the machine's name: a process number means nothing on another one."""
+    """Return the machine's name: a process number is unique on one machine only."""
     return re.sub(r"\W", "_", platform.node()) or "_"
 
 
 def _alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # Signal 0 is not sent, only checked.
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -232,11 +276,13 @@ def _flush(directory: pathlib.Path) -> None:
 
 
 def _flush_file(path: pathlib.Path) -> None:
+    # `fsync` flushes the file's data, whichever descriptor it is called with.
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def _flush_directory(directory: pathlib.Path) -> None:
+    # A rename is on disk only once its directory is.
     if sys.platform == "win32":  # Has no descriptors for directories.
         return
     descriptor = os.open(directory, os.O_RDONLY)

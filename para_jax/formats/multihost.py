@@ -1,8 +1,8 @@
-"""A directory that several processes write together. Host.
+"""Directories written by several processes together.
 
-The first process makes room for it and puts it in its place; all write. Each step is
-over when it is over in every process, and a failure of one is a failure of all: none
-waits for a process that has given up.
+The first process makes the directory and renames it; all write. Each step ends when it
+has ended in every process, and a failure of one is a failure of all, so that none waits
+for a process that has given up. Runs on the host.
 """
 
 import contextlib
@@ -15,16 +15,17 @@ from jax.experimental import multihost_utils
 
 from para_jax.formats import atomic
 
-_LONGEST = 4096  # Bytes of a path, or of an error.
+# Bytes of a path, or of an error. Fixed, since a collective needs equal shapes.
+_LONGEST = 4096
 
 
 @contextlib.contextmanager
 def replacing(
     target: pathlib.Path, *, overwrite: bool = False
 ) -> Iterator[pathlib.Path]:
-    """Yields what `atomic.replacing` yields, one directory for all processes.
+    """Yield the new directory of `atomic.replacing`, one for all processes.
 
-    All of them have to call it, with the same target on a file system that they share.
+    All of them must call it, with the same target on a shared file system.
 
     Raises:
       OSError: as `atomic.replacing`, in every process; or if another process failed.
@@ -39,6 +40,7 @@ def replacing(
             if is_first():
                 make = atomic.replacing(target, overwrite=overwrite)
                 new = room.enter_context(make)
+        # The name is random, so the others must be told.
         new = pathlib.Path(_told(str(new))[0])
         with _together():
             yield new
@@ -47,12 +49,12 @@ def replacing(
 
 
 def is_first() -> bool:
-    """Returns whether this is the process that does what one alone should do."""
+    """Decide whether this process does the work of a single one."""
     return jax.process_index() == 0
 
 
 def wait() -> None:
-    """Returns when every process is here, in the body of `replacing`.
+    """Wait for every process, inside the body of `replacing`.
 
     Raises:
       OSError: if another process has left that body by an error.
@@ -63,17 +65,18 @@ def wait() -> None:
 
 
 class _FailedElsewhereError(OSError):
-    """What the other processes raise where one fails. They know of it already."""
+    """The failure of another process, which knows of it already."""
 
 
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
-    """Fails where the body fails in any process."""
+    """Fail if the body fails in any process."""
     try:
         yield
     except _FailedElsewhereError:
         raise
     except Exception as error:
+        # The others wait in the same call below: answer before leaving.
         _told(f"{type(error).__name__}: {error}")
         raise
     for i, message in enumerate(_told("")):
@@ -84,7 +87,7 @@ def _together() -> Iterator[None]:
 
 
 def _told(text: str) -> list[str]:
-    """Returns what each process says. Waits for all of them."""
+    """Exchange one line of text between all processes; return every line."""
     line = np.zeros(_LONGEST, np.uint8)
     said = text.encode()[:_LONGEST]
     line[: len(said)] = np.frombuffer(said, np.uint8)

@@ -1,6 +1,7 @@
-"""Files that are not adapters we read: what they are, who writes them, what to do.
+"""Files other than adapters: their writers, and remedies for the user.
 
-Recognised by name, and by their first bytes alone: nothing here is loaded. Host.
+They are recognised by name, and by their first bytes: nothing here is loaded. Runs on
+the host.
 """
 
 import pathlib
@@ -9,9 +10,11 @@ import warnings
 from collections.abc import Iterable
 from typing import NoReturn
 
+# Git LFS's specification: the version is the first line of a pointer.
 _POINTER = b"version https://git-lfs"
 _SHOWN = 3
 
+# Not even opened to look: unpickling runs code.
 _PICKLE = (
     "is a pickle, which could run any code and is never opened. Save the adapter as "
     "adapter_model.safetensors, PEFT's default."
@@ -45,7 +48,8 @@ _KINDS = {
         "adapter with PEFT's save_pretrained."
     ),
 }
-# Trained with an adapter, and kept beside PEFT's two files.
+# Trained with an adapter and kept beside PEFT's two files. A child without them is
+# another model.
 _TRAINED = {
     "non_lora_trainables.bin": "LLaVA",
     "value_head.safetensors": "LLaMA-Factory",
@@ -53,6 +57,7 @@ _TRAINED = {
 }
 _ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "adapters.safetensors"}
 _ORBAX = {"_METADATA", "_CHECKPOINT_METADATA"}
+# transformers' names of shards and their index, and of a whole model's weights.
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.|\.index\.json$")
 _WHOLE = re.compile(r"^(model|pytorch_model|diffusion_pytorch_model)[.-]")
 
@@ -72,6 +77,7 @@ def check_pointer(path: pathlib.Path) -> None:
 def check_shard(path: pathlib.Path) -> None:
     """Raise ValueError if a file is a part of an adapter, by its name."""
     match = _SHARD.search(path.name)
+    # `-00001-of-00001` is a whole file in one shard.
     part = match and "-of-00001." not in match[0]
     if part and not _WHOLE.match(path.name):
         raise ValueError(_shards(path))
@@ -84,11 +90,11 @@ def check_pointers(folder: pathlib.Path) -> None:
 
 
 def refuse_file(path: pathlib.Path) -> NoReturn:
-    """Raise the error for a file that is not an adapter.
+    """Raise the error for a file other than an adapter.
 
     Raises:
-      FileNotFoundError: if it is none of the kinds known here.
-      ValueError: if it is. The message says what the file is, and what to do.
+      FileNotFoundError: if its kind is not known here.
+      ValueError: if it is known. The message names the kind and the remedy.
     """
     check_pointer(path)
     if path.name == "adapter_config.json":
@@ -103,14 +109,14 @@ def refuse_file(path: pathlib.Path) -> NoReturn:
 
 
 def refuse_missing(path: pathlib.Path) -> NoReturn:
-    """Raise FileNotFoundError for a path that does not exist, naming what is near."""
+    """Raise FileNotFoundError for a missing path, naming files near it."""
     near = sorted(x.name for x in path.parent.glob("*.safetensors"))
     hint = f" Beside it there is {listed(near)}." if near else ""
     raise FileNotFoundError(f"'{path}' does not exist.{hint}")
 
 
 def refuse_folder(folder: pathlib.Path) -> NoReturn:
-    """Raise ValueError for a folder without an adapter, naming what it holds."""
+    """Raise ValueError for a folder without an adapter, naming its contents."""
     names = sorted(x.name for x in folder.iterdir())
     if not names:
         raise ValueError(
@@ -133,24 +139,24 @@ def refuse_folder(folder: pathlib.Path) -> NoReturn:
 
 
 def check_weights(folder: pathlib.Path, weights: str) -> None:
-    """Raise ValueError if other files stand where an adapter's weights are expected.
+    """Raise ValueError if a folder holds other files in place of its weights.
 
     Args:
-      folder: A folder that is recognised as an adapter.
-      weights: The name of the file that it needs.
+      folder: A folder recognised as an adapter.
+      weights: The name of its file of weights.
     """
     if not (folder / weights).exists():
         _check_weights(folder, sorted(x.name for x in folder.iterdir()))
 
 
 def warn_of_trained(folder: pathlib.Path) -> None:
-    """Warn of files beside an adapter without which a child would not be the model."""
+    """Warn of other trained files beside an adapter."""
     for name, writer in _TRAINED.items():
         if (folder / name).is_file():
             warnings.warn(
                 f"'{folder / name}' was trained with this adapter ({writer}'s), and is "
                 "not read. Copy it beside every child.",
-                stacklevel=3,
+                stacklevel=4,  # The caller of `load`.
             )
 
 
@@ -183,8 +189,9 @@ def _check_weights(folder: pathlib.Path, names: list[str]) -> None:
 
 
 def _adapters_in(folder: pathlib.Path) -> list[str]:
-    """Return the folders in a folder that hold an adapter, by their numbers."""
+    """List the subfolders with an adapter, ordered by their numbers."""
     marks = _ADAPTER | _ORBAX
+    # Folders named by a number are steps of one checkpoint.
     found = [x for x in folder.iterdir() if x.is_dir() and not x.name.isdigit()]
     names = [x.name for x in found if any((x / mark).exists() for mark in marks)]
     return sorted(names, key=lambda x: ([int(n) for n in re.findall(r"\d+", x)], x))
@@ -198,7 +205,7 @@ def _shards(path: pathlib.Path) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return up to three names in quotes, and how many more there are.
+    """Format up to three names in quotes, and the number of others.
 
     Example:
       >>> from para_jax.formats import other_files
@@ -211,7 +218,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def no_factors(names: Iterable[str]) -> str:
-    """Return what to say of tensors of which none is a LoRA factor.
+    """Describe tensors without a LoRA factor among them.
 
     Example:
       >>> from para_jax.formats import other_files
@@ -237,6 +244,7 @@ def _advice(names: list[str]) -> str:
             " A and B are those of mlx-vlm before 2026, whose releases disagree about "
             "the scale. Load the adapter there, and save it with a later release."
         )
+    # Names of attention's projections in language and image models.
     if {"q_proj", "to_q", "c_attn", "query"} & {
         part for name in names for part in name.split(".")
     } and not any("lora" in name.lower() for name in names):

@@ -1,23 +1,16 @@
-"""Which format a folder or a file has, by the names of files alone. Host."""
+"""Recognise the format of a folder or a file, by the names of files alone."""
 
 import pathlib
 
 from para_jax._engines.rules import Format
 from para_jax.formats import other_files
-
-_WEIGHTS: dict[str, Format] = {
-    "adapter_model.safetensors": "peft",
-    "adapters.safetensors": "mlx",
-}
-_ONE_FILE = (".safetensors", ".sft")  # The latter in ComfyUI and Forge.
-_ORBAX_PARTS = ("state", "default", "pytree", "items", "params", "model_params")
-_ORBAX_MARKS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")
+from para_jax.formats.format import FileFormat
+from para_jax.formats.registry import FORMATS
 
 
 def place(path: pathlib.Path) -> pathlib.Path:
-    """Return the folder of an adapter whose file of weights is named, or `path`."""
-    stands = path.name in _WEIGHTS and not (path.is_dir() or _is_alone(path))
-    return path.parent if stands else path
+    """Return the folder of an adapter if the path names its weights, else the path."""
+    return path if _of_weights(path) is None else path.parent
 
 
 def recognise(path: str | pathlib.Path) -> Format:
@@ -30,34 +23,62 @@ def recognise(path: str | pathlib.Path) -> Format:
 
     Raises:
       FileNotFoundError: if there is nothing, or a file of no known kind.
-      ValueError: if it is not an adapter. The message says what was found.
+      ValueError: if it is not an adapter. The message names the contents.
     """
     folder = pathlib.Path(path)
-    if folder.name in _WEIGHTS and not folder.is_dir() and not _is_alone(folder):
-        return _WEIGHTS[folder.name]
-    if folder.suffix.lower() in _ONE_FILE and folder.is_file():
+    if (form := _of_weights(folder)) is not None:
+        return form.name
+    if (form := _of_suffix(folder)) is not None:
         other_files.check_shard(folder)
-        return "kohya"
+        return form.name
     if not folder.exists():
         other_files.refuse_missing(folder)
     if not folder.is_dir():
         other_files.refuse_file(folder)
-    inside = [folder, *(folder / name for name in _ORBAX_PARTS)]
-    if any((x / mark).exists() for x in inside for mark in _ORBAX_MARKS):
-        return "orbax"
-    if len(there := [name for name in _WEIGHTS if (folder / name).exists()]) == 2:
+    if (form := _of_folder(folder)) is not None:
+        return form.name
+    other_files.refuse_folder(folder)
+
+
+def _of_weights(path: pathlib.Path) -> FileFormat | None:
+    """Find the format of a folder by the name of its weights, present or not."""
+    form = next((x for x in FORMATS.values() if path.name == x.weights), None)
+    if form is None or path.is_dir():
+        return None
+    # Such a file does not belong to the folder: it is read by itself.
+    lone = form.beside and path.is_file() and not path.with_name(form.beside).exists()
+    return None if lone else form
+
+
+def _of_suffix(path: pathlib.Path) -> FileFormat | None:
+    suffix = path.suffix.lower()
+    form = next((x for x in FORMATS.values() if suffix in x.suffixes), None)
+    return form if path.is_file() else None
+
+
+def _of_folder(folder: pathlib.Path) -> FileFormat | None:
+    """Find the format by the marks in a folder, or by remains of an adapter."""
+    marked = [
+        form
+        for form in FORMATS.values()
+        if any((folder / mark).exists() for mark in form.marks)
+    ]
+    # Only Orbax writes the marks of a tree, whatever files lie beside them.
+    if tree := next((form for form in marked if not form.weights), None):
+        return tree
+    if len(marked) > 1:
+        there = [form.weights for form in marked]
         raise ValueError(
             f"'{folder}' holds two adapters, {' and '.join(there)}: move one of them "
             "to a folder of its own, with its adapter_config.json."
         )
-    if there:
-        return _WEIGHTS[there[0]]
-    if any(x.name.startswith("adapter_") for x in folder.iterdir()):
-        return "peft"
-    other_files.refuse_folder(folder)
+    return marked[0] if marked else _of_remains(folder)
 
 
-def _is_alone(weights: pathlib.Path) -> bool:
-    """Return whether PEFT's weights lack their configuration: a single file."""
-    alone = not weights.with_name("adapter_config.json").exists()
-    return weights.name == "adapter_model.safetensors" and weights.is_file() and alone
+def _of_remains(folder: pathlib.Path) -> FileFormat | None:
+    names = [x.name for x in folder.iterdir()]
+    for form in FORMATS.values():
+        # Loading then says which file is missing.
+        if form.remains and any(name.startswith(form.remains) for name in names):
+            return form
+    return None

@@ -1,4 +1,4 @@
-"""What a checkpoint knows and no format has a place for, as one JSON text. Host."""
+"""The part of a checkpoint without a place in any format, as one JSON text."""
 
 import dataclasses
 import json
@@ -9,16 +9,16 @@ from para_jax._adapters.checkpoint import Checkpoint, Layer, Spelling
 
 
 class Facts(NamedTuple):
-    """The fields of a Checkpoint, and what a format needs to restore others.
+    """The fields of a checkpoint to restore from its JSON text.
 
     Attributes:
-      layers: The kinds of layers, those of absent modules included.
+      layers: The kinds of layers, including those of absent modules.
       absent: The shapes of the modules that kept nothing.
-      shared: The modules whose update is another's, and which one's.
-      nominal: The ranks that budgets count, where they are not those of the factors.
-      provenance: How the adapters came to be.
-      renamed: The original names of other tensors, by those they were written under.
-      spelling: The names of the factors in the single file that they came from.
+      shared: The owner of each shared update, by module.
+      nominal: The ranks that budgets count, if they differ from the factors'.
+      provenance: The history of the adapters.
+      renamed: The original names of other tensors, by their names in the file.
+      spelling: The names of the factors in their original single file.
     """
 
     layers: Mapping[str, Layer]
@@ -31,7 +31,7 @@ class Facts(NamedTuple):
 
 
 def to_json(checkpoint: Checkpoint, renamed: Mapping[str, str] | None = None) -> str:
-    """Returns the facts of a checkpoint. The inverse is `from_json`."""
+    """Serialise the facts of a checkpoint. The inverse is `from_json`."""
     adapters, layers = checkpoint.adapters, checkpoint.layers
     return json.dumps(
         {
@@ -44,14 +44,14 @@ def to_json(checkpoint: Checkpoint, renamed: Mapping[str, str] | None = None) ->
             "spelling": {
                 path: [x.a, x.b, x.alpha, x.bias]
                 for path, x in checkpoint.spelling.items()
-                if path in adapters
+                if path in adapters  # Names of absent modules have no tensors.
             },
         }
     )
 
 
 def from_json(text: str) -> Facts:
-    """Returns the facts that `to_json` wrote.
+    """Parse the text written by `to_json`.
 
     Raises:
       ValueError: if the text is something else.
@@ -64,7 +64,8 @@ def from_json(text: str) -> Facts:
                 for path, (kind, window) in found["layers"].items()
             },
             absent={p: (int(m), int(n)) for p, (m, n) in found["absent"].items()},
-            shared=dict(found.get("shared", {})),  # Older files lack it.
+            # Files written before modules could share an update lack the next one.
+            shared=dict(found.get("shared", {})),
             nominal={path: int(rank) for path, rank in found["nominal"].items()},
             provenance=dict(found["provenance"]),
             renamed=dict(found["renamed"]),
@@ -78,7 +79,7 @@ def from_json(text: str) -> Facts:
 
 
 def restored(checkpoint: Checkpoint, facts: Facts) -> Checkpoint:
-    """Returns what was read from a file, with what the file had no place for."""
+    """Combine a checkpoint read from a file with its facts."""
     extra = {facts.renamed.get(name, name): x for name, x in checkpoint.extra.items()}
     adapters = {
         path: dataclasses.replace(x, nominal=facts.nominal.get(path))
@@ -88,6 +89,7 @@ def restored(checkpoint: Checkpoint, facts: Facts) -> Checkpoint:
         checkpoint,
         adapters=adapters,
         extra=extra,
+        # The tensors' own shapes and names are right even where a record is stale.
         layers={**facts.layers, **checkpoint.layers},
         absent=facts.absent,
         shared=facts.shared,

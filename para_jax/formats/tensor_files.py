@@ -1,4 +1,4 @@
-"""safetensors files, read and written with errors that name the file."""
+"""Read and write safetensors files, with errors that name the file."""
 
 import contextlib
 import hashlib
@@ -44,7 +44,7 @@ _DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "C64": np.dtype(np.complex64),
 }
-# What quantised tensors have beside them.
+# Names of tensors beside a quantised one.
 _SCALES = re.compile(
     r"\.(absmax|quant_map|quant_state\b.*|nested_absmax|nested_quant_map|SCB"
     r"|\w*_qdata|(\w+_)?weight_scale|scale_weight|weight_scale_inv)$"
@@ -58,8 +58,8 @@ def read(
 
     Args:
       path: The file.
-      known: Arrays in memory already: one that equals the tensor of its name takes its
-        place, so reading back what was written takes no memory.
+      known: Arrays in memory already. Each replaces the tensor of its name if they are
+        equal, so reading a file back takes no memory.
 
     Raises:
       ValueError: if the file is truncated, is a Git LFS pointer, has a false header, or
@@ -92,10 +92,10 @@ def each(path: pathlib.Path, names: Iterable[str]) -> Iterator[tuple[str, np.nda
 def _opened(
     path: pathlib.Path,
 ) -> Iterator[tuple[io.BufferedReader, list[str], dict[str, str]]]:
-    """Yield a file that the library has checked, its names and its metadata.
+    """Yield a file checked by the library, its names and its metadata.
 
-    Its bytes are read here: the library's reader for NumPy knows no float8, and it maps
-    the file, of which whatever was touched stays in memory until it is closed.
+    The library only checks the file. Its reader for NumPy knows no float8, and it maps
+    the file, so every page it touched would stay in memory until it is closed.
     """
     with path.open("rb") as file:
         try:
@@ -112,13 +112,14 @@ def _opened(
                 f"'{path}' is not a whole safetensors file ({error}). Download or save "
                 "it again."
             ) from error
+        # The library opened the path by itself: it may have seen another file.
         if _identity(path.stat()) != _identity(os.fstat(file.fileno())):
             raise ValueError(f"'{path}' was replaced while it was read. Try again.")
         yield file, names, metadata
 
 
 def _header(file: io.BufferedReader) -> tuple[dict[str, Any], int]:
-    """Return the entry of each tensor, and where the first one begins."""
+    """Parse the entries of all tensors; return them and the start of the data."""
     length = int.from_bytes(file.read(8), "little")
     return json.loads(file.read(length)), 8 + length
 
@@ -161,6 +162,7 @@ def _tensor(
     file.seek(start + first)
     if file.readinto(data.data) != data.size:
         raise ValueError(f"'{name}' is incomplete: the file was cut while it was read.")
+    # The format is little-endian.
     stored = data.view(dtype.newbyteorder("<")).reshape(entry["shape"])
     return stored if sys.byteorder == "little" else stored.astype(dtype)
 
@@ -170,15 +172,15 @@ def _identity(found: os.stat_result) -> tuple[int, ...]:
 
 
 def shared(found: Any, name: str, known: Mapping[str, np.ndarray]) -> Any:
-    """Returns the known array of this name if it is equal to what was found."""
+    """Return the known array of this name if it equals the tensor, else the tensor."""
     return known[name] if name in known and same(known[name], found) else found
 
 
 def same(one: np.ndarray, two: np.ndarray) -> bool:
-    """Returns whether two arrays are equal by the bits: both may hold the same NaN."""
+    """Compare two arrays by their bits: both may hold the same NaN."""
     if one.dtype != two.dtype or one.shape != two.shape:
         return False
-    if one.ndim > 2:  # Matrix by matrix, as each takes a copy.
+    if one.ndim > 2:  # `tobytes` copies: one matrix at a time.
         return all(map(same, one, two))
     return one.tobytes() == two.tobytes()
 
@@ -186,9 +188,9 @@ def same(one: np.ndarray, two: np.ndarray) -> bool:
 def write(
     path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file, one tensor at a time.
+    """Write a safetensors file, one tensor at a time.
 
-    The library's own writer wants all of them contiguous in memory at once.
+    The library's own writer needs all of them contiguous in memory at once.
 
     Raises:
       OSError: if the disk is full or the file cannot be written.
@@ -206,6 +208,7 @@ def write(
             "data_offsets": (start, end),
         }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    # Aligned as the library aligns it, so that readers can map the data as arrays.
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -230,7 +233,7 @@ def _ordered(tensors: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _type(name: str, dtype: np.dtype) -> str:
-    """Returns what safetensors calls a dtype, by asking it."""
+    """Return safetensors' name of a dtype."""
     try:
         written = safetensors.numpy.save({"x": np.empty(0, dtype)})
     except safetensors.SafetensorError as error:
@@ -247,7 +250,7 @@ def _bytes(x: np.ndarray) -> memoryview:
 
 
 def os_error(error: Exception, path: pathlib.Path) -> OSError | None:
-    """Return the system's error that a writer hid in the text of its own, if any."""
+    """Extract the system's error from the text of a writer's, if any."""
     code = re.search(r"os.error\D{1,8}(\d+)", str(error))
     if code is None:
         return None
@@ -256,7 +259,7 @@ def os_error(error: Exception, path: pathlib.Path) -> OSError | None:
 
 
 def read_json(path: pathlib.Path) -> dict[str, object]:
-    """Returns the object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
       ValueError: if it holds no JSON, or not an object.

@@ -1,7 +1,7 @@
-"""What engines make of written files, by their own rules of scaling. Host.
+"""Verify written files under the engines' own rules of scaling.
 
-Read from the raw files, tensor by tensor, not by what loads a checkpoint: so a file
-that is right here is right for the engines, and one that is not is never put in place.
+The raw files are read, tensor by tensor, without the code that loads a checkpoint. So a
+file that passes is right for the engines, and any other is never put in place.
 
 - `pattern`: `alpha_i / r_i`, each module's own by name. PEFT; vLLM since 0.32.0
   (`lora/peft_helper.py`).
@@ -16,10 +16,11 @@ that is right here is right for the engines, and one that is not is never put in
   `extensions-builtin/Lora/network.py`).
 - diffusers, of kohya's files: the most common alpha of all, over each module's rank
   (`loaders/lora_conversion_utils.py` files alphas of attention under names that match
-  no module; `utils/peft_utils.py` then takes the most common one).
+  no module; `utils/peft_utils.py` then uses the most common one).
 - mlx: one raw `scale` for all (mlx-lm `tuner/lora.py`).
 
 The rules are simulated here. `docs/engines.md` says which engines were run on files.
+Runs on the host.
 """
 
 import dataclasses
@@ -65,32 +66,25 @@ READERS: dict[Profile, tuple[str, ...]] = {
     "uniform-by-type": ("pattern", "global", "none"),
     "per-tensor-alpha": ("pattern", "tensor"),
 }
-"""The rules by which a file of each profile has to be right."""
+"""The rules under which a file of each profile must be right."""
 
 
-def check(
-    path: pathlib.Path, written: Checkpoint, wanted: Checkpoint, profile: Profile
-) -> None:
-    """Raises ValueError unless the engines of a file all compute the wanted updates.
-
-    Args:
-      path: PEFT's folder, or kohya's file.
-      written: What the format's `save` returned: the names, and each module's scale.
-      wanted: What was to be saved.
-      profile: The profile of a PEFT folder.
-    """
-    if (path / mlx.WEIGHTS).is_file():
-        _check_mlx(path, written, wanted)
-    elif path.is_dir():
-        _check_peft(path, written, wanted, profile)
-    else:
-        _check_kohya(path, written, wanted)
-
-
-def _check_peft(
+def check_peft(
     folder: pathlib.Path, written: Checkpoint, wanted: Checkpoint, profile: Profile
 ) -> None:
+    """Check a folder of PEFT by the rule of each engine of its profile.
+
+    Args:
+      folder: The folder.
+      written: The result of the format's `save`: the names, and each module's scale.
+      wanted: The checkpoint that was to be saved.
+      profile: The profile of the folder.
+
+    Raises:
+      ValueError: unless all these engines compute the wanted updates.
+    """
     config = json.loads((folder / peft.CONFIG).read_text(encoding="utf-8"))
+    # Kernels found in the file are removed; the rest must be zero.
     left, names = unstack(wanted.adapters), peft.keys(written)
     for path, (a, b) in _raw(folder / peft.WEIGHTS, names):
         kind, wrote = written.layers.get(path, Layer()), written.adapters[path]
@@ -105,7 +99,8 @@ def _check_peft(
     _check_rest(left)
 
 
-def _check_kohya(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
+def check_kohya(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
+    """Check a single file by kohya's and diffusers' rules, as `check_peft`."""
     left = unstack(wanted.adapters)
     names = {
         path: [name for name in (x.a, x.b, x.alpha) if name]
@@ -114,6 +109,7 @@ def _check_kohya(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) ->
     alphas = _alphas(file, written)
     for path, (a, b, *alpha) in _raw(file, names):
         kind, rank = written.layers.get(path, Layer()), a.shape[0]
+        # Both readers must agree: see the rules at the top.
         scale = float(alpha[0]) / rank if alpha else 1.0
         common = alphas.most_common(1)[0][0] / rank if alphas else 1.0
         _check_scale(path, "kohya", scale, written.adapters[path].scale)
@@ -122,7 +118,8 @@ def _check_kohya(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) ->
     _check_rest(left)
 
 
-def _check_mlx(folder: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
+def check_mlx(folder: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
+    """Check a folder of mlx-lm by its one rank and one scale, as `check_peft`."""
     given = json.loads((folder / mlx.CONFIG).read_text(encoding="utf-8"))
     rank, scale = (given["lora_parameters"][name] for name in ("rank", "scale"))
     left = unstack(wanted.adapters)
@@ -146,8 +143,9 @@ def _alphas(file: pathlib.Path, written: Checkpoint) -> Counter[float]:
 def _raw(
     file: pathlib.Path, names: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Yields the tensors of each module by its path."""
+    """Yield the tensors of each module by its path."""
     wanted = [name for group in names.values() for name in group]
+    # In one pass, so that only one module is in memory at a time.
     found = tensor_files.each(file, wanted)
     for path, group in names.items():
         yield path, [next(found)[1] for _ in group]
@@ -168,13 +166,14 @@ class _Pair(NamedTuple):
 
 
 def _check_update(path: str, got: Adapter, left: dict[str, Adapter]) -> None:
-    """Checks one module, and takes its kernels out of what is left."""
+    """Check one module, and remove its kernels from `left`."""
     for index in np.ndindex(got.stack):
         want = left.pop(member(path, index), None)
         pair = _Pair(np.asarray(got.a[index]), np.asarray(got.b[index]))
         if want is None:
             same = _is_zero(pair)
         else:
+            # A tied output layer has the factors of the embedding transposed.
             same = _same(pair, got.scale, want) or _same(
                 _flipped(pair), got.scale, _flipped_adapter(want)
             )
@@ -190,7 +189,7 @@ def _flipped(pair: _Pair) -> _Pair:
 
 
 def _flipped_adapter(x: Adapter) -> Adapter:
-    """Returns the transposed update: a tied output layer has its scale in `a`."""
+    """Transpose an update: a tied output layer has its scale in `a`."""
     return dataclasses.replace(x, a=np.asarray(x.b).mT, b=np.asarray(x.a).mT)
 
 
@@ -201,24 +200,28 @@ def _check_rest(left: Mapping[str, Adapter]) -> None:
 
 
 def _same(got: _Pair, scale: float, want: Adapter) -> bool:
-    """Returns whether two updates are one, but for two roundings of `b`.
+    """Decide whether two updates are equal, up to two roundings of `b`.
 
     Compared by their components, in order: no product is formed.
     """
     a, b = np.asarray(want.a), np.asarray(want.b)
+    # Equal bits, the common case, need no copy in float64.
     if scale == want.scale and np.array_equal(got.a, a) and np.array_equal(got.b, b):
         return True
     kept = min(got.a.shape[1], a.shape[1])
+    # `b` is rounded when its scale is folded in, and in some forms once more for the
+    # rank. A subnormal is off by a unit at most.
     wide = b[:kept].astype(np.float64) * want.scale
     info = jnp.finfo(b.dtype)
     error = np.abs(got.b[:kept].astype(np.float64) * scale - wide)
     bound = float(info.eps) * np.abs(wide) + float(info.smallest_subnormal)
     if np.linalg.norm(error) > 2 * float(info.eps) * np.linalg.norm(wide):
-        return False  # Values below the dtype's range were lost.
+        return False  # Many values below the dtype's range were lost.
     rests = _Pair(got.a[:, kept:], got.b[kept:]), _Pair(a[:, kept:], b[kept:])
     equal = np.array_equal(got.a[:, :kept], a[:, :kept])
     return equal and bool((error <= bound).all()) and all(map(_is_zero, rests))
 
 
 def _is_zero(pair: _Pair) -> bool:
+    # Zero if one of the factors of each component is: no product is formed.
     return not (pair.a.any(axis=0) & pair.b.any(axis=1)).any()

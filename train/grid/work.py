@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from para_jax.formats import lock
+from para_jax.formats import atomic
 from train import posthoc, subjects
 from train.experiments import store
 from train.experiments.rows import Cost, Row, Spectrum
@@ -133,7 +133,7 @@ def locked(path: pathlib.Path) -> Iterator[bool]:
     """Locks a file while the context lasts, and says whether it is ours."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
-    with lock.held(path) as ours:
+    with atomic.held(path) as ours:
         yield ours
 
 

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from para_jax.formats import atomic, lock
+from para_jax.formats import atomic
 
 CONFIG, METRICS, RESULTS = "config.json", "metrics.jsonl", "results.json"
 CHECKPOINTS, PARENT, CHILDREN = "checkpoints", "parent", "children"
@@ -40,7 +40,7 @@ def opened(folder: pathlib.Path, config: Settings) -> Iterator[None]:
     """
     check(folder, config["run"])
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with atomic.alone(folder, _taken(folder)):
         check(folder, config["run"])
         if not (folder / CONFIG).exists():
             write(folder / CONFIG, config)
@@ -129,13 +129,8 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {key: x for part in below for key, x in part.items()}
 
 
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes out of a folder."""
-    with lock.held(folder) as ours:
-        if not ours:
-            raise FileExistsError(
-                f"Another process runs in '{folder}'. Wait for it, or choose another "
-                "place with --out."
-            )
-        yield
+def _taken(folder: pathlib.Path) -> OSError:
+    return FileExistsError(
+        f"Another process runs in '{folder}'. Wait for it, or choose another place "
+        "with --out."
+    )

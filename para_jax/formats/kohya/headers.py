@@ -1,8 +1,9 @@
-"""The metadata of single safetensors files: what a child takes from its parent. Host.
+"""The metadata of single safetensors files, from a parent to its child.
 
-A header says much of one file: its hash, its rank, its alpha. In a child these are
-computed anew or left out; what is said of the training and the model stays. `rule` is
-the one table. Sources: sd-scripts `train_network.py`, `library/train_util.py` and
+Facts about one file (its hash, rank and alpha) are recomputed for a child or left out;
+facts about the training and the model stay. `rule` decides. Runs on the host.
+
+Sources: sd-scripts `train_network.py`, `library/train_util.py` and
 `library/sai_model_spec.py`; sd-webui-additional-networks; ai-toolkit
 `toolkit/metadata.py`; OneTrainer `ot_*`; diffusers `loaders/lora_base.py`; PEFT.
 """
@@ -55,7 +56,7 @@ RULES: dict[str, Rule] = {
     "software": "kept",
     "training_info": "kept",
 }
-"""What becomes of a key; `rule` decides on all that are not here."""
+"""The fate of each known key; `rule` decides on all others."""
 
 PREFIXES = (
     "ss_",  # sd-scripts and musubi-tuner: the training, the base model.
@@ -63,7 +64,7 @@ PREFIXES = (
     "modelspec.",  # Title, author, architecture ...
     "ot_",  # OneTrainer.
 )
-"""What keys begin with that are kept, but for hashes, ranks and alphas."""
+"""Prefixes of keys that are kept, except for hashes, ranks and alphas."""
 
 _RANKS = re.compile(
     r"(?:^|[._-])(?:alphas?|ranks?|dims?|r|rs_?lora|rank_pattern|alpha_pattern)$",
@@ -76,14 +77,13 @@ _HASHES = re.compile(
 
 
 def rule(key: str, value: str = "") -> Rule:
-    """Return what becomes of a key of a parent's header in its child.
+    """Return the fate of a key of a parent's header in its child.
 
-    Keys that are not known stay, unless their last word is that of a rank, an alpha or
-    a hash (but `ss_..._hash`, of the base model), or their value is a LoRA
-    configuration.
+    Unknown keys stay, unless their last word names a rank, an alpha or a hash (except
+    `ss_..._hash`, of the base model), or their value is a LoRA configuration.
 
     Example:
-      >>> from para_jax.formats import headers
+      >>> from para_jax.formats.kohya import headers
       >>> headers.rule("ss_steps"), headers.rule("unet.lora_alpha")
       ('kept', 'dropped')
     """
@@ -95,12 +95,13 @@ def rule(key: str, value: str = "") -> Rule:
         return "dropped"
     if key.startswith(PREFIXES):
         return "kept"
+    # A configuration under any name would state the parent's ranks.
     config = value.lstrip().startswith("{") and "lora_alpha" in value
     return "dropped" if config else "kept"
 
 
 def parsed(value: str) -> Mapping[str, Any]:
-    """Return the JSON object in a value, or an empty one."""
+    """Parse the JSON object in a value; return an empty one if there is none."""
     if not value.lstrip().startswith("{"):
         return {}
     try:
@@ -111,12 +112,12 @@ def parsed(value: str) -> Mapping[str, Any]:
 
 
 def is_alpha(key: str) -> bool:
-    """Return whether a key is that of an alpha, by its last word."""
+    """Decide by its last word whether a key is an alpha's."""
     return _ALPHAS.search(key) is not None
 
 
 def components(keys: Iterable[str]) -> list[str]:
-    """Return the components that flat keys configure: `unet` for `unet.lora_alpha`."""
+    """Return the components configured by flat keys: `unet` for `unet.lora_alpha`."""
     keys = set(keys)
     names = sorted(key.removesuffix(".r") for key in keys if key.endswith(".r"))
     return [name for name in names if f"{name}.lora_alpha" in keys]
@@ -128,16 +129,16 @@ def child(
     alpha: float | None,
     digest: Callable[[], str],
 ) -> dict[str, str]:
-    """Return the metadata of a file that holds what came out of a parent.
+    """Return the metadata of a child's file.
 
-    Whether a reader looks at a tensor's alpha or at the header's, it finds one scale.
+    Readers of the tensors' alphas and readers of the header's find the same scale.
 
     Args:
       parent: The parent's metadata.
       ranks: The ranks in the new file.
-      alpha: The alpha of each of its modules; None if it has none, where the scale
-        is 1.
-      digest: Gives the SHA-256 of its tensors, which takes time.
+      alpha: The alpha of each of its modules; None without alphas, when all scales
+        are 1.
+      digest: Computes the SHA-256 of its tensors; called only if needed.
     """
     configs = tuple(f"{x}." for x in components(parent))
     result = {"format": "pt"}
@@ -164,12 +165,13 @@ def _network(ranks: Collection[int], alpha: float | None) -> dict[str, str]:
     dim = "Dynamic" if one is None else str(one)  # As sd-scripts' resize_lora.py says.
     if alpha is None and one is None:
         return {"ss_network_dim": dim}
+    # Without alphas the scale is 1, which is the rank as an alpha.
     of_all = float(one or 0) if alpha is None else alpha
     return {"ss_network_dim": dim, "ss_network_alpha": f"{of_all:g}"}
 
 
 def _without_ranks(value: str) -> str:
-    """Return a JSON object without the ranks and alphas that it sets."""
+    """Remove the ranks and alphas from a JSON object."""
     found = parsed(value)
     if not any(map(_RANKS.search, found)):
         return value

@@ -1,17 +1,19 @@
-"""The scale of each module of a single file, from wherever it is known. Host.
+"""The scale of each module of a single file.
 
-A tensor's own alpha comes first, then what the header or a file beside it states (see
-`stated`), then 1, which is how ComfyUI, sd-scripts and diffusers since 0.40 read
-factors without an alpha. What is stated but not clear is refused; the user may say it.
+A module's own alpha has precedence, then statements in the header or in a file beside
+it (see `stated`), then 1, which is how ComfyUI, sd-scripts and diffusers since 0.40
+read factors without an alpha. An unclear statement is refused, unless the user supplies
+the scale. Runs on the host.
 """
 
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from para_jax.formats.format import Hints
 from para_jax.formats.kohya.spellings import Module
 from para_jax.formats.kohya.stated import Shape, Statement
 from para_jax.formats.other_files import listed
@@ -20,48 +22,35 @@ from para_jax.formats.peft.tensors import PREFIX
 _REMEDY = "Say it with alpha= or scale="
 
 
-class Given(NamedTuple):
-    """What the user says of scales that the file does not hold.
-
-    Attributes:
-      alpha: The numerator, one for all modules or one a module by path.
-      scale: `alpha / r` itself.
-    """
-
-    alpha: float | Mapping[str, float] | None = None
-    scale: float | None = None
-
-
 def shape(module: Module) -> Shape:
-    """Return what a statement can be compared with."""
+    """Return the shape of a module, to compare with statements."""
     rank = module.a.shape[0] if module.a.ndim else 0
     return Shape(rank, any(x > 1 for x in module.a.shape[2:]))
 
 
 def of_modules(
-    modules: Mapping[str, Module], stated: Sequence[Statement], given: Given
+    modules: Mapping[str, Module], stated: Sequence[Statement], given: Hints
 ) -> dict[str, float]:
     """Return the scale of each module by its name.
 
     Raises:
-      ValueError: if it is not known, not clear, or said twice.
+      ValueError: if a scale is unknown, unclear, or stated twice.
     """
     _check_given(given, modules)
     scales: dict[str, float] = {}
     twice: list[str] = []
     for name, module in modules.items():
         said = _said(given, name, shape(module).rank)
-        try:
-            known = _known(name, module, stated)
-        except _UnclearError:
-            if said is None:
-                raise
-            known = None
+        known = _clear(name, module, stated, said)
         if known is not None and said is not None:
             twice.append(name)
-        if known is None:
-            known = _default(name, module, given) if said is None else said
-        scales[name] = known
+        if known is not None:
+            scales[name] = known
+        elif said is not None:
+            scales[name] = said
+        else:
+            scales[name] = _default(name, module, given)
+    # One number may be meant for just the modules without a scale; a table names each.
     if twice and (isinstance(given.alpha, Mapping) or len(twice) == len(modules)):
         word = "alpha" if given.scale is None else "scale"
         value = given.alpha if given.scale is None else given.scale
@@ -69,13 +58,26 @@ def of_modules(
     return scales
 
 
+def _clear(
+    name: str, module: Module, stated: Sequence[Statement], said: float | None
+) -> float | None:
+    """Return the file's scale of a module; None if it leaves it to the user."""
+    try:
+        return _known(name, module, stated)
+    except _UnclearError:
+        if said is None:
+            raise
+        return None
+
+
 class _UnclearError(ValueError):
-    """A scale is stated, but not clear: the user may say it."""
+    """A stated but unclear scale, which the user may supply."""
 
 
-def _check_given(given: Given, modules: Mapping[str, Module]) -> None:
+def _check_given(given: Hints, modules: Mapping[str, Module]) -> None:
     if given.alpha is not None and given.scale is not None:
         raise ValueError("Give alpha= or scale=, not both.")
+    # A misspelt path would silently leave its module at the default.
     by_path = given.alpha if isinstance(given.alpha, Mapping) else {}
     alphas = [*by_path.values()] if given.alpha is by_path else [given.alpha]
     for name, value in [*(("alpha", x) for x in alphas), ("scale", given.scale)]:
@@ -92,36 +94,25 @@ def _is_scale(value: Any) -> bool:
     return isinstance(value, numbers.Real) and math.isfinite(value) and value != 0
 
 
-def _said(given: Given, name: str, rank: int) -> float | None:
+def _said(given: Hints, name: str, rank: int) -> float | None:
     if given.scale is not None:
         return float(given.scale)
     alpha = given.alpha
     if isinstance(alpha, Mapping):
         alpha = alpha.get(name.replace(".", "/"))
+    # Factors of rank 0 are refused later, with their shapes.
     return None if alpha is None else float(alpha) / max(rank, 1)
 
 
 def _known(name: str, module: Module, stated: Sequence[Statement]) -> float | None:
-    """Return what the file says of a module, in a tensor or outside of them."""
+    """Return the scale of a module by its alpha, or by statements outside of it."""
     if module.alpha is not None:
         return _own(module)
     found: dict[str, float] = {}
     for one in stated:
-        try:
-            scale = one.scale(name, shape(module))
-        except ValueError as error:
-            rank = shape(module).rank
-            raise _UnclearError(
-                f"'{name}' has the rank {rank} and no alpha, and {one.where} does not "
-                f"tell its scale: {error}. {_REMEDY}."
-            ) from error
-        if scale == 0:
-            raise _UnclearError(
-                f"'{name}' has the scale 0 by {one.where}, which would be no update "
-                f"at all. {_REMEDY}."
-            )
-        if scale is not None:
+        if (scale := _outside(name, shape(module), one)) is not None:
             found[one.where] = scale
+    # Equal numbers from several places do not contradict each other.
     if len(set(found.values())) > 1:
         said = ", ".join(f"{scale:g} by {where}" for where, scale in found.items())
         raise _UnclearError(f"'{name}' has several scales: {said}. {_REMEDY}.")
@@ -131,6 +122,23 @@ def _known(name: str, module: Module, stated: Sequence[Statement]) -> float | No
             f"not cover it. {_REMEDY}."
         )
     return next(iter(found.values()), None)
+
+
+def _outside(name: str, form: Shape, one: Statement) -> float | None:
+    """Return the scale of a module by one statement outside the tensors."""
+    try:
+        scale = one.scale(name, form)
+    except ValueError as error:
+        raise _UnclearError(
+            f"'{name}' has the rank {form.rank} and no alpha, and {one.where} does not "
+            f"tell its scale: {error}. {_REMEDY}."
+        ) from error
+    if scale == 0:
+        raise _UnclearError(
+            f"'{name}' has the scale 0 by {one.where}, which would be no update "
+            f"at all. {_REMEDY}."
+        )
+    return scale
 
 
 def _own(module: Module) -> float:
@@ -146,7 +154,8 @@ def _own(module: Module) -> float:
     return value / max(shape(module).rank, 1)
 
 
-def _default(name: str, module: Module, given: Given) -> float:
+def _default(name: str, module: Module, given: Hints) -> float:
+    # A table of alphas says that the default is wrong for this file.
     if isinstance(given.alpha, Mapping):
         raise ValueError(f"'{name}' has no alpha. Name it in alpha= too.")
     if module.spelling.a.startswith(PREFIX):

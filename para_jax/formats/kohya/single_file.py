@@ -1,14 +1,15 @@
-"""Single safetensors files: kohya's, diffusers', and others with such factors. Host.
+"""Read and write single safetensors files: kohya's, diffusers', and others'.
 
-Each module has a down factor `[r, in]`, an up factor `[out, r]`, and may have an alpha:
-its scale is `alpha / r`, or 1 if there is none. `spellings` knows the names,
-`file_scales` the scales that no tensor holds, `headers` the metadata. Convolutions are
-stored as PEFT stores them.
+Each module has a down factor `[r, in]`, an up factor `[out, r]`, and may have an alpha.
+Its scale is `alpha / r`, or 1 without an alpha. `spellings` has the names, `scales` the
+scales stated outside the tensors, `headers` the metadata. Convolutions are stored as in
+PEFT.
 
-A child is written under its parent's names. Where the parent had alphas, all modules of
+A child is written under its parent's names. If the parent had alphas, all modules of
 the child have the same one: diffusers' reader of kohya's files gives the most common
 alpha to attention modules (its `loaders/lora_conversion_utils.py`), others divide each
-module's own by its rank, and only one alpha for all is right under both.
+module's own by its rank, and only one alpha for all is right under both. Runs on the
+host.
 """
 
 import dataclasses
@@ -24,10 +25,10 @@ import numpy as np
 from para_jax._adapters.adapter import Adapter, check_pair, ordered
 from para_jax._adapters.checkpoint import Checkpoint, Layer, Spelling
 from para_jax._engines import profiles
-from para_jax.formats import other_files, record, tensor_files
+from para_jax.formats import configuration, other_files, record, tensor_files
+from para_jax.formats.format import Hints
 from para_jax.formats.kohya import headers, spellings, stated
 from para_jax.formats.kohya import scales as file_scales
-from para_jax.formats.kohya.scales import Given
 from para_jax.formats.peft import tensors as peft_tensors
 
 _OURS = "para_jax"
@@ -36,18 +37,18 @@ _OURS = "para_jax"
 def load(
     path: pathlib.Path,
     known: Mapping[str, np.ndarray] = types.MappingProxyType({}),
-    given: Given = Given(),  # noqa: B008
+    given: Hints = Hints(),  # noqa: B008
 ) -> Checkpoint:
     """Read the adapter in a single file; its metadata become the configuration.
 
     Args:
       path: The file.
-      known: What may be in it and is in memory already, see `tensor_files.read`.
+      known: Arrays in memory already, see `tensor_files.read`.
       given: Scales that the file does not hold.
 
     Raises:
       ValueError: if the file is broken, a pair incomplete, a scale not clear, or the
-        adapter is no plain LoRA. The message names the file and the tensor.
+        adapter is not plain LoRA. The message names the file and the tensor.
     """
     found, metadata = tensor_files.read(path, known)
     try:
@@ -60,18 +61,12 @@ def _checkpoint(
     path: pathlib.Path,
     found: Mapping[str, np.ndarray],
     metadata: Mapping[str, str],
-    given: Given,
+    given: Hints,
 ) -> Checkpoint:
     modules, extra = spellings.by_module(found)
     if not modules:
         raise ValueError(f"it {other_files.no_factors(found)}")
-    shapes = {name: file_scales.shape(x) for name, x in modules.items()}
-    if _OURS in metadata:  # All scales are in the tensors, whatever lies beside it.
-        said = [stated.ones(f"'{_OURS}' in the header")]
-    else:
-        said = stated.statements(metadata, shapes)
-        if any(x.alpha is None for x in modules.values()):
-            said += stated.beside(path)
+    said = _statements(path, modules, metadata)
     scales = file_scales.of_modules(modules, said, given)
     adapters, layers, biases, names = {}, {}, {}, {}
     for name in ordered(modules):
@@ -97,6 +92,22 @@ def _checkpoint(
     return result
 
 
+def _statements(
+    path: pathlib.Path,
+    modules: Mapping[str, spellings.Module],
+    metadata: Mapping[str, str],
+) -> list[stated.Statement]:
+    """Return all statements of scales outside the tensors."""
+    if _OURS in metadata:  # All scales are in the tensors, whatever lies beside it.
+        return [stated.ones(f"'{_OURS}' in the header")]
+    shapes = {name: file_scales.shape(x) for name, x in modules.items()}
+    said = stated.statements(metadata, shapes)
+    # Alphas in the tensors need no help, and old files may lie beside.
+    if any(x.alpha is None for x in modules.values()):
+        said += stated.beside(path)
+    return said
+
+
 def _adapter(name: str, found: spellings.Module, scale: float) -> tuple[Adapter, Layer]:
     module = peft_tensors.Module(a=found.a, b=found.b)
     rank = file_scales.shape(found).rank
@@ -106,21 +117,21 @@ def _adapter(name: str, found: spellings.Module, scale: float) -> tuple[Adapter,
 
 
 def _times(bias: Any, factor: float) -> np.ndarray:
-    """Return the bias that an update adds: PEFT scales what the up factor gives."""
+    """Multiply a bias with the scale: PEFT scales the output of the up factor."""
     bias = np.asarray(bias)
     return (bias.astype(np.float64) * factor).astype(bias.dtype)
 
 
 def save(checkpoint: Checkpoint, path: pathlib.Path) -> Checkpoint:
-    """Write a file, each module at its own rank, under the names that it had.
+    """Write a file, each module at its own rank, under its names in the parent.
 
     Args:
-      checkpoint: What to write. Stacks are unstacked. Paths without a spelling become
+      checkpoint: The adapters. Stacks are unstacked. Paths without a spelling become
         dotted names with `lora_down`, `lora_up` and `alpha`.
-      path: The file. Nothing there is protected: see `para_jax.save`.
+      path: The file. It is overwritten: `para_jax.save` protects it.
 
     Returns:
-      What the file should read back as, with the spelling of every module.
+      The checkpoint that the file should read back as, with every spelling.
 
     Raises:
       ValueError: if nothing is left to write, or a file has no form for it.
@@ -132,7 +143,7 @@ def save(checkpoint: Checkpoint, path: pathlib.Path) -> Checkpoint:
 
 
 def _shaped(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint as it is to be in the file, scales and names included."""
+    """Return the checkpoint as in the file, with its scales and names."""
     if any(x.stack for x in checkpoint.adapters.values()):
         checkpoint = profiles.flatten(checkpoint, trim=True)
     names = _spelled(checkpoint)
@@ -156,14 +167,15 @@ def _shaped(checkpoint: Checkpoint) -> Checkpoint:
 def _spelled(checkpoint: Checkpoint) -> dict[str, Spelling]:
     """Return the names of all tensors by path: all modules have an alpha, or none.
 
-    With a bias there is none: some readers multiply it by the scale, others do not.
-    Nor where eight bits would have to hold `b` times unequal ranks.
+    Beside a bias there are none, because some readers multiply it by the scale and
+    others do not. Nor in eight bits, which cannot hold `b` times unequal ranks.
     """
     known = checkpoint.spelling
     paths = [*checkpoint.adapters, *(checkpoint.biases.keys() & checkpoint.absent)]
     mine = [known[path] for path in paths if path in known]
     ranks = {x.rank for x in checkpoint.adapters.values()}
     narrow = any(x.b.dtype.itemsize == 1 for x in checkpoint.adapters.values())
+    # A child follows its parent. Without one it has alphas, as kohya's own files do.
     alphas = not mine or any(x.alpha for x in mine)
     alphas = alphas and not checkpoint.biases and not (narrow and len(ranks) > 1)
     result = {}
@@ -175,9 +187,10 @@ def _spelled(checkpoint: Checkpoint) -> dict[str, Spelling]:
 
 
 def _alpha(checkpoint: Checkpoint, names: Mapping[str, Spelling]) -> float | None:
-    """Return the alpha of all modules: 1, and the rank itself where they share one.
+    """Return the one alpha of all modules: 1, or the rank itself if they share it.
 
-    A larger power of two, where `b` times the rank would not fit its dtype.
+    If `b` times the rank exceeds the range of its dtype, it is a power of two instead,
+    which divides `b` without rounding.
     """
     if not any(x.alpha for x in names.values()):
         return None
@@ -190,8 +203,9 @@ def _alpha(checkpoint: Checkpoint, names: Mapping[str, Spelling]) -> float | Non
 
 
 def _excess(adapter: Adapter) -> float:
-    """Return the largest value of `b` times the rank, over the largest of its dtype."""
+    """Return the largest value of `b` times the rank, relative to its dtype's range."""
     largest = float(jnp.finfo(adapter.b.dtype).max)
+    # In float64, since the product may be outside the range that is tested.
     most = np.abs(np.asarray(adapter.b).astype(np.float64)).max(initial=0.0)
     return float(most) * abs(adapter.scale) * adapter.rank / largest
 
@@ -217,10 +231,10 @@ def _check(flat: Checkpoint, names: Mapping[str, Spelling]) -> None:
 
 
 def named(flat: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the name and tensor of all that the checkpoint holds.
+    """Yield every tensor of a checkpoint with its name in the file.
 
     Args:
-      flat: What `save` returned.
+      flat: A result of `save`.
     """
     for path, adapter in flat.adapters.items():
         name = flat.spelling[path]
@@ -228,6 +242,7 @@ def named(flat: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         yield name.a, down
         yield name.b, up
         if name.alpha:
+            # In float32: bfloat16 does not hold every rank above 256.
             yield name.alpha, np.asarray(adapter.scale * adapter.rank, np.float32)
         if path in flat.biases:
             yield name.bias, np.asarray(flat.biases[path])
@@ -235,9 +250,10 @@ def named(flat: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _metadata(flat: Checkpoint) -> dict[str, str]:
-    """Return the file's metadata: those it was read with, if from such a file."""
-    other = {"peft_type", "lora_parameters"} & flat.config.keys()
+    """Return the file's metadata: the parent's, if it was a single file."""
+    other = configuration.is_peft(flat.config) or configuration.is_mlx(flat.config)
     source: Mapping[str, Any] = {} if other else flat.config
+    # safetensors holds text alone as metadata.
     parent = {key: x for key, x in source.items() if isinstance(x, str)}
     alphas = [
         x.scale * x.rank for p, x in flat.adapters.items() if flat.spelling[p].alpha

@@ -1,4 +1,4 @@
-"""The names of LoRA tensors in single safetensors files: which is what. Host.
+"""The names of LoRA tensors in single safetensors files.
 
 A module has a down and an up factor, and may have an alpha and a bias:
 
@@ -13,7 +13,7 @@ A module has a down and an up factor, and may have an alpha and a bias:
 - `<module>.alpha`, whatever the factors are called; `lora_B.bias`.
 
 Names such as `lora_unet_down_blocks_0_attn_to_q` stand for paths whose dots became
-underscores, which cannot be undone by a rule: they stay as they are.
+underscores. No rule can undo that, so they stay as they are. Runs on the host.
 """
 
 import re
@@ -31,13 +31,14 @@ _FACTOR = re.compile(
     r"|lora\.(?:down|up)|lora_linear_layer\.(?:down|up)|(?<=_lora\d\.)(?:down|up))"
     r"(?:(?:\.(?P<adapter>[^.]+))?\.(?P<leaf>weight|bias))?"
 )
-# Between dots, what makes a tensor part of a LoRA.
+# A part between dots that marks a tensor of a LoRA.
 _MARK = re.compile(
     r"lora|lora_[A-Za-z]+(?:_\d+)?|lora_(?:embedding|linear|magnitude)_\w+|.+_lora(?:_[A-Za-z]+)?"
 )
-# Beside factors, what could scale them.
+# Names beside factors that could scale them.
 _SCALES = re.compile(r"scal|alpha|multiplier|rank")
-# Beside factors, what is added to the weight or the bias by itself, or their shape.
+# Names beside factors that are added to the weight or the bias by themselves, or set
+# their shape.
 _UPDATES = {
     *("diff", "diff_b", "w_norm", "b_norm", "set_weight", "reshape_weight"),
     *("bias_indices", "bias_values", "bias_size"),  # LyCORIS's sparse bias.
@@ -83,7 +84,7 @@ class Module(NamedTuple):
 
 
 class _Key(NamedTuple):
-    """What the name of a factor says."""
+    """The parts of a factor's name."""
 
     module: str
     form: tuple[str, str, str, str]  # Separator, family, adapter's name, leaf.
@@ -180,7 +181,8 @@ def _alpha(
     parts: Mapping[str, str],
     rest: Mapping[str, np.ndarray],
 ) -> str:
-    """Return the name of a module's alpha, or "" if it has none."""
+    """Return the name of a module's alpha in the file, or ""."""
+    # An underscore before `lora_down` may be before `alpha` too.
     names = [f"{raw}.alpha"]
     if keys[next(iter(parts.values()))].form[0] == "_":
         names.append(f"{raw}_alpha")
@@ -281,7 +283,7 @@ def _check_rest(
 
 
 def is_update(name: str) -> bool:
-    """Return whether a tensor that is no factor is part of what a file adds."""
+    """Decide whether a tensor other than a factor is part of the update."""
     return name.startswith(_EMBEDDINGS) or name.rpartition(".")[2] in _UPDATES
 
 
@@ -291,6 +293,6 @@ def default(module: str) -> Spelling:
 
 
 def alpha(spelling: Spelling) -> str:
-    """Return the name of the alpha that belongs to factors."""
+    """Return the name of the alpha of a pair of factors."""
     key = _key(spelling.a)
     return f"{spelling.a if key is None else key.module}.alpha"

@@ -1,4 +1,4 @@
-"""Scales that are stated outside the tensors of a single file. Host.
+"""Scales stated outside the tensors of a single file.
 
 In its header: `alpha`, `lora_alpha`, `network_alpha` or `ss_network_alpha`, with a rank
 or without; `<component>.lora_alpha` and `<component>.r`; LoRA configurations as JSON,
@@ -6,8 +6,8 @@ such as diffusers' `lora_adapter_metadata`, which has one for each component. Be
 PEFT's `adapter_config.json`, and mistral's `params.json` with `{"lora": {"rank",
 "scaling"}}` (mistral-inference `src/mistral_inference/lora.py`).
 
-A statement holds where the rank that it names is the tensors'. Statements that
-disagree, or do not cover a module, are refused.
+A statement holds for a module if its rank is the tensors'. Statements that disagree, or
+do not cover a module, are refused. Runs on the host.
 """
 
 import math
@@ -26,7 +26,7 @@ _RANKS = (
     *("network_dim", "network_rank", "ss_network_dim"),
 )
 _SCALES = ("scale", "scaling", "lora_scale", "lora_scaling")
-# What kohya's names begin with, for each component of a pipeline.
+# The prefixes of kohya's names, for each component of a pipeline.
 _COMPONENTS = {
     "unet": ("lora_unet_",),
     "transformer": ("lora_unet_", "lora_transformer_"),
@@ -38,7 +38,7 @@ _TRUE = ("true", "1", "yes")
 
 
 class Shape(NamedTuple):
-    """A module's rank, and whether it is a convolution that looks at neighbours."""
+    """A module's rank, and whether its kernel is larger than one pixel."""
 
     rank: int
     window: bool
@@ -48,13 +48,13 @@ Modules = Mapping[str, Shape]
 
 
 class Statement(NamedTuple):
-    """One place that states scales.
+    """A place that states scales.
 
     Attributes:
       where: Its name, for messages.
-      scale: Gives the scale of a module; None if it says nothing of it.
-      whole: Whether it is to cover every module.
-      residual: The initialisation that changed the base weights, if one did.
+      scale: Computes the scale of a module; None if it does not cover it.
+      whole: Whether it should cover every module.
+      residual: The initialisation that changed the base weights, if any.
     """
 
     where: str
@@ -64,15 +64,16 @@ class Statement(NamedTuple):
 
 
 def statements(metadata: Mapping[str, str], modules: Modules) -> list[Statement]:
-    """Return what a header states.
+    """Return the statements in a header.
 
     Raises:
-      ValueError: if a configuration in it is of no plain LoRA.
+      ValueError: if a configuration in it is not of plain LoRA.
     """
     found = []
     if any(key in metadata for key in (*_ALPHAS, *_SCALES, "conv_alpha")):
         found.append(_numbers(metadata, modules))
     said = {k: x for k, x in metadata.items() if not k.startswith(headers.PREFIXES)}
+    # Some writers flatten the configuration of each component to dotted keys.
     flat = {key: x for key, x in said.items() if "." in key}
     found += _components("the header", flat)
     found += _incomplete("the header", said, (*_ALPHAS, "conv_alpha"))
@@ -84,12 +85,12 @@ def statements(metadata: Mapping[str, str], modules: Modules) -> list[Statement]
 
 
 def beside(path: pathlib.Path) -> list[Statement]:
-    """Return what the files beside a file state of it.
+    """Return the statements about a file in the files beside it.
 
     An `adapter_config.json` beside `adapter_model.safetensors` belongs to that one.
 
     Raises:
-      ValueError: if a configuration is broken, or of no plain LoRA.
+      ValueError: if a configuration is broken, or not of plain LoRA.
     """
     found = []
     config = path.with_name("adapter_config.json")
@@ -105,7 +106,8 @@ def beside(path: pathlib.Path) -> list[Statement]:
 
 
 def check_alone(path: pathlib.Path, written: Checkpoint) -> None:
-    """Raise ValueError if a file without alphas would be read with another's scales."""
+    """Raise ValueError if a file without alphas would get another's scales."""
+    # A reader looks beside the file only for scales that the tensors lack.
     if any(x.alpha for x in written.spelling.values()):
         return
     if found := beside(path):
@@ -116,27 +118,18 @@ def check_alone(path: pathlib.Path, written: Checkpoint) -> None:
 
 
 def _numbers(metadata: Mapping[str, str], modules: Modules) -> Statement:
+    """State the scales by the header's own numbers: an alpha, and perhaps a rank."""
     arguments: dict[str, Any] = dict(metadata)
     for key in ("network_args", "ss_network_args"):
         arguments |= headers.parsed(metadata.get(key, ""))
-    rooted = any(
-        str(x.get(key, "")).lower() in _TRUE
-        for x in (metadata, arguments)
-        for key in ("use_rslora", "rs_lora", "rslora")
-    )
+    rooted = _is_rooted(metadata) or _is_rooted(arguments)
 
     def scale(_: str, shape: Shape) -> float | None:
-        for key in _SCALES:
-            if _number(key, metadata.get(key, "1")) not in (1.0, None):
-                raise ValueError(f"'{key}' is {metadata[key]} in the header")
-        if shape.window and arguments.keys() & {"conv_dim", "conv_alpha"}:
-            # 1 if left out, as sd-scripts' `networks/lora.py` has it.
-            alpha = _number("conv_alpha", str(arguments.get("conv_alpha", 1)))
-            rank = _number("conv_dim", str(arguments.get("conv_dim", "")))
-        else:
-            alpha, rank = _one(metadata, _ALPHAS), _one(metadata, _RANKS)
+        _check_unscaled(metadata)
+        alpha, rank = _alpha_and_rank(metadata, arguments, shape)
         if alpha is None:
             return None
+        # sd-scripts has separate numbers for convolutions, so ranks are compared apart.
         several = len({x.rank for x in modules.values() if x.window == shape.window})
         if rank is None and several > 1:
             raise ValueError(
@@ -149,6 +142,30 @@ def _numbers(metadata: Mapping[str, str], modules: Modules) -> Statement:
 
     there = [key for key in (*_ALPHAS, *_SCALES, "conv_alpha") if key in metadata]
     return Statement(f"'{there[0]}' in the header", scale, whole=False)
+
+
+def _is_rooted(fields: Mapping[str, Any]) -> bool:
+    """Decide whether alpha is divided by the root of the rank (rsLoRA)."""
+    keys = ("use_rslora", "rs_lora", "rslora")
+    return any(str(fields.get(key, "")).lower() in _TRUE for key in keys)
+
+
+def _check_unscaled(metadata: Mapping[str, str]) -> None:
+    # Beside an alpha, any other scale than 1 leaves open which of the two holds.
+    for key in _SCALES:
+        if _number(key, metadata.get(key, "1")) not in (1.0, None):
+            raise ValueError(f"'{key}' is {metadata[key]} in the header")
+
+
+def _alpha_and_rank(
+    metadata: Mapping[str, str], arguments: Mapping[str, Any], shape: Shape
+) -> tuple[float | None, float | None]:
+    """Return the header's alpha for a module, and the rank stated with it."""
+    if shape.window and arguments.keys() & {"conv_dim", "conv_alpha"}:
+        # 1 if left out, as sd-scripts' `networks/lora.py` has it.
+        alpha = _number("conv_alpha", str(arguments.get("conv_alpha", 1)))
+        return alpha, _number("conv_dim", str(arguments.get("conv_dim", "")))
+    return _one(metadata, _ALPHAS), _one(metadata, _RANKS)
 
 
 def _one(metadata: Mapping[str, str], keys: tuple[str, ...]) -> float | None:
@@ -199,7 +216,7 @@ def _components(where: str, flat: Mapping[str, Any]) -> list[Statement]:
 def _incomplete(
     where: str, found: Mapping[str, Any], known: Collection[str] = ()
 ) -> list[Statement]:
-    """Return statements that refuse to tell a scale, for alphas that are not read."""
+    """Return statements without a scale, for alphas without a rank."""
     starts = tuple(f"{name}." for name in headers.components(found))
 
     def scale(*_: Any) -> float:
@@ -213,7 +230,7 @@ def _incomplete(
 
 
 def _plain(value: Any) -> Any:
-    """Return a number, a flag or an object that a header holds as text."""
+    """Parse a number, a flag or an object in a header's text."""
     if not isinstance(value, str):
         return value
     if value.lower() in ("true", "false", "none"):
@@ -238,6 +255,7 @@ def _config(where: str, component: str, config: Mapping[str, Any]) -> Statement:
         if start is None:
             return None
         inside = name.removeprefix(start)
+        # kohya's names have underscores for dots, which cannot be undone.
         if patterns and start.endswith("_"):
             raise ValueError("its patterns name modules with dots")
         if (rank := peft_config.rank(config, inside)) != shape.rank:
@@ -248,7 +266,7 @@ def _config(where: str, component: str, config: Mapping[str, Any]) -> Statement:
 
 
 def ones(where: str) -> Statement:
-    """Return the statement that every scale is 1."""
+    """Return the statement of a scale of 1 for all modules."""
     return Statement(where, lambda *_: 1.0)
 
 

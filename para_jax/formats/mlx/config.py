@@ -1,10 +1,10 @@
-"""mlx-lm's `adapter_config.json`: its rank and scale, and those of a child. Host.
+"""mlx-lm's `adapter_config.json`: its rank and scale, and a child's fields.
 
 mlx-lm makes LoRA layers of the modules in `keys`, relative to their layer, in the last
 `num_layers` layers (all, for -1), and of the full names in `keys` elsewhere; all have
 one rank and one raw `scale` (mlx_lm 0.32.2, `tuner/utils.py`). Its releases before
 June 2024 multiplied `scale * alpha / rank`, and those before October 2024 called the
-number of layers `lora_layers`.
+number of layers `lora_layers`. Runs on the host.
 """
 
 import math
@@ -12,10 +12,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from para_jax.formats import configuration
+
 Config = Mapping[str, Any]
 
 _MISSING = object()
-# Where the parent was trained and kept, which says nothing of a child.
+# Fields of the parent's training and files, which are not true of a child.
 _DROPPED = ("lora_layers", "use_dora", "adapter_path", "resume_adapter_file")
 _IN_LAYER = re.compile(r"(?:^|\.)\d+\.(?P<key>.+)$")
 
@@ -45,6 +47,7 @@ def rank_and_scale(config: Config) -> tuple[int, float]:
         )
     _check_number(rank, "rank", whole=True)
     _check_number(scale, "scale", whole=False)
+    # `num_layers` marks a later release, where an alpha is not read.
     if "num_layers" not in config and given.get("alpha", rank) != rank:
         raise ValueError(
             f"lora_parameters has scale {scale} and alpha {given['alpha']}: mlx-lm "
@@ -84,13 +87,14 @@ def child(source: Config, names: Iterable[str], rank: int) -> dict[str, Any]:
 
     Args:
       source: The parent's configuration. If it is mlx-lm's, `num_layers`, `dropout`
-        and what does not concern the parent's files stay.
-      names: The dotted names of the modules that the child holds.
+        and all fields independent of the parent's files stay.
+      names: The dotted names of the child's modules.
       rank: The rank of all of them.
     """
-    source = source if "lora_parameters" in source else {}
+    source = source if configuration.is_mlx(source) else {}
     kept = {name: x for name, x in source.items() if name not in _DROPPED}
     layers = source.get("num_layers", source.get("lora_layers", -1))
+    # mlx-lm looks for keys inside each layer, so the layer's number is cut off.
     inside = ((_IN_LAYER.search(name), name) for name in names)
     keys = [match["key"] if match else name for match, name in inside]
     dropout = source.get("lora_parameters", {}).get("dropout", 0.0)

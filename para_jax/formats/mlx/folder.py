@@ -1,17 +1,15 @@
-"""mlx-lm's folders: `adapters.safetensors` and `adapter_config.json`. Host.
+"""mlx-lm's folders: `adapters.safetensors` and `adapter_config.json`.
 
 The factors have Flax's orientation, `<module>.lora_a [in, r]` and `<module>.lora_b
 [r, out]`, and the update is `scale * a @ b` with the raw `scale` of `lora_parameters`.
 The experts of a mixture are stacked in torch's: `lora_a [E, r, in]`, `lora_b
 [E, out, r]` (mlx_lm 0.32.2, `tuner/lora.py`). All modules have one rank, so smaller
-ones are filled with zeros here; a module without tensors has no update.
+ones are padded with zeros; a module without tensors has no update. Runs on the host.
 """
 
 import dataclasses
 import json
 import pathlib
-import re
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,11 +19,10 @@ from para_jax._adapters.adapter import Adapter, check_pair, ordered
 from para_jax._adapters.checkpoint import Checkpoint, Layer
 from para_jax._engines import profiles
 from para_jax.formats import other_files, record, tensor_files
+from para_jax.formats.mlx import CONFIG as CONFIG
+from para_jax.formats.mlx import WEIGHTS as WEIGHTS
 from para_jax.formats.mlx import config as mlx_config
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapters.safetensors"
-_EXPERT = re.compile(r"(^|/)experts/\d+/")
 _RANKS = "para_jax_ranks"
 # The embeddings of mlx-lm's models, by their last name: LoRA looks up their rows.
 _EMBEDDINGS = {
@@ -35,7 +32,7 @@ _EMBEDDINGS = {
 
 
 def load(folder: pathlib.Path) -> Checkpoint:
-    """Read the adapter in a folder of mlx-lm, its scale by mlx-lm's own rule.
+    """Read the adapter in a folder of mlx-lm, with its scale by mlx-lm's rule.
 
     Raises:
       FileNotFoundError: if a file is missing.
@@ -74,6 +71,7 @@ def _checkpoint(
         check_pair(name, adapters[path])
         if layer != Layer():
             layers[path] = layer
+    # `save` pads all modules to one rank; the record has their own.
     adapters |= _trimmed(adapters, metadata)
     result = Checkpoint(adapters=adapters, layers=layers, extra=extra, config=config)
     if "para_jax" in metadata:
@@ -93,6 +91,7 @@ def _by_module(
             raise ValueError(
                 f"'{key}' has a slash in its name, which parts paths here."
             )
+        # `m` is the magnitude of mlx-lm's DoRA.
         if end == "m" and f"{module}.lora_a" in found:
             raise ValueError(
                 f"'{key}' makes this a DoRA adapter: its update is not the product of "
@@ -115,6 +114,7 @@ def _adapter(
     a, b = factors["lora_a"], factors["lora_b"]
     shapes = f"lora_a {list(a.shape)}, lora_b {list(b.shape)}"
     layer = Layer()
+    # Only experts are stacked. An embedding has the shapes of a dense layer.
     if a.ndim == b.ndim == 3:
         (a, b), layer = oriented(a, b), Layer(kind="experts")
     elif name.rpartition(".")[2] in _EMBEDDINGS:
@@ -135,11 +135,12 @@ def _adapter(
 def _trimmed(
     adapters: Mapping[str, Adapter], metadata: Mapping[str, str]
 ) -> dict[str, Adapter]:
-    """Return the adapters that `save` filled with zeros, at their own ranks."""
+    """Cut the zeros added by `save` off adapters, back to their own ranks."""
     ranks = json.loads(metadata.get(_RANKS, "{}"))
     result = {}
     for path in adapters.keys() & ranks.keys():
         x, rank = adapters[path], ranks[path]
+        # Whatever is cut off must be padding.
         if x.a[..., rank:].any() or x.b[..., rank:, :].any():
             raise ValueError(f"its metadata '{_RANKS}' is damaged ('{path}').")
         small = dataclasses.replace(x, a=x.a[..., :rank], b=x.b[..., :rank, :])
@@ -151,11 +152,11 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
     """Write the two files of an adapter into an existing folder, with a scale of 1.
 
     Args:
-      checkpoint: What to write. Stacks are unstacked, but for experts.
-      folder: Where to. Nothing there is protected: see `para_jax.save`.
+      checkpoint: The adapters. Stacks are unstacked, except for experts.
+      folder: The folder. Its files are overwritten: `para_jax.save` protects them.
 
     Returns:
-      What the files should read back as.
+      The checkpoint that the files should read back as.
 
     Raises:
       ValueError: if nothing is left to write, or mlx-lm has no form for it.
@@ -167,9 +168,11 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
             "rank of one that is not zero."
         )
     _check(flat)
+    # mlx-lm builds every layer with the one rank of the configuration.
     rank = max(x.rank for x in flat.adapters.values())
     names = [path.replace("/", ".") for path in ordered(flat.adapters)]
     config = mlx_config.child(flat.config, names, rank)
+    # The file's own shapes no longer tell these ranks.
     small = {path: x.rank for path, x in flat.adapters.items() if x.rank < rank}
     metadata = {
         "format": "mlx",
@@ -201,12 +204,12 @@ def keys(path: str) -> tuple[str, str]:
 
 
 def oriented(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return factors of mlx-lm in our orientation, or ours in mlx-lm's."""
+    """Turn factors from mlx-lm's orientation to ours, or back."""
     return (a.mT, b.mT) if a.ndim == 3 else (a, b)
 
 
 def _named(flat: Checkpoint, rank: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the name and tensor of all that the checkpoint holds, at one rank."""
+    """Yield every tensor of a checkpoint with its name, padded to one rank."""
     for path, x in flat.adapters.items():
         more = rank - x.rank
         stack = [(0, 0) for _ in x.stack]
@@ -214,50 +217,3 @@ def _named(flat: Checkpoint, rank: int) -> Iterator[tuple[str, np.ndarray]]:
         b = np.pad(np.asarray(x.b), [*stack, (0, more), (0, 0)])
         yield from zip(keys(path), oriented(a, b), strict=True)
     yield from flat.extra.items()
-
-
-def check_crossing(checkpoint: Checkpoint, form: str) -> None:
-    """Check an adapter that goes from mlx-lm's models to others', or back.
-
-    Warns of embeddings, whose update mlx-lm adds to a tied head too, and PEFT does not.
-
-    Args:
-      checkpoint: What is to be saved.
-      form: The format to save it in.
-
-    Raises:
-      ValueError: if it holds experts, whose modules have other names and shapes there,
-        or tensors of PEFT's that mlx-lm would not load.
-    """
-    kinds = {path: x.kind for path, x in checkpoint.layers.items()}
-    to_mlx = form == "mlx"
-    numbered = [x for x in checkpoint.adapters if to_mlx and _EXPERT.search(x)]
-    crosses = "peft_type" if to_mlx else "lora_parameters"
-    if not numbered and (form == "orbax" or crosses not in checkpoint.config):
-        return
-    fused = [x for x in checkpoint.adapters if kinds.get(x) == "experts"]
-    if named := [*numbered, *fused, *_members(checkpoint, kinds)]:
-        raise ValueError(
-            f"'{named[0]}' is of a mixture's experts, which mlx-lm stacks under other "
-            f"names (switch_mlp) than the model it was made from: {form} cannot hold "
-            "them. Save it in the format that it came in."
-        )
-    if to_mlx and checkpoint.extra:
-        raise ValueError(
-            f"'{min(checkpoint.extra)}' is not a LoRA factor ({len(checkpoint.extra)} "
-            "such tensors), and mlx-lm loads factors alone. Merge it into the base "
-            "model, and leave it out, with adapters_only=True."
-        )
-    tables = [x for x in checkpoint.adapters if kinds.get(x) == "embedding"]
-    if tables and not any("lm_head" in x for x in checkpoint.adapters):
-        warnings.warn(
-            f"'{tables[0]}' is an embedding. If the model's head is tied to it, mlx-lm "
-            "adds this update to the head too, and PEFT does not: leave it out then.",
-            stacklevel=3,
-        )
-
-
-def _members(checkpoint: Checkpoint, kinds: Mapping[str, str]) -> list[str]:
-    """Return the experts that compressing has unstacked."""
-    owners = (x.rpartition("/")[0] for x in checkpoint.adapters)
-    return [x for x in owners if kinds.get(x) == "experts"]

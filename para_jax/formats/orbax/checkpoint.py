@@ -1,10 +1,10 @@
-"""Orbax checkpoints: plain trees of arrays, with JSON metadata. Host.
+"""Orbax checkpoints: plain trees of arrays, with JSON metadata.
 
-Adapters that came out of another library's tree are written as that tree (see
-`orbax_trees`). For all others the tree is `{"lora": ..., "bias": ..., "extra": ...}`;
-below `lora` it is what `para_jax.to_params` gives for scale 1, which all children
-have. What arrays cannot say (the scales, other kinds of layers, the configuration,
-where the adapters came from) is in the custom metadata, under `para_jax`.
+Adapters from another library's tree are written back as that tree (see `trees.py`).
+For all others the tree is `{"lora": ..., "bias": ..., "extra": ...}`, with the result
+of `para_jax.to_params` for scale 1 below `lora`. Facts that arrays cannot hold (the
+scales, other kinds of layers, the configuration, the provenance) are in the custom
+metadata, under `para_jax`. Runs on the host.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ from para_jax._adapters.adapter import check_pair
 from para_jax._adapters.checkpoint import Checkpoint
 from para_jax._adapters.params import from_params, nest, to_params, unnest
 from para_jax.formats import record
+from para_jax.formats.format import Hints
 from para_jax.formats.orbax import storage as orbax_io
 from para_jax.formats.orbax import trees as orbax_trees
 from para_jax.formats.orbax.trees import KEY, VERSION
-from para_jax.formats.orbax.trees import Hints as Hints
 
 
 def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
-    """Writes a checkpoint into an existing, empty folder.
+    """Write a checkpoint into an existing, empty folder.
 
-    Scales are kept beside the factors, not folded in: what is read is what was saved.
+    Scales are kept beside the factors, not folded in: reading gives the same bits.
 
     Returns:
-      What the checkpoint should read back as.
+      The checkpoint that the files should read back as.
 
     Raises:
       OSError: if the disk is full or the folder cannot be written.
@@ -43,6 +43,7 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
 
 
 def _tree(checkpoint: Checkpoint) -> dict[str, Any]:
+    # `to_params` folds scales in, which would round the factors.
     bare = {
         path: dataclasses.replace(x, scale=1.0)
         for path, x in checkpoint.adapters.items()
@@ -54,12 +55,13 @@ def _tree(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def reload(folder: pathlib.Path, written: Checkpoint) -> Checkpoint:
-    """Returns what `load` returns, in the memory of what `save` returned."""
+def read_back(folder: pathlib.Path, written: Checkpoint) -> Checkpoint:
+    """Load a checkpoint again, sharing the arrays of the result of `save`."""
     if written.tree is not None:
         leaves = {"/".join(x): y for x, y in written.tree.leaves.items()}
     else:
         leaves = unnest(_tree(written))
+    # Orbax reads into host memory, so no other array can be shared.
     known = {x: y for x, y in leaves.items() if isinstance(y, np.ndarray)}
     return load(folder, known=known)
 
@@ -69,13 +71,13 @@ def load(
     hints: Hints = Hints(),  # noqa: B008
     known: Mapping[str, np.ndarray] = types.MappingProxyType({}),
 ) -> Checkpoint:
-    """Returns what `save` wrote, or the adapters in another library's tree.
+    """Read a checkpoint of `save`, or the adapters in another library's tree.
 
     Args:
       folder: The checkpoint, written by Orbax's v0 or v1 interface, or a step of a
         CheckpointManager.
       hints: For a checkpoint that `save` did not write.
-      known: What is in memory already, see `orbax_io.read`.
+      known: Arrays in memory already, see `storage.read`.
 
     Raises:
       ValueError: if there are no adapters in it, or a hint is needed or not wanted.
@@ -83,17 +85,19 @@ def load(
     form, metadata = orbax_io.shapes(folder)
     if KEY not in metadata:
         return _foreign(folder, form, metadata, hints)
+    # Our metadata leaves nothing open.
     if hints._replace(adapters_only=False) != Hints():
         name = next(x for x in Hints._fields if getattr(hints, x) is not None)
         value = getattr(hints, name)
         value = f"{value:g}" if isinstance(value, float) else value
         raise ValueError(f"'{folder}' holds its own scales: leave out {name}={value}.")
     own = metadata[KEY]
+    # A newer version may parse, and mean something else.
     if isinstance(own, dict) and own.get("version", 0) > VERSION:
         raise ValueError(f"'{folder}' was written by a newer para_jax: update yours.")
     try:
         if "layout" in own:
-            return orbax_trees.reload(
+            return orbax_trees.load_own(
                 folder, form, metadata, known, adapters_only=hints.adapters_only
             )
         return _ours(orbax_io.read(folder, form, known), own)
@@ -105,7 +109,7 @@ def load(
 
 
 def _ours(tree: Mapping[str, Any], own: Mapping[str, Any]) -> Checkpoint:
-    """Returns the checkpoint that `save` wrote."""
+    """Build the checkpoint from a tree of `save` and its metadata."""
     factors, found = from_params(tree["lora"]), record.from_json(own["facts"])
     adapters = {
         path: dataclasses.replace(
@@ -130,7 +134,7 @@ def _ours(tree: Mapping[str, Any], own: Mapping[str, Any]) -> Checkpoint:
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Returns what the arrays do not say, as plain JSON values."""
+    """Return the facts missing from the arrays, as plain JSON values."""
     adapters = checkpoint.adapters
     return {
         "version": VERSION,
@@ -148,6 +152,7 @@ def _foreign(
     metadata: Mapping[str, Any],
     hints: Hints,
 ) -> Checkpoint:
+    # Without the scales these factors would pass for a tree of scale 1.
     if isinstance(form, Mapping) and form.keys() == {"lora", "bias", "extra"}:
         raise ValueError(
             f"'{folder}' was written by para_jax, but its metadata, which holds the "

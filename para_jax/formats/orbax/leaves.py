@@ -1,4 +1,4 @@
-"""Leaves of an Orbax tree: how to describe, request, receive and store them. Host.
+"""Leaves of an Orbax tree: describe, request, receive and store them.
 
 Orbax saves arrays, typed PRNG keys, and Python's int, float, bool and str. `None` and
 empty containers belong to the structure of the tree. Everything else is refused by the
@@ -19,7 +19,7 @@ Description = jax.ShapeDtypeStruct | type
 
 
 def described(found: Any) -> Description:
-    """Describe a leaf from the metadata that Orbax's v0 or v1 interface returns."""
+    """Describe a leaf from Orbax's metadata, of its v0 or v1 interface."""
     if isinstance(found, ocp_v0.metadata.StringMetadata):
         return str
     if isinstance(found, ocp_v0.metadata.ScalarMetadata):
@@ -31,7 +31,7 @@ def described(found: Any) -> Description:
 
 
 def requested(leaf: Description) -> Any:
-    """Return the value that asks Orbax for a leaf.
+    """Return the value to request a leaf with.
 
     Arrays are requested as NumPy arrays, which works on any number of devices. A typed
     key is stored as its uint32 data and restored as a key only if a `jax.Array` is
@@ -47,7 +47,7 @@ def requested(leaf: Description) -> Any:
 
 
 def received(leaf: Any) -> Any:
-    """Return a leaf as it was saved: a typed key as a key, other arrays in NumPy."""
+    """Convert a leaf back: a typed key to a key, other arrays to NumPy."""
     if not isinstance(leaf, jax.Array):
         return leaf
     if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -57,7 +57,7 @@ def received(leaf: Any) -> Any:
 
 
 def _device() -> jax.Device:
-    """Return the CPU if JAX has one: what is read may be larger than an accelerator."""
+    """Return the CPU, if JAX has one: leaves may be larger than an accelerator."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -65,7 +65,7 @@ def _device() -> jax.Device:
 
 
 def stored(tree: Any) -> Any:
-    """Return a tree that Orbax can save, with NumPy scalars as arrays of no axes.
+    """Convert a tree for Orbax, with NumPy scalars as arrays of no axes.
 
     Raises:
       ValueError: if Orbax cannot hold a leaf. The message names its path.
@@ -96,7 +96,7 @@ def _stored(path: tuple[Any, ...], leaf: Any) -> Any:
 
 
 def _shared(leaf: jax.Array) -> jax.Array | np.ndarray:
-    """Return a copy that several processes can save: Orbax refuses arrays of one."""
+    """Copy an array of one process for Orbax, which refuses such in several."""
     if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return np.asarray(leaf)
     data = np.asarray(jax.random.key_data(leaf))
@@ -107,7 +107,7 @@ def _shared(leaf: jax.Array) -> jax.Array | np.ndarray:
 
 
 def unsupported(tree: Any, message: str) -> ValueError | None:
-    """Return the error for the leaf whose dtype an error message of Orbax names.
+    """Return the error for a leaf with the dtype named in Orbax's message.
 
     Orbax has no list of the dtypes that it supports: its storage refuses the others
     while it writes, by their name alone.

@@ -1,8 +1,8 @@
-"""Orbax's own calls, with errors that name the folder. Host.
+"""Calls of Orbax, with errors that name the folder.
 
-Reading asks for NumPy arrays of the shapes that the checkpoint has, so it works for any
-ranks, and for a checkpoint that other devices saved. Leaves that are not arrays are
-read as they were saved (see `orbax_leaves`).
+Reading requests NumPy arrays of the shapes in the checkpoint, so it works for any
+ranks, and for checkpoints saved on other devices. Leaves other than arrays are read as
+they were saved (see `leaves.py`). Runs on the host.
 """
 
 import contextlib
@@ -21,29 +21,29 @@ from para_jax.formats import multihost, other_files, tensor_files
 from para_jax.formats.orbax import leaves as orbax_leaves
 
 PLACEHOLDER = ocp.PLACEHOLDER
-"""Stands for a leaf that is not to be read."""
+"""Stands for a leaf to leave unread."""
 
-# Calls of several threads at once fail now and then.
-_alone = threading.Lock()
+# Orbax is not safe for threads: calls at once fail now and then.
+_one_call = threading.Lock()
 
 _STEP = "_CHECKPOINT_METADATA"
 _TREE = "_METADATA"
-_AT_ONCE = 2**24  # Bytes: what a call holds beside the tree.
-_CALLS = 16  # A tree that is larger than so many batches has larger batches.
+_AT_ONCE = 2**24  # Bytes that a call holds beside the tree.
+_CALLS = 16  # The most batches: a larger tree has larger ones, not more.
 
 
 def shapes(folder: pathlib.Path) -> tuple[Any, Mapping[str, Any]]:
     """Read the tree with a description for each leaf, and the custom metadata.
 
     Returns:
-      The tree of `orbax_leaves.Description`, and the metadata.
+      The tree of `leaves.Description`, and the metadata.
 
     Raises:
       ValueError: if Orbax cannot read it, or it holds no tree.
     """
     try:
         path, item = _place(folder)
-        with _alone:
+        with _one_call:
             # v1 cannot describe a bool (orbax-checkpoint 0.12.8): for one among all
             # leaves it returns None for the tree, or raises. v0 reads both versions.
             place = ocp.path.Path(path / item if item else path)
@@ -58,7 +58,7 @@ def shapes(folder: pathlib.Path) -> tuple[Any, Mapping[str, Any]]:
 
 
 def _custom(path: pathlib.Path) -> Mapping[str, Any]:
-    """Read the custom metadata of a checkpoint; without any, Orbax loads it as well."""
+    """Read the custom metadata of a checkpoint; Orbax loads one without any too."""
     if not (path / _STEP).exists():
         return {}
     with contextlib.suppress(ValueError):
@@ -72,14 +72,13 @@ def read(
     wanted: Any,
     known: Mapping[str, np.ndarray] = types.MappingProxyType({}),
 ) -> Any:
-    """Returns the tree of a checkpoint.
+    """Read the tree of a checkpoint.
 
     Args:
       folder: The checkpoint, or one step of a CheckpointManager.
-      wanted: A tree of what `shapes` describes, with `PLACEHOLDER` for the leaves that
-        are left out.
-      known: Arrays that are in memory already, by slash-joined key: one that is equal
-        to the leaf of its key takes its place, so reading back takes no memory.
+      wanted: The tree of `shapes`, with `PLACEHOLDER` for leaves to leave out.
+      known: Arrays in memory already, by slash-joined key. Each replaces the leaf of
+        its key if they are equal, so reading back takes no memory.
 
     Raises:
       ValueError: if Orbax cannot read it.
@@ -101,14 +100,14 @@ def read(
 def _load(folder: pathlib.Path, wanted: Any) -> Any:
     try:
         path, item = _place(folder)
-        with _alone:
+        with _one_call:
             return ocp.load(str(path), wanted, checkpointable_name=item)
     except Exception as error:
         raise _unreadable(folder, error) from error
 
 
 def _place(folder: pathlib.Path) -> tuple[pathlib.Path, str | None]:
-    """Return the checkpoint that a folder is, or is one item of, and the item.
+    """Split a path into a checkpoint and the name of an item in it, if any.
 
     Among several items it is the one that Orbax would choose: `state`, or the first by
     name that is a tree. A checkpoint of v0 may be a tree itself, without items.
@@ -124,7 +123,7 @@ def _place(folder: pathlib.Path) -> tuple[pathlib.Path, str | None]:
 
 
 def _batches(sizes: Sequence[int]) -> Iterator[range]:
-    """Yields the positions of neighbours that together have the size of a batch."""
+    """Yield ranges of neighbours with the total size of a batch."""
     limit = max(_AT_ONCE, sum(sizes) // _CALLS)
     start = total = 0
     for i, size in enumerate(sizes):
@@ -146,10 +145,11 @@ def write(folder: pathlib.Path, tree: Any, metadata: Any) -> None:
         folder.rmdir()  # Orbax makes it, by a rename of its own.
     multihost.wait()
     context = ocp.Context()
-    context.memory.deepcopy_host_arrays = False  # They change only after it returns.
+    # Nobody changes the arrays before it returns.
+    context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = _AT_ONCE
     try:
-        with _alone, context:
+        with _one_call, context:
             ocp.save(str(folder.absolute()), tree, custom_metadata=metadata)
     except ValueError as error:
         raise _unwritten(folder, tree, error) from error
@@ -165,7 +165,7 @@ def _unwritten(folder: pathlib.Path, tree: Any, error: ValueError) -> Exception:
 
 
 def first_line(error: Exception) -> str:
-    """Returns what an error says, short."""
+    """Format an error as one short line."""
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text[:200]}"
 

@@ -1,15 +1,15 @@
-"""Orbax checkpoints of other libraries' trees, and children in the same form. Host.
+"""Orbax checkpoints of other libraries' trees, and children in the same form.
 
-The layout is found by the shapes alone, before anything is read, so the adapters can
-be taken out of a large checkpoint without its base weights. A child's checkpoint has
-the tree that its parent had; where its adapters are, and that their scales are 1, is
-in its custom metadata.
+The layout is recognised by the shapes alone, before anything is read, so adapters can
+be read from a large checkpoint without its base weights. A child's checkpoint has its
+parent's tree. The places of its adapters, all of scale 1, are in its custom metadata.
+Runs on the host.
 """
 
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from para_jax import layouts
 from para_jax._adapters.adapter import Adapter
 from para_jax._adapters.checkpoint import Checkpoint
 from para_jax.formats import record
+from para_jax.formats.format import Hints
 from para_jax.formats.orbax import storage as orbax_io
 from para_jax.layouts.axes import Axes
 from para_jax.layouts.layout import is_optimizer
@@ -31,33 +32,15 @@ VERSION = 1
 _LEFT_OUT = orbax_io.PLACEHOLDER
 
 
-class Hints(NamedTuple):
-    """What a user says of a checkpoint whose arrays do not tell.
-
-    Attributes:
-      layout: As for `para_jax.from_tree`, as the next three.
-      alpha: The numerator of the scale.
-      scale: The scale.
-      stack_axis: Where layers are stacked.
-      adapters_only: Whether to leave all leaves unread that are no adapters.
-    """
-
-    layout: str | None = None
-    alpha: float | Mapping[str, float] | None = None
-    scale: float | None = None
-    stack_axis: layouts.StackAxis | None = None
-    adapters_only: bool = False
-
-
 def load(
     folder: pathlib.Path,
     form: Any,
     metadata: Mapping[str, Any],
     hints: Hints,
 ) -> Checkpoint:
-    """Returns the adapters in another library's checkpoint.
+    """Read the adapters in another library's checkpoint.
 
-    The state of an optimizer is left out: it is of the parent's factors.
+    The state of an optimizer is left out: its shapes are those of the parent's factors.
 
     Raises:
       ValueError: as `para_jax.from_tree`.
@@ -68,6 +51,7 @@ def load(
     found = _read(folder, form, wanted, {}, adapters_only=hints.adapters_only)
     leaves, structure = flatten(found)
     alpha = hints.alpha
+    # The user's word has precedence over the metadata.
     if chosen.alpha and alpha is None and hints.scale is None:
         alpha = _alpha(metadata)
     scales = of_pairs(chosen, pairs, leaves, alpha, hints.scale)
@@ -78,13 +62,13 @@ def load(
 
 
 def _alpha(metadata: Mapping[str, Any]) -> float | None:
-    """Returns the alpha that MaxText writes beside a checkpoint."""
+    """Return MaxText's alpha from the metadata of a checkpoint."""
     lora = metadata.get("lora")
     return lora.get("lora_alpha") if isinstance(lora, Mapping) else None
 
 
 def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
-    """Writes adapters into the tree that they came from, and returns what is written.
+    """Write adapters into their original tree; return the result.
 
     Raises:
       OSError: if the disk is full or the folder cannot be written.
@@ -95,6 +79,7 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
     ranks = layouts.module_ranks(checkpoint)
     metadata = dict(checkpoint.config)
     if isinstance(metadata.get("lora"), Mapping):
+        # MaxText builds its model with one rank, and divides alpha by it.
         most = max(ranks.values())
         metadata["lora"] = {**metadata["lora"], "lora_rank": most, "lora_alpha": most}
     metadata[KEY] = {
@@ -109,7 +94,7 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
     return dataclasses.replace(checkpoint, adapters=_adapters(written), tree=written)
 
 
-def reload(
+def load_own(
     folder: pathlib.Path,
     form: Any,
     metadata: Mapping[str, Any],
@@ -117,7 +102,7 @@ def reload(
     *,
     adapters_only: bool,
 ) -> Checkpoint:
-    """Returns what `save` wrote.
+    """Read a checkpoint written by `save`.
 
     Raises:
       KeyError: if the metadata or the tree is not as it was written; ValueError and
@@ -144,11 +129,13 @@ def reload(
 
 
 def _adapters(tree: layouts.Tree) -> dict[str, Adapter]:
-    """Returns the adapters of a child's tree, without what only fills it up.
+    """Return the adapters of a child's tree, without their padding.
 
-    That is what a fused projection's other parts use, what pads a module to the rank
-    of others, and a module of zeros. The kernels of a stack keep one rank.
+    Padding are components used by other parts of a fused projection, zeros up to the
+    rank of other modules, and whole modules of zeros. The kernels of a stack keep one
+    rank.
     """
+    # `to_tree` has folded all scales into the factors.
     every = take_out(tree, {pair.path: 1.0 for pair in tree.pairs}).adapters
     return {path: x for path, y in every.items() if (x := _used(y)).rank}
 
@@ -156,6 +143,7 @@ def _adapters(tree: layouts.Tree) -> dict[str, Adapter]:
 def _used(adapter: Adapter) -> Adapter:
     a, b = np.asarray(adapter.a), np.asarray(adapter.b)
     still = tuple(range(len(adapter.stack)))
+    # The kernels of a stack share their rank, so a component is used if any uses it.
     used = a.any(axis=(*still, -2)) & b.any(axis=(*still, -1))
     if used.all():
         return adapter
@@ -163,9 +151,10 @@ def _used(adapter: Adapter) -> Adapter:
 
 
 def _written(checkpoint: Checkpoint, tree: Any) -> layouts.Tree:
-    """Returns where the adapters are in a tree that `to_tree` made."""
+    """Locate the adapters in a tree made by `to_tree`."""
     leaves, structure = flatten(tree)
     old = tree_of(checkpoint)
+    # A child has its parent's keys, and ranks of its own.
     pairs = tuple(
         dataclasses.replace(x, shapes=(leaves[x.a].shape, leaves[x.b].shape))
         for x in old.pairs
@@ -176,7 +165,7 @@ def _written(checkpoint: Checkpoint, tree: Any) -> layouts.Tree:
 def _wanted(
     shapes: Mapping[Key, Any], pairs: tuple[Pair, ...], *, adapters_only: bool
 ) -> set[Key]:
-    """Returns the keys of the leaves to read."""
+    """Return the keys of the leaves to read."""
     adapters = {key for x in pairs for key in (x.a, x.b, x.alpha)}
     if adapters_only:
         return adapters & shapes.keys()
@@ -193,17 +182,18 @@ def _read(
 ) -> Any:
     """Read the tree of the wanted leaves."""
     shapes, structure = flatten(form)
+    # Orbax needs the whole structure; it does not read the leaves of placeholders.
     kinds = [x if key in wanted else _LEFT_OUT for key, x in shapes.items()]
     tree = orbax_io.read(folder, jax.tree.unflatten(structure, kinds), known)
     return _pruned(tree, (), adapters_only=adapters_only)
 
 
 def _pruned(tree: Any, key: Key, *, adapters_only: bool) -> Any:
-    """Return a tree without the leaves that were not read.
+    """Remove the unread leaves from a tree.
 
-    `None` and empty containers stay where leaves do: they are not part of an
-    optimizer's state, and other leaves than adapters are wanted. A list of which some
-    entries are missing becomes a dict by index, so that keys stay.
+    `None` and empty containers are treated as leaves: they are removed from an
+    optimizer's state, or if only adapters are wanted. A list with missing entries
+    becomes a dict by index, so that the keys of the others do not change.
     """
     if tree is None or (isinstance(tree, list | tuple | Mapping) and not tree):
         return _LEFT_OUT if adapters_only or is_optimizer(key) else tree
@@ -221,7 +211,7 @@ def _pruned(tree: Any, key: Key, *, adapters_only: bool) -> Any:
 
 
 def _pair(saved: Mapping[str, Any]) -> Pair:
-    """Returns a pair from its JSON form."""
+    """Parse a pair from its JSON form."""
     shapes = tuple(tuple(x) for x in saved["shapes"])
     keys = {name: tuple(saved[name]) for name in ("a", "b", "parts", "alpha")}
     return Pair(

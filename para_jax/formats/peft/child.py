@@ -1,7 +1,7 @@
-"""The `adapter_config.json` of what is written: PEFT finds these modules and ranks.
+"""The `adapter_config.json` of a child: the modules and ranks in its file.
 
-What PEFT makes of the fields is in `peft_config`, what becomes of the parent's in
-`peft_fields`. Host.
+PEFT's rules for reading the fields are in `config.py`, and the fate of the parent's
+fields in `fields.py`. Runs on the host.
 """
 
 import re
@@ -16,22 +16,19 @@ from para_jax.formats.peft import (
 from para_jax.formats.peft import (
     fields as peft_fields,
 )
-from para_jax.formats.peft import (
-    matching as peft_matching,
-)
 from para_jax.formats.peft.config import Config
 
 
 class Content(NamedTuple):
-    """What a file holds, by PEFT's names.
+    """The contents of a file, by PEFT's names.
 
     Attributes:
       ranks: The rank of each module, in order.
-      others: Modules of the same model that have no adapter.
-      bare: Those of `ranks` that are parameters, not modules.
-      tied: Those of `ranks` whose factors are the transposed ones of an embedding.
+      others: Modules of the same model without an adapter.
+      bare: The parameters among `ranks`; the others are modules.
+      tied: The modules among `ranks` with the transposed factors of an embedding.
       extra: The other tensors.
-      whole: Whether these are all modules that the parent's configuration was about.
+      whole: Whether these are all modules of the parent's configuration.
     """
 
     ranks: Mapping[str, int]
@@ -47,13 +44,13 @@ def config(source: Config, content: Content, profile: Profile) -> dict[str, Any]
 
     Every scale is 1: `lora_alpha == r` and `alpha_pattern == rank_pattern`; for
     `per-tensor-alpha`, 1 over the module's rank. Modules are listed by their full
-    names, which all releases of PEFT, vLLM and SGLang read; or as the parent has them,
-    where the child has all of the parent's.
+    names, which all releases of PEFT, vLLM and SGLang read, or by the parent's list if
+    the child has all of the parent's modules.
 
     Args:
       source: The parent's configuration.
-      content: What the file holds.
-      profile: Which form of ranks and alphas.
+      content: The contents of the file.
+      profile: The form of ranks and alphas.
 
     Raises:
       ValueError: if PEFT's rules cannot tell the modules apart.
@@ -68,19 +65,19 @@ def config(source: Config, content: Content, profile: Profile) -> dict[str, Any]
         "rank_pattern": pattern,
         "alpha_pattern": dict(alphas),
     }
-    if profile == "padded":  # Absent modules are there, as zeros.
+    if profile == "padded":  # Absent modules are in the file, as zeros.
         content = content._replace(others=())
     return _agreed(result, content)
 
 
 def _pattern(content: Content, most: int) -> dict[str, int]:
-    """Return the ranks that are not the largest, by names that PEFT can tell apart."""
+    """Return the ranks below the largest, by names without ambiguity for PEFT."""
     ranks = content.ranks
     pattern = {name: r for name, r in ranks.items() if r != most}
-    alike = any(x != y and peft_matching.matches(x, y) for x in pattern for y in ranks)
+    alike = any(x != y and peft_config.matches(x, y) for x in pattern for y in ranks)
     if alike:
-        # Bare names hold in all releases of PEFT. But where one name ends with another,
-        # an anchor has to tell them apart, in any order; it holds since PEFT 0.15.
+        # All releases of PEFT read bare names. But if one name ends with another, the
+        # result depends on their order without an anchor, read since PEFT 0.15.
         pattern = {f"^{re.escape(name)}": r for name, r in ranks.items()}
     return pattern | expert_modules.stacked_ranks(ranks, most)
 
@@ -105,11 +102,11 @@ def _fields(source: Config, content: Content) -> dict[str, Any]:
 
 
 def _parents_list_holds(source: Config, content: Content) -> bool:
-    """Return whether the parent's own list reaches what the file holds, and no more.
+    """Decide whether the parent's own list targets exactly the file's modules.
 
-    It may reach modules of the base model that are not known here, unless the child
-    has all modules that the parent had. Lists of short names can be compared with a
-    server's; an expression cannot.
+    If the child lacks modules of the parent, the list may match others of the base
+    model, which are not known here. Lists of short names are worth keeping, because
+    servers compare them with their own.
     """
     if not isinstance(source.get("target_modules"), list) or not content.whole:
         return False
@@ -118,13 +115,12 @@ def _parents_list_holds(source: Config, content: Content) -> bool:
 
 
 def _excluded(source: Config, content: Content) -> str | list[str] | None:
-    """Return the regular expression of all other modules, where one is needed.
+    """Return a regular expression of all other modules, if one is needed.
 
-    PEFT takes a listed name as the end of a name too. That can reach modules that a
-    regular expression or an exclusion of the parent kept out, or that have no adapter
-    any more.
+    PEFT matches a listed name with the end of a name too. It may thus find modules that
+    the parent's expression or exclusion kept out, or that have lost their adapter.
     """
-    clash = any(peft_matching.ends_in(x, content.ranks) for x in content.others)
+    clash = any(peft_config.ends_in(x, content.ranks) for x in content.others)
     exact = isinstance(source.get("target_modules"), str)
     if not (clash or exact):
         return source.get("exclude_modules")

@@ -1,19 +1,20 @@
-"""PEFT's `adapter_config.json`: which module has which rank and scale, and back.
+"""PEFT's `adapter_config.json`: the rank and scale of each module, and its targets.
 
-PEFT finds a module's rank and alpha by the first pattern that matches its name, and
-the modules themselves by name, suffix or regular expression. The rules here are those
-of PEFT 0.21; what is written also holds for the releases since 0.4 that read patterns.
+PEFT finds a module's rank and alpha by the first pattern that matches its name, and the
+modules themselves by name, suffix or regular expression. The rules are PEFT 0.21's. The
+files that we write are also read rightly by all releases since 0.4 with patterns. Runs
+on the host.
 """
 
+import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from para_jax.formats.peft import fields as peft_fields
-from para_jax.formats.peft import matching as peft_matching
 
-# The update of these is not `scale * B A`, so there is nothing that PARA could cut.
+# Their update is not `scale * B A`, so the singular values of `B A` tell nothing.
 _VARIANTS = {
     "use_dora": "DoRA",
     "use_qalora": "QA-LoRA",
@@ -24,7 +25,8 @@ _VARIANTS = {
     "monteclora_config": "MonteCLoRA",
     "enable_lora": "merged",
 }
-# Initialisations that take their first factors out of the base weights.
+# Initialisations that subtract the first factors from the base weights: the adapter
+# belongs to the changed weights.
 _RESIDUAL = {
     "pissa": "PiSSA",
     "milora": "MiLoRA",
@@ -37,7 +39,7 @@ Config = Mapping[str, Any]
 
 
 def check(config: Config) -> None:
-    """Raises ValueError unless the configuration is of a LoRA that can be cut.
+    """Raise ValueError unless the configuration is of plain LoRA.
 
     The message names the variant, or the field.
     """
@@ -47,6 +49,11 @@ def check(config: Config) -> None:
         raise ValueError(
             f"peft_type is {got}: only 'LORA' adapters have singular values to cut."
         )
+    _check_variant(config)
+    _check_numbers(config)
+
+
+def _check_variant(config: Config) -> None:
     for field, name in _VARIANTS.items():
         if config.get(field) not in (None, False):
             raise ValueError(
@@ -63,6 +70,9 @@ def check(config: Config) -> None:
             "this is a MiCA adapter (init_lora_weights is 'mica'): its update is not "
             "the product of two trained factors."
         )
+
+
+def _check_numbers(config: Config) -> None:
     wanted = config.get("target_parameters") or []
     if not (isinstance(wanted, list) and all(isinstance(x, str) for x in wanted)):
         raise ValueError(f"target_parameters is {wanted!r}: expected a list of names.")
@@ -80,6 +90,7 @@ def check(config: Config) -> None:
 
 
 def _positive(value: object, name: str, *, whole: bool) -> None:
+    # In Python, JSON's `true` is an int too.
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     good = number and value > 0 and math.isfinite(value)
     if good and (not whole or value == int(value)):
@@ -99,34 +110,35 @@ def _compiles(pattern: str, name: str) -> None:
 
 
 def residual(config: Config) -> str:
-    """Returns the initialisation that changed the base weights, or nothing."""
+    """Return the name of an initialisation that changed the base weights, or ""."""
     init = str(config.get("init_lora_weights")).lower()
     names = (name for key, name in _RESIDUAL.items() if init.startswith(key))
     return next(names, "")
 
 
 def rank(config: Config, module: str) -> int:
-    """Returns the rank that PEFT gives to a module."""
+    """Return PEFT's rank of a module."""
     return int(_lookup(config, "rank_pattern", "r", module))
 
 
 def scale(config: Config, module: str) -> float:
-    """Returns what PEFT multiplies `B A` of a module with."""
+    """Return PEFT's scale of a module: the factor of `B A`."""
     alpha = _lookup(config, "alpha_pattern", "lora_alpha", module)
     r = rank(config, module)
+    # rsLoRA divides by the root, so that the update keeps its size for large ranks.
     return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
 def _lookup(config: Config, pattern: str, default: str, module: str) -> Any:
     table = config.get(pattern) or {}
-    key = peft_matching.first_match(tuple(table), module)
+    key = first_match(tuple(table), module)
     return config[default] if key is None else table[key]
 
 
 def parameters(config: Config, module: str) -> list[str]:
-    """Returns the names of a module's own parameters that PEFT may have adapted.
+    """Return the names of a module's own parameters that may be adapted.
 
-    A name of `target_parameters` without a module is that of any module, but one that
+    A name in `target_parameters` without a module matches in any module, unless that
     is adapted as a whole.
     """
     wanted = [x.rpartition(".") for x in config.get("target_parameters") or []]
@@ -134,7 +146,7 @@ def parameters(config: Config, module: str) -> list[str]:
     found = [
         name
         for owner, _, name in wanted
-        if (peft_matching.ends_in(module, [owner]) if owner else not whole)
+        if (ends_in(module, [owner]) if owner else not whole)
     ]
     return list(dict.fromkeys(found))
 
@@ -143,19 +155,55 @@ def _targets_module(config: Config, module: str) -> bool:
     names = config.get("target_modules") or []
     if isinstance(names, str):
         return bool(re.fullmatch(names, module))
-    return peft_matching.ends_in(module, names)
+    return ends_in(module, names)
 
 
 def targets(config: Config, module: str) -> bool:
-    """Returns whether PEFT adapts a module, by what a child's fields hold.
+    """Decide whether PEFT adapts a module, or a parameter, of a child.
 
-    Or a parameter: `target_parameters` are full names, or the ends of them.
+    The names in `target_parameters` are full names, or ends of them.
     """
-    if peft_matching.ends_in(module, config.get("target_parameters") or []):
+    if ends_in(module, config.get("target_parameters") or []):
         return True
     excluded = config.get("exclude_modules") or []
     if isinstance(excluded, str):
         out = bool(re.fullmatch(excluded, module))
     else:
-        out = peft_matching.ends_in(module, excluded)
+        out = ends_in(module, excluded)
     return not out and _targets_module(config, module)
+
+
+# A file's modules are looked up several times, each among hundreds of keys.
+@functools.lru_cache(maxsize=2**14)
+def first_match(keys: tuple[str, ...], module: str) -> str | None:
+    """Return the first key of a pattern to match the module's name, if any."""
+    return next((key for key in keys if matches(key, module)), None)
+
+
+def matches(key: str, module: str) -> bool:
+    r"""Decide whether PEFT's rule `(.*\.)?(KEY)$` matches a module.
+
+    A key without other special characters than dots is compared directly: compiling
+    the hundreds of full names of a large model takes longer.
+    """
+    if not _is_name(key):
+        return re.match(rf"(.*\.)?({key})$", module) is not None
+    start = len(module) - len(key)
+    if start < 0 or (start and module[start - 1] != "."):
+        return False
+    for part in key.split("."):
+        if not module.startswith(part, start):
+            return False
+        start += len(part) + 1  # A dot matches whatever is there.
+    return True
+
+
+@functools.cache
+def _is_name(key: str) -> bool:
+    return re.fullmatch(r"[\w.]*", key) is not None
+
+
+def ends_in(module: str, names: Iterable[str]) -> bool:
+    """Decide whether any of the names is the module's, or its end."""
+    parts = module.split(".")
+    return not {".".join(parts[i:]) for i in range(len(parts))}.isdisjoint(names)

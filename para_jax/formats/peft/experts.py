@@ -1,13 +1,14 @@
-"""PEFT's LoRA on bare parameters (`target_parameters`): fused experts. Host.
+"""PEFT's LoRA on bare parameters (`target_parameters`): fused experts.
 
 A parameter of `E` experts gets one pair of factors: `lora_A [E * r, in]`, where the
 expert is the slower index of the rows, and `lora_B [out, r * E]`, where it is the
 faster one of the columns (`ParamWrapper.get_delta_weight`, PEFT 0.21). `in` and `out`
-are what PEFT takes for them: where a model stores its experts in a way that PEFT does
-not know (Llama 4), they are swapped, and so are our `m` and `n`; all else is the same.
+are PEFT's reading of the parameter. Where a model stores its experts in an order
+unknown to PEFT (Llama 4), they are swapped, and so are our `m` and `n`.
 
 Our path is the module's, then the parameter's name. PEFT's keys have the module alone:
 each further parameter wraps the module once more, so the first lies in `base_layer`.
+Runs on the host.
 """
 
 import dataclasses
@@ -20,8 +21,8 @@ from para_jax._adapters.adapter import Adapter
 from para_jax.formats.peft import config as peft_config
 from para_jax.formats.peft.tensors import Module
 
-# PEFT wraps in the order in which a module defines its parameters, which no file tells.
-# This is the order in all models of transformers 5.23 that fuse their experts.
+# PEFT wraps the parameters in the order of their definition, which no file records.
+# All models of transformers 5.23 with fused experts have this order.
 _ORDER = ("gate_proj", "gate_up_proj", "up_proj", "down_proj")
 _INNER = ".base_layer"
 
@@ -29,7 +30,7 @@ _INNER = ".base_layer"
 def by_parameter(
     modules: Mapping[str, Module], config: peft_config.Config
 ) -> dict[str, Module]:
-    """Returns `modules` with the wrappers of parameters under the parameters' names.
+    """Rename the wrappers of parameters in `modules` to the parameters.
 
     Raises:
       ValueError: if it cannot be told which parameter a wrapper is of.
@@ -52,7 +53,7 @@ def by_parameter(
 
 
 def wrappers(parameters: Sequence[str]) -> dict[str, str]:
-    """Returns the name of the wrapper of each parameter: PEFT's key.
+    """Return the name of each parameter's wrapper: PEFT's key.
 
     Args:
       parameters: All targeted parameters, `module.parameter`.
@@ -72,7 +73,7 @@ def wrappers(parameters: Sequence[str]) -> dict[str, str]:
 
 
 def _in_order(owner: str, names: Sequence[str], count: int) -> list[str]:
-    """Returns the parameters of one module from the innermost wrapper outwards."""
+    """Sort the parameters of one module from the innermost wrapper outwards."""
     if len(names) != count:
         raise ValueError(
             f"'{owner}' has {count} pairs of factors, but target_parameters names the "
@@ -93,7 +94,7 @@ def _unwrapped(name: str) -> str:
 
 
 def pair(name: str, module: Module, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns A and B of a parameter if they fit together and the configuration."""
+    """Return A and B of a parameter; check them against each other and the rank."""
     a, b = module.a, module.b
     if a is None or b is None:
         there, missing = ("A", "B") if b is None else ("B", "A")
@@ -111,7 +112,7 @@ def pair(name: str, module: Module, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def from_torch(a: np.ndarray, b: np.ndarray, rank: int, scale: float) -> Adapter:
-    """Returns the stack of all experts' adapters; the inverse is `to_torch`."""
+    """Convert PEFT's factors to a stack of all experts; the inverse of `to_torch`."""
     experts = a.shape[0] // rank
     return Adapter(
         a=a.reshape(experts, rank, -1).swapaxes(1, 2),
@@ -121,7 +122,7 @@ def from_torch(a: np.ndarray, b: np.ndarray, rank: int, scale: float) -> Adapter
 
 
 def to_torch(adapter: Adapter) -> tuple[Any, Any]:
-    """Returns PEFT's factors of a stack `[E]` of adapters."""
+    """Convert a stack `[E]` of adapters to PEFT's factors."""
     a, b = np.asarray(adapter.a), np.asarray(adapter.b)
     a = a.swapaxes(1, 2).reshape(-1, adapter.inputs)
     return a, b.transpose(2, 1, 0).reshape(adapter.outputs, -1)

@@ -1,8 +1,8 @@
-"""The fields of PEFT's `adapter_config.json`, and what a child makes of each. Host.
+"""The fields of PEFT's `adapter_config.json`, and the fate of each in a child.
 
-The fields are those of `LoraConfig` in PEFT 0.21, and of older releases. A field that
-is about the parent's tensors, or about how the parent was begun or trained, says
-nothing true of a child.
+The fields are those of `LoraConfig` in PEFT 0.21, and of older releases. A field about
+the parent's tensors, its initialisation or its training is not true of a child. Runs on
+the host.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,11 +12,11 @@ from para_jax.formats.peft import tensors as peft_tensors
 
 Config = Mapping[str, Any]
 Fate = Literal["kept", "recomputed", "dropped", "refused"]
-"""`refused`: kept where it is empty, and else the adapter cannot be cut."""
+"""`refused`: kept if it is empty; otherwise the adapter cannot be cut."""
 
 
 class Field(NamedTuple):
-    """What becomes of a field, and why."""
+    """The fate of a field, with the reason."""
 
     fate: Fate
     reason: str
@@ -81,14 +81,14 @@ FIELDS: dict[str, Field] = {
 """Fields that are not here are kept, but see `unknown`."""
 
 _EMPTY: dict[str, Any] = {"loftq_config": {}, "bias": "none"}
-# The last name of a module that PEFT takes for a tied one, `EMBEDDING_LAYER_NAMES`.
+# Last names of modules that PEFT ties (its `EMBEDDING_LAYER_NAMES`).
 _EMBEDDINGS = ("embed_tokens", "lm_head")
 # With these, PEFT asks for the tensors of a head, whatever `modules_to_save` says.
 _HEADED = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 def unknown(config: Config) -> str | None:
-    """Return a field that may be a variant of LoRA, and is not known here, if any.
+    """Find a field that may stand for an unknown variant of LoRA.
 
     PEFT names its variants `use_...` or `..._config`.
     """
@@ -97,7 +97,7 @@ def unknown(config: Config) -> str | None:
 
 
 def passed_on(source: Config, extra: Collection[str]) -> dict[str, Any]:
-    """Return the fields that do not depend on the child's ranks and modules.
+    """Return the fields independent of the child's ranks and modules.
 
     Args:
       source: The parent's configuration. No field is added to it.
@@ -113,6 +113,13 @@ def passed_on(source: Config, extra: Collection[str]) -> dict[str, Any]:
         # These would change the base weights once more on loading, or refuse a rank.
         result["init_lora_weights"] = True
     names = [name.removeprefix(peft_tensors.PREFIX) for name in extra]
+    return _restricted(result, names)
+
+
+def _restricted(config: Config, names: Collection[str]) -> dict[str, Any]:
+    """Restrict the fields about other tensors to the tensors in the file."""
+    # A configuration must not promise tensors that the file lacks.
+    result = dict(config)
     if not any(name.endswith(".bias") for name in names) and result.get("bias"):
         result["bias"] = "none"
     if saved := result.get("modules_to_save"):
@@ -126,7 +133,7 @@ def passed_on(source: Config, extra: Collection[str]) -> dict[str, Any]:
 
 
 def _is_in(module: str, names: Collection[str]) -> bool:
-    """Return whether a tensor is of a module whose name ends so: PEFT's rule."""
+    """Decide whether a module has a tensor, by the end of its name: PEFT's rule."""
     parts = [name.split(".")[:-1] for name in names]
     return any(
         ".".join(x[:i]).endswith(module) for x in parts for i in range(1, len(x) + 1)
@@ -136,11 +143,12 @@ def _is_in(module: str, names: Collection[str]) -> bool:
 def ties(config: Config, *, factors: bool) -> dict[str, Any]:
     """Return `ensure_weight_tying` for a child, if its configuration has the field.
 
-    PEFT ties what a list of names holds where it did not for the parent's expression:
-    then the output layer would get an update that no file has.
+    PEFT ties modules in a list of names, but not those that only an expression matches.
+    A list in place of the parent's expression would thus give the output layer an
+    update that no file has.
 
     Args:
-      config: The child's, with its `modules_to_save`.
+      config: The child's configuration, with its `modules_to_save`.
       factors: Whether the file holds factors that PEFT ties.
     """
     if not config.get("ensure_weight_tying"):

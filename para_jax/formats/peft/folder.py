@@ -1,4 +1,4 @@
-"""PEFT's folders: `adapter_config.json` and `adapter_model.safetensors`. Host."""
+"""PEFT's folders: `adapter_config.json` and `adapter_model.safetensors`."""
 
 import dataclasses
 import json
@@ -15,6 +15,8 @@ from para_jax._adapters.checkpoint import Checkpoint, Layer
 from para_jax._engines import profiles
 from para_jax._engines.profiles import Profile
 from para_jax.formats import other_files, record, tensor_files
+from para_jax.formats.peft import CONFIG as CONFIG
+from para_jax.formats.peft import WEIGHTS as WEIGHTS
 from para_jax.formats.peft import (
     child as peft_child,
 )
@@ -28,23 +30,20 @@ from para_jax.formats.peft import (
     tensors as peft_tensors,
 )
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-
 
 def load(
     folder: pathlib.Path,
     known: Mapping[str, np.ndarray] = types.MappingProxyType({}),
 ) -> Checkpoint:
-    """Returns the adapter in a PEFT folder, its scales by PEFT's own rules.
+    """Read the adapter in a PEFT folder, with scales by PEFT's own rules.
 
     Args:
       folder: The folder.
-      known: What may be in it and is in memory already, see `tensor_files.read`.
+      known: Arrays in memory already, see `tensor_files.read`.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a file is broken, a pair incomplete, or the adapter is no plain
+      ValueError: if a file is broken, a pair incomplete, or the adapter is not plain
         LoRA. The message names the file and the module.
     """
     config = tensor_files.read_json(_existing(folder, CONFIG))
@@ -85,7 +84,7 @@ def _checkpoint(
         if layer != Layer():
             layers[path] = layer
         if module.bias is not None:
-            # PEFT scales what lora_B gives, its bias included.
+            # PEFT scales the output of lora_B, its bias included.
             bias = module.bias.astype(np.float64) * adapters[path].scale
             biases[path] = bias.astype(module.bias.dtype)
     residual = peft_config.residual(config)
@@ -101,6 +100,8 @@ def _checkpoint(
     if "para_jax" in metadata:
         own = record.from_json(metadata["para_jax"])
         checkpoint = record.restored(checkpoint, own)
+    # Equal arrays tell which modules share an update; of absent modules only the record
+    # does.
     gone = {x: y for x, y in checkpoint.shared.items() if y in checkpoint.absent}
     equal = sharing.found(adapters, checkpoint.layers)
     return dataclasses.replace(checkpoint, shared=gone | equal)
@@ -111,7 +112,7 @@ def _adapter(
 ) -> tuple[Adapter, Layer]:
     rank, scale = peft_config.rank(config, name), peft_config.scale(config, name)
     if tied and module.a is not None:
-        # PEFT puts the embedding's factors in, and leaves the scale that it had made.
+        # PEFT ties the factors after computing the scale by the layer's own rank.
         rank = module.a.shape[0]
     if module.parameter:
         a, b = peft_experts.pair(name, module, rank)
@@ -124,15 +125,15 @@ def _adapter(
 def save(
     checkpoint: Checkpoint, folder: pathlib.Path, *, profile: Profile = "ragged"
 ) -> Checkpoint:
-    """Writes the two files of an adapter into an existing folder.
+    """Write the two files of an adapter into an existing folder.
 
     Args:
-      checkpoint: What to write. Stacks are unstacked, but for fused experts.
-      folder: Where to. Nothing there is protected: see `para_jax.save`.
-      profile: See `profiles.shaped`.
+      checkpoint: The adapters. Stacks are unstacked, except for fused experts.
+      folder: The folder. Its files are overwritten: `para_jax.save` protects them.
+      profile: The form of ranks and alphas, see `para_jax.formats.shaped`.
 
     Returns:
-      What the files should read back as.
+      The checkpoint that the files should read back as.
 
     Raises:
       ValueError: if nothing is left to write, or names cannot be told apart by PEFT's
@@ -145,6 +146,7 @@ def save(
             "for that. Keep at least one rank of one that is not zero."
         )
     config = _config(flat, profile)
+    # Inside an adapted module PEFT renames the base's own tensors.
     renamed = {peft_tensors.name_of_extra(x, flat): x for x in flat.extra}
     metadata = {"format": "pt", "para_jax": record.to_json(flat, renamed)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -154,6 +156,7 @@ def save(
 
 def _config(flat: Checkpoint, profile: Profile) -> dict[str, Any]:
     paths, both = ordered(flat.adapters), sharing.held(flat)
+    # Experts are targeted as one parameter, so absent ones are named by their stack.
     gone = {_dotted(profiles.module(flat, path)) for path in flat.absent}
     content = peft_child.Content(
         ranks={_dotted(path): flat.adapters[path].rank for path in paths},
@@ -172,8 +175,9 @@ def _config(flat: Checkpoint, profile: Profile) -> dict[str, Any]:
 
 
 def keys(flat: Checkpoint) -> dict[str, tuple[str, str]]:
-    """Returns the names of PEFT's two factors by path, for what `shaped` gave."""
+    """Return PEFT's names of the two factors of each module, by path."""
     experts = [path for path in flat.adapters if profiles.is_expert(flat, path)]
+    # A wrapper's key depends on all targeted parameters of its module.
     wrapper = peft_experts.wrappers([_dotted(path) for path in experts])
     return {
         path: peft_tensors.keys(
@@ -184,7 +188,7 @@ def keys(flat: Checkpoint) -> dict[str, tuple[str, str]]:
 
 
 def named(flat: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields PEFT's name and tensor of all that the checkpoint holds."""
+    """Yield every tensor of a checkpoint with PEFT's name."""
     for path, names in keys(flat).items():
         kind, adapter = flat.layers.get(path, Layer()), flat.adapters[path]
         if kind.kind == "experts":

@@ -1,7 +1,8 @@
-"""PEFT's tensors: names, and torch's orientation, to ours and back. Host.
+"""PEFT's tensors: their names, and torch's orientation.
 
 `lora_A [r, in]` is our `a^T` and `lora_B [out, r]` our `b^T`. A convolution's factors
-are flattened in Flax's axis order, and an embedding's `m` is the vocabulary.
+are flattened in Flax's axis order, and an embedding's `m` is the vocabulary. Runs on
+the host.
 """
 
 import dataclasses
@@ -19,10 +20,10 @@ _KEY = re.compile(
     r"|lora_(?P<bias>B)\.bias)$"
 )
 # Modules that PyTorch puts around others: torch.compile, FSDP, and activation
-# checkpointing. PEFT finds no module whose name has them, and says nothing.
+# checkpointing. PEFT silently ignores tensors with such names.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# What may stand before PEFT's prefix: DDP's and DeepSpeed's module, and a component of
-# a pipeline that PEFT had wrapped, whose name stays.
+# Prefixes before PEFT's own: DDP's and DeepSpeed's module, and the component of a
+# pipeline. The component's name is kept, since it tells the model.
 _HOLDER = re.compile(
     rf"(?:module\.|(?P<part>(?:unet|transformer|text_encoder(?:_\d)?)\.)){PREFIX}"
 )
@@ -43,10 +44,9 @@ class Module:
 
 
 def unwrapped(found: Mapping[str, np.ndarray]) -> Tensors:
-    """Return tensors under the names that they have in the model itself.
+    """Return tensors under their names in the model itself.
 
-    Without the names of `_WRAPPERS`, and without PEFT's prefix where something stands
-    before it.
+    Names of `_WRAPPERS` are removed, and PEFT's prefix if another one precedes it.
 
     Raises:
       ValueError: if two tensors then have one name. The message shows both.
@@ -68,7 +68,7 @@ def unwrapped(found: Mapping[str, np.ndarray]) -> Tensors:
 
 
 def by_module(found: Tensors) -> tuple[dict[str, Module], Tensors]:
-    """Returns the LoRA tensors by module, and the others under their names."""
+    """Sort LoRA tensors by module, and return all others by name."""
     modules: dict[str, Module] = {}
     extra: Tensors = {}
     for name, value in unwrapped(found).items():
@@ -78,7 +78,7 @@ def by_module(found: Tensors) -> tuple[dict[str, Module], Tensors]:
             )
         match = _KEY.match(name.removeprefix(PREFIX))
         if match is None:
-            if name.endswith(_TRAINING):
+            if name.endswith(_TRAINING):  # The update does not use it.
                 continue
             if ".lora_magnitude_vector" in name:
                 raise ValueError(
@@ -99,7 +99,7 @@ def by_module(found: Tensors) -> tuple[dict[str, Module], Tensors]:
 
 
 def pair(name: str, module: Module, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns A and B of a module if they fit together and the configuration."""
+    """Return A and B of a module; check them against each other and the rank."""
     a, b = module.a, module.b
     if a is None or b is None:
         there, missing = ("A", "B") if b is None else ("B", "A")
@@ -119,6 +119,7 @@ def pair(name: str, module: Module, rank: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"'{name}': A {list(a.shape)} and B {list(b.shape)} are no pair of factors."
         )
+    # B is grouped too, so its rank axis is divided by the number of groups.
     if a.ndim > 2 and a.shape[0] != b.shape[1] and a.shape[0] % b.shape[1] == 0:
         raise ValueError(f"'{name}' is a grouped convolution, which is not supported.")
     if a.shape[0] != b.shape[1] or b.size != b.shape[0] * b.shape[1]:
@@ -138,9 +139,9 @@ def pair(name: str, module: Module, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tied(modules: Mapping[str, Module]) -> set[str]:
-    """Returns the dense layers whose factors are the transposed ones of an embedding.
+    """Return the dense layers with the transposed factors of an embedding.
 
-    PEFT's `ensure_weight_tying` makes them so, whatever rank the layer would have.
+    PEFT's `ensure_weight_tying` ties them, whatever rank the layer would have.
     """
     tables = [x for x in modules.values() if x.embedding and x.a is not None]
     return {
@@ -157,7 +158,7 @@ def _transposed(one: Module, two: Module) -> bool:
 
 
 def layer(module: Module, a: np.ndarray) -> Layer:
-    """Returns the kind of layer that the shape of A tells."""
+    """Infer the kind of layer from the shape of A."""
     if module.embedding:
         return Layer(kind="embedding")
     if a.ndim == 2:
@@ -167,7 +168,7 @@ def layer(module: Module, a: np.ndarray) -> Layer:
 
 
 def from_torch(a: np.ndarray, b: np.ndarray, kind: Layer, scale: float) -> Adapter:
-    """Returns the adapter of torch's factors; the inverse is `to_torch`."""
+    """Convert torch's factors to an adapter; the inverse is `to_torch`."""
     rank, outputs = a.shape[0], b.shape[0]
     if kind.kind == "conv":  # [r, channels, *window] to [*window, channels, r].
         a = np.moveaxis(a, (0, 1), (-1, -2)).reshape(-1, rank).T
@@ -175,7 +176,7 @@ def from_torch(a: np.ndarray, b: np.ndarray, kind: Layer, scale: float) -> Adapt
 
 
 def to_torch(adapter: Adapter, kind: Layer) -> tuple[np.ndarray, np.ndarray]:
-    """Returns torch's factors of an adapter of scale 1."""
+    """Convert an adapter of scale 1 to torch's factors."""
     a, b = np.asarray(adapter.a).T, np.asarray(adapter.b).T
     if kind.kind == "conv":
         kernel = a.T.reshape(*kind.window, adapter.rank)
@@ -185,17 +186,17 @@ def to_torch(adapter: Adapter, kind: Layer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def keys(module: str, kind: Layer) -> tuple[str, str]:
-    """Returns the names of both factors of a module."""
+    """Return the names of both factors of a module."""
     inside = "lora_embedding_{}" if kind.kind == "embedding" else "lora_{}.weight"
     a, b = (f"{PREFIX}{module}.{inside.format(name)}" for name in "AB")
     return a, b
 
 
 def name_of_extra(name: str, checkpoint: Checkpoint) -> str:
-    """Returns where PEFT looks for a tensor that is no LoRA factor.
+    """Return PEFT's name of a tensor other than a LoRA factor.
 
-    In an adapted module the base's own tensors lie below `base_layer`; no longer, once
-    the module has no adapter.
+    In an adapted module the base's own tensors lie below `base_layer`. If the module
+    kept no adapter, they have their plain names again.
     """
     bare = name.removeprefix(PREFIX)
     module, inside, leaf = bare.rpartition(".base_layer.")

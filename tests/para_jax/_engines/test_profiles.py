@@ -202,11 +202,11 @@ def test_right_files_pass(profile, tmp_path):
         for path, x in checkpoint.adapters.items()
     }
 
-    verify.check(tmp_path, wrote, checkpoint, profile)
+    verify.check_peft(tmp_path, wrote, checkpoint, profile)
 
     other = dataclasses.replace(checkpoint, adapters=twice)
     with pytest.raises(ValueError, match="do not hold the update"):
-        verify.check(tmp_path, wrote, other, profile)
+        verify.check_peft(tmp_path, wrote, other, profile)
 
 
 def change_config(folder, **fields):
@@ -249,7 +249,7 @@ def test_a_file_that_an_engine_would_read_wrongly_is_refused(name, tmp_path):
     change(tmp_path)
 
     with pytest.raises(ValueError, match=match):
-        verify.check(tmp_path, wrote, checkpoint, "ragged")
+        verify.check_peft(tmp_path, wrote, checkpoint, "ragged")
 
 
 def test_a_module_that_is_not_written_is_missed(tmp_path):
@@ -257,7 +257,7 @@ def test_a_module_that_is_not_written_is_missed(tmp_path):
     more = {**checkpoint.adapters, "z": adapter(7, 5, 1)}
 
     with pytest.raises(ValueError, match="'z' is not in the files"):
-        verify.check(tmp_path, wrote, para.Checkpoint(adapters=more), "ragged")
+        verify.check_peft(tmp_path, wrote, para.Checkpoint(adapters=more), "ragged")
 
 
 def test_nothing_is_left_where_the_check_fails(tmp_path, monkeypatch):

@@ -25,7 +25,9 @@ SERVER = """
 import json, os, pathlib, signal, sys, time
 
 import para_jax as para
-from para_jax.formats import directory, orbax, peft
+from para_jax.formats import atomic
+from para_jax.formats.orbax import checkpoint
+from para_jax.formats.peft import folder
 
 ADAPTERS = [para.load(x) for x in sys.argv[1:]]
 
@@ -35,7 +37,7 @@ def kill_at_line(number):
 
     def each(frame, event, argument):
         nonlocal count
-        if frame.f_code.co_filename != directory.__file__:
+        if frame.f_code.co_filename != atomic.__file__:
             return None
         if event == "line":
             count += 1
@@ -61,7 +63,7 @@ def kill_after_rename(number):
 
 def child(target, format="peft", *, saves=[1], line=0, rename=0, exchange=True):
     if not exchange:  # As on a file system without it.
-        directory._exchange = lambda one, two: False
+        atomic._exchange = lambda one, two: False
     if line:
         kill_at_line(line)
     if rename:
@@ -554,14 +556,14 @@ def test_the_files_can_be_read_by_those_who_may_read_the_folder(target):
 def test_a_thread_of_a_failed_writer_that_comes_late_leaves_nothing(target):
     code = f"""
 import pathlib, threading, time
-from para_jax.formats import directory
+from para_jax.formats import atomic
 
 def late(new):
     time.sleep(0.4)
     (new / "part").mkdir(parents=True)
 
 try:
-    with directory.replacing(pathlib.Path({str(target)!r}), overwrite=False) as new:
+    with atomic.replacing(pathlib.Path({str(target)!r}), overwrite=False) as new:
         threading.Thread(target=late, args=[new]).start()
         raise OSError(27, "File too large")
 except OSError:

@@ -853,7 +853,8 @@ def test_an_unknown_format_or_profile_is_named(parent, tmp_path):
 FULL = """
 import pathlib, resource, signal, sys
 import para_jax as para
-from para_jax.formats import orbax, peft
+from para_jax.formats.orbax import checkpoint
+from para_jax.formats.peft import folder
 
 parent = para.load(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

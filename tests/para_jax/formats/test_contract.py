@@ -1,5 +1,7 @@
 """What holds for every format: the same adapters, written and read in each."""
 
+import subprocess
+import sys
 import typing
 
 import jax.numpy as jnp
@@ -7,15 +9,13 @@ import numpy as np
 import pytest
 
 import para_jax
-from para_jax.formats import Format, recognise
+from para_jax.formats import FORMATS, PROFILES, Format, recognise
 
-FORMATS = typing.get_args(Format)
-FILES = ("kohya",)
-"""Those that are one file."""
+FILES = [name for name, x in FORMATS.items() if x.one_file]
 
 
 def place(folder, form, name="child"):
-    return folder / (f"{name}.safetensors" if form in FILES else name)
+    return folder / f"{name}{FORMATS[form].suffix}"
 
 
 def parent(dtype="float32"):
@@ -70,6 +70,19 @@ def form(request):
     return request.param
 
 
+def test_the_table_has_a_record_for_every_name():
+    assert tuple(FORMATS) == typing.get_args(Format)
+    assert [x.name for x in FORMATS.values()] == list(FORMATS)
+
+
+def test_the_table_is_there_before_orbax_is_imported():
+    code = "import sys, para_jax.formats; print('orbax' in sys.modules)"
+
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert run.stdout.strip() == "False", run.stderr
+
+
 def test_updates_ranks_and_dtypes_come_back(form, tmp_path):
     for dtype in ("float32", "bfloat16", "float16"):
         want = parent(dtype)
@@ -102,6 +115,27 @@ def test_the_format_is_recognised(form, tmp_path):
     para_jax.save(parent(), target, format=form)
 
     assert recognise(target) == form
+
+
+def test_a_profile_is_refused_where_the_format_has_no_such(form, tmp_path):
+    for profile in PROFILES:
+        target = place(tmp_path, form, profile)
+        if profile in FORMATS[form].profiles:
+            para_jax.save(parent(), target, format=form, profile=profile)
+            assert recognise(target) == form
+            continue
+        with pytest.raises(ValueError, match=f"profile '{profile}' is of PEFT"):
+            para_jax.save(parent(), target, format=form, profile=profile)
+
+
+def test_a_hint_is_refused_where_the_format_leaves_nothing_open(form, tmp_path):
+    target = place(tmp_path, form)
+    para_jax.save(parent(), target, format=form)
+    hints = {"layout": "linen", "alpha": 2.0, "scale": 2.0, "stack_axis": 0}
+
+    for name, value in hints.items():
+        with pytest.raises(ValueError, match=f"holds its own .*leave out {name}="):
+            para_jax.load(target, **{name: value})
 
 
 def test_a_child_tells_what_was_kept_after_a_way_through_the_disk(form, tmp_path):

@@ -309,7 +309,7 @@ def test_a_failure_leaves_what_was_there(step, tmp_path, monkeypatch):
     def fail(*args, **options):
         raise OSError(28, "No space left on device")
 
-    module, name = {"write": (kohya, "save"), "check": (verify, "check")}[step]
+    module, name = {"write": (kohya, "save"), "check": (verify, "check_kohya")}[step]
     monkeypatch.setattr(module, name, fail)
     with pytest.raises(OSError, match="No space left"):
         para.save(checkpoint, target, format="kohya", overwrite=True)
@@ -325,4 +325,4 @@ def test_a_file_with_another_alpha_does_not_pass(tmp_path):
     write(tmp_path / "y.safetensors", found | {"c.alpha": np.asarray(6, np.float32)})
 
     with pytest.raises(ValueError, match=r"'c': .*'kohya' would multiply with 2, not"):
-        verify.check(tmp_path / "y.safetensors", wrote, checkpoint, "ragged")
+        verify.check_kohya(tmp_path / "y.safetensors", wrote, checkpoint)
