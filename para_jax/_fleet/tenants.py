@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from para_jax._adapters.messages import Message, on_one_line
 from para_jax._fleet.manifest import Manifest, Row
 from para_jax._pruning.report import Report
 from para_jax.formats import Format, recognise, recognition
@@ -201,9 +202,9 @@ def tend(work: Work, tenant: Tenant) -> Row:
         seen = identity(tenant.source)
         report = work(tenant.source, tenant.target)
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = on_one_line(error)
         if not isinstance(error, (ValueError, OSError)):
-            text = f"{type(error).__name__}: {text}"
+            text = Message(f"{type(error).__name__}: ", text)
         return row(status="failed", seconds=time.perf_counter() - start, failure=text)
     return row(
         status="done",

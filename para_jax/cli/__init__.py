@@ -284,8 +284,8 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("default")
         warnings.simplefilter("ignore", DeprecationWarning)  # Of others' code.
         yield
-    for text in dict.fromkeys(str(x.message) for x in found):
-        print(f"para: note: {errors.spoken(text)}", file=sys.stderr)
+    for text in dict.fromkeys(errors.spoken(x.message) for x in found):
+        print(f"para: note: {text}", file=sys.stderr)
     # Not after a failure: the threads speak until the process ends.
     sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
     logging.disable(level)

@@ -8,6 +8,7 @@ import numpy as np
 
 import para_jax as para
 from para_jax import names
+from para_jax._adapters.messages import Message
 from para_jax._engines import prepare, registry, renaming
 from para_jax._engines import rules as engine_rules
 from para_jax._pruning.report import human_bytes
@@ -89,8 +90,11 @@ def _renamed(
         if to_jax or found.tree is not None:
             raise
         raise ValueError(
-            f"{error} If '{given.source}' has Hugging Face's names already, leave out "
-            "--model."
+            Message(
+                error,
+                f" If '{given.source}' has Hugging Face's names already, leave out "
+                "--model.",
+            )
         ) from error
 
 

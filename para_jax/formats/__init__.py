@@ -16,6 +16,7 @@ import numpy as np
 
 from para_jax._adapters.adapter import Adapter, Adapters
 from para_jax._adapters.checkpoint import Checkpoint, Layer, as_checkpoint
+from para_jax._adapters.messages import Argument, Message
 from para_jax._engines import experts as expert_modules
 from para_jax._engines.profiles import PROFILES
 from para_jax._engines.profiles import Profile as Profile
@@ -108,7 +109,11 @@ def _check_words(
         if found == "kohya" and name in ("alpha", "scale"):
             continue  # Where the file says nothing.
         what = "own scales" if name in ("alpha", "scale") else "own layout"
-        raise ValueError(f"'{path}' holds its {what}: leave out {name}={value}.")
+        raise ValueError(
+            Message(
+                f"'{path}' holds its {what}: leave out ", Argument(name, value), "."
+            )
+        )
 
 
 def save(

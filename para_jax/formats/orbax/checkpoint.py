@@ -17,6 +17,7 @@ import numpy as np
 
 from para_jax._adapters.adapter import check_pair
 from para_jax._adapters.checkpoint import Checkpoint
+from para_jax._adapters.messages import Argument, Message
 from para_jax._adapters.params import from_params, nest, to_params, unnest
 from para_jax.formats import record
 from para_jax.formats.orbax import storage as orbax_io
@@ -87,7 +88,13 @@ def load(
         name = next(x for x in Hints._fields if getattr(hints, x) is not None)
         value = getattr(hints, name)
         value = f"{value:g}" if isinstance(value, float) else value
-        raise ValueError(f"'{folder}' holds its own scales: leave out {name}={value}.")
+        raise ValueError(
+            Message(
+                f"'{folder}' holds its own scales: leave out ",
+                Argument(name, value),
+                ".",
+            )
+        )
     own = metadata[KEY]
     if isinstance(own, dict) and own.get("version", 0) > VERSION:
         raise ValueError(f"'{folder}' was written by a newer para_jax: update yours.")
@@ -157,6 +164,9 @@ def _foreign(
         return orbax_trees.load(folder, form, metadata, hints)
     except ValueError as error:
         raise ValueError(
-            f"Cannot read the adapters in '{folder}', which para_jax did not write: "
-            f"{error}"
+            Message(
+                f"Cannot read the adapters in '{folder}', which para_jax did not "
+                "write: ",
+                error,
+            )
         ) from error

@@ -4,6 +4,7 @@ Stacked for `nn.scan`, or a module a layer. What `para_jax.to_params` makes, and
 `para_jax.flax.linen` runs.
 """
 
+from para_jax._adapters.messages import Argument, Message
 from para_jax.layouts.layout import Half, Layout
 from para_jax.layouts.pairs import Key
 
@@ -23,5 +24,8 @@ LAYOUT = Layout(
     half=_half,
     kernels=_kernels,
     flat=True,
-    alpha="scale=: alpha / r of the run that trained it, 1 for what to_params made",
+    alpha=Message(
+        Argument("scale"),
+        ": alpha / r of the run that trained it, 1 for what to_params made",
+    ),
 )
