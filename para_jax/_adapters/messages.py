@@ -1,4 +1,4 @@
-"""Messages of errors and warnings that carry their remedies as data. Runs on the host.
+"""Messages of errors and warnings, with their remedies as data. Runs on the host.
 
 A message is built of text, of the arguments that it names, and of remedies:
 
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 
 @dataclasses.dataclass(frozen=True)
 class Argument:
-    """A keyword argument of the library, which may be a flag of the command line.
+    """A keyword argument of the library, and a flag of the command line.
 
     Attributes:
       name: The keyword.
@@ -33,7 +33,7 @@ class Argument:
 
 
 class Remedy(enum.Enum):
-    """A remedy that Python and the command line say in words of their own."""
+    """A remedy with its own words in Python and on the command line."""
 
     OVERWRITE = "overwrite it"
     RENAME_FIRST = "first: para_jax.names.to_hf"
@@ -47,7 +47,7 @@ Part = str | Argument | Remedy
 
 
 class Message(str):
-    """A sentence in Python's words, and the parts that it is built of.
+    """A sentence in Python's words, with its parts.
 
     Example:
       >>> from para_jax._adapters.messages import Argument, Message
@@ -84,7 +84,7 @@ def _joined(parts: Iterable[Part]) -> Iterator[Part]:
 
 
 def parts_of(said: Part | BaseException) -> tuple[Part, ...]:
-    """Return the parts of a message or of an error that holds one.
+    """Take a message apart, or the message of an error.
 
     Anything else has one part: its text.
     """
@@ -99,7 +99,7 @@ def _holds_message(error: BaseException) -> bool:
 
 
 def on_one_line(said: Part | BaseException) -> Message:
-    """Return a message with a single space for each run of white space."""
+    """Replace each run of white space in a message by a single space."""
     parts = [
         re.sub(r"\s+", " ", x) if isinstance(x, str) else x for x in parts_of(said)
     ]

@@ -1,4 +1,4 @@
-"""Budgets: the flags of the policies, and the policies that a cut asks for."""
+"""Budgets: a flag for each policy, and the policies of a command."""
 
 from collections import Counter
 
@@ -14,11 +14,11 @@ BUDGETS = {
     "params": (para.Params, "keep at most so many parameters, such as 100k"),
     "bytes": (para.Bytes, "keep at most so many bytes of factors, such as 1.5MB"),
 }
-"""The policy and the help of each flag."""
+"""The policy and the help of each flag, in the order of the help."""
 
 
 def policies(cut: Cut, engine: str | None = None) -> list[para.Policy]:
-    """Make the policies that a cut asks for, within the ranks of an engine.
+    """Make the policies of a cut, within the ranks of an engine.
 
     Raises:
       ValueError: if there is none, two are equal, or one makes no sense.
@@ -26,6 +26,8 @@ def policies(cut: Cut, engine: str | None = None) -> list[para.Policy]:
     if not cut.budgets:
         raise ValueError(f"Name a budget: {', '.join(f'--{x}' for x in BUDGETS)}.")
     max_rank = cut.max_rank
+    # An engine refuses a rank above its buffers, so its largest is a limit as well.
+    # An engine refuses a rank above its buffers, so its largest is a limit as well.
     if engine and (most := max(ENGINES[engine].ranks, default=0)):
         max_rank = min(max_rank or most, most)
     found: list[para.Policy] = [
@@ -38,6 +40,8 @@ def policies(cut: Cut, engine: str | None = None) -> list[para.Policy]:
         )
         for name, value in cut.budgets
     ]
+    # Equal policies have equal names: one child would replace the other.
+    # Equal policies have equal names: one child would replace the other.
     if twice := sorted(x.name for x, n in Counter(found).items() if n > 1):
         raise ValueError(f"{twice[0]} is asked for twice.")
     return found

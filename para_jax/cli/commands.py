@@ -26,7 +26,7 @@ def check(request: Request) -> None:
 
 
 def run(request: Request) -> int | None:
-    """Run the command that a request is of; return its status, if it has one."""
+    """Run the command of a request and return its status, None for success."""
     match request:
         case Compress():
             return compress(request)
@@ -75,7 +75,8 @@ def _child(request: Compress, policy: para.Policy) -> para.Child:
 
 
 def inspect(request: Inspect) -> None:
-    """Print what an adapter holds, or what each engine would pay for it."""
+    """Print the modules and spectra of an adapter, or its costs by engine."""
+    # Decomposing may take minutes: a missing `rich` is told before, not after.
     if not request.json:
         show.check()
     reports.check_picture(request.plot)
@@ -96,6 +97,8 @@ def inspect(request: Inspect) -> None:
 
 
 def _engines(request: Inspect, checkpoint: para.Checkpoint) -> None:
+    # A refusal names arguments of the library: shown and as JSON they are flags.
+    # A refusal names arguments of the library: shown and as JSON they are flags.
     costs = [
         x._replace(refused=errors.spoken(x.refused)) for x in prepare.costs(checkpoint)
     ]
@@ -111,6 +114,7 @@ def sweep(request: Sweep) -> None:
         show.check()
     policies = budgets.policies(request.cut, request.output.engine)
     children = _children(request, policies)
+    # All before the first: a sweep writes every child or none.
     for child in children:
         target.check(child)
     parent = source.load(request)
@@ -146,11 +150,14 @@ def _swept(
         spectra = spectra_of(
             parent, method=cut.method, dtype=cut.dtype, progress=progress
         )
-    for policy in policies:  # All or none: an impossible one stops here.
+    # Ranks cost next to nothing beside spectra, and an empty child cannot be saved.
+    for policy in policies:
         if not any(x.any() for x in ranks(spectra, policy).values()):
             raise ValueError(f"{policy.name} keeps no rank at all.")
     result = []
     with show.progress(f"Writing {len(children)} children") as progress:
+        # Ragged children are views of the largest one, so all take the memory of one.
+        # Ragged children are views of the largest one, so all take the memory of one.
         found = cuts(parent, spectra, policies, form="ragged")
         for one, child in zip(progress(children), found, strict=True):
             target.save(one, child)
@@ -160,8 +167,9 @@ def _swept(
 
 def fleet(request: Fleet) -> int:
     """Compress many adapters alike; return 1 if one of them has no child."""
-    budgets.policies(request.cut, request.output.engine)
     engine = request.output.engine
+    # Each tenant makes them again: a wrong budget is one error here, not one a tenant.
+    budgets.policies(request.cut, engine)
     form = ENGINES[engine].form if engine else request.output.format
     found = fleet_tenants.find(request.patterns, request.target, form)
     fleet_run.check(request, found.tenants)
@@ -171,6 +179,8 @@ def fleet(request: Fleet) -> int:
         rows = fleet_run.tended(
             request, fleet_tenants.pending(found.tenants, kept), kept
         )
+    # A manifest may also hold tenants of earlier patterns: only these are counted.
+    # A manifest may also hold tenants of earlier patterns: only these are counted.
     children = [kept.rows[x.name] for x in found.tenants]
     failed = {x.name: errors.spoken(x.failure) for x in rows if x.failure}
     summary = {

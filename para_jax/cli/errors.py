@@ -14,9 +14,11 @@ def sentence(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         extra = "fleet" if error.name == "ray" else "cli,plot"
         return f"this needs {error.name}: pip install 'para-jax[{extra}]'."
+    # Of the system, such as a full disk: its own text begins with a number.
     if isinstance(error, OSError) and error.strerror:
         return f"'{error.filename}': {error.strerror}."
     text = spoken(on_one_line(error)) or type(error).__name__
+    # The library raises these with whole sentences; any other kind is a surprise.
     if isinstance(error, (ValueError, OSError)):
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"

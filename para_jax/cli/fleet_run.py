@@ -13,7 +13,7 @@ from para_jax.cli.request import Fleet
 
 
 def check(request: Fleet, tenants: Sequence[fleet.Tenant]) -> None:
-    """Raise ValueError if no child of such adapters can be as the command asks."""
+    """Raise ValueError if the request does not fit the children of any format."""
     # One of each ending: the format of DST depends on nothing else.
     for one in {x.target.suffix: x for x in tenants}.values():
         child = request.tenant(one.source, one.target)
@@ -27,10 +27,12 @@ def tended(request: Fleet, todo: Sequence[fleet.Tenant], kept: Manifest) -> list
     rows = []
     try:
         with show.tenants(len(todo)) as progress:
+            # Each row is on disk before the next: a killed run repeats no done tenant.
             for row in progress(_rows(request, work, todo)):
                 kept.append(row)
                 rows.append(row)
     except KeyboardInterrupt:
+        # Said here, while the counts are known: `main` exits with 130 and no word.
         done = f"{len(rows)} of {len(todo)} tenants are done"
         print(f"para: {done}; the same command goes on.", file=sys.stderr)
         raise

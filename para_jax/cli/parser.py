@@ -45,7 +45,7 @@ def parse(words: Sequence[str] | None = None) -> Request:
 
 
 def parser() -> flags.Parser:
-    """Build the parser. Its results hold the function that makes their request."""
+    """Build the parser of all commands."""
     result = flags.Parser(
         prog="para",
         description="Compress LoRA adapters after training: PARA, in JAX.",
@@ -66,6 +66,7 @@ def parser() -> flags.Parser:
             epilog=_EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        # The results then know how to become the request of their command.
         command.set_defaults(request=request)
         add(command)
         flags.foreign(command)
@@ -73,6 +74,7 @@ def parser() -> flags.Parser:
 
 
 def _add_budget(command: flags.Parser) -> None:
+    # Help shows a title for ordinary groups only, hence a group inside a group.
     group = command.add_argument_group("budget, one of")
     budget = group.add_mutually_exclusive_group(required=True)
     for name, (_, what) in BUDGETS.items():
@@ -108,6 +110,7 @@ def _compress(given: argparse.Namespace) -> Compress:
 def _add_inspect(command: flags.Parser) -> None:
     flags.source(command)
     flags.method(command)
+    # Costs need no singular values, so there is nothing to draw.
     add = command.add_mutually_exclusive_group().add_argument
     what = "show what each serving engine would pay for it"
     add("--engines", action="store_true", help=what)

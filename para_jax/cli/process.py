@@ -1,4 +1,4 @@
-"""The process of one command: JAX set up for a short run, and warnings as sentences."""
+"""The process of one command: JAX for a short run, and warnings as sentences."""
 
 import contextlib
 import logging
@@ -13,10 +13,10 @@ from para_jax.cli import errors
 
 
 def cache_programs() -> None:
-    """Set JAX up for a short run: compiled programs are kept between runs."""
-    # Before JAX looks for devices: a small job takes no three quarters of a GPU.
+    """Set JAX up for a short run, and keep compiled programs between runs."""
+    # Read when JAX looks for devices. By default it takes three quarters of a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # Before SciPy loads it: one small matrix at a time, its threads would only compete.
+    # Read when SciPy loads OpenBLAS. Its threads would compete over small matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import jax
 
@@ -41,12 +41,14 @@ def quiet() -> Iterator[None]:
     level = logging.root.manager.disable
     sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
     logging.disable(logging.CRITICAL)
+    # Recorded, not shown: a spinner on the error stream would overwrite the line.
+    # Recorded: each is printed once, in our words, and outside of a spinner.
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("default")
         warnings.simplefilter("ignore", DeprecationWarning)  # Of others' code.
         yield
     for text in dict.fromkeys(errors.spoken(x.message) for x in found):
         print(f"para: note: {text}", file=sys.stderr)
-    # Not after a failure: the threads speak until the process ends.
+    # Not after a failure: Orbax's threads print until the process ends.
     sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
     logging.disable(level)

@@ -33,7 +33,7 @@ def check_picture(path: pathlib.Path | None) -> None:
 
 
 def write(path: pathlib.Path | None, report: para.Report) -> None:
-    """Write a report as JSON, where one is asked for."""
+    """Write a report as JSON, unless the path is None."""
     if path is not None:
         path.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
 
@@ -43,7 +43,7 @@ def draw(
     picture: Literal["rank_map", "spectrum"],
     report: para.Report,
 ) -> None:
-    """Draw a picture of a report, where one is asked for."""
+    """Draw a picture of a report, unless the path is None."""
     if path is None:
         return
     from para_jax import plot

@@ -1,8 +1,8 @@
 """Requests: the words of a command, as the parser has read them.
 
-A request is made once, and never changed: `dataclasses.replace` makes that of a child.
-It holds plain values, so it is sent to other processes as it is. Whether its words go
-together with each other and with the files is for the commands to check.
+The parser makes a request once; `dataclasses.replace` makes those of children. It holds
+plain values, so it can be pickled and sent to other processes. The commands check that
+its words agree with each other and with the files.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from para_jax.linalg.products import Method
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hints:
-    """Facts about SRC that its files do not hold, and what of it to leave out."""
+    """Facts about SRC beyond its files, and whether to read adapters only."""
 
     adapters_only: bool = False
     layout: str | None = None
@@ -27,7 +27,7 @@ class Hints:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rename:
-    """The model whose names DST gets, and the facts that its names depend on."""
+    """The model to name modules after, and the facts its names depend on."""
 
     model: str | None = None
     ecosystem: str | None = None
@@ -132,16 +132,18 @@ class Fleet(Command):
 
     def tenant(self, source: pathlib.Path, target: pathlib.Path) -> Compress:
         """Make the request for one tenant; it replaces the child of an earlier run."""
+        # A child without a row in the manifest is from a run that was killed.
         output = dataclasses.replace(self.output, overwrite=True)
         return Compress(
             source=source, target=target, hints=self.hints, output=output, cut=self.cut
         )
 
     def recipe(self) -> dict[str, str | int | float | bool]:
-        """Collect the words that decide how each child is made.
+        """Collect the words behind each child: equal recipes make equal children.
 
         Manifests on disk hold them as JSON, under these names and in this order.
         """
+        # Not `asdict` of it all: a new field would refuse every fleet begun before.
         output, cut, hints = self.output, self.cut, self.hints
         words = {
             "adapters_only": hints.adapters_only,
@@ -161,6 +163,7 @@ class Fleet(Command):
             "scale": hints.scale,
             "stack_axis": hints.stack_axis,
         }
+        # JSON's null would differ from a word that older manifests do not have.
         return {name: value for name, value in words.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""SRC: the adapter is read, and gets the names that DST asks for."""
+"""Read SRC, and rename its modules for DST."""
 
 import dataclasses
 import pathlib
@@ -14,7 +14,7 @@ from para_jax.names import models
 
 
 def load(request: Conversion) -> para.Checkpoint:
-    """Read SRC under the names that DST is to have, with a spinner."""
+    """Read SRC under the names of DST, with a spinner."""
     with show.busy(f"Reading {request.source}"):
         return renamed(request)
 
@@ -45,7 +45,7 @@ def _read(source: pathlib.Path, hints: Hints) -> para.Checkpoint:
 
 
 def names_table(request: Conversion) -> models.Names | None:
-    """Find the table of names that --model asks for.
+    """Find the table of names of --model, None without one.
 
     Raises:
       ValueError: if there is no such table, or several and no word to choose by.
@@ -65,6 +65,7 @@ def names_table(request: Conversion) -> models.Names | None:
 def _converted(
     request: Conversion, checkpoint: para.Checkpoint, table: models.Names
 ) -> para.Checkpoint:
+    # Only Orbax holds trees, so a target in it wants the paths of JAX.
     to_jax = target.form(request) == "orbax"
     if to_jax and checkpoint.tree is not None:
         raise ValueError(

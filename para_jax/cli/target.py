@@ -1,4 +1,4 @@
-"""DST: checked before any work, and written after it."""
+"""Check DST before any work, and write it afterwards."""
 
 import dataclasses
 import pathlib
@@ -16,13 +16,14 @@ _ONE_FILE = ".safetensors"
 
 
 def form(request: Conversion) -> Format:
-    """Choose the format of DST: that of the engine, of --format, or of SRC."""
+    """Choose the format of DST: the engine's, else --format, else SRC's."""
     output = request.output
     if output.engine:
         return _engine_form(output.engine, request.target)
     return output.format or recognise(request.source)
 
 
+# An engine may read two formats: then the place of DST chooses between them.
 def _engine_form(engine: str, target: pathlib.Path) -> Format:
     one_file = _is_one_file(target)
     return engine_rules.form(registry.known(engine), one_file=one_file)
@@ -33,7 +34,7 @@ def _is_one_file(target: pathlib.Path) -> bool:
 
 
 def ending(request: Conversion) -> str:
-    """Choose what the names of several children end in."""
+    """Choose the ending of the names of several children."""
     return _ONE_FILE if form(request) == "kohya" else ""
 
 
@@ -46,6 +47,7 @@ def check_output(output: Output) -> None:
                     f"--for {output.engine} decides on format and profile: leave out "
                     f"--{name}."
                 )
+    # Without a model these would have no effect, and no one would notice.
     facts = dataclasses.asdict(output.rename)
     if facts.pop("model"):
         return
@@ -72,6 +74,7 @@ def check_form(request: Conversion) -> None:
             f"--profile {profile} is of PEFT, and '{target}' is to be {wanted}: leave "
             "it out, or give --format peft."
         )
+    # One format is a single file; the others are folders, whatever they are called.
     if wanted == "kohya" and not one_file:
         raise ValueError(f"'{target}' is to be one file: end it in '{_ONE_FILE}'.")
     if wanted != "kohya" and one_file:
@@ -99,7 +102,7 @@ def check_engine(request: Conversion, parent: para.Checkpoint) -> None:
 
 
 def save(request: Conversion, checkpoint: para.Checkpoint) -> None:
-    """Write DST in the form that the command asks for."""
+    """Write DST in the form of the request."""
     output = request.output
     para.save(
         checkpoint,
@@ -119,7 +122,7 @@ def on_disk(place: pathlib.Path) -> str:
 
 
 def note(engine: str, target: pathlib.Path) -> str:
-    """Say what to know about the engine that is to serve DST."""
+    """Return an engine's advice on loading DST."""
     rules = registry.known(engine)
     text = engine_rules.note(rules, _engine_form(engine, target))
     return f"{engine}: {text}"
