@@ -139,7 +139,7 @@ def _gram_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
     finite = np.all(np.isfinite(gram), axis=(-2, -1))[:, None, None]
     values, vectors = np.linalg.eigh(np.where(finite, gram, 0))
     floor = gram.shape[-1] * np.finfo(np.float64).eps
-    scale = np.sqrt(np.maximum(values, floor))
+    scale = np.sqrt(np.where(values > floor, values, 0))  # As `core.root_of_gram`.
     return scale[:, :, None] * vectors.mT * lengths[:, None, :]
 
 

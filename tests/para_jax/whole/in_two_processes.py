@@ -1,6 +1,8 @@
 """One of two processes that compress and save one model: see `test_processes.py`.
 
-python in_two_processes.py PROCESS PORT FOLDER
+python in_two_processes.py PROCESS PORT FOLDER [SHORT]
+
+With SHORT, only what `main_in_short` says.
 """
 
 import pathlib
@@ -103,15 +105,24 @@ def message_of_failure(child, folder, form="orbax"):
     raise AssertionError("It was saved.")
 
 
-def main():
-    process, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", 2, process)
-    assert (jax.device_count(), jax.local_device_count()) == (4, 2)
+def parents(kind):
+    types = (getattr(jax.sharding.AxisType, kind),) * 2
+    parent = over_both(jax.make_mesh((2, 2), ("x", "y"), axis_types=types))
+    assert not parent["layers"].a.is_fully_addressable
+    return parent
+
+
+def main_in_short(process, folder):
+    """Compresses one module and saves it; a second save fails in both."""
+    parent = {"layers": parents("Auto")["layers"]}
+    child = para_jax.compress(parent, Gamma(1.0), form="padded")
+    para_jax.save(child, folder / "short", format="orbax")
+    print(message_of_failure(child, folder / "short"))
+
+
+def main(process, folder):
     for kind, form in (("Auto", "padded"), ("Explicit", "ragged")):
-        types = (getattr(jax.sharding.AxisType, kind),) * 2
-        parent = over_both(jax.make_mesh((2, 2), ("x", "y"), axis_types=types))
-        assert not parent["layers"].a.is_fully_addressable
+        parent = parents(kind)
         child = para_jax.compress(parent, Gamma(0.5), form=form)
         check_chosen_as_by_numpy(child)
         check_saved_and_restored(child, folder / form)
@@ -124,8 +135,16 @@ def main():
         some = adapters()["outputs"]
         child = {"outputs": some, "outputs/a": some}
     print(message_of_failure(child, folder / "new"))
-    print("returned")
+
+
+def start(process, port):
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", 2, process)
+    assert (jax.device_count(), jax.local_device_count()) == (4, 2)
 
 
 if __name__ == "__main__":
-    main()
+    number, port, where, *short = sys.argv[1:]
+    start(int(number), port)
+    (main_in_short if short else main)(int(number), pathlib.Path(where))
+    print("returned")

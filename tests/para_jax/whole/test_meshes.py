@@ -13,15 +13,19 @@ import pytest
 FILE = pathlib.Path(__file__).with_name("on_eight_devices.py")
 
 
-@pytest.mark.slow
-def test_adapters_on_a_mesh_of_eight_devices_are_compressed_where_they_are():
+# Of the file, what compiles least: a child that `compress` makes on the mesh.
+SOME = "test_a_masked_child_stays_on_the_mesh"
+
+
+def run(*arguments):
+    """Run tests of the file on eight devices; fail with what they print."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
     }
 
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", str(FILE)],
+        [sys.executable, "-m", "pytest", "-q", "-x", *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -29,3 +33,13 @@ def test_adapters_on_a_mesh_of_eight_devices_are_compressed_where_they_are():
     )
 
     assert done.returncode == 0, done.stdout[-5000:]
+    return done.stdout
+
+
+def test_a_child_on_a_mesh_of_eight_devices_stays_there():
+    assert "1 passed" in run(f"{FILE}::{SOME}")
+
+
+@pytest.mark.slow
+def test_adapters_on_a_mesh_of_eight_devices_are_compressed_where_they_are():
+    run(str(FILE))

@@ -25,10 +25,8 @@ def free_port():
         return one.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
-    """Returns the folder, and what each process printed."""
-    folder = tmp_path_factory.mktemp("two")
+def run(folder, *short):
+    """Returns what each of the two processes printed."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_PLATFORMS": "cpu",
@@ -37,7 +35,7 @@ def outcome(tmp_path_factory):
     port, pipe = free_port(), subprocess.PIPE
     running = [
         subprocess.Popen(
-            [sys.executable, PROGRAM, str(i), str(port), folder],
+            [sys.executable, PROGRAM, str(i), str(port), folder, *short],
             env=environment,
             stdout=pipe,
             stderr=pipe,
@@ -54,7 +52,30 @@ def outcome(tmp_path_factory):
             one.kill()
     for one, (_, errors) in zip(running, printed, strict=True):
         assert one.returncode == 0, errors[-3000:]
-    return folder, [out for out, _ in printed]
+    return [out for out, _ in printed]
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    """Returns the folder, and what each process printed."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder, run(folder)
+
+
+@pytest.mark.user_defaults
+def test_what_two_processes_have_saved_is_the_update_they_shared(tmp_path):
+    """All ranks of one module are kept: the product is that of the parent."""
+    first, second = run(tmp_path, "short")
+
+    got = para_jax.load(tmp_path / "short").adapters["layers"]
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(4, 8, 3)), rng.normal(size=(4, 3, 12))
+    np.testing.assert_allclose(got.scale * got.a @ got.b, 2 * a @ b, atol=1e-4)
+    assert "FileExistsError: " in first
+    assert "process 0 failed: FileExistsError" in second
+    assert first.endswith("returned\n")
+    assert second.endswith("returned\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["short"]
 
 
 @pytest.mark.slow
