@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from para_jax._adapters.adapter import ordered
 from para_jax._adapters.checkpoint import Checkpoint, Layer
+from para_jax._adapters.messages import Argument, Message
 from para_jax._engines import (
     experts as expert_modules,
 )
@@ -124,7 +125,8 @@ def _cost(checkpoint: Checkpoint, engine: str) -> Cost:
         flat = profiles.flatten(named, trim=rules.profile != "padded")
         fitted = _shapes(engine, flat)
     except ValueError as error:
-        return Cost(engine, rules.form, rules.profile, 0, 0, 0, ragged, 0, str(error))
+        why = Message(error)
+        return Cost(engine, rules.form, rules.profile, 0, 0, 0, ragged, 0, why)
     ranks = {path: r for path, (_, r, _) in fitted.items()}
     rank = max(ranks.values())
     written = size * sum(r * (m + n) for m, r, n in fitted.values())
@@ -179,7 +181,8 @@ def _shapes(engine: str, flat: Checkpoint) -> dict[str, Shape]:
             _check_layers(shapes, flat.config)
         return _check_ranks(shapes, rules)
     except ValueError as error:
-        raise ValueError(f"{engine} cannot serve this adapter: {error}") from error
+        why = Message(f"{engine} cannot serve this adapter: ", error)
+        raise ValueError(why) from error
 
 
 def _check_kinds(flat: Checkpoint, rules: Engine) -> None:
@@ -206,11 +209,14 @@ def _check_extra(flat: Checkpoint, rules: Engine) -> None:
         if not (x.endswith(rules.adds) or _is_skipped(x, flat, rules))
     ]
     if left:
-        raise ValueError(
+        why = Message(
             f"'{left[0]}' is not a LoRA factor ({len(left)} such tensors, as of "
-            "modules_to_save): merge these into the base model, and leave them out, "
-            "with adapters_only=True."
+            "modules_to_save): merge these into the base model, and leave them "
+            "out, with ",
+            Argument("adapters_only", True),
+            ".",
         )
+        raise ValueError(why)
 
 
 def _is_skipped(name: str, flat: Checkpoint, rules: Engine) -> bool:
@@ -235,8 +241,12 @@ def _check_ranks(shapes: Mapping[str, Shape], rules: Engine) -> dict[str, Shape]
     for path, (m, rank, n) in shapes.items():
         if rules.ranks and rank > max(rules.ranks):
             raise ValueError(
-                f"'{path}' has rank {rank}, above {max(rules.ranks)}, the most that it "
-                f"takes. Compress with max_rank={max(rules.ranks)}."
+                Message(
+                    f"'{path}' has rank {rank}, above {max(rules.ranks)}, the most "
+                    "that it takes. Compress with ",
+                    Argument("max_rank", max(rules.ranks)),
+                    ".",
+                )
             )
         result[path] = m, _at_least(rank, rules.ranks) if rules.exact else rank, n
     return result

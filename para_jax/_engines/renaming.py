@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 from para_jax._adapters.checkpoint import Checkpoint
+from para_jax._adapters.messages import Message, Remedy
 from para_jax._engines import registry
 from para_jax._engines import rules as engine_rules
 from para_jax._engines.rules import Engine, Format
@@ -52,7 +53,9 @@ def named(checkpoint: Checkpoint, engine: str, *, form: Format) -> Checkpoint:
     try:
         return _named(checkpoint, rules, form)
     except ValueError as error:
-        raise ValueError(f"{engine} cannot serve this adapter: {error}") from error
+        raise ValueError(
+            Message(f"{engine} cannot serve this adapter: ", error)
+        ) from error
 
 
 def _named(checkpoint: Checkpoint, rules: Engine, form: Format) -> Checkpoint:
@@ -134,8 +137,12 @@ def _has_jax_paths(checkpoint: Checkpoint, rules: Engine) -> bool:
     ours = sorted(checkpoint.adapters.keys() & known)
     if ours and "jax" not in rules.reads:
         raise ValueError(
-            f"'{ours[0]}' is a JAX path, and it knows modules by Hugging Face's names. "
-            "Rename them first: para_jax.names.to_hf."
+            Message(
+                f"'{ours[0]}' is a JAX path, and it knows modules by Hugging Face's "
+                "names. Rename them ",
+                Remedy.RENAME_FIRST,
+                ".",
+            )
         )
     return bool(ours)
 

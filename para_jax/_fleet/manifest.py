@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, Literal, TypeVar
 
+from para_jax._adapters.messages import Message, Remedy
 from para_jax.formats import atomic
 
 NAME = "manifest.jsonl"
@@ -111,8 +112,12 @@ def _check(folder: pathlib.Path, *, overwrite: bool) -> None:
         )
     if inside and not overwrite:
         raise FileExistsError(
-            f"'{folder}' holds '{inside[0]}' and no {NAME}, so it is no fleet to go on "
-            "with. Choose another place, or overwrite it."
+            Message(
+                f"'{folder}' holds '{inside[0]}' and no {NAME}, so it is no fleet to "
+                "go on with. Choose another place, or ",
+                Remedy.OVERWRITE,
+                ".",
+            )
         )
 
 
@@ -132,8 +137,12 @@ def _parsed(path: pathlib.Path, number: int, line: bytes, kind: type[T]) -> T:
         return kind(**json.loads(line))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"'{path}' is no manifest of a fleet: line {number} cannot be read "
-            f"({error}). Remove that line, or overwrite it."
+            Message(
+                f"'{path}' is no manifest of a fleet: line {number} cannot be read "
+                f"({error}). Remove that line, or ",
+                Remedy.OVERWRITE,
+                ".",
+            )
         ) from error
 
 
@@ -142,8 +151,12 @@ def _check_recipe(folder: pathlib.Path, made: Recipe, recipe: Recipe) -> None:
         old, new = made.get(name, "not given"), recipe.get(name, "not given")
         if old != new:
             raise ValueError(
-                f"'{folder}' holds a fleet that was made otherwise: {name} was {old}, "
-                f"and is {new} now. Choose another place, or overwrite it."
+                Message(
+                    f"'{folder}' holds a fleet that was made otherwise: {name} was "
+                    f"{old}, and is {new} now. Choose another place, or ",
+                    Remedy.OVERWRITE,
+                    ".",
+                )
             )
 
 

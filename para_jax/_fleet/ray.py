@@ -6,11 +6,10 @@ is compressed again elsewhere, and nothing else is lost. Runs on the host.
 """
 
 import contextlib
-import dataclasses
 import functools
-import json
 import logging
 import pathlib
+import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -49,7 +48,7 @@ def tasks(
     lost = {x.name: x for x in tenants}
     with _connected(address):
         for item in _blocks(functools.partial(_task, work), items, jobs).iter_rows():
-            row = Row(**json.loads(item["row"]))
+            row = pickle.loads(item["row"])
             del lost[row.name]
             yield row
     for name, source, target in lost.values():
@@ -63,7 +62,7 @@ def tasks(
 
 
 def _blocks(
-    task: Callable[[dict[str, str]], dict[str, str]],
+    task: Callable[[dict[str, str]], dict[str, bytes]],
     items: list[dict[str, str]],
     jobs: int | None,
 ) -> ray.data.Dataset:
@@ -83,12 +82,12 @@ def _blocks(
     return result
 
 
-def _task(work: Work, item: dict[str, str]) -> dict[str, str]:
-    """Compress one tenant and return its row as JSON."""
+def _task(work: Work, item: dict[str, str]) -> dict[str, bytes]:
+    """Compress one tenant and return its row as bytes."""
     source, target = pathlib.Path(item["source"]), pathlib.Path(item["target"])
-    # As text, all blocks have the same columns, whatever is in a row.
+    # As bytes, all blocks have the same columns, whatever is in a row.
     row = tend(work, Tenant(item["name"], source, target))
-    return {"row": json.dumps(dataclasses.asdict(row))}
+    return {"row": pickle.dumps(row)}
 
 
 @contextlib.contextmanager

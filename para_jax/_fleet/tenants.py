@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from para_jax._adapters.messages import Message, on_one_line
 from para_jax._fleet.manifest import Manifest, Row
 from para_jax._pruning.report import Report
 from para_jax.formats import FORMATS, FileFormat, Format, place, recognise
@@ -213,10 +214,10 @@ def tend(work: Work, tenant: Tenant) -> Row:
         report = work(tenant.source, tenant.target)
     except Exception as error:
         # A tenant's failure must not end the run of the others.
-        text = " ".join(str(error).split())
+        text = on_one_line(error)
         # Sentences of these two are written for users; others need their type.
         if not isinstance(error, (ValueError, OSError)):
-            text = f"{type(error).__name__}: {text}"
+            text = Message(f"{type(error).__name__}: ", text)
         return row(status="failed", seconds=time.perf_counter() - start, failure=text)
     return row(
         status="done",

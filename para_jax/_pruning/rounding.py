@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from para_jax._adapters.adapter import Adapter, Array
+from para_jax._adapters.messages import Argument, Message
 from para_jax._adapters.stacks import unstack
 from para_jax._pruning.decompose import Spectra
 
@@ -95,17 +96,25 @@ def store(
         error, size = _squares(exact, small)
         if not error <= (float(jnp.finfo(dtype).eps) ** 2) * size:
             raise ValueError(
-                f"'{path}': the child does not fit the range of {dtype}: rounding to "
-                f"it would move the update by {_share(error, size)}. Store it in "
-                "bfloat16 or float32, with dtype=bfloat16."
+                Message(
+                    f"'{path}': the child does not fit the range of {dtype}: rounding "
+                    f"to it would move the update by {_share(error, size)}. Store it "
+                    "in bfloat16 or float32, with ",
+                    Argument("dtype", "bfloat16"),
+                    ".",
+                )
             )
         result[path], moved, whole = small, moved + error, whole + size
     if whole:
         name = ", ".join(sorted(set(dtypes.values())))
         warnings.warn(
-            f"Rounding to {name} moves the child by {_share(moved, whole)}, which the "
-            "report's error leaves out. Store it in bfloat16 to avoid that, with "
-            "dtype=bfloat16.",
+            Message(
+                f"Rounding to {name} moves the child by {_share(moved, whole)}, which "
+                "the report's error leaves out. Store it in bfloat16 to avoid that, "
+                "with ",
+                Argument("dtype", "bfloat16"),
+                ".",
+            ),
             stacklevel=2,
         )
     return result
@@ -130,9 +139,12 @@ def check_folded(wanted: Mapping[str, Adapter], written: Mapping[str, Adapter]) 
         dtypes.add(np.dtype(x.b.dtype).name)
     if moved:
         warnings.warn(
-            f"Folding its scales into factors of {', '.join(sorted(dtypes))} moves "
-            f"what is written by {_share(moved, whole)}. Compress it with "
-            "dtype=bfloat16 instead, where Gamma(1) keeps all.",
+            Message(
+                f"Folding its scales into factors of {', '.join(sorted(dtypes))} moves "
+                f"what is written by {_share(moved, whole)}. Compress it with ",
+                Argument("dtype", "bfloat16"),
+                " instead, where Gamma(1) keeps all.",
+            ),
             stacklevel=3,
         )
 

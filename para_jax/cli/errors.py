@@ -1,38 +1,42 @@
-"""What went wrong, in the words of the command line. Host."""
+"""Errors and warnings in the words of the command line."""
 
-import re
+from para_jax._adapters.messages import Argument, Part, Remedy, on_one_line, parts_of
 
-# The library's keyword arguments that are flags here: `head_dim=` is --head-dim.
-_KEYWORDS = (
-    *("layout", "alpha", "scale", "stack_axis", "adapters_only"),
-    *("ecosystem", "head_dim", "layers", "min_rank", "max_rank", "dtype"),
-)
+_REMEDIES = {
+    Remedy.OVERWRITE: "use --overwrite",
+    Remedy.RENAME_FIRST: "first, with --model NAME",
+    Remedy.OWN_TABLE: "a .toml file of your own",
+}
 
 
 def sentence(error: Exception) -> str:
-    """Returns one line that says what went wrong."""
+    """Write one line about an error, with its remedy."""
     if isinstance(error, ModuleNotFoundError):
         extra = "fleet" if error.name == "ray" else "cli,plot"
         return f"this needs {error.name}: pip install 'para-jax[{extra}]'."
+    # Of the system, such as a full disk: its own text begins with a number.
     if isinstance(error, OSError) and error.strerror:
         return f"'{error.filename}': {error.strerror}."
-    text = spoken(" ".join(str(error).split())) or type(error).__name__
+    text = spoken(on_one_line(error)) or type(error).__name__
+    # The library raises these with whole sentences; any other kind is a surprise.
     if isinstance(error, (ValueError, OSError)):
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"
 
 
-def spoken(text: str) -> str:
-    """Returns a message of the library in the words of the command line."""
-    keyword = re.compile(rf"\b({'|'.join(_KEYWORDS)})=(True\b)?(?=([\w-]|$)?)")
+def spoken(said: str | BaseException) -> str:
+    """Write a message of the library with flags for its arguments."""
+    return "".join(map(_word, parts_of(said)))
 
-    def flag(match: re.Match[str]) -> str:
-        space = "" if match[2] or match[3] is None else " "
-        return f"--{match[1].replace('_', '-')}{space}"
 
-    # What is in quotes is the user's, such as the path 'runs/alpha=16'.
-    parts = re.split(r"((?<!\w)'[^']*'(?!\w))", text)
-    parts[::2] = [keyword.sub(flag, part) for part in parts[::2]]
-    text = "".join(parts).replace("overwrite it", "use --overwrite")
-    text = text.replace("first: para_jax.names.to_hf", "first, with --model NAME")
-    return text.replace("a table of your own", "a .toml file of your own")
+def _word(part: Part) -> str:
+    if isinstance(part, Remedy):
+        return _REMEDIES[part]
+    return _flag(part) if isinstance(part, Argument) else part
+
+
+def _flag(argument: Argument) -> str:
+    flag = f"--{argument.name.replace('_', '-')}"
+    # A switch takes no value: its presence is the True.
+    alone = argument.value is None or argument.value is True
+    return flag if alone else f"{flag} {argument.value}"

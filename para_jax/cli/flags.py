@@ -1,4 +1,4 @@
-"""The options that commands share: what SRC and DST are, and how to cut. Host."""
+"""The options of several commands: SRC and DST, how to cut, how to print."""
 
 import argparse
 import math
@@ -16,15 +16,15 @@ _UNITS = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one sentence."""
+    """A parser with errors of one sentence instead of the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Ends the program with status 2."""
+        """Print the error and end the program with status 2."""
         self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
 
 
 def source(command: Parser) -> None:
-    """Adds SRC, one adapter."""
+    """Add SRC, one adapter."""
     add = command.add_argument
     what = "an adapter: a PEFT or mlx-lm folder, Orbax checkpoint, or .safetensors file"
     add("source", metavar="SRC", type=pathlib.Path, help=what)
@@ -32,7 +32,7 @@ def source(command: Parser) -> None:
 
 
 def sources(command: Parser) -> None:
-    """Adds SRC, a pattern of many."""
+    """Add SRC, patterns of many adapters."""
     what = (
         "a pattern that the adapters match, in quotes: 'tenants/*/adapter'; each child "
         "goes to DST, under its path below the pattern's fixed part ('tenants')"
@@ -49,7 +49,7 @@ def _whole(command: Parser) -> None:
 
 
 def foreign(command: Parser) -> None:
-    """Add what a tree of arrays, or a file without alphas, cannot tell of itself."""
+    """Add the facts missing from a tree of arrays or a file without alphas."""
     group = command.add_argument_group(
         "an Orbax checkpoint that another program wrote, or one file without alphas"
     )
@@ -57,6 +57,7 @@ def foreign(command: Parser) -> None:
     what = "what wrote it; recognised if left out"
     add("--layout", choices=tuple(LAYOUTS), metavar="NAME", help=f"{what}: %(choices)s")
     add_one = group.add_mutually_exclusive_group().add_argument
+    # One fixes the other at a known rank: both could only contradict each other.
     what = "the numerator of the scale alpha / r, where SRC does not hold it"
     add_one("--alpha", type=number, metavar="X", help=what)
     what = "alpha / r itself"
@@ -73,7 +74,7 @@ def output(
     target: str = "what to write: a folder; for kohya, FILE.safetensors",
     overwrite: str = "replace the adapter that is at DST",
 ) -> None:
-    """Adds DST, its form and its names, in the words of one command."""
+    """Add DST, its form and its names, in the words of one command."""
     add = command.add_argument
     add("target", metavar="DST", type=pathlib.Path, help=target)
     what = "the format of DST; that of SRC if left out"
@@ -114,7 +115,7 @@ def _names(command: Parser) -> None:
 
 
 def method(command: Parser) -> None:
-    """Adds how to decompose, and to print JSON."""
+    """Add the way to decompose, and JSON."""
     add = command.add_argument
     what = "how to decompose: QR, Gram products, or what suits this machine"
     add("--method", choices=("auto", "qr", "gram"), default="auto", help=what)
@@ -122,13 +123,13 @@ def method(command: Parser) -> None:
 
 
 def json(command: Parser) -> None:
-    """Adds whether to print JSON."""
+    """Add the choice of JSON."""
     what = "print JSON instead of a table"
     command.add_argument("--json", action="store_true", help=what)
 
 
 def cut(command: Parser) -> None:
-    """Adds how to decompose, the limits of ranks, and the dtype."""
+    """Add the way to decompose, the limits of ranks, the dtype, and JSON."""
     method(command)
     add = command.add_argument
     what = "choose among all modules (global, if left out), or in each by itself"
@@ -143,23 +144,25 @@ def cut(command: Parser) -> None:
 
 
 def count(text: str) -> int:
-    """Returns a whole number from 1 up."""
+    """Parse a whole number from 1 up."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 up")
     return int(text)
 
 
 def number(text: str) -> float:
-    """Returns the value of `0.25`, `100k` or `1.5MB`, in powers of 1000."""
+    """Parse a number such as `0.25`, `100k` or `1.5MB`, in powers of 1000."""
     match = re.fullmatch(r"([-+.0-9e]+) *([kKMG]?)B?", text.strip())
     try:
         value = float(match[1]) * _UNITS[match[2]] if match else math.nan
     except ValueError:
         value = math.nan
+    # `float` also takes 1e999, which is infinite.
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(
             f"'{text}' is not a number such as 0.25, 100k or 1.5MB"
         )
+    # Counts stay whole: `rank 4` names a child, and a manifest's 4 is not 4.0.
     return int(value) if value == int(value) else value
 
 

@@ -1,21 +1,28 @@
-"""The words of the command line: which commands there are, and what they take."""
+"""The words of the command line, parsed into requests.
+
+No `argparse.Namespace` leaves this module.
+"""
 
 import argparse
 import pathlib
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 
 import para_jax as para
-from para_jax._engines.registry import ENGINES
 from para_jax.cli import flags
+from para_jax.cli.budgets import BUDGETS
+from para_jax.cli.request import (
+    Compress,
+    Convert,
+    Cut,
+    Fleet,
+    Hints,
+    Inspect,
+    Output,
+    Rename,
+    Request,
+    Sweep,
+)
 
-_POLICIES = {
-    "gamma": (para.Gamma, "keep this share of all ranks, above 0 and up to 1"),
-    "rank": (para.Rank, "keep so many ranks a module, on average"),
-    "epsilon": (para.Epsilon, "keep this share of the energy, above 0 and up to 1"),
-    "threshold": (para.Threshold, "keep the singular values from this one up"),
-    "params": (para.Params, "keep at most so many parameters, such as 100k"),
-    "bytes": (para.Bytes, "keep at most so many bytes of factors, such as 1.5MB"),
-}
 _EXAMPLES = """examples:
   para inspect adapter/                              what is in it
   para compress adapter/ small/ --gamma 0.25         a quarter of the ranks
@@ -26,18 +33,19 @@ _EXAMPLES = """examples:
   para convert run/100/ adapter/ --format peft --alpha 16 --model gemma3
 """
 
-Command = Callable[[argparse.Namespace], int | None]
+
+def parse(words: Sequence[str] | None = None) -> Request:
+    """Parse the words of a command, those of this process by default.
+
+    Raises:
+      SystemExit: after --help and --version, or if a word is not known.
+    """
+    given = parser().parse_args(words)
+    return given.request(given)
 
 
-def parser(
-    *,
-    compress: Command,
-    inspect: Command,
-    sweep: Command,
-    fleet: Command,
-    convert: Command,
-) -> flags.Parser:
-    """Returns the parser; what it gives has the command to call as `run`."""
+def parser() -> flags.Parser:
+    """Build the parser of all commands."""
     result = flags.Parser(
         prog="para",
         description="Compress LoRA adapters after training: PARA, in JAX.",
@@ -49,19 +57,7 @@ def parser(
     commands = result.add_subparsers(
         required=True, metavar="COMMAND", parser_class=flags.Parser
     )
-    for name, run, words, what, add in (
-        (
-            "compress",
-            compress,
-            "SRC DST BUDGET",
-            "write one smaller adapter",
-            _compress,
-        ),
-        ("inspect", inspect, "SRC", "show what an adapter holds", _inspect),
-        ("sweep", sweep, "SRC DST BUDGETS", "write one adapter a budget", _sweep),
-        ("fleet", fleet, "SRC DST BUDGET", "compress many adapters alike", _fleet),
-        ("convert", convert, "SRC DST", "write it in another format", _convert),
-    ):
+    for name, words, what, add, request in _COMMANDS:
         command = commands.add_parser(
             name,
             help=what,
@@ -70,72 +66,24 @@ def parser(
             epilog=_EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.set_defaults(run=run)
-        (flags.sources if add is _fleet else flags.source)(command)
+        # The results then know how to become the request of their command.
+        command.set_defaults(request=request)
         add(command)
         flags.foreign(command)
     return result
 
 
-def policies(given: argparse.Namespace) -> list[para.Policy]:
-    """Returns the policies that were named, in the order of the help.
-
-    Raises:
-      ValueError: if there is none, or one makes no sense.
-    """
-    names = ("scope", "min_rank", "max_rank", "multiple_of")
-    limits = {name: getattr(given, name) for name in names}
-    if given.engine and (most := max(ENGINES[given.engine].ranks, default=0)):
-        limits["max_rank"] = min(limits["max_rank"] or most, most)
-    found: list[para.Policy] = []
-    for name, (policy, _) in _POLICIES.items():
-        values = getattr(given, name)
-        values = values if isinstance(values, list) else [values]
-        found += [policy(value, **limits) for value in values if value is not None]
-    if not found:
-        raise ValueError(f"Name a budget: {', '.join(f'--{x}' for x in _POLICIES)}.")
-    return found
-
-
-def check(given: argparse.Namespace) -> None:
-    """Raises ValueError if two words of a command do not go together."""
-    words = vars(given)
-    if engine := words.get("engine"):
-        for name in ("format", "profile"):
-            if words[name]:
-                raise ValueError(
-                    f"--for {engine} decides on format and profile: leave out --{name}."
-                )
-    for name in ("ecosystem", "head_dim", "layers"):
-        if words.get(name) is not None and not words["model"]:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is of a model: give --model, or leave it out.")
-
-
-def recipe(given: argparse.Namespace) -> dict[str, str | int | float | bool]:
-    """Returns the words of a fleet's command that decide how each child is made."""
-    others = ("run", "source", "target", "overwrite", "jobs", "ray", "json", "debug")
-    return {
-        name: value
-        for name, value in vars(given).items()
-        if name not in others and value is not None
-    }
-
-
-def _convert(command: flags.Parser) -> None:
-    flags.output(command)
-    flags.json(command)
-
-
-def _budget(command: flags.Parser) -> None:
+def _add_budget(command: flags.Parser) -> None:
+    # Help shows a title for ordinary groups only, hence a group inside a group.
     group = command.add_argument_group("budget, one of")
     budget = group.add_mutually_exclusive_group(required=True)
-    for name, (_, what) in _POLICIES.items():
+    for name, (_, what) in BUDGETS.items():
         budget.add_argument(f"--{name}", type=flags.number, metavar="X", help=what)
 
 
-def _compress(command: flags.Parser) -> None:
-    _budget(command)
+def _add_compress(command: flags.Parser) -> None:
+    flags.source(command)
+    _add_budget(command)
     flags.output(command)
     flags.cut(command)
     add = command.add_argument
@@ -145,8 +93,67 @@ def _compress(command: flags.Parser) -> None:
     add("--plot", type=pathlib.Path, metavar="FILE.png", help=what)
 
 
-def _fleet(command: flags.Parser) -> None:
-    _budget(command)
+def _compress(given: argparse.Namespace) -> Compress:
+    return Compress(
+        source=given.source,
+        target=given.target,
+        hints=_hints(given),
+        output=_output(given),
+        cut=_cut(given),
+        report=given.report,
+        plot=given.plot,
+        json=given.json,
+        debug=given.debug,
+    )
+
+
+def _add_inspect(command: flags.Parser) -> None:
+    flags.source(command)
+    flags.method(command)
+    # Costs need no singular values, so there is nothing to draw.
+    add = command.add_mutually_exclusive_group().add_argument
+    what = "show what each serving engine would pay for it"
+    add("--engines", action="store_true", help=what)
+    what = "draw the singular values"
+    add("--plot", type=pathlib.Path, metavar="FILE.png", help=what)
+
+
+def _inspect(given: argparse.Namespace) -> Inspect:
+    return Inspect(
+        source=given.source,
+        hints=_hints(given),
+        method=given.method,
+        engines=given.engines,
+        plot=given.plot,
+        json=given.json,
+        debug=given.debug,
+    )
+
+
+def _add_sweep(command: flags.Parser) -> None:
+    flags.source(command)
+    add = command.add_argument_group("budgets, one or more").add_argument
+    for name, (_, what) in BUDGETS.items():
+        add(f"--{name}", type=flags.number, nargs="+", metavar="X", help=what)
+    flags.output(command)
+    flags.cut(command)
+
+
+def _sweep(given: argparse.Namespace) -> Sweep:
+    return Sweep(
+        source=given.source,
+        target=given.target,
+        hints=_hints(given),
+        output=_output(given),
+        cut=_cut(given),
+        json=given.json,
+        debug=given.debug,
+    )
+
+
+def _add_fleet(command: flags.Parser) -> None:
+    flags.sources(command)
+    _add_budget(command)
     flags.output(
         command,
         target="the folder of all children, and of their manifest",
@@ -161,18 +168,90 @@ def _fleet(command: flags.Parser) -> None:
     add("--ray", nargs="?", const="", metavar="ADDRESS", help=what)
 
 
-def _sweep(command: flags.Parser) -> None:
-    add = command.add_argument_group("budgets, one or more").add_argument
-    for name, (_, what) in _POLICIES.items():
-        add(f"--{name}", type=flags.number, nargs="+", metavar="X", help=what)
+def _fleet(given: argparse.Namespace) -> Fleet:
+    return Fleet(
+        patterns=tuple(given.source),
+        target=given.target,
+        hints=_hints(given),
+        output=_output(given),
+        cut=_cut(given),
+        jobs=given.jobs,
+        ray=given.ray,
+        json=given.json,
+        debug=given.debug,
+    )
+
+
+def _add_convert(command: flags.Parser) -> None:
+    flags.source(command)
     flags.output(command)
-    flags.cut(command)
+    flags.json(command)
 
 
-def _inspect(command: flags.Parser) -> None:
-    flags.method(command)
-    add = command.add_mutually_exclusive_group().add_argument
-    what = "show what each serving engine would pay for it"
-    add("--engines", action="store_true", help=what)
-    what = "draw the singular values"
-    add("--plot", type=pathlib.Path, metavar="FILE.png", help=what)
+def _convert(given: argparse.Namespace) -> Convert:
+    return Convert(
+        source=given.source,
+        target=given.target,
+        hints=_hints(given),
+        output=_output(given),
+        json=given.json,
+        debug=given.debug,
+    )
+
+
+def _hints(given: argparse.Namespace) -> Hints:
+    return Hints(
+        adapters_only=given.adapters_only,
+        layout=given.layout,
+        alpha=given.alpha,
+        scale=given.scale,
+        stack_axis=given.stack_axis,
+    )
+
+
+def _output(given: argparse.Namespace) -> Output:
+    rename = Rename(
+        model=given.model,
+        ecosystem=given.ecosystem,
+        head_dim=given.head_dim,
+        layers=given.layers,
+    )
+    return Output(
+        format=given.format,
+        profile=given.profile,
+        engine=given.engine,
+        overwrite=given.overwrite,
+        rename=rename,
+    )
+
+
+def _cut(given: argparse.Namespace) -> Cut:
+    return Cut(
+        budgets=tuple(_budgets(given)),
+        method=given.method,
+        scope=given.scope,
+        min_rank=given.min_rank,
+        max_rank=given.max_rank,
+        multiple_of=given.multiple_of,
+        dtype=given.dtype,
+    )
+
+
+def _budgets(given: argparse.Namespace) -> Iterator[tuple[str, float]]:
+    for name in BUDGETS:
+        values = getattr(given, name)
+        # `sweep` takes several values a flag, the other commands one.
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None:
+                yield name, value
+
+
+_WRITE = "write one smaller adapter"
+# Name, positional words, help, flags, request.
+_COMMANDS = (
+    ("compress", "SRC DST BUDGET", _WRITE, _add_compress, _compress),
+    ("inspect", "SRC", "show what an adapter holds", _add_inspect, _inspect),
+    ("sweep", "SRC DST BUDGETS", "write one adapter a budget", _add_sweep, _sweep),
+    ("fleet", "SRC DST BUDGET", "compress many adapters alike", _add_fleet, _fleet),
+    ("convert", "SRC DST", "write it in another format", _add_convert, _convert),
+)

@@ -1,6 +1,6 @@
-"""What the command line shows: tables of 80 columns, and progress. Host.
+"""Tables of 80 columns, and progress, on the terminal.
 
-Rich is imported when called, so the library does without it.
+Rich is an extra: it is imported in the functions, and the library does without it.
 """
 
 import contextlib
@@ -27,19 +27,19 @@ _SHOWN = 20  # Failures; the manifest has all.
 
 
 def check() -> None:
-    """Raises ModuleNotFoundError if no table could be shown, before any work."""
+    """Raise ModuleNotFoundError before any work if no table could be shown."""
     import rich  # noqa: F401
 
 
 def _is_watched() -> bool:
-    """Returns whether Rich may find a terminal: it takes a while to import."""
+    """Decide whether Rich may find a terminal, without importing it."""
     forced = {"FORCE_COLOR", "TTY_COMPATIBLE"} & os.environ.keys()
     return bool(forced) or sys.stderr.isatty()
 
 
 @contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
-    """Shows a spinner on the terminal's error stream while the body runs."""
+    """Show a spinner on the terminal's error stream while the body runs."""
     if not _is_watched():
         yield
         return
@@ -51,10 +51,10 @@ def busy(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[Progress]:
-    """Shows on the terminal's error stream how far the loops in the body are.
+    """Show the progress of the loops in the body on the terminal's error stream.
 
     Yields:
-      What to wrap each loop in. Where the error stream is no terminal, it is silent.
+      A function to wrap each loop in. It shows nothing without a terminal.
     """
     if not _is_watched():
         yield iter
@@ -73,11 +73,10 @@ def progress(what: str) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def tenants(total: int) -> Iterator[Callable[[Iterable[Row]], Iterator[Row]]]:
-    """Shows how many tenants are done, how many a second, and how long the rest takes.
+    """Show how many tenants are done, how many a second, and the time left.
 
     Yields:
-      What to wrap the loop over them in. Where the error stream is no terminal, it is
-      silent.
+      A function to wrap the loop over them in. It shows nothing without a terminal.
     """
     if not _is_watched():
         yield iter
@@ -96,6 +95,7 @@ def tenants(total: int) -> Iterator[Callable[[Iterable[Row]], Iterator[Row]]]:
     with rich.progress.Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task("", total=total, rate=0.0)
 
+        # Rich's own speed is of the last seconds, and jumps with every batch.
         def counted(rows: Iterable[Row]) -> Iterator[Row]:
             start = time.perf_counter()
             for done, row in enumerate(rows, 1):
@@ -107,7 +107,7 @@ def tenants(total: int) -> Iterator[Callable[[Iterable[Row]], Iterator[Row]]]:
 
 
 def inspection(found: Inspection) -> None:
-    """Prints the modules of an adapter and how fast their spectra fall."""
+    """Print the modules of an adapter and how fast their spectra fall."""
     shares = [f"{100 * x:g}%" for x in found.shares]
     # Modules differ in the end of their paths; the terminal has no room for the rest.
     shared = os.path.commonpath([x.path.rpartition("/")[0] for x in found.rows])
@@ -143,7 +143,7 @@ def inspection(found: Inspection) -> None:
 
 
 def engines(paid: "Sequence[Cost]") -> None:
-    """Prints one row an engine: what it takes, and what it pays for an adapter."""
+    """Print one row an engine: the form it reads, and its costs for an adapter."""
     taken = [x for x in paid if not x.refused]
     _print(
         _table(
@@ -170,7 +170,7 @@ def engines(paid: "Sequence[Cost]") -> None:
 
 
 def children(rows: Sequence[tuple[str, Report, str]]) -> None:
-    """Prints one row a child: its name, what it keeps, its size on disk."""
+    """Print one row a child: its name, kept ranks and energy, and size on disk."""
     _print(
         _table(
             ["child", "ranks", "avg", "max", "parameters", "kept", "on disk", "energy"],
@@ -192,10 +192,10 @@ def children(rows: Sequence[tuple[str, Report, str]]) -> None:
 
 
 def fleet(children: Sequence[Row], summary: Mapping[str, Any]) -> None:
-    """Prints what the children of a fleet keep, and what became of its tenants.
+    """Print the spread of a fleet's children, and the counts of its tenants.
 
     Args:
-      children: The rows of those that have one.
+      children: The rows of the tenants with a child.
       summary: The counts, as the command's JSON has them.
     """
     if children:
@@ -215,6 +215,7 @@ def fleet(children: Sequence[Row], summary: Mapping[str, Any]) -> None:
         f"{summary['there']:,} there already, {len(summary['failed']):,} failed."
     )
     print(f"Took {seconds:.1f} s, {written / seconds:.1f} tenants/s. {size} on disk.")
+    # A wrong word fails every tenant: a thousand lines of it would hide the counts.
     failed = list(summary["failed"].items())
     for name, failure in failed[:_SHOWN]:
         print(wrapped(f"{name}: {failure}"))
@@ -245,12 +246,13 @@ def _cells(values: Sequence[float]) -> tuple[str, ...]:
 
 
 def wrapped(text: str, indent: int = 2) -> str:
-    """Returns lines in the tables' width, what goes on indented; no word is broken."""
+    """Wrap lines to the tables' width, with a hanging indent and words unbroken."""
     lines = (
         textwrap.fill(
             line,
             _WIDTH,
             subsequent_indent=" " * indent,
+            # Paths and flags are copied from the terminal: they stay in one piece.
             break_long_words=False,
             break_on_hyphens=False,
         )
@@ -282,7 +284,7 @@ def _print(table: "rich.table.Table") -> None:
     import rich.console
 
     # Always the same width: a narrow terminal breaks lines, but loses no column.
-    # And in a buffer of its own: a broken pipe is then for the caller to handle.
+    # Rich turns a broken pipe into an exit: in a buffer it meets none, and `main` does.
     encoding = sys.stdout.encoding or "utf-8"  # None where it is an io.StringIO.
     shown = io.TextIOWrapper(io.BytesIO(), encoding)
     rich.console.Console(file=shown, width=_WIDTH).print(table)
@@ -292,6 +294,6 @@ def _print(table: "rich.table.Table") -> None:
 
 
 def _shortened(text: str, width: int) -> str:
-    """Returns both ends of `text`."""
+    """Shorten a text to its two ends."""
     half = (width - 3) // 2
     return text if len(text) <= width else f"{text[:half]}...{text[-half:]}"

@@ -16,6 +16,7 @@ import numpy as np
 
 from para_jax._adapters.adapter import Adapter, Adapters
 from para_jax._adapters.checkpoint import Checkpoint, Layer, as_checkpoint
+from para_jax._adapters.messages import Argument, Message
 from para_jax._engines import prepare as engine_prepare
 from para_jax._engines import renaming
 from para_jax._engines.prepare import Cost as Cost
@@ -103,7 +104,8 @@ def _check_hints(path: pathlib.Path, form: FileFormat, hints: Hints) -> None:
         value = getattr(hints, name)
         if value is not None and name not in form.hints:
             what = "own scales" if name in ("alpha", "scale") else "own layout"
-            raise ValueError(f"'{path}' holds its {what}: leave out {name}={value}.")
+            said = f"'{path}' holds its {what}: leave out "
+            raise ValueError(Message(said, Argument(name, value), "."))
 
 
 def save(

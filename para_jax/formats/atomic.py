@@ -20,6 +20,8 @@ import sys
 import time
 from collections.abc import Iterator
 
+from para_jax._adapters.messages import Message, Remedy
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _RENAME_SWAP = 2  # macOS
@@ -44,7 +46,9 @@ def check_target(target: pathlib.Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FileExistsError(
-            f"'{target}' exists. Choose another place, or overwrite it."
+            Message(
+                f"'{target}' exists. Choose another place, or ", Remedy.OVERWRITE, "."
+            )
         )
     if not inside.intersection(ADAPTER_FILES):
         raise FileExistsError(
@@ -101,7 +105,9 @@ def check_file(target: pathlib.Path, *, overwrite: bool) -> None:
     _check_parents(target)
     if (target.exists() or target.is_symlink()) and not overwrite:
         raise FileExistsError(
-            f"'{target}' exists. Choose another place, or overwrite it."
+            Message(
+                f"'{target}' exists. Choose another place, or ", Remedy.OVERWRITE, "."
+            )
         )
 
 

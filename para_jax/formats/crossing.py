@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Collection, Mapping
 
 from para_jax._adapters.checkpoint import Checkpoint
+from para_jax._adapters.messages import Argument, Message
 from para_jax._engines.rules import Format
 from para_jax.formats import configuration
 
@@ -32,9 +33,13 @@ def check_to_mlx(checkpoint: Checkpoint) -> None:
     _check_experts(checkpoint, "mlx", numbered)
     if checkpoint.extra:
         raise ValueError(
-            f"'{min(checkpoint.extra)}' is not a LoRA factor ({len(checkpoint.extra)} "
-            "such tensors), and mlx-lm loads factors alone. Merge it into the base "
-            "model, and leave it out, with adapters_only=True."
+            Message(
+                f"'{min(checkpoint.extra)}' is not a LoRA factor "
+                f"({len(checkpoint.extra)} such tensors), and mlx-lm loads factors "
+                "alone. Merge it into the base model, and leave it out, with ",
+                Argument("adapters_only", True),
+                ".",
+            )
         )
     _warn_of_embeddings(checkpoint)
 

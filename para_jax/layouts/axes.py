@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from para_jax._adapters.adapter import Array
+from para_jax._adapters.messages import Argument, Message
 
 Shape = tuple[int, ...]
 StackAxis = Literal[0, 1, "none"]
@@ -105,8 +106,12 @@ def _of_stack(
         return found
     if not (meant := [x for x in found if x.stacked_on(stack_axis)]):
         raise ValueError(
-            f"'{path}': a {list(a)} and b {list(b)} are not stacked on axis "
-            f"{stack_axis}: expected stack_axis={found[0].stack_axis}."
+            Message(
+                f"'{path}': a {list(a)} and b {list(b)} are not stacked on axis "
+                f"{stack_axis}: expected ",
+                Argument("stack_axis", found[0].stack_axis),
+                ".",
+            )
         )
     return meant
 
@@ -239,10 +244,12 @@ def _ambiguous(path: str, a: Shape, b: Shape, found: Sequence[Axes]) -> str:
     choices = sorted({str(x.stack_axis) for x in found})
     if len(choices) == 1:
         return f"{text}Give the tree with its base kernels, whose shapes tell."
-    return (
-        f"{text}Say where the layers are stacked, stack_axis=: {' or '.join(choices)}. "
-        "It is the axis that the model is scanned over (variable_axes in Linen, "
-        "param_scan_axis in MaxText), or none for an einsum of several axes."
+    return Message(
+        f"{text}Say where the layers are stacked, ",
+        Argument("stack_axis"),
+        f": {' or '.join(choices)}. It is the axis that the model is scanned over "
+        "(variable_axes in Linen, param_scan_axis in MaxText), or none for an einsum "
+        "of several axes.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from para_jax._adapters.messages import Argument, Message
 from para_jax.layouts.axes import StackAxis
 from para_jax.layouts.layout import Layout, Leaves, halves, names, pairs
 from para_jax.layouts.libraries import gemma, linen, lorax, maxtext, nnx, qwix, tunix
@@ -50,7 +51,11 @@ def _check_arguments(layout: str | None, stack_axis: StackAxis | None) -> None:
             f"Unknown layout '{layout}': expected one of {', '.join(LAYOUTS)}."
         )
     if stack_axis not in (None, 0, 1, "none"):
-        raise ValueError(f"stack_axis={stack_axis!r}: expected 0, 1 or 'none'.")
+        raise ValueError(
+            Message(
+                Argument("stack_axis", repr(stack_axis)), ": expected 0, 1 or 'none'."
+            )
+        )
 
 
 def _only(
@@ -69,8 +74,12 @@ def _only(
         _check_others(fits[0], leaves)
         both = " and ".join(x.name for x in fits)
         raise ValueError(
-            f"'{names(fits[0], leaves)[0]}': the layouts {both} both fit. Say which it "
-            "is: layout=."
+            Message(
+                f"'{names(fits[0], leaves)[0]}': the layouts {both} both fit. Say "
+                "which it is: ",
+                Argument("layout"),
+                ".",
+            )
         )
     if not fits:
         some = ["/".join(key) for key in leaves][:2]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from para_jax._adapters.messages import ALPHA_OR_SCALE, Argument, Message
 from para_jax.layouts.layout import Layout, Leaves
 from para_jax.layouts.pairs import Pair
 
@@ -55,7 +56,10 @@ def _check_names(alpha: Mapping[str, float], scales: Mapping[str, float]) -> Non
     # A misspelt path must not pass unnoticed beside the right ones.
     if unknown := sorted(alpha.keys() - scales.keys()):
         raise ValueError(
-            f"alpha= names '{unknown[0]}', expected one of {list(scales)[:3]}, ..."
+            Message(
+                Argument("alpha"),
+                f" names '{unknown[0]}', expected one of {list(scales)[:3]}, ...",
+            )
         )
 
 
@@ -66,9 +70,11 @@ def _check_arguments(
     for name, value in (("alpha", alpha), ("scale", scale)):
         for one in value.values() if isinstance(value, Mapping) else [value]:
             if one is not None and not _is_finite(one):
-                raise ValueError(f"{name}={value}: expected a finite number.")
+                raise ValueError(
+                    Message(Argument(name, value), ": expected a finite number.")
+                )
     if alpha is not None and scale is not None:
-        raise ValueError("Give alpha= or scale=, not both.")
+        raise ValueError(Message("Give ", ALPHA_OR_SCALE, ", not both."))
 
 
 def _scale(
@@ -86,8 +92,12 @@ def _scale(
     one = alpha.get(pair.path) if isinstance(alpha, Mapping) else alpha
     if one is None:
         raise ValueError(
-            f"'{pair.path}': the layout {layout.name} does not say what a @ b is "
-            f"multiplied with. Give {layout.alpha}."
+            Message(
+                f"'{pair.path}': the layout {layout.name} does not say what a @ b is "
+                "multiplied with. Give ",
+                layout.alpha,
+                ".",
+            )
         )
     return float(one) / max(pair.rank, 1)
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from para_jax._adapters.adapter import Adapter, Array
+from para_jax._adapters.messages import Argument, Message
 from para_jax.names.patterns import Module
 
 Direction = Literal["to_hf", "from_hf"]
@@ -69,9 +70,13 @@ def _converted(
 def _head(outputs: int, head_dim: int | None, path: str) -> int:
     if head_dim is None:
         raise ValueError(
-            f"'{path}' is kept in another form in JAX than in Hugging Face (divided by "
-            "sqrt(head_dim), or its rotary pairs side by side). Give head_dim=, from "
-            "the model's config.json, or hidden_size / num_attention_heads there."
+            Message(
+                f"'{path}' is kept in another form in JAX than in Hugging Face "
+                "(divided by sqrt(head_dim), or its rotary pairs side by side). Give ",
+                Argument("head_dim"),
+                ", from the model's config.json, or hidden_size / num_attention_heads "
+                "there.",
+            )
         )
     if head_dim < 2 or head_dim % 2 or outputs % head_dim:
         raise ValueError(

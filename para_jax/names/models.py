@@ -5,6 +5,7 @@ import pathlib
 import tomllib
 from collections.abc import Mapping
 
+from para_jax._adapters.messages import Argument, Message, Remedy
 from para_jax.names.decoders import DECODERS, Tables
 from para_jax.names.encoders import ENCODERS
 from para_jax.names.patterns import Module, Table, problems
@@ -40,9 +41,13 @@ def tables(names: Names) -> Tables:
             return MODELS[names]
         near = difflib.get_close_matches(names.lower(), MODELS, n=1)
         raise ValueError(
-            f"The model '{names}' is not known"
-            + (f"; did you mean '{near[0]}'? " if near else ". ")
-            + f"Expected one of {', '.join(sorted(MODELS))}, or a table of your own."
+            Message(
+                f"The model '{names}' is not known",
+                f"; did you mean '{near[0]}'? " if near else ". ",
+                f"Expected one of {', '.join(sorted(MODELS))}, or ",
+                Remedy.OWN_TABLE,
+                ".",
+            )
         )
     own = {key: Module(x) if isinstance(x, str) else x for key, x in names.items()}
     if problem := next(problems(own), None if own else "it is empty"):
@@ -80,7 +85,7 @@ def read(path: str | pathlib.Path) -> dict[str, str]:
     try:
         tables(table)
     except ValueError as error:
-        raise ValueError(f"'{file}': {error}") from error
+        raise ValueError(Message(f"'{file}': ", error)) from error
     return table
 
 
@@ -101,5 +106,9 @@ def one(found: Tables, ecosystem: str | None) -> tuple[str, Table]:
         return ecosystem, found[ecosystem]
     got = "not given" if ecosystem is None else f"'{ecosystem}'"
     raise ValueError(
-        f"The ecosystem is {got}. Say which, ecosystem=: {', '.join(sorted(found))}."
+        Message(
+            f"The ecosystem is {got}. Say which, ",
+            Argument("ecosystem"),
+            f": {', '.join(sorted(found))}.",
+        )
     )

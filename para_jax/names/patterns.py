@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
+from para_jax._adapters.messages import Argument, Message
+
 # Levels around all parameters of a program, which are not part of a module's name.
 _AROUND = r"(?:(?:params|base)/)*"
 
@@ -133,10 +135,13 @@ def _whole(module: Module, path: str, layers: int | None) -> int:
     """Return the number of layers in whole blocks."""
     if layers is None:
         raise ValueError(
-            f"'{path}' is of a model that is scanned in blocks of {module.step} "
-            "layers, with the rest of them after the last block, so its number "
-            "depends on theirs. Give layers=, num_hidden_layers in the model's "
-            "config.json."
+            Message(
+                f"'{path}' is of a model that is scanned in blocks of {module.step} "
+                "layers, with the rest of them after the last block, so its number "
+                "depends on theirs. Give ",
+                Argument("layers"),
+                ", num_hidden_layers in the model's config.json.",
+            )
         )
     return layers - layers % module.step
 
@@ -144,8 +149,12 @@ def _whole(module: Module, path: str, layers: int | None) -> int:
 def _inside(layer: int, path: str, layers: int | None) -> int:
     if layers is not None and layer >= layers:
         raise ValueError(
-            f"'{path}' has layer {layer} of a model of {layers}, counted from 0. "
-            "Correct layers=."
+            Message(
+                f"'{path}' has layer {layer} of a model of {layers}, counted from 0. "
+                "Correct ",
+                Argument("layers"),
+                ".",
+            )
         )
     return layer
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
+from para_jax._adapters.messages import Argument, Message, Remedy
 from para_jax.names.patterns import Match, Module, Pair, fill, match, placeholders
 
 
@@ -114,8 +115,12 @@ def chosen(
     others = [x for x in fits if _effect(found[x]) != _effect(found[fits[0]])]
     if others:
         raise ValueError(
-            f"The paths fit '{fits[0]}' and '{others[0]}' of {model}, which differ for "
-            f"them. Say whose they are: ecosystem='{fits[0]}' or '{others[0]}'."
+            Message(
+                f"The paths fit '{fits[0]}' and '{others[0]}' of {model}, which differ "
+                "for them. Say whose they are: ",
+                Argument("ecosystem", f"'{fits[0]}'"),
+                f" or '{others[0]}'.",
+            )
         )
     return found[fits[0]]
 
@@ -139,7 +144,9 @@ def _unknown(
     near = difflib.get_close_matches(general, every, n=1, cutoff=0)[0]
     shown = ", ".join(f"'{path}'" for path in paths[:_SHOWN])
     more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
-    return (
+    return Message(
         f"{shown}{more}: no module of {model} has such a path. The nearest pattern is "
-        f"'{near}' ({every[near]}). Choose another model, or give a table of your own."
+        f"'{near}' ({every[near]}). Choose another model, or give ",
+        Remedy.OWN_TABLE,
+        ".",
     )

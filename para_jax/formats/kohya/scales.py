@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from para_jax._adapters.messages import ALPHA_OR_SCALE, Argument, Message
 from para_jax.formats.format import Hints
 from para_jax.formats.kohya.spellings import Module
 from para_jax.formats.kohya.stated import Shape, Statement
 from para_jax.formats.other_files import listed
 from para_jax.formats.peft.tensors import PREFIX
 
-_REMEDY = "Say it with alpha= or scale="
+_REMEDY = Message("Say it with ", ALPHA_OR_SCALE, ".")
 
 
 def shape(module: Module) -> Shape:
@@ -54,7 +55,9 @@ def of_modules(
     if twice and (isinstance(given.alpha, Mapping) or len(twice) == len(modules)):
         word = "alpha" if given.scale is None else "scale"
         value = given.alpha if given.scale is None else given.scale
-        raise ValueError(f"it holds its own scales: leave out {word}={value}.")
+        raise ValueError(
+            Message("it holds its own scales: leave out ", Argument(word, value), ".")
+        )
     return scales
 
 
@@ -76,17 +79,22 @@ class _UnclearError(ValueError):
 
 def _check_given(given: Hints, modules: Mapping[str, Module]) -> None:
     if given.alpha is not None and given.scale is not None:
-        raise ValueError("Give alpha= or scale=, not both.")
+        raise ValueError(Message("Give ", ALPHA_OR_SCALE, ", not both."))
     # A misspelt path would silently leave its module at the default.
     by_path = given.alpha if isinstance(given.alpha, Mapping) else {}
     alphas = [*by_path.values()] if given.alpha is by_path else [given.alpha]
     for name, value in [*(("alpha", x) for x in alphas), ("scale", given.scale)]:
         if value is not None and not _is_scale(value):
-            raise ValueError(f"{name}={value}: expected a finite number but 0.")
+            raise ValueError(
+                Message(Argument(name, value), ": expected a finite number but 0.")
+            )
     paths = {name.replace(".", "/") for name in modules}
     if unknown := sorted(by_path.keys() - paths):
         raise ValueError(
-            f"alpha= names '{unknown[0]}', expected one of {listed(sorted(paths))}."
+            Message(
+                Argument("alpha"),
+                f" names '{unknown[0]}', expected one of {listed(sorted(paths))}.",
+            )
         )
 
 
@@ -115,11 +123,14 @@ def _known(name: str, module: Module, stated: Sequence[Statement]) -> float | No
     # Equal numbers from several places do not contradict each other.
     if len(set(found.values())) > 1:
         said = ", ".join(f"{scale:g} by {where}" for where, scale in found.items())
-        raise _UnclearError(f"'{name}' has several scales: {said}. {_REMEDY}.")
+        raise _UnclearError(Message(f"'{name}' has several scales: {said}. ", _REMEDY))
     if stated and not found and any(one.whole for one in stated):
         raise _UnclearError(
-            f"'{name}' has no alpha, and {stated[0].where}, which states others, does "
-            f"not cover it. {_REMEDY}."
+            Message(
+                f"'{name}' has no alpha, and {stated[0].where}, which states others, "
+                "does not cover it. ",
+                _REMEDY,
+            )
         )
     return next(iter(found.values()), None)
 
@@ -130,13 +141,21 @@ def _outside(name: str, form: Shape, one: Statement) -> float | None:
         scale = one.scale(name, form)
     except ValueError as error:
         raise _UnclearError(
-            f"'{name}' has the rank {form.rank} and no alpha, and {one.where} does not "
-            f"tell its scale: {error}. {_REMEDY}."
+            Message(
+                f"'{name}' has the rank {form.rank} and no alpha, and {one.where} does "
+                "not tell its scale: ",
+                error,
+                ". ",
+                _REMEDY,
+            )
         ) from error
     if scale == 0:
         raise _UnclearError(
-            f"'{name}' has the scale 0 by {one.where}, which would be no update "
-            f"at all. {_REMEDY}."
+            Message(
+                f"'{name}' has the scale 0 by {one.where}, which would be no update "
+                "at all. ",
+                _REMEDY,
+            )
         )
     return scale
 
@@ -157,11 +176,17 @@ def _own(module: Module) -> float:
 def _default(name: str, module: Module, given: Hints) -> float:
     # A table of alphas says that the default is wrong for this file.
     if isinstance(given.alpha, Mapping):
-        raise ValueError(f"'{name}' has no alpha. Name it in alpha= too.")
+        raise ValueError(
+            Message(f"'{name}' has no alpha. Name it in ", Argument("alpha"), " too.")
+        )
     if module.spelling.a.startswith(PREFIX):
         raise ValueError(
-            f"'{module.spelling.a}' is a name of PEFT, and without adapter_config.json "
-            "its scales are not known. Put that beside the file, or say them with "
-            "alpha= or scale=."
+            Message(
+                f"'{module.spelling.a}' is a name of PEFT, and without "
+                "adapter_config.json its scales are not known. Put that beside the "
+                "file, or say them with ",
+                ALPHA_OR_SCALE,
+                ".",
+            )
         )
     return 1.0

@@ -24,6 +24,7 @@ import numpy as np
 
 from para_jax._adapters.adapter import Adapter, check_pair, ordered
 from para_jax._adapters.checkpoint import Checkpoint, Layer, Spelling
+from para_jax._adapters.messages import Message
 from para_jax._engines import profiles
 from para_jax.formats import configuration, other_files, record, tensor_files
 from para_jax.formats.format import Hints
@@ -54,7 +55,9 @@ def load(
     try:
         return _checkpoint(path, found, metadata, given)
     except ValueError as error:
-        raise ValueError(f"Cannot read the adapter in '{path}': {error}") from error
+        raise ValueError(
+            Message(f"Cannot read the adapter in '{path}': ", error)
+        ) from error
 
 
 def _checkpoint(

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from para_jax._adapters.checkpoint import Spelling
+from para_jax._adapters.messages import ALPHA_OR_SCALE, Message
 from para_jax.formats.peft.tensors import PREFIX, unwrapped
 
 _FACTOR = re.compile(
@@ -256,10 +257,13 @@ def _check_rest(
     module, _, end = name.rpartition(".")
     whole = any(f"{module}.{x}" in rest for x in ("diff", "w_norm"))
     if _WHOLE_SCALE.fullmatch(name):
-        raise ValueError(
-            f"'{name}' belongs to no module, and may be a scale of all of them. Say "
-            "it with alpha= or scale=, and remove it."
+        problem = Message(
+            f"'{name}' belongs to no module, and may be a scale of all of them. Say ",
+            "it with ",
+            ALPHA_OR_SCALE,
+            ", and remove it.",
         )
+        raise ValueError(problem)
     inside = name.split(".")
     if any(map(_MARK.fullmatch, inside)):
         raise ValueError(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from para_jax._adapters.checkpoint import Checkpoint
+from para_jax._adapters.messages import Message
 from para_jax.formats import tensor_files
 from para_jax.formats.kohya import headers
 from para_jax.formats.peft import config as peft_config
@@ -246,7 +247,7 @@ def _config(where: str, component: str, config: Mapping[str, Any]) -> Statement:
     try:
         peft_config.check({"peft_type": "LORA"} | dict(config))
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(Message(f"{where}: ", error)) from error
     starts = (f"{component}.", *_COMPONENTS.get(component, ())) if component else ("",)
     patterns = config.get("rank_pattern") or config.get("alpha_pattern")
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from para_jax._adapters.adapter import Adapter, check_pair, ordered
 from para_jax._adapters.checkpoint import Checkpoint, Layer
+from para_jax._adapters.messages import Argument, Message
 from para_jax._engines import profiles
 from para_jax.formats import other_files, record, tensor_files
 from para_jax.formats.mlx import CONFIG as CONFIG
@@ -51,7 +52,9 @@ def load(folder: pathlib.Path) -> Checkpoint:
         found, metadata = tensor_files.read(folder / WEIGHTS)
         return _checkpoint(found, metadata, config, rank, scale)
     except ValueError as error:
-        raise ValueError(f"Cannot read the adapter in '{folder}': {error}") from error
+        raise ValueError(
+            Message(f"Cannot read the adapter in '{folder}': ", error)
+        ) from error
 
 
 def _checkpoint(
@@ -192,8 +195,12 @@ def _check(flat: Checkpoint) -> None:
             raise ValueError(f"'{path}' has a {what}, which mlx-lm has no LoRA for.")
         if x.a.dtype.name not in ("float32", "float16", "bfloat16"):
             raise ValueError(
-                f"'{path}' is {x.a.dtype}, and mlx-lm reads float32, float16 and "
-                "bfloat16 alone. Store it in one of these, with dtype=bfloat16."
+                Message(
+                    f"'{path}' is {x.a.dtype}, and mlx-lm reads float32, float16 and "
+                    "bfloat16 alone. Store it in one of these, with ",
+                    Argument("dtype", "bfloat16"),
+                    ".",
+                )
             )
 
 

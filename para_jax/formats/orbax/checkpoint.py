@@ -17,6 +17,7 @@ import numpy as np
 
 from para_jax._adapters.adapter import check_pair
 from para_jax._adapters.checkpoint import Checkpoint
+from para_jax._adapters.messages import Argument, Message
 from para_jax._adapters.params import from_params, nest, to_params, unnest
 from para_jax.formats import record
 from para_jax.formats.format import Hints
@@ -90,7 +91,13 @@ def load(
         name = next(x for x in Hints._fields if getattr(hints, x) is not None)
         value = getattr(hints, name)
         value = f"{value:g}" if isinstance(value, float) else value
-        raise ValueError(f"'{folder}' holds its own scales: leave out {name}={value}.")
+        raise ValueError(
+            Message(
+                f"'{folder}' holds its own scales: leave out ",
+                Argument(name, value),
+                ".",
+            )
+        )
     own = metadata[KEY]
     # A newer version may parse, and mean something else.
     if isinstance(own, dict) and own.get("version", 0) > VERSION:
@@ -162,6 +169,9 @@ def _foreign(
         return orbax_trees.load(folder, form, metadata, hints)
     except ValueError as error:
         raise ValueError(
-            f"Cannot read the adapters in '{folder}', which para_jax did not write: "
-            f"{error}"
+            Message(
+                f"Cannot read the adapters in '{folder}', which para_jax did not "
+                "write: ",
+                error,
+            )
         ) from error

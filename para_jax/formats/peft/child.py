@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from para_jax._adapters.messages import Argument, Message
 from para_jax._engines import experts as expert_modules
 from para_jax._engines.profiles import Profile
 from para_jax.formats.peft import (
@@ -138,7 +139,11 @@ def _agreed(config: dict[str, Any], content: Content) -> dict[str, Any]:
     wrong += [name for name in content.others if peft_config.targets(config, name)]
     if wrong:
         raise ValueError(
-            f"PEFT could not tell module '{wrong[0]}' from another of a like name. "
-            "Use the padded profile, or keep every module with min_rank=1."
+            Message(
+                f"PEFT could not tell module '{wrong[0]}' from another of a like name. "
+                "Use the padded profile, or keep every module with ",
+                Argument("min_rank", 1),
+                ".",
+            )
         )
     return config

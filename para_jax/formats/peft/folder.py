@@ -12,6 +12,7 @@ import numpy as np
 from para_jax._adapters import sharing
 from para_jax._adapters.adapter import Adapter, check_pair, ordered
 from para_jax._adapters.checkpoint import Checkpoint, Layer
+from para_jax._adapters.messages import Message
 from para_jax._engines import profiles
 from para_jax._engines.profiles import Profile
 from para_jax.formats import other_files, record, tensor_files
@@ -54,7 +55,9 @@ def load(
         modules, extra = peft_tensors.by_module(found)
         return _checkpoint(config, modules, extra, metadata)
     except ValueError as error:
-        raise ValueError(f"Cannot read the adapter in '{folder}': {error}") from error
+        raise ValueError(
+            Message(f"Cannot read the adapter in '{folder}': ", error)
+        ) from error
 
 
 def _existing(folder: pathlib.Path, name: str) -> pathlib.Path:

@@ -9,6 +9,7 @@ kernels if the tree holds them. `para_jax.from_params(params, scale=...)` regrou
 nested dict that `to_params` made, whose levels all belong to the paths.
 """
 
+from para_jax._adapters.messages import Argument, Message
 from para_jax.layouts.layout import Half, Layout
 from para_jax.layouts.pairs import Key
 
@@ -29,5 +30,8 @@ LAYOUT = Layout(
     half=_half,
     kernels=_kernels,
     flat=True,
-    alpha="scale=: alpha / r of the run that trained it, 1 for what to_params made",
+    alpha=Message(
+        Argument("scale"),
+        ": alpha / r of the run that trained it, 1 for what to_params made",
+    ),
 )

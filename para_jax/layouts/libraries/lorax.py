@@ -9,6 +9,7 @@ file holds it only if the user stored it as well.
 Source: lorax/transform.py, lorax/helpers.py.
 """
 
+from para_jax._adapters.messages import Argument, Message
 from para_jax.layouts.layout import Half, Layout
 from para_jax.layouts.pairs import Key
 
@@ -35,7 +36,9 @@ LAYOUT = Layout(
     name="lorax",
     half=_half,
     kernels=_kernels,
-    alpha="alpha=: alpha of lorax.LoraWeight, 1 unless it was set",
+    alpha=Message(
+        Argument("alpha"), ": alpha of lorax.LoraWeight, 1 unless it was set"
+    ),
     path=_path,
     leaf_alpha="alpha",
 )

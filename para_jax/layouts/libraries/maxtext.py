@@ -10,6 +10,7 @@ Source: src/maxtext/utils/lora_utils.py, src/maxtext/common/checkpointing.py.
 import re
 from collections.abc import Sequence
 
+from para_jax._adapters.messages import Argument, Message
 from para_jax.layouts.layout import Half, Layout
 from para_jax.layouts.libraries import qwix
 from para_jax.layouts.pairs import Key
@@ -35,7 +36,7 @@ NATIVE = Layout(
     name="maxtext",
     half=_half,
     kernels=qwix.kernels,
-    alpha="alpha=: lora_alpha of adapter_config.json",
+    alpha=Message(Argument("alpha"), ": lora_alpha of adapter_config.json"),
     one_rank=True,
 )
 
@@ -43,7 +44,7 @@ QWIX = Layout(
     name="maxtext-qwix",
     half=qwix.half,
     kernels=qwix.kernels,
-    alpha="alpha=: lora.lora_alpha of the run",
+    alpha=Message(Argument("alpha"), ": lora.lora_alpha of the run"),
     one_rank=True,
     known=_known,
     refines="qwix",

@@ -11,6 +11,7 @@ Source: qwix/_src/providers/lora.py.
 
 import re
 
+from para_jax._adapters.messages import Argument, Message
 from para_jax.layouts.layout import Half, Layout
 from para_jax.layouts.pairs import Key
 
@@ -32,5 +33,7 @@ LAYOUT = Layout(
     name="qwix",
     half=half,
     kernels=kernels,
-    alpha="alpha=: alpha of the qwix.LoraRule that the model was made with",
+    alpha=Message(
+        Argument("alpha"), ": alpha of the qwix.LoraRule that the model was made with"
+    ),
 )

@@ -10,6 +10,7 @@ Source: tunix/models/*/model.py, tunix/models/gemma3/params.py.
 import re
 from collections.abc import Sequence
 
+from para_jax._adapters.messages import Argument, Message
 from para_jax.layouts.layout import Layout
 from para_jax.layouts.libraries import qwix
 
@@ -35,7 +36,9 @@ LAYOUT = Layout(
     name="tunix",
     half=qwix.half,
     kernels=qwix.kernels,
-    alpha="alpha=: alpha of lora_config, or of the qwix.LoraProvider",
+    alpha=Message(
+        Argument("alpha"), ": alpha of lora_config, or of the qwix.LoraProvider"
+    ),
     parts=parts,
     known=_known,
     refines="qwix",

@@ -10,6 +10,7 @@ from typing import Literal
 
 from para_jax._adapters.adapter import ordered
 from para_jax._adapters.checkpoint import Checkpoint, Spelling
+from para_jax._adapters.messages import Argument, Message
 from para_jax.names.diffusion import (
     family,
     moving,
@@ -53,8 +54,12 @@ def convert(checkpoint: Checkpoint, target: Target) -> Checkpoint:
     names = schemes.read([*checkpoint.adapters, *checkpoint.absent])
     if extra := sorted(checkpoint.extra):
         raise ValueError(
-            f"'{extra[0]}' is not a LoRA factor, and has no name among those of "
-            f"{target}. Leave such tensors out with adapters_only=True."
+            Message(
+                f"'{extra[0]}' is not a LoRA factor, and has no name among those of "
+                f"{target}. Leave such tensors out with ",
+                Argument("adapters_only", True),
+                ".",
+            )
         )
     # Dropping the component needs no family, so it also serves unknown models.
     if target == "module" and all(x.scheme == "diffusers" for x in names.values()):

@@ -787,8 +787,8 @@ def test_what_one_library_tells_another_is_no_note(call, small, monkeypatch):
         warnings.warn("Call it by its new name.", DeprecationWarning, stacklevel=1)
         return spectra_of(*arguments, **keywords)
 
-    spectra_of = cli.spectra_of
-    monkeypatch.setattr(cli, "spectra_of", warned)
+    spectra_of = cli.commands.spectra_of
+    monkeypatch.setattr(cli.commands, "spectra_of", warned)
 
     code, out, err = call("sweep", small, "children", "--gamma", 0.5, 0.25)
 
@@ -809,13 +809,13 @@ def test_an_inspection_has_a_picture(call, small, tmp_path):
 def test_a_sweep_writes_one_folder_a_policy_from_one_decomposition(
     call, monkeypatch, tmp_path
 ):
-    calls, spectra_of = [], cli.spectra_of
+    calls, spectra_of = [], cli.commands.spectra_of
 
     def counted(*arguments, **keywords):
         calls.append(arguments)
         return spectra_of(*arguments, **keywords)
 
-    monkeypatch.setattr(cli, "spectra_of", counted)
+    monkeypatch.setattr(cli.commands, "spectra_of", counted)
     code, out, err = call(
         *("sweep", MINILM, "children", "--gamma", 0.5, 0.25, "--epsilon", 0.9),
         *("--params", "100k", "--max-rank", 8),

@@ -613,15 +613,17 @@ def test_an_engine_gets_what_it_takes_or_the_reason_is_said(
     ],
 )
 def test_a_refusal_comes_before_the_work(refused, monkeypatch, words):
-    monkeypatch.setattr(cli, "spectra_of", None)  # Would be called to decompose.
-    monkeypatch.setattr(cli.para, "compress", None)
+    monkeypatch.setattr(
+        cli.commands, "spectra_of", None
+    )  # Would be called to decompose.
+    monkeypatch.setattr(para, "compress", None)
 
     refused("compress", MINILM, "child", "--gamma", 0.5, *words)
     refused("sweep", MINILM, "children", "--gamma", 0.5, *words)
 
 
 def test_a_place_that_is_no_file_is_refused_before_the_work(refused, monkeypatch):
-    monkeypatch.setattr(cli.para, "load", None)
+    monkeypatch.setattr(para, "load", None)
 
     refused("compress", MINILM, "child", "--gamma", 0.5, "--format", "kohya")
 

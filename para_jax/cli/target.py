@@ -1,0 +1,128 @@
+"""Check DST before any work, and write it afterwards."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+import para_jax as para
+from para_jax._engines import prepare, registry
+from para_jax._engines import rules as engine_rules
+from para_jax._pruning.report import human_bytes
+from para_jax.cli.request import Conversion, Output
+from para_jax.formats import Format, atomic, recognise
+
+_ONE_FILE = ".safetensors"
+
+
+def form(request: Conversion) -> Format:
+    """Choose the format of DST: the engine's, else --format, else SRC's."""
+    output = request.output
+    if output.engine:
+        return _engine_form(output.engine, request.target)
+    return output.format or recognise(request.source)
+
+
+# An engine may read two formats: then the place of DST chooses between them.
+def _engine_form(engine: str, target: pathlib.Path) -> Format:
+    one_file = _is_one_file(target)
+    return engine_rules.form(registry.known(engine), one_file=one_file)
+
+
+def _is_one_file(target: pathlib.Path) -> bool:
+    return target.suffix == _ONE_FILE
+
+
+def ending(request: Conversion) -> str:
+    """Choose the ending of the names of several children."""
+    return _ONE_FILE if form(request) == "kohya" else ""
+
+
+def check_output(output: Output) -> None:
+    """Raise ValueError if two words about DST do not go together."""
+    if output.engine:
+        for name in ("format", "profile"):
+            if getattr(output, name):
+                raise ValueError(
+                    f"--for {output.engine} decides on format and profile: leave out "
+                    f"--{name}."
+                )
+    # Without a model these would have no effect, and no one would notice.
+    facts = dataclasses.asdict(output.rename)
+    if facts.pop("model"):
+        return
+    for name, value in facts.items():
+        if value is not None:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is of a model: give --model, or leave it out.")
+
+
+def check(request: Conversion) -> None:
+    """Raise an error before any work if DST could not be written after it."""
+    check_form(request)
+    one_file = _is_one_file(request.target)
+    check_place = atomic.check_file if one_file else atomic.check_target
+    check_place(request.target, overwrite=request.output.overwrite)
+
+
+def check_form(request: Conversion) -> None:
+    """Raise ValueError if the place of DST, or its profile, is not of its format."""
+    wanted, target, profile = form(request), request.target, request.output.profile
+    one_file = _is_one_file(target)
+    if wanted != "peft" and profile not in (None, "ragged"):
+        raise ValueError(
+            f"--profile {profile} is of PEFT, and '{target}' is to be {wanted}: leave "
+            "it out, or give --format peft."
+        )
+    # One format is a single file; the others are folders, whatever they are called.
+    if wanted == "kohya" and not one_file:
+        raise ValueError(f"'{target}' is to be one file: end it in '{_ONE_FILE}'.")
+    if wanted != "kohya" and one_file:
+        raise ValueError(
+            f"'{target}' is to be a folder of {wanted}: leave out '{_ONE_FILE}', or "
+            "give --format kohya for one file."
+        )
+
+
+def check_engine(request: Conversion, parent: para.Checkpoint) -> None:
+    """Raise an error before any work if an engine would refuse every child."""
+    if not request.output.engine:
+        return
+    # A child of rank one: the smallest that any budget could give.
+    one_rank = {
+        path: para.Adapter(
+            a=np.ones((*x.stack, x.inputs, 1), x.a.dtype),
+            b=np.ones((*x.stack, 1, x.outputs), x.a.dtype),
+        )
+        for path, x in parent.adapters.items()
+    }
+    smallest = dataclasses.replace(parent, adapters=one_rank)
+    one_file = _is_one_file(request.target)
+    prepare.prepare(smallest, request.output.engine, one_file=one_file)
+
+
+def save(request: Conversion, checkpoint: para.Checkpoint) -> None:
+    """Write DST in the form of the request."""
+    output = request.output
+    para.save(
+        checkpoint,
+        request.target,
+        # `save` takes no other format beside an engine: that decides.
+        format="peft" if output.engine else form(request),
+        profile=output.profile or "ragged",
+        engine=output.engine,
+        overwrite=output.overwrite,
+    )
+
+
+def on_disk(place: pathlib.Path) -> str:
+    """Measure a file, or all files in a folder."""
+    files = [place] if place.is_file() else place.rglob("*")
+    return human_bytes(sum(x.stat().st_size for x in files if x.is_file()))
+
+
+def note(engine: str, target: pathlib.Path) -> str:
+    """Return an engine's advice on loading DST."""
+    rules = registry.known(engine)
+    text = engine_rules.note(rules, _engine_form(engine, target))
+    return f"{engine}: {text}"
