@@ -98,7 +98,6 @@ def inspect(request: Inspect) -> None:
 
 def _engines(request: Inspect, checkpoint: para.Checkpoint) -> None:
     # A refusal names arguments of the library: shown and as JSON they are flags.
-    # A refusal names arguments of the library: shown and as JSON they are flags.
     costs = [
         x._replace(refused=errors.spoken(x.refused)) for x in prepare.costs(checkpoint)
     ]
@@ -157,7 +156,6 @@ def _swept(
     result = []
     with show.progress(f"Writing {len(children)} children") as progress:
         # Ragged children are views of the largest one, so all take the memory of one.
-        # Ragged children are views of the largest one, so all take the memory of one.
         found = cuts(parent, spectra, policies, form="ragged")
         for one, child in zip(progress(children), found, strict=True):
             target.save(one, child)
@@ -179,7 +177,6 @@ def fleet(request: Fleet) -> int:
         rows = fleet_run.tended(
             request, fleet_tenants.pending(found.tenants, kept), kept
         )
-    # A manifest may also hold tenants of earlier patterns: only these are counted.
     # A manifest may also hold tenants of earlier patterns: only these are counted.
     children = [kept.rows[x.name] for x in found.tenants]
     failed = {x.name: errors.spoken(x.failure) for x in rows if x.failure}

@@ -10,9 +10,7 @@ from para_jax._engines import prepare, registry
 from para_jax._engines import rules as engine_rules
 from para_jax._pruning.report import human_bytes
 from para_jax.cli.request import Conversion, Output
-from para_jax.formats import Format, atomic, recognise
-
-_ONE_FILE = ".safetensors"
+from para_jax.formats import FORMATS, Format, atomic, is_one_file, recognise
 
 
 def form(request: Conversion) -> Format:
@@ -25,17 +23,13 @@ def form(request: Conversion) -> Format:
 
 # An engine may read two formats: then the place of DST chooses between them.
 def _engine_form(engine: str, target: pathlib.Path) -> Format:
-    one_file = _is_one_file(target)
+    one_file = is_one_file(target)
     return engine_rules.form(registry.known(engine), one_file=one_file)
-
-
-def _is_one_file(target: pathlib.Path) -> bool:
-    return target.suffix == _ONE_FILE
 
 
 def ending(request: Conversion) -> str:
     """Choose the ending of the names of several children."""
-    return _ONE_FILE if form(request) == "kohya" else ""
+    return FORMATS[form(request)].suffix
 
 
 def check_output(output: Output) -> None:
@@ -60,7 +54,7 @@ def check_output(output: Output) -> None:
 def check(request: Conversion) -> None:
     """Raise an error before any work if DST could not be written after it."""
     check_form(request)
-    one_file = _is_one_file(request.target)
+    one_file = is_one_file(request.target)
     check_place = atomic.check_file if one_file else atomic.check_target
     check_place(request.target, overwrite=request.output.overwrite)
 
@@ -68,19 +62,19 @@ def check(request: Conversion) -> None:
 def check_form(request: Conversion) -> None:
     """Raise ValueError if the place of DST, or its profile, is not of its format."""
     wanted, target, profile = form(request), request.target, request.output.profile
-    one_file = _is_one_file(target)
+    one_file = is_one_file(target)
     if wanted != "peft" and profile not in (None, "ragged"):
         raise ValueError(
             f"--profile {profile} is of PEFT, and '{target}' is to be {wanted}: leave "
             "it out, or give --format peft."
         )
-    # One format is a single file; the others are folders, whatever they are called.
-    if wanted == "kohya" and not one_file:
-        raise ValueError(f"'{target}' is to be one file: end it in '{_ONE_FILE}'.")
-    if wanted != "kohya" and one_file:
+    suffix = FORMATS[wanted].suffix
+    if suffix and not one_file:
+        raise ValueError(f"'{target}' is to be one file: end it in '{suffix}'.")
+    if one_file and not suffix:
         raise ValueError(
-            f"'{target}' is to be a folder of {wanted}: leave out '{_ONE_FILE}', or "
-            "give --format kohya for one file."
+            f"'{target}' is to be a folder of {wanted}: leave out '{target.suffix}', "
+            "or give --format kohya for one file."
         )
 
 
@@ -97,7 +91,7 @@ def check_engine(request: Conversion, parent: para.Checkpoint) -> None:
         for path, x in parent.adapters.items()
     }
     smallest = dataclasses.replace(parent, adapters=one_rank)
-    one_file = _is_one_file(request.target)
+    one_file = is_one_file(request.target)
     prepare.prepare(smallest, request.output.engine, one_file=one_file)
 
 
