@@ -37,6 +37,7 @@ html_title = "para_jax"
 html_css_files = ["style.css"]
 html_static_path = ["static"]
 html_show_sphinx = False
+html_copy_source = html_show_sourcelink = False
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 html_theme_options = {

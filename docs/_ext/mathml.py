@@ -3,10 +3,21 @@
 `html_math_renderer = "mathml"` selects it.
 """
 
+import re
+
+import latex2mathml.converter
 from docutils import nodes
-from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
+
+
+_CAPITAL = re.compile(r"<mi>(?=&#x0*3[9A]|[\u0391-\u03a9])")
+
+
+def convert(formula: str, display: str = "inline") -> str:
+    """Returns a formula as MathML, with upright Greek capitals as LaTeX has them."""
+    text = latex2mathml.converter.convert(formula, display=display)
+    return _CAPITAL.sub('<mi mathvariant="normal">', text)
 
 
 def inline(self: HTML5Translator, node: nodes.math) -> None:

@@ -6,10 +6,10 @@ whatever page, leads to `repository_url`. The notebooks are copied from
 `build/notebooks`, where `make docs` puts them with their outputs.
 """
 
+import json
 import os
 import pathlib
 import re
-import shutil
 
 from sphinx.application import Sphinx
 from sphinx.util import logging
@@ -19,6 +19,7 @@ DOCS = ROOT / "docs"
 NOTEBOOKS = DOCS / "notebooks"
 
 _LINK = re.compile(r"(?P<before>!?\[(?:[^\]\\]|\\.)*\]\()(?P<to>[^)#\s]+)(?P<rest>[^)]*\))")
+_BADGE = re.compile(r"\[!\[([^]]+)\]\([^)]+\)\]\(([^)]+)\)")
 _FENCED = re.compile(r"^(```|~~~).*?^\1\s*$", re.M | re.S)
 
 
@@ -68,9 +69,21 @@ def _copy_notebooks(app: Sphinx) -> None:
             logger = logging.getLogger(__name__)
             logger.warning("%s was not executed: use make docs", path.name)
             run = path
-        copy = NOTEBOOKS / path.name
-        if not copy.is_file() or copy.read_bytes() != run.read_bytes():
-            shutil.copyfile(run, copy)
+        copy, text = NOTEBOOKS / path.name, shown(run.read_text())
+        if not copy.is_file() or copy.read_text() != text:
+            copy.write_text(text)
+
+
+def shown(notebook: str) -> str:
+    """Returns a notebook as a page: no badge, and the cell that installs folded."""
+    whole = json.loads(notebook)
+    for cell in whole["cells"]:
+        if cell["id"] == "install":
+            cell["metadata"]["tags"] = ["hide-input"]
+        if cell["cell_type"] == "markdown":
+            text = "".join(cell["source"])
+            cell["source"] = _BADGE.sub(r"[\1](\2)", text)
+    return json.dumps(whole, indent=1)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
