@@ -8,6 +8,7 @@ quote.
 import re
 
 from sphinx.application import Sphinx
+from sphinx.ext import autosummary
 
 _FIELD = re.compile(r"\s*:\w[^:]*:|\s*\.\. ")
 _DOCTEST = re.compile(r"\s*>>> ")
@@ -43,6 +44,8 @@ def _process(
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    # Or a summary ends at "the paper's Eq."
+    autosummary.WELL_KNOWN_ABBREVIATIONS += ("Eq.", "Eqs.")
     # After napoleon, whose priority is 500.
     app.connect("autodoc-process-docstring", _process, priority=600)
     return {"parallel_read_safe": True}
