@@ -52,3 +52,14 @@ def test_every_name_on_a_page_is_there():
     for name in documented():
         module, _, last = name.rpartition(".")
         assert hasattr(importlib.import_module(module), last), name
+
+
+def test_links_to_the_repository_lead_where_the_notebooks_are_cloned_from():
+    root = PAGES[0].parents[2]
+    notebook = (root / "colabs/01_compress_an_adapter.ipynb").read_text()
+
+    url = re.search(
+        r'^repository_url = "(.+)"$', (root / "docs/conf.py").read_text(), re.M
+    )
+
+    assert f'REPOSITORY = \\"{url[1]}\\"' in notebook

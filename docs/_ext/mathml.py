@@ -10,7 +10,6 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
-
 _CAPITAL = re.compile(r"<mi>(?=&#x0*3[9A]|[\u0391-\u03a9])")
 
 

@@ -18,7 +18,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 NOTEBOOKS = DOCS / "notebooks"
 
-_LINK = re.compile(r"(?P<before>!?\[(?:[^\]\\]|\\.)*\]\()(?P<to>[^)#\s]+)(?P<rest>[^)]*\))")
+_LINK = re.compile(
+    r"(?P<before>!?\[(?:[^\]\\]|\\.)*\]\()(?P<to>[^)#\s]+)(?P<rest>[^)]*\))"
+)
 _BADGE = re.compile(r"\[!\[([^]]+)\]\([^)]+\)\]\(([^)]+)\)")
 _FENCED = re.compile(r"^(```|~~~).*?^\1\s*$", re.M | re.S)
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.serve --json rows.json
     python -m tests.benchmarks.serve --small
-    python -m tests.benchmarks.serve --from rows.json --markdown --plot docs/figures/serve.png
+    python -m tests.benchmarks.serve --from rows.json --markdown --plot serve.png
 
 A frozen model, and one adapter a tenant: the parent of rank 16, or its child at a
 quarter of the ranks. Each row of a batch is of one tenant. `backbones` tells of the

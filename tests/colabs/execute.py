@@ -78,7 +78,9 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", help="how their names begin; all by default"
     )
-    parser.add_argument("--out", type=pathlib.Path, metavar="FOLDER", help="keep what ran")
+    parser.add_argument(
+        "--out", type=pathlib.Path, metavar="FOLDER", help="keep what ran"
+    )
     parser.add_argument("--pictures", type=pathlib.Path, metavar="FOLDER")
     given = parser.parse_args()
     for path in NOTEBOOKS:

@@ -154,7 +154,7 @@ def test_on_colab_the_repository_is_cloned_and_installed_with_its_encoder(
 
 
 def keep(path, shown):
-    """Leaves an executed notebook, without our cells, where `make docs` looks for it."""
+    """Leaves an executed notebook, without our cells, where `make docs` finds it."""
     kept = copy.deepcopy(shown)
     kept.cells = kept.cells[1:-1]
     folder = execute.ROOT / "build" / "notebooks"
