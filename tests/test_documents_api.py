@@ -12,12 +12,16 @@ MODULES = (
     "para_jax",
     "para_jax.flax.linen",
     "para_jax.flax.nnx",
+    "para_jax.formats",
     "para_jax.layouts",
     "para_jax.names",
     "para_jax.plot",
 )
 # Documented at the top of the package.
-AGAIN = {"para_jax.layouts": {"from_tree", "to_tree"}}
+AGAIN = {
+    "para_jax.formats": {"load", "save"},
+    "para_jax.layouts": {"from_tree", "to_tree"},
+}
 
 
 def documented():

@@ -1,7 +1,7 @@
 """The notebooks: clean in git, and true when they run.
 
 What a notebook claims it asserts itself; what is asserted here has another oracle:
-PyTorch's accuracy, the README's table, and files read by safetensors and Orbax alone.
+PyTorch's accuracy, the demo's table, and files read by safetensors and Orbax alone.
 """
 
 import copy
