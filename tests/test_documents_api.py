@@ -17,7 +17,7 @@ MODULES = (
     "para_jax.names",
     "para_jax.plot",
 )
-# Documented at the top of the package; `check_same` is for the command line alone.
+# Documented at the top of the package; `check_same` is for our own use.
 AGAIN = {
     "para_jax.formats": {"load", "save", "check_same"},
     "para_jax.layouts": {"from_tree", "to_tree"},
