@@ -14,6 +14,7 @@ PY := $(VENV)/bin/python
 READY_DEMO := $(VENV)/.ready-demo
 READY_TEST := $(VENV)/.ready-test
 READY_ENGINES := $(VENV)/.ready-engines
+READY_DOCS := $(VENV)/.ready-docs
 
 # The Pythons that the classifiers name, oldest and newest first.
 PYTHONS := $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)".*/python\1/p' pyproject.toml)
@@ -35,6 +36,7 @@ PIP = $(@D)/bin/python -m pip install --progress-bar off --disable-pip-version-c
 PIP_DEMO = $(PIP) --editable '.[cli,plot,train]'
 PIP_TEST = $(PIP) '$(TORCH)' --editable '.[cli,plot,train,interop,dev]'
 PIP_ENGINES = $(PIP) '$(TORCH)' --editable '.[engines]'
+PIP_DOCS = $(PIP) --editable '.[docs]'
 PIP_NEWEST = $(PIP) --upgrade --upgrade-strategy eager \
   --editable '.[cli,fleet,plot,train,models,tests]'
 PIP_FLOORS = $(@D)/bin/python tests/floors.py >$(@D)/floors.txt \
@@ -57,12 +59,13 @@ endef
 .DELETE_ON_ERROR:
 # Two installs into one environment would break each other.
 .NOTPARALLEL:
-.PHONY: help demo colabs test test-train test-all test-newest test-floors test-engines lint \
+.PHONY: help demo colabs docs test test-train test-all test-newest test-floors test-engines lint \
   format-check style types imports format clean distclean
 
 help:
 	@echo 'make demo         watch two real LoRA adapters lose most of their ranks'
 	@echo 'make colabs       run the notebooks from top to bottom, and time them'
+	@echo 'make docs         build the documentation, in build/docs, and check its links'
 	@echo 'make test         run the tests of the library, but for the slow ones;'
 	@echo '                  PYTEST_ARGS="-k spectrum -x" goes to pytest'
 	@echo 'make test-train   the same of the experiments and benchmarks'
@@ -84,6 +87,20 @@ demo: $(READY_DEMO)
 
 colabs: $(READY_TEST)
 	@$(PY) -m tests.colabs.execute $(COLABS_ARGS)
+
+# A notebook is executed again when it or any code has changed. `make test-all` leaves
+# those that it executes at the same place.
+CODE := $(shell find para_jax train -name '*.py')
+EXECUTED := $(patsubst %,build/notebooks/%,$(notdir $(wildcard colabs/*.ipynb)))
+
+docs: $(READY_DOCS) $(EXECUTED)
+	@$(PY) -m sphinx --fail-on-warning --keep-going --fresh-env --quiet \
+	  --doctree-dir build/doctrees docs build/docs
+	@$(PY) docs/check_links.py build/docs
+	@echo 'The first page is build/docs/index.html'
+
+build/notebooks/%.ipynb: colabs/%.ipynb $(CODE) | $(READY_TEST)
+	@$(PY) -m tests.colabs.execute $* --out build/notebooks
 
 # One process a core, up to four: each holds JAX and PyTorch. The tests of one file share
 # what it compiles, so they stay together.
@@ -186,6 +203,10 @@ $(READY_TEST): pyproject.toml | $(VENV)/.ready
 
 $(READY_ENGINES): $(READY_TEST)
 	$(call step,Installing what names of image models are compared with,$(PIP_ENGINES))
+	@touch $@
+
+$(READY_DOCS): $(READY_TEST)
+	$(call step,Installing Sphinx and what it builds the pages with,$(PIP_DOCS))
 	@touch $@
 
 $(NEWEST)/.ready-test: pyproject.toml | $(NEWEST)/.ready

@@ -1,4 +1,4 @@
-"""The table of layouts in the README, made of the tests that prove its cells.
+"""The table of layouts in `docs/layouts.md`, made of the tests that prove its cells.
 
     python -m tests.layouts
 

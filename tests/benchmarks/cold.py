@@ -154,7 +154,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--json", type=pathlib.Path, help="where to put the rows")
     parser.add_argument("--from", dest="source", type=pathlib.Path, help="saved rows")
-    parser.add_argument("--markdown", action="store_true", help="for a README")
+    parser.add_argument("--markdown", action="store_true", help="for a page")
     given = parser.parse_args(words)
     if given.source:
         rows = [x for x in cold_rows.load(given.source) if x.case in given.cases]

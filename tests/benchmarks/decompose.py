@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=pathlib.Path, help="where to put the rows")
     parser.add_argument("--plot", type=pathlib.Path, help="where to put the picture")
     parser.add_argument("--from", dest="source", type=pathlib.Path, help="saved rows")
-    parser.add_argument("--markdown", action="store_true", help="for a README")
+    parser.add_argument("--markdown", action="store_true", help="for a page")
     return parser
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.serve --json rows.json
     python -m tests.benchmarks.serve --small
-    python -m tests.benchmarks.serve --from rows.json --markdown --plot docs/serve.png
+    python -m tests.benchmarks.serve --from rows.json --markdown --plot serve.png
 
 A frozen model, and one adapter a tenant: the parent of rank 16, or its child at a
 quarter of the ranks. Each row of a batch is of one tenant. `backbones` tells of the
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=pathlib.Path, help="where to put the rows")
     parser.add_argument("--plot", type=pathlib.Path, help="where to put the picture")
     parser.add_argument("--from", dest="source", type=pathlib.Path, help="saved rows")
-    parser.add_argument("--markdown", action="store_true", help="for a README")
+    parser.add_argument("--markdown", action="store_true", help="for a page")
     return parser
 
 

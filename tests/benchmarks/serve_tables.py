@@ -1,4 +1,4 @@
-"""Tables of what was measured of serving, for people and for a README."""
+"""Tables of what was measured of serving, for people and for a page."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple

@@ -180,8 +180,8 @@ def test_a_way_that_is_wrong_is_not_timed(modules, tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["h200", "cpu"])
-def test_the_tables_in_the_readme_are_those_of_the_saved_rows(modules, capsys, place):
-    text = (ROOT / "README.md").read_text()
+def test_the_tables_on_the_page_are_those_of_the_saved_rows(modules, capsys, place):
+    text = (ROOT / "docs/serving.md").read_text()
     saved = ROOT / f"tests/benchmarks/results/serve-{place}.json"
 
     modules.serve.main(["--from", str(saved), "--markdown"])

@@ -2,9 +2,11 @@
 
     python -m tests.colabs.execute
     python -m tests.colabs.execute 02 --pictures /tmp/pictures
+    python -m tests.colabs.execute --out build/notebooks
 
 Each runs by itself, in a new empty folder, with this checkout's packages. What it shows
-is not written back: in git, notebooks hold no outputs. `--pictures` keeps the pictures.
+is not written back: in git, notebooks hold no outputs. `--out` keeps the executed
+notebooks, which the documentation shows, and `--pictures` the pictures alone.
 """
 
 import argparse
@@ -76,6 +78,9 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", help="how their names begin; all by default"
     )
+    parser.add_argument(
+        "--out", type=pathlib.Path, metavar="FOLDER", help="keep what ran"
+    )
     parser.add_argument("--pictures", type=pathlib.Path, metavar="FOLDER")
     given = parser.parse_args()
     for path in NOTEBOOKS:
@@ -86,6 +91,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             shown = executed(read(path), pathlib.Path(folder))
         print(f"{time.monotonic() - start:6.1f} s", flush=True)
+        if given.out:
+            given.out.mkdir(parents=True, exist_ok=True)
+            nbformat.write(shown, given.out / path.name)
         if given.pictures:
             given.pictures.mkdir(parents=True, exist_ok=True)
             for name, image in pictures(shown):

@@ -1,9 +1,10 @@
 """The notebooks: clean in git, and true when they run.
 
 What a notebook claims it asserts itself; what is asserted here has another oracle:
-PyTorch's accuracy, the README's table, and files read by safetensors and Orbax alone.
+PyTorch's accuracy, the demo's table, and files read by safetensors and Orbax alone.
 """
 
+import copy
 import json
 import re
 import subprocess
@@ -152,6 +153,15 @@ def test_on_colab_the_repository_is_cloned_and_installed_with_its_encoder(
     assert sys.path[-1] == str(tmp_path / "checkout")
 
 
+def keep(path, shown):
+    """Leaves an executed notebook, without our cells, where `make docs` finds it."""
+    kept = copy.deepcopy(shown)
+    kept.cells = kept.cells[1:-1]
+    folder = execute.ROOT / "build" / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(kept, folder / path.name)
+
+
 @pytest.fixture
 def run(tmp_path):
     """Executes a notebook whose pictures all have labels; returns what was asked."""
@@ -164,6 +174,7 @@ def run(tmp_path):
 
         shown = execute.executed(notebook, tmp_path)
 
+        keep(execute.NOTEBOOKS[number - 1], shown)
         streams = [x for cell in code(shown) for x in cell.outputs if "text" in x]
         assert not [x.text for x in streams if x.name == "stderr"]
         said = json.loads(code(shown)[-1].outputs[0].text)

@@ -32,7 +32,8 @@ def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -
     Args:
       name: One of a, b, ranks, epsilon, drop, scores, energy, stability, retuned, cost,
         rates; or all.
-      write: Also put it in its place in README.md and in the README.md of its results.
+      write: Also put it in its place in docs/results.md and in the README.md of its
+        results.
       folder: Where the JSON files of results are.
     """
     made, lacking, reasons = _make(name, TABLES, Files(folder))

@@ -17,7 +17,7 @@ from train.experiments.tables import TABLES
 from train.experiments.tables.table import markdown
 
 DOCUMENTS = (
-    FOLDER.parent.parent / "README.md",
+    FOLDER.parent.parent / "docs" / "results.md",
     FOLDER / "README.md",
     *sorted(FOLDER.glob("*/README.md")),
 )

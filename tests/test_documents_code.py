@@ -1,7 +1,7 @@
-"""The README's Python runs as it stands there, on adapters that ship.
+"""The Python of README and of the documentation runs as it stands there.
 
-What a block takes for granted (an adapter, a measure, a loss) is given here, and what
-it leaves behind is looked at.
+It runs on adapters that ship. What a block takes for granted (an adapter, a measure, a
+loss) is given here, and what it leaves behind is looked at.
 """
 
 import os
@@ -14,9 +14,14 @@ import textwrap
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-BLOCKS = re.findall(
-    r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S
-)
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+BLOCKS = [
+    pytest.param(block, id=f"{page.relative_to(ROOT).with_suffix('')}-{i}")
+    for page in PAGES
+    for i, block in enumerate(
+        re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    )
+]
 
 BEFORE = """
 import functools
@@ -50,24 +55,42 @@ def cut(adapters):
     return para.repack(spectra, masks, adapters, form="masked")
 """
 
-# By a word of the block: what it is given, and what has to hold then.
+# By words of a block: what it is given, and what has to hold then. A block takes all
+# that it has the words of, and has to have some.
 CASES = {
-    "para.family(": (
-        "accuracy = lambda adapters: 1.0 if total(adapters) > 100 else 0.0",
+    "import para_jax as para": ("", ""),
+    "plot.rank_map(": (
+        "",
+        'assert pathlib.Path("ranks.png").stat().st_size > 1000',
+    ),
+    'para.save(child, "adapter-r4/"': (
+        "",
         """
-        assert pathlib.Path("ranks.png").stat().st_size > 1000
         again = para.load("adapter-r4").adapters
         assert total(again) == total(parent.adapters) // 4 == total(child.adapters)
-        assert len(jax.tree.leaves(lora)) == 2 * len(child.adapters)
+        """,
+    ),
+    "para.to_params(child": (
+        "",
+        "assert len(jax.tree.leaves(lora)) == 2 * len(child.adapters)",
+    ),
+    "para.search(": (
+        "accuracy = lambda adapters: 1.0 if total(adapters) > 100 else 0.0",
+        "assert found.child is not None",
+    ),
+    "para.family(": (
+        "",
+        """
         half, _, least = (x.adapters for x in children)
         assert total(half) == total(parent.adapters) // 2
         assert sum(x.size for x in jax.tree.leaves(para.to_params(least))) <= 100_000
-        assert found.child is not None
         """,
     ),
     "para.masks(": (
         "",
         """
+        with jax.enable_x64(True):
+            child = cut(parent.adapters)
         assert {k: x.a.shape for k, x in child.items()} == {
             k: x.a.shape for k, x in parent.adapters.items()
         }
@@ -142,15 +165,16 @@ CASES = {
 }
 
 
-def test_every_block_has_a_case():
-    assert [word for x in BLOCKS for word in CASES if word in x] == list(CASES)
+def test_every_case_is_of_a_block():
+    text = "".join(x.values[0] for x in BLOCKS)
+    assert [word for word in CASES if word not in text] == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("word", CASES)
-def test_a_block_runs_and_does_what_it_says(word, tmp_path):
-    (block,) = (x for x in BLOCKS if word in x)
-    given, then = map(textwrap.dedent, CASES[word])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_runs_and_does_what_it_says(block, tmp_path):
+    cases = [CASES[word] for word in CASES if word in block]
+    given, then = ("\n".join(map(textwrap.dedent, x)) for x in zip(*cases, strict=True))
     (tmp_path / "block.py").write_text(f"{BEFORE}\n{given}\n{block}\n{then}")
     flags = "--xla_force_host_platform_device_count=8"
     command = [sys.executable, "block.py", str(ROOT / "train/assets/minilm-movie-r16")]
