@@ -1,10 +1,11 @@
-"""How many questions causal models answer rightly, each with its own adapters.
+"""Exact match of the answers that causal models generate, each with its own adapters.
 
-An answer is what greedy generation writes after the prompt. Many adapters are evaluated
-in one call, as `train.evaluation.evaluate` does for classifiers: mapped over beside one
-frozen base, as many at once as the memory for their keys and values allows.
+An answer is the text of greedy generation after the prompt. The evaluator of
+`train.evaluation.evaluate` maps over the adapters beside one frozen base; the memory
+for their keys and values limits the number of models in one call.
 
-Axis letters: `C` models, `B` questions, `T` tokens, `N` new tokens. Host code.
+Axis letters: `G` models in one call, `B` questions, `T` tokens, `N` new tokens. Runs on
+the host.
 """
 
 import dataclasses
@@ -13,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from jaxtyping import Float
@@ -24,16 +24,16 @@ from train.models import generate
 from train.models.adapted import Model
 
 _CACHE_BYTES = 2**31
-"""Of the keys and values of all models in one call; a step copies them."""
+"""Bytes of the keys and values of all models in one call; a step copies them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExactMatch:
-    """How answers are written and graded.
+    """Settings of how answers are generated and graded.
 
     Attributes:
-      tokenizer: That of the model.
-      is_right: Says of the right response and of what was written whether the answer
+      tokenizer: The model's tokenizer.
+      is_right: Compares the right response with the generated one: whether the answer
         is the same.
       tokens: The greatest number of new tokens `N`.
       stop: The tokens that end a response.
@@ -44,47 +44,37 @@ class ExactMatch:
     tokens: int
     stop: tuple[int, ...]
 
-    def accuracies(
-        self,
-        model: Model,
-        base: Mapping[str, Any],
-        heads: Mapping[str, Any],
-        lora: Mapping[str, Any],
-        batches: Sequence[Batch],
-        *,
-        at_once: int = evaluate.AT_ONCE,
-    ) -> Float[np.ndarray, "C"]:
-        """Returns the share of right answers of each of many models on one base.
+    @property
+    def accuracies(self) -> evaluate.Evaluator:
+        """The evaluator of causal models by their share of right answers.
 
-        Args:
-          model: A causal model that `generate.greedy` takes.
-          base: The frozen params.
-          heads: Empty: its embeddings are its head.
-          lora: The adapters, as `para_jax.to_params` gives them, leaves `[C, ...]`.
-          batches: Prompts with their right responses, all of one shape, as from
-            `train.data.sequences.batches`.
-          at_once: The greatest number of models in one call of the compiled program.
-
-        Raises:
-          ValueError: if there are no batches.
+        Its model is one that `generate.greedy` takes, its heads are empty (the
+        embeddings are the head), and its batches are prompts with their right
+        responses, all of one shape, as from `train.data.sequences.batches`.
         """
-        evaluate.check(batches)
-        base = jax.tree.map(jnp.asarray, {**base, **heads})
+        return evaluate.Evaluator(self._count, self._limit)
+
+    def _limit(self, model: Model, batches: Sequence[Batch]) -> int:
+        return _at_once(model, batches[0], self.tokens)
+
+    def _count(
+        self, model: Model, base: Mapping[str, Any], batches: Sequence[Batch]
+    ) -> evaluate.Count:
         wanted = [self._responses(x) for x in batches]
-        count = len(jax.tree.leaves(lora)[0])
-        size = min(at_once, _at_once(model, batches[0], self.tokens))
-        rights = np.zeros(count, int)
-        for start, some in zip(
-            range(0, count, size), evaluate.groups(lora, size), strict=True
-        ):
-            here = slice(start, min(start + size, count))
+        total = sum(map(len, wanted))
+
+        def share(group: evaluate.Group) -> Float[np.ndarray, "G"]:
+            rights = np.zeros(group.count, int)
+            # Batch by batch: the texts of a whole test set need not fit into memory.
             for batch, right in zip(batches, wanted, strict=True):
-                written = self._written(model, base, some, batch)
-                rights[here] += self._count_right(written, right, here.stop - start)
-        return rights / sum(map(len, wanted))
+                written = self._written(model, base, group.lora, batch)
+                rights += self._count_right(written, right, group.count)
+            return rights / total
+
+        return share
 
     def _responses(self, batch: Batch) -> dict[int, str]:
-        """Returns the right responses, by row; rows that fill up have none."""
+        """Return the right responses, by row; rows that fill up have none."""
         labels = np.asarray(batch.labels)
         rows = np.flatnonzero((labels != NO_LABEL).any(axis=1)).tolist()
         text = ~np.isin(labels, (NO_LABEL, *self.stop))
@@ -100,7 +90,7 @@ class ExactMatch:
     def _count_right(
         self, written: generate.Generated, wanted: Mapping[int, str], models: int
     ) -> list[int]:
-        """Returns how many of the answers of each of the first models are right."""
+        """Count the right answers of each of the first models."""
         ids, lengths = map(np.asarray, written)
 
         def count(model: int) -> int:
@@ -113,7 +103,7 @@ class ExactMatch:
 
 
 def prompts(batch: Batch) -> generate.Prompts:
-    """Returns the prompts of a batch: all that comes before the first label.
+    """Return the prompts of a batch: the tokens before the first label.
 
     A row that fills up has no label; its first token is its prompt.
     """
@@ -126,7 +116,7 @@ def prompts(batch: Batch) -> generate.Prompts:
 
 
 def _at_once(model: Any, batch: Batch, tokens: int) -> int:
-    """Returns for how many models there is memory, at least one."""
+    """Return the number of models that fit into memory, at least one."""
     rows, width = np.shape(batch.inputs)
     make = functools.partial(
         model.apply, {}, rows, width + tokens, method="empty_cache"
@@ -145,11 +135,11 @@ def _written(
     tokens: int,
     stop: tuple[int, ...],
 ) -> generate.Generated:
-    """Returns what each model writes, leaves `[C, B, ...]`. Traced."""
+    """Generate with each model; leaves `[G, B, ...]`. Traceable under `jit`."""
 
     def one(lora: Any) -> generate.Generated:
         variables = {"params": base, "lora": lora}
-        # Whatever a GPU does by default: children differ by little.
+        # GPUs round float32 products to TF32 by default; children differ by less.
         with jax.default_matmul_precision("float32"):
             return generate.greedy(model, variables, prompts, tokens=tokens, stop=stop)
 

@@ -66,7 +66,7 @@ def speaking(place, monkeypatch):
     from train.evaluation import exact_match
     from train.models import generate
 
-    tokenizer = place.subject.validation.accuracies.__self__.tokenizer
+    tokenizer = place.subject.validation.accuracies.counter.__self__.tokenizer
     said = np.array([tokenizer.encode(x).ids for x in SAID])
 
     def greedy(model, variables, prompts, *, tokens, stop):
