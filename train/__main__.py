@@ -8,8 +8,7 @@ from typing import Any
 import tyro
 
 from train import presets
-from train.commands import arguments, check, demo, grid, tables
-from train.commands import run as command
+from train.commands import arguments, check, demo, grid, run, tables
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "demo": demo.main,
@@ -28,7 +27,7 @@ def _call(name: str, words: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "run": command.main,
+    "run": run.main,
     **{name: functools.partial(_call, name) for name in FUNCTIONS},
 }
 
@@ -59,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _help() -> str:
-    functions = {"run": command.main, **FUNCTIONS}
+    functions = {"run": run.main, **FUNCTIONS}
     docs = {name: (x.__doc__ or "").splitlines()[0] for name, x in functions.items()}
     lines = "".join(f"\n  {name:10}{doc}" for name, doc in docs.items())
     return f"usage: python -m train COMMAND ...\n{lines}"

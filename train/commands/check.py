@@ -10,11 +10,10 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-import rich.box
 import rich.console
 import rich.table
 
-from train.commands import needs
+from train.commands import needs, output
 from train.commands.needs import Finding, Needs
 from train.data import hub
 
@@ -56,7 +55,7 @@ def command(
         console = rich.console.Console()
         console.print(table(found, title=preset))
         for line in summary(found):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            output.say(console, line)
         if not all(x.there for x in found):
             sys.exit(1)
 
@@ -65,14 +64,7 @@ def command(
 
 def table(found: Sequence[Finding], *, title: str) -> rich.table.Table:
     """Returns a table, a row for each thing that is needed."""
-    result = rich.table.Table(
-        title=title,
-        title_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
+    result = output.table(title)
     for name in ("need", "name", "there"):
         result.add_column(name, no_wrap=True)
     result.add_column("download", justify="right", no_wrap=True)

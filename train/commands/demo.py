@@ -23,7 +23,7 @@ import rich.progress
 
 import para_jax as para
 from para_jax import plot
-from train.commands import summary
+from train.commands import output, summary
 from train.subjects import tasks
 
 POLICIES = (
@@ -165,5 +165,5 @@ def _print_places(console: rich.console.Console, out: pathlib.Path) -> None:
         f"Pictures  {where}/ranks.png and {where}/spectrum.png",
     )
     for line in lines:  # A path is neither marked up nor broken over lines.
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        output.say(console, line)
     console.print()

@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import rich.box
 import rich.console
 import rich.progress
 import rich.table
 
+from train.commands import output
 from train.runs.fit import Line, OnSteps
 
 _SMOOTHED = 100
@@ -35,7 +35,7 @@ def shown(console: rich.console.Console, steps: int) -> Iterator[OnSteps]:
 
         def on_steps(step: int, lines: Sequence[Line]) -> None:
             if step and not lines:
-                say(console, f"Goes on from step {step}.")
+                output.say(console, f"Goes on from step {step}.")
             recent.extend(lines)
             del recent[:-_SMOOTHED]
             show(step, recent)
@@ -81,7 +81,7 @@ def _plain(console: rich.console.Console, steps: int) -> OnSteps:
             if first < step < steps:
                 seconds = (steps - step) * (now - start) / (step - first)
                 left = f", {dt.timedelta(seconds=round(seconds))} left"
-            say(console, f"step {step} of {steps}: {_state(lines)}{left}")
+            output.say(console, f"step {step} of {steps}: {_state(lines)}{left}")
             last = now
 
     return on_steps
@@ -104,14 +104,7 @@ def _state(lines: Sequence[Line]) -> str:
 
 def table(rows: Sequence[Line], title: str) -> rich.table.Table:
     """Returns the results, a row a member."""
-    result = rich.table.Table(
-        title=title,
-        title_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
+    result = output.table(title)
     for name in ("seed", "learning\nrate", "ranks", "parameters", "validation", "test"):
         result.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -124,8 +117,3 @@ def table(rows: Sequence[Line], title: str) -> rich.table.Table:
             "" if row["test"] is None else f"{row['test']:.2%}",
         )
     return result
-
-
-def say(console: rich.console.Console, text: str) -> None:
-    """Prints a line as it is: nothing in it is marked up, or broken."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

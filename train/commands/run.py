@@ -23,9 +23,9 @@ import rich.console
 
 import para_jax as para
 from train import subjects
-from train.commands import arguments, progress
+from train.commands import arguments, output, progress
 from train.commands.arguments import Words
-from train.posthoc import cutting
+from train.posthoc import children
 from train.runs import fit, folder
 from train.runs.settings import Run
 
@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> None:
     _introduce(console, given, place)
     _look(console, place, config)
     _make(console, given, name, place, config)
-    progress.say(console, f"Took {time.monotonic() - start:.0f} s. All is in {place}.")
+    output.say(console, f"Took {time.monotonic() - start:.0f} s. All is in {place}.")
 
 
 def _make(
@@ -76,7 +76,7 @@ def _make(
         )
     console.print(progress.table(rows, title=name))
     if given.cut:
-        found = cutting.cut(
+        found = children.cut(
             given.name, given.cut, given.run, place, folders=given.folders
         )
         for child, rows in found.items():
@@ -99,12 +99,12 @@ def _look(
     """Prints what is there already, and what else its numbers came from."""
     folder.check(place, config["run"])
     if folder.results(place) is not None:
-        progress.say(console, "It is complete already.")
+        output.say(console, "It is complete already.")
     elif (place / folder.CONFIG).exists():
         made = folder.read(place / folder.CONFIG)
         for name in ("device", "versions"):
             if made.get(name) != config[name]:
-                progress.say(
+                output.say(
                     console,
                     f"It was begun with {name} {made.get(name)}, and goes on with "
                     f"{config[name]}: the last digits may differ.",
@@ -149,4 +149,4 @@ def _introduce(
         f"Folder {place}",
     ]
     for line in [*lines, *([method.note] if method.note else [])]:
-        progress.say(console, line)
+        output.say(console, line)

@@ -62,15 +62,8 @@ def load(
     texts = first
     if "second" in rows.column_names:
         texts = list(zip(first, rows["second"][:], strict=True))
-    labels = np.asarray(rows["label"][:], np.int32)
-    count = sources.find(task).classes or 0
-    if bad := sorted({int(x) for x in labels} - set(range(count))):
-        raise ValueError(
-            f"'{task}', {part}, has the label {bad[0]}, expected 0 to {count - 1}. "
-            "GLUE's own test parts have no labels: is it one of those?"
-        )
-    names = tuple(hub.class_names(rows)) or tuple(map(str, range(count)))
-    return Sentences(tuple(texts), labels, names)
+    hint = "GLUE's own test parts have no labels: is it one of those?"
+    return Sentences(tuple(texts), *hub.labels(rows, task, part=part, hint=hint))
 
 
 def parts(task: str) -> tuple[str, ...]:

@@ -14,6 +14,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+from jaxtyping import Int
+
 from train.data import sources
 from train.data.sources import Part, Source
 
@@ -169,6 +172,30 @@ def _check(
 def class_names(rows: "datasets.Dataset") -> Sequence[str]:
     """Returns the names of the classes in the column "label"; empty if it has none."""
     return tuple(getattr(rows.features.get("label"), "names", None) or ())
+
+
+def labels(
+    rows: "datasets.Dataset", name: str, *, part: str = "", hint: str
+) -> tuple[Int[np.ndarray, "N"], tuple[str, ...]]:
+    """Return the column "label" and the name of each class, by default its number.
+
+    Args:
+      rows: The rows of one part of a set.
+      name: The set's name.
+      part: The part's name, for the message.
+      hint: What to check if a label is out of range, for the message.
+
+    Raises:
+      ValueError: if a label is not the number of a class.
+    """
+    count = sources.find(name).classes or 0
+    result = np.asarray(rows["label"][:], np.int32)
+    if bad := sorted({int(x) for x in result} - set(range(count))):
+        where = f"'{name}', {part}," if part else f"'{name}'"
+        raise ValueError(
+            f"{where} has the label {bad[0]}, expected 0 to {count - 1}. {hint}"
+        )
+    return result, tuple(class_names(rows)) or tuple(map(str, range(count)))
 
 
 def missing(source: Source, data: pathlib.Path | None = None) -> str:

@@ -84,13 +84,6 @@ def eurosat_split(
 
 
 def _images(rows: "datasets.Dataset", name: str) -> Images:
-    count = sources.find(name).classes or 0
     pictures: Any = rows["image"]  # A column decodes no more than what is taken of it.
-    labels = np.asarray(rows["label"][:], np.int32)
-    if bad := sorted({int(x) for x in labels} - set(range(count))):
-        raise ValueError(
-            f"'{name}' has the label {bad[0]}, expected 0 to {count - 1}. Are its "
-            "labels numbers of classes, from 0?"
-        )
-    names = tuple(hub.class_names(rows)) or tuple(map(str, range(count)))
-    return Images(pictures, labels, names)
+    hint = "Are its labels numbers of classes, from 0?"
+    return Images(pictures, *hub.labels(rows, name, hint=hint))

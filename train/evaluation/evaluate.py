@@ -170,7 +170,7 @@ def groups(heads: Any, lora: Any, size: int) -> Iterator[Group]:
         places = np.arange(start, start + size)
         places = np.where(places < total, places, start)
         some = jax.tree.map(lambda x: jnp.asarray(x[places]), (heads, lora))  # noqa: B023
-        yield Group(*some, min(size, total - start))
+        yield Group(some[0], some[1], min(size, total - start))
 
 
 def on_each(

@@ -100,7 +100,7 @@ class AdaLora:
     def _init(
         self, key: jax.Array, kernels: Kernels, gradients: Kernels | None
     ) -> State:
-        params = _draw(key, kernels, self.rank)
+        params = triplets.draw(key, kernels, self.rank, _normal)
         zeros = jax.tree.map(jnp.zeros_like, params)
         keep = {path: jnp.ones(self.rank, bool) for path in kernels}
         return State(params, Memory(zeros, zeros, keep))
@@ -214,15 +214,5 @@ def _norm(x: Float[Array, "r r"]) -> Scalar:
     return jnp.where(square > 0, root, 0)
 
 
-def _draw(key: jax.Array, kernels: Kernels, rank: int) -> Triplets:
-    paths = sorted(kernels)
-    keys = dict(zip(paths, jax.random.split(key, (len(paths), 2)), strict=True))
-
-    def draw(key: jax.Array, *shape: int) -> jax.Array:
-        return 0.02 * jax.random.normal(key, shape)
-
-    return Triplets(
-        a={p: draw(keys[p][0], x.shape[0], rank) for p, x in kernels.items()},
-        e={p: jnp.zeros(rank) for p in kernels},
-        b={p: draw(keys[p][1], rank, x.shape[1]) for p, x in kernels.items()},
-    )
+def _normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    return 0.02 * jax.random.normal(key, shape)

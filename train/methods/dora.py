@@ -100,7 +100,7 @@ class Dora:
         self, key: jax.Array, kernels: Kernels, gradients: Kernels | None
     ) -> State:
         _refuse_vectors(kernels)
-        params = _draw(key, kernels, self.rank)
+        params = triplets.draw(key, kernels, self.rank, _kaiming)
         score = jax.tree.map(jnp.zeros_like, params.e)
         keep = {path: jnp.ones(self.rank, bool) for path in kernels}
         return State(params, Memory(score, keep, jnp.zeros((), jnp.int32)))
@@ -203,18 +203,7 @@ def _refuse_vectors(kernels: Kernels) -> None:
             )
 
 
-def _draw(key: jax.Array, kernels: Kernels, rank: int) -> Triplets:
-    """Both factors as PyTorch's `kaiming_uniform_(a=0)` draws them: `b` is large."""
-    paths = sorted(kernels)
-    keys = dict(zip(paths, jax.random.split(key, (len(paths), 2)), strict=True))
-
-    def draw(key: jax.Array, shape: tuple[int, int], inputs: int) -> jax.Array:
-        bound = np.sqrt(6 / inputs)
-        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-
-    sizes = {path: x.shape for path, x in kernels.items()}
-    return Triplets(
-        a={p: draw(keys[p][0], (m, rank), m) for p, (m, _) in sizes.items()},
-        e={p: jnp.zeros(rank) for p in kernels},
-        b={p: draw(keys[p][1], (rank, n), rank) for p, (_, n) in sizes.items()},
-    )
+def _kaiming(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Draw a factor as PyTorch's `kaiming_uniform_(a=0)` does: `b` is large too."""
+    bound = np.sqrt(6 / shape[0])
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)

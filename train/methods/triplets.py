@@ -6,7 +6,7 @@ Where it is 0, its column of `a` and its row of `b` have no effect.
 Axis letters: `m` inputs, `n` outputs, `r` rank. Traced.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float, ScalarLike
 
 from para_jax import Adapter
-from train.methods.method import Adapters
+from train.methods.method import Adapters, Kernels
 
 
 class Triplets(NamedTuple):
@@ -24,6 +24,30 @@ class Triplets(NamedTuple):
     a: dict[str, jax.Array]  # [m, r].
     e: dict[str, jax.Array]  # [r].
     b: dict[str, jax.Array]  # [r, n].
+
+
+def draw(
+    key: jax.Array,
+    kernels: Kernels,
+    rank: int,
+    factor: Callable[[jax.Array, tuple[int, int]], jax.Array],
+) -> Triplets:
+    """Return random factors with `e = 0`, so that the update starts at zero.
+
+    Args:
+      key: Split between the factors in the order of the paths, so that the draw does
+        not depend on the order of the dictionary.
+      kernels: The kernels, by path.
+      rank: The rank of every module.
+      factor: Draws one factor of a shape, `[m, r]` or `[r, n]`.
+    """
+    paths = sorted(kernels)
+    keys = dict(zip(paths, jax.random.split(key, (len(paths), 2)), strict=True))
+    return Triplets(
+        a={p: factor(keys[p][0], (x.shape[0], rank)) for p, x in kernels.items()},
+        e={p: jnp.zeros(rank) for p in kernels},
+        b={p: factor(keys[p][1], (rank, x.shape[1])) for p, x in kernels.items()},
+    )
 
 
 def fold(triplets: Triplets, scale: float) -> Adapters:

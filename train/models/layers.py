@@ -107,6 +107,27 @@ class Layers(nn.Module):
         return bool(numbers)
 
 
+class Container(nn.Module):
+    """The scope that transformers puts around the blocks, with `Layers` in it.
+
+    Attributes:
+      block: As for `Layers`.
+      count: The number of blocks `L`.
+      remat: As for `Layers`.
+      within: The name of the blocks in this scope.
+    """
+
+    block: Callable[[], nn.Module]
+    count: int
+    remat: Remat
+    within: str
+
+    @nn.compact
+    def __call__(self, x: Any, *shared: Any) -> Any:
+        layers = Layers(self.block, self.count, self.remat, name=self.within)
+        return layers(x, None, *shared)
+
+
 def _of_layer(body: Callable[..., Any], index: int) -> Callable[..., Any]:
     def pick(variables: Mapping[str, Any]) -> dict[str, Any]:
         params = jax.tree.map(lambda x: x[index], variables["params"])

@@ -27,7 +27,7 @@ from train.models import bert, checkpoint, configuration, mirrored
 from train.models.adapted import Adapted
 from train.models.bert import Tokens
 from train.models.checkpoint import Leaf
-from train.models.layers import Layers, Remat
+from train.models.layers import Container, Remat
 
 STACK = "roberta/encoder/layer"
 """The path of the stacked blocks in a `RobertaClassifier`."""
@@ -109,21 +109,6 @@ class Block(bert.Block):
         return super().__call__(x, mask)
 
 
-class Encoder(nn.Module):
-    """The container that transformers puts around the blocks."""
-
-    config: Config
-    remat: Remat
-
-    @nn.compact
-    def __call__(
-        self, x: Float[jax.Array, "B T d"], mask: Bool[jax.Array, "B T"]
-    ) -> Float[jax.Array, "B T d"]:
-        block = functools.partial(Block, self.config)
-        count = self.config.num_hidden_layers
-        return Layers(block, count, self.remat, name="layer")(x, None, mask)
-
-
 class Roberta(nn.Module):
     """The encoder, without a pooler.
 
@@ -139,7 +124,10 @@ class Roberta(nn.Module):
     def __call__(self, tokens: Tokens) -> Float[jax.Array, "B T d"]:
         ids, mask = map(jnp.asarray, tokens)
         x = Embeddings(self.config, name="embeddings")(ids, mask)
-        return Encoder(self.config, self.remat, name="encoder")(x, mask)
+        block = functools.partial(Block, self.config)
+        count = self.config.num_hidden_layers
+        encoder = Container(block, count, self.remat, "layer", name="encoder")
+        return encoder(x, mask)
 
 
 class Head(nn.Module):

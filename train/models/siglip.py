@@ -29,7 +29,7 @@ from para_jax.flax.linen import Dense
 from train.models import bicubic, checkpoint, configuration, mirrored
 from train.models.adapted import Adapted
 from train.models.checkpoint import Leaf
-from train.models.layers import Layers, Remat
+from train.models.layers import Container, Remat
 
 STACK = "vision_model/encoder/layers"
 """The path of the stacked blocks in a `SiglipClassifier`."""
@@ -165,19 +165,6 @@ class Block(nn.Module):
         return x + Mlp(c, name="mlp")(y)
 
 
-class Encoder(nn.Module):
-    """The container that transformers puts around the blocks."""
-
-    config: Config
-    remat: Remat
-
-    @nn.compact
-    def __call__(self, x: Float[jax.Array, "B T d"]) -> Float[jax.Array, "B T d"]:
-        block = functools.partial(Block, self.config)
-        count = self.config.num_hidden_layers
-        return Layers(block, count, self.remat, name="layers")(x, None)
-
-
 class Pooling(nn.Module):
     """A learned query that attends to all patches (MAP), and a network after it."""
 
@@ -211,7 +198,9 @@ class Siglip(nn.Module):
     def __call__(self, images: Float[Array, "B H W C"]) -> Float[jax.Array, "B d"]:
         c = self.config
         x = Embeddings(c, name="embeddings")(images)
-        x = Encoder(c, self.remat, name="encoder")(x)
+        block, count = functools.partial(Block, c), c.num_hidden_layers
+        encoder = Container(block, count, self.remat, "layers", name="encoder")
+        x = encoder(x)
         x = nn.LayerNorm(c.layer_norm_eps, name="post_layernorm")(x)
         return Pooling(c, name="head")(x)
 

@@ -11,9 +11,7 @@ Gemma3ForCausalLM with its tokenizer, and `train.models.gemma3` loads it.
 Axis letters: `N` rows, `T` tokens, `K` sums, `S` their tokens.
 """
 
-import argparse
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +24,7 @@ from jaxtyping import Float, Int, UInt16
 
 from train.models import gemma3
 from train.models.loss import causal_loss
-from train.pretrain import corpus, export, loop
+from train.pretrain import command, corpus, export, loop
 
 SMALL = loop.Settings(
     model=gemma3.Config(
@@ -179,14 +177,14 @@ def _loss(model: gemma3.Gemma3, params: Any, rows: Any) -> Float[jax.Array, ""]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Pretrains the model, says what it can do, and writes it to a folder."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--data", type=pathlib.Path, default="out/corpus.npz")
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--minutes", type=float, default=SMALL.budget.minutes)
-    parser.add_argument("--tiny", action="store_true", help="the form for a test")
-    chosen = parser.parse_args(arguments)
-    budget = loop.Budget(minutes=chosen.minutes)
-    settings = TINY if chosen.tiny else dataclasses.replace(SMALL, budget=budget)
+    chosen = command.parse(
+        arguments,
+        description=main.__doc__,
+        data="out/corpus.npz",
+        small=SMALL,
+        tiny=TINY,
+    )
+    settings = chosen.settings
     data = corpus.load(chosen.data)
     begin = time.monotonic()
     print(f"{data.train.size / 1e6:.1f} million tokens on {jax.devices()[0]}")
@@ -195,9 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     params = pretrain(settings, data.train, report=report)
     metrics = evaluate(settings, params, data)
     save(chosen.out, params, settings.model, data.tokenizer)
-    metrics |= {"minutes": (time.monotonic() - begin) / 60, "steps": report.steps}
-    (chosen.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    print(json.dumps(metrics, indent=2))
+    command.report(chosen.out, metrics, begin=begin, steps=report.steps)
 
 
 if __name__ == "__main__":

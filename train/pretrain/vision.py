@@ -11,9 +11,7 @@ and `train.models.siglip` loads it. The classifier is thrown away.
 Axis letters: `N` pictures, `S` pixels, `B` pictures a batch, `d` width.
 """
 
-import argparse
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +25,7 @@ from jaxtyping import Float, UInt8
 
 from train.data import digits, glyphs, pixels
 from train.models import siglip
-from train.pretrain import augment, export, loop, probe
+from train.pretrain import augment, command, export, loop, probe
 
 SMALL = loop.Settings(
     model=siglip.Config(
@@ -161,14 +159,14 @@ def _in_batches(model: Any, params: Any, size: int = 512) -> probe.Encode:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Pretrains the encoder, says what it can do, and writes it to a folder."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--data", type=pathlib.Path, default="out/glyphs.npz")
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--minutes", type=float, default=SMALL.budget.minutes)
-    parser.add_argument("--tiny", action="store_true", help="the form for a test")
-    chosen = parser.parse_args(arguments)
-    budget = loop.Budget(minutes=chosen.minutes)
-    settings = TINY if chosen.tiny else dataclasses.replace(SMALL, budget=budget)
+    chosen = command.parse(
+        arguments,
+        description=main.__doc__,
+        data="out/glyphs.npz",
+        small=SMALL,
+        tiny=TINY,
+    )
+    settings = chosen.settings
     data = glyphs.load(chosen.data)
     train, held_out = split(data)
     begin, classes = time.monotonic(), len(data.classes)
@@ -177,9 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     params = pretrain(settings, train, classes, report=report)
     metrics = evaluate(settings, params, held_out, classes)
     save(chosen.out, params, settings.model)
-    metrics |= {"minutes": (time.monotonic() - begin) / 60, "steps": report.steps}
-    (chosen.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    print(json.dumps(metrics, indent=2))
+    command.report(chosen.out, metrics, begin=begin, steps=report.steps)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from train.commands.run import settings as as_json
 from train.data import problems
 from train.methods import lora
 from train.models import pretrained
-from train.posthoc import cuts, cutting
+from train.posthoc import children, cuts
 from train.runs import fit, folder, outcome
 from train.runs.settings import Run
 from train.subjects import problems as subject_of
@@ -164,7 +164,7 @@ def test_children_are_cut_evaluated_and_saved(run, whole, name):
     settings = cuts.CUTS[name]
     if name == "fisher-para":
         settings = dataclasses.replace(settings, batches=2, batch=3)
-    ((child, rows),) = cutting.cut(name, settings, run, place).items()
+    ((child, rows),) = children.cut(name, settings, run, place).items()
 
     # A quarter of 63, but for the 8 that are dropped.
     total = 63 - 8 if name == "drop-top" else 15
