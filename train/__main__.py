@@ -19,7 +19,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collect": grid.collect,
     "check": check.command(presets.NEEDS, presets.READY),
 }
-"""Commands whose words are a function's arguments."""
+"""Commands with a function's arguments as their words."""
 
 
 def _call(name: str, words: Sequence[str]) -> None:
@@ -33,7 +33,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Runs the command that `words` name; by default those of the process.
+    """Run a command; by default the one in the arguments of the process.
 
     Exits with 2 after a user's mistake, with 1 if a training diverged, and with 130
     after Ctrl-C.

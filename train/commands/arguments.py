@@ -1,4 +1,4 @@
-"""The words after `python -m train run`, and what is wrong with them, in one sentence.
+"""Parser of the words after `python -m train run`, with one-sentence errors.
 
 tyro reads the values; its complaints, which are boxes, become sentences here.
 """
@@ -25,7 +25,7 @@ PROG = "python -m train run"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Words:
-    """What is asked for.
+    """The request of one `run` command.
 
     Attributes:
       preset: The preset's name.
@@ -80,7 +80,7 @@ class _CutSettings(_Settings):
 
 
 def parse(words: Sequence[str]) -> Words:
-    """Returns what the words ask for.
+    """Parse the words of a `run` command.
 
     Raises:
       SystemExit: after printing the help.
@@ -117,7 +117,7 @@ def parse(words: Sequence[str]) -> Words:
 
 
 def known(what: str, got: str, names: Iterable[str]) -> str:
-    """Returns `got`, which must be one of `names`.
+    """Return `got` if it is one of `names`.
 
     Raises:
       ValueError: if it is not; it says what there is, and what may be meant.
@@ -131,7 +131,7 @@ def known(what: str, got: str, names: Iterable[str]) -> str:
 
 
 def _taken(words: Sequence[str], flag: str, default: str) -> tuple[str, list[str]]:
-    """Returns the value of `--flag VALUE` or `--flag=VALUE`, and the other words."""
+    """Return the value of `--flag VALUE` or `--flag=VALUE`, and the other words."""
     rest, words = [], list(words)
     value = default
     while words:
@@ -179,7 +179,7 @@ def _is_seed(word: str) -> bool:
 
 
 def _overrides(settings: _Settings) -> list[str]:
-    """Returns all options, as they are written."""
+    """Return all options, as written."""
     parts: dict[str, Any] = {"": settings.run, "method.": settings.method}
     if isinstance(settings, _CutSettings):
         parts["cut."] = settings.cut
@@ -193,7 +193,7 @@ def _overrides(settings: _Settings) -> list[str]:
 
 
 def _sentence(box: str) -> str:
-    """Returns what tyro says in a box, without the box and its advice."""
+    """Return tyro's error message without its box and advice."""
     # Sides and rules are of other characters where the output is not in UTF-8. Below
     # the title there is one rule or none, and what follows another repeats the help.
     rows = [row.strip("│ ") for row in box.splitlines()[1:]]

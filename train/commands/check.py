@@ -1,4 +1,4 @@
-"""The command that says what a preset needs before it starts, and would download.
+"""The command `check`: the needs of a preset, and the size of its downloads.
 
     python -m train check PRESET [--data DIR] [--weights DIR]
 
@@ -21,7 +21,7 @@ from train.data import hub
 def command(
     presets: Mapping[str, Needs], ready: Collection[str] = ()
 ) -> Callable[..., None]:
-    """Returns the command `check`.
+    """Return the command `check`.
 
     Args:
       presets: What presets need, by their names.
@@ -35,7 +35,7 @@ def command(
         data: pathlib.Path | None = None,
         weights: pathlib.Path | None = None,
     ) -> None:
-        """Says what a preset needs, what is missing, and what would be downloaded.
+        """Show the needs of a preset: present, missing, and to be downloaded.
 
         Args:
           preset: The preset's name.
@@ -63,7 +63,7 @@ def command(
 
 
 def table(found: Sequence[Finding], *, title: str) -> rich.table.Table:
-    """Returns a table, a row for each thing that is needed."""
+    """Return a table of the needs, a row each."""
     result = output.table(title)
     for name in ("need", "name", "there"):
         result.add_column(name, no_wrap=True)
@@ -82,7 +82,7 @@ def table(found: Sequence[Finding], *, title: str) -> rich.table.Table:
 
 
 def summary(found: Sequence[Finding]) -> list[str]:
-    """Returns what the table comes to, in a few lines."""
+    """Summarise the table in a few lines."""
     missing = [x for x in found if not x.there]
     if not missing:
         return ["All is there."]

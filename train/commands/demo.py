@@ -1,4 +1,4 @@
-"""The demo: two real adapters, smaller ones cut from them, and what each still does.
+"""The demo: two real adapters, smaller ones cut from them, and their accuracies.
 
     python -m train demo
 
@@ -38,11 +38,11 @@ POLICIES = (
 """The children. The last cuts every module alike, the paper's ablation."""
 
 DRAWN = para.Gamma(0.25)
-"""The child whose ranks are drawn: the policy of the paper's Figure 1."""
+"""The child with its ranks drawn: the policy of the paper's Figure 1."""
 
 
 def save(children: Sequence[para.Child], out: pathlib.Path) -> list[pathlib.Path]:
-    """Writes each child in both formats, and returns the folders by child."""
+    """Write each child in both formats; return the folders by child."""
     folders = [out / child.report.policy.replace(" ", "-") for child in children]
     for child, folder in zip(children, folders, strict=True):
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def save(children: Sequence[para.Child], out: pathlib.Path) -> list[pathlib.Path
 
 
 def draw(children: Sequence[para.Child], out: pathlib.Path) -> None:
-    """Writes the two pictures: the ranks of one child, and the thresholds of all."""
+    """Write the two pictures: the ranks of one child, and the thresholds of all."""
     reports = {child.report.policy: child.report for child in children}
     drawn = reports[DRAWN.name]
     thresholds = {
@@ -68,7 +68,7 @@ def main(
     limit: int | None = None,
     folder: pathlib.Path | None = None,
 ) -> None:
-    """Cuts two real adapters into smaller ones, and evaluates all of them.
+    """Cut two real adapters into smaller ones, and evaluate all of them.
 
     Args:
       out: Where the adapters and the pictures go; those of an earlier run are replaced.
@@ -87,7 +87,7 @@ def main(
 
 
 def _show(task: tasks.Task, out: pathlib.Path, console: rich.console.Console) -> None:
-    """Cuts the adapter of one task, evaluates parent and children, and prints all."""
+    """Cut the adapter of one task, evaluate parent and children, and print all."""
     with console.status(f"{task.name}: cutting {len(POLICIES)} children of one parent"):
         parent = para.load(task.parent)
         children = para.family(parent, POLICIES)
@@ -107,7 +107,7 @@ def _evaluate_all(
     folders: Sequence[pathlib.Path],
     console: rich.console.Console,
 ) -> list[float]:
-    """Returns the accuracies of the parent and of the children, as they were saved."""
+    """Evaluate the parent and the children, loaded back from disk."""
     adapters = [parent, *(para.load(folder / "peft") for folder in folders)]
     with rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),

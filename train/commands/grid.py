@@ -32,7 +32,7 @@ def grid(
     tiny: bool = False,
     commit: str = "",
 ) -> None:
-    """Makes all results of a comparison; what is there already is kept.
+    """Make all results of a comparison; finished ones are kept.
 
     When the last of them is there, it joins them in `results` in the folder, prints all
     tables, and draws all figures into `figures`.
@@ -83,7 +83,7 @@ def cost(
     tiny: bool = False,
     commit: str = "",
 ) -> None:
-    """Measures the time and the memory of a training step of each method.
+    """Measure the time and the memory of a training step of each method.
 
     Args:
       preset: Of which comparison, as for `grid`; the step is one on its first task.
@@ -104,7 +104,7 @@ def cost(
 def collect(
     *, source: pathlib.Path = pathlib.Path("runs/grid"), out: pathlib.Path | None = None
 ) -> None:
-    """Joins the results of `grid` into the files that tables and figures are made of.
+    """Join the results of `grid` into the files for tables and figures.
 
     Args:
       source: What `grid` wrote.
@@ -118,7 +118,7 @@ def collect(
 
 
 def _show(place: work.Folder) -> None:
-    """Joins what a complete comparison has made, and shows it."""
+    """Join and show the results of a complete comparison."""
     if not work.is_complete(place):
         place.say(
             "The comparison is not complete. `python -m train collect --source "
@@ -152,13 +152,13 @@ def _plan(
 
 
 def _words(preset: str, *, tiny: bool) -> str:
-    """Returns what a command is told, to be shown with its results."""
+    """Return a command's arguments, to be shown with its results."""
     words = "" if preset == _SENTIMENT else f" --preset {preset}"
     return f"{words}{' --tiny' * tiny}"
 
 
 def _place(preset: str, out: pathlib.Path | None) -> pathlib.Path:
-    """Returns where results go, which is no file."""
+    """Return the folder of the results. It must not be a file."""
     if out is None:
         out = pathlib.Path("runs", "grid" if preset == _SENTIMENT else preset)
     folder.check_place(out)

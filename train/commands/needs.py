@@ -1,4 +1,4 @@
-"""What a preset needs, and what of it is there.
+"""The needs of a preset, and a survey of those present.
 
 Folders of models and data sets are those of `train.models.repository` and of
 `train.data.hub`, and the same environment variables name them.
@@ -43,7 +43,7 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What has to be there before a run starts.
+    """The models, data and memory of one run.
 
     Attributes:
       weights: The frozen model, if it does not ship with this package.
@@ -59,7 +59,7 @@ class Needs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is needed.
+    """One need, and whether it is met.
 
     Attributes:
       kind: Weights, data, packages or memory.
@@ -86,7 +86,7 @@ def survey(
     data: pathlib.Path | None = None,
     weights: pathlib.Path | None = None,
 ) -> list[Finding]:
-    """Returns what of `needs` is there.
+    """Look up each of the needs.
 
     A data set counts as there when the files of its parts are in its folder, or when
     the library has prepared it before. Its rows are counted when it is loaded.
@@ -106,7 +106,7 @@ def survey(
 
 
 def device_bytes() -> int | None:
-    """Returns the memory that JAX may take of its first device, if that is known."""
+    """Return the memory limit of JAX's first device, if known."""
     device = jax.devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is None and device.platform == "cpu":
@@ -134,7 +134,7 @@ def _weights(wanted: Weights, weights: pathlib.Path | None) -> Finding:
 
 
 def _folder(repo: str, place: pathlib.Path | None) -> tuple[pathlib.Path | None, str]:
-    """Returns where a model should be, and what brings it there, if a command does."""
+    """Return a model's folder, and the command to download it, if there is one."""
     own = pathlib.Path(repo)
     if own.is_absolute() or own.is_dir():  # No repository's name is that of a folder.
         return own, ""
@@ -144,7 +144,7 @@ def _folder(repo: str, place: pathlib.Path | None) -> tuple[pathlib.Path | None,
 
 
 def _missing(weights: Weights, folder: pathlib.Path | None) -> list[str]:
-    """Returns the files that are missing, the shards of an index among them."""
+    """Return the missing files, including the shards of an index."""
     import huggingface_hub
 
     def find(name: str) -> pathlib.Path | None:
@@ -206,7 +206,7 @@ def _memory(wanted: int, got: int | None) -> Finding:
 
 
 def size(count: int | None) -> str:
-    """Returns bytes in words."""
+    """Format a number of bytes."""
     if count is None:
         return "unknown"
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

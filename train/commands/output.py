@@ -1,4 +1,4 @@
-"""The look of the commands' output: plain lines, and tables without a frame."""
+"""The style of the commands' output: plain lines, and tables without a frame."""
 
 import rich.box
 import rich.console

@@ -1,4 +1,4 @@
-"""What a person sees of a run: how far it is, how well it does, what came of it."""
+"""The display of a run: its progress, its losses, its results."""
 
 import contextlib
 import datetime as dt
@@ -14,14 +14,14 @@ from train.commands import output
 from train.runs.fit import Line, OnSteps
 
 _SMOOTHED = 100
-"""Steps that what is shown is the mean of."""
+"""Steps in a shown mean."""
 _PAUSE = 30.0
-"""Seconds between two lines, where no terminal shows a bar."""
+"""Seconds between two lines without a terminal, so that logs stay short."""
 
 
 @contextlib.contextmanager
 def shown(console: rich.console.Console, steps: int) -> Iterator[OnSteps]:
-    """Yields what to call as the run goes on: it shows a bar, or a line now and then.
+    """Yield a callback to show progress: a bar in a terminal, else occasional lines.
 
     Args:
       console: Where to.
@@ -88,7 +88,7 @@ def _plain(console: rich.console.Console, steps: int) -> OnSteps:
 
 
 def _state(lines: Sequence[Line]) -> str:
-    """Returns the means over steps and members; those that are null do not count."""
+    """Return the means over steps and members, without nulls."""
     if not lines:
         return ""
     loss, accuracy = (
@@ -103,7 +103,7 @@ def _state(lines: Sequence[Line]) -> str:
 
 
 def table(rows: Sequence[Line], title: str) -> rich.table.Table:
-    """Returns the results, a row a member."""
+    """Return a table of the results, a row a member."""
     result = output.table(title)
     for name in ("seed", "learning\nrate", "ranks", "parameters", "validation", "test"):
         result.add_column(name, justify="right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The command `run`: trains what is not trained yet, and shows what came of it.
+"""The command `run`: trains a preset, cuts its children, shows the results.
 
     python -m train run PRESET [--method NAME] [--seed N] [overrides] [--out DIR]
 
@@ -33,7 +33,7 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def main(words: Sequence[str]) -> None:
-    """Trains a preset by one of the methods, and shows what came of it.
+    """Train a preset by one of the methods, and show the results.
 
     Raises:
       FloatingPointError: if the training diverged.
@@ -64,7 +64,7 @@ def _make(
     place: pathlib.Path,
     config: folder.Settings,
 ) -> None:
-    """Trains and cuts what is not there yet, and prints all results."""
+    """Train and cut what is missing, and print all results."""
     with progress.shown(console, given.run.steps) as on_steps:
         rows = fit.fit(
             given.run,
@@ -84,7 +84,7 @@ def _make(
 
 
 def _make_reproducible() -> None:
-    """Makes a GPU compute alike in every process, before JAX looks for devices.
+    """Make GPU results equal across processes; call before JAX looks for devices.
 
     XLA otherwise times its algorithms anew in each, and takes the fastest.
     """
@@ -96,7 +96,7 @@ def _make_reproducible() -> None:
 def _look(
     console: rich.console.Console, place: pathlib.Path, config: folder.Settings
 ) -> None:
-    """Prints what is there already, and what else its numbers came from."""
+    """Print the state of the run's folder, and changes in its circumstances."""
     folder.check(place, config["run"])
     if folder.results(place) is not None:
         output.say(console, "It is complete already.")
@@ -112,7 +112,7 @@ def _look(
 
 
 def settings(name: str, run: Run) -> dict[str, Any]:
-    """Returns all settings of a run as plain JSON values, its method by its name."""
+    """Return all settings of a run as plain JSON values, with its method's name."""
     values: dict[str, Any] = {**dataclasses.asdict(run)}
     values["method"] = {"name": name, **values["method"]}
     return folder.plain(values)
@@ -124,7 +124,7 @@ def _default_place(name: str, task: str, run: folder.Settings) -> pathlib.Path:
 
 
 def _circumstances(preset: str, words: Sequence[str]) -> dict[str, Any]:
-    """Returns what a run is recorded with, and not told apart by."""
+    """Return circumstances to record that do not distinguish runs."""
     device = jax.devices()[0]
     versions = {x: importlib.metadata.version(x) for x in _LIBRARIES}
     return {
@@ -138,7 +138,7 @@ def _circumstances(preset: str, words: Sequence[str]) -> dict[str, Any]:
 def _introduce(
     console: rich.console.Console, given: Words, place: pathlib.Path
 ) -> None:
-    """Prints what is about to run."""
+    """Print the plan of a run."""
     run = given.run
     method = run.method.method(run.steps)
     seeds = ", ".join(map(str, run.seeds))

@@ -1,4 +1,4 @@
-"""The demo's table: what each adapter costs, and what it achieves."""
+"""The demo's table: cost and accuracy of each adapter."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Row:
 
 
 def table(rows: Sequence[Row], *, title: str) -> rich.table.Table:
-    """Returns a table of at most 80 columns; the first row is the parent."""
+    """Return a table of at most 80 columns; the first row is the parent."""
     result = rich.table.Table(
         title=title,
         box=rich.box.SIMPLE_HEAD,

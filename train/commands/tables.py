@@ -1,4 +1,4 @@
-"""The commands that show results: `python -m train table` and `python -m train figure`.
+"""The commands `python -m train table` and `python -m train figure`.
 
 Of all, what the results do not have the rows of is left out. What cannot be made for
 another reason says why, and does not keep the rest from being made.
@@ -27,7 +27,7 @@ _UNBOUNDED = 10_000
 
 
 def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -> None:
-    """Prints a table of the results.
+    """Print a table of the results.
 
     Args:
       name: One of a, b, ranks, epsilon, drop, scores, energy, stability, retuned, cost,
@@ -65,7 +65,7 @@ def figure(
     folder: pathlib.Path = FOLDER,
     out: pathlib.Path | None = None,
 ) -> None:
-    """Draws a figure of the results, as a PNG.
+    """Draw a figure of the results, as a PNG.
 
     Args:
       name: One of rank-maps, spectra, drop, energy, ranks, fisher, stability, methods,
@@ -87,7 +87,7 @@ def figure(
 def _make(
     name: str, makers: Mapping[str, Callable[[Files], T]], files: Files
 ) -> tuple[dict[str, T], dict[str, Missing], list[str]]:
-    """Returns what could be made, what the results lack for others, and errors.
+    """Make each block; return the blocks, the missing results, and the errors.
 
     Where nothing could be made, that the results lack it is an error too.
     """
@@ -107,7 +107,7 @@ def _make(
 
 
 def _end(lacking: Mapping[str, Missing], reasons: Sequence[str]) -> None:
-    """Says what was left out; where something is wrong, this ends the command."""
+    """Print the omissions, and exit with an error if anything is wrong."""
     if lacking:
         print("Left out:", ", ".join(f"{k} ({x.what})" for k, x in lacking.items()))
     if reasons:

@@ -1,4 +1,4 @@
-r"""Final answers: where they are in a text, and whether two of them are equal.
+r"""Final answers: finding them in a text, and testing two for equality.
 
 A text gives its answer behind "The answer is:" (MetaMath), behind "####" (GSM8K), or in
 `\boxed{}` (MATH). Numbers are compared exactly. What else mathematics has is compared
@@ -18,10 +18,10 @@ import sys
 from types import TracebackType
 
 MARKERS = ("The answer is:", "####")
-"""What comes before an answer, the first of them that is there."""
+"""The marks before an answer, by priority."""
 
 LONGEST = 1000
-"""Answers with more characters are right only if they are the same text."""
+"""Longest answer to compare as mathematics; longer ones must be the same text."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 _NUMBER = re.compile(
@@ -40,7 +40,7 @@ _START_SECONDS = 60
 
 
 def final(text: str) -> str | None:
-    r"""Returns the answer that a text ends with, if it has one.
+    r"""Return the final answer of a text, or None.
 
     Behind the last of the first marker that is there, to the end of the line and
     without its full stop; if there is none, in the last box. A box behind a marker
@@ -54,7 +54,7 @@ def final(text: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    r"""Returns what is in the last `\boxed{}` or `\fbox{}` of a text, braces balanced.
+    r"""Return the contents of the last `\boxed{}` or `\fbox{}`, braces balanced.
 
     `\boxed 5` has no braces and holds the next word. None if there is no box, or it is
     empty or does not end.
@@ -75,7 +75,7 @@ def boxed(text: str) -> str | None:
 
 
 def number(text: str) -> fractions.Fraction | None:
-    """Returns the first number in a text, exactly; None if there is none.
+    """Return the first number in a text, exactly; None if there is none.
 
     Thousands may be separated by commas, and a currency may come first: "-$1,234.50" is
     -1234.5. "3/4" is a fraction. What is longer than `LONGEST` is no number: Python
@@ -89,21 +89,21 @@ def number(text: str) -> fractions.Fraction | None:
 
 
 def same_number(want: str, got: str | None) -> bool:
-    """Returns whether the first numbers in two answers are there and equal."""
+    """Test whether two answers have equal first numbers."""
     if got is None or (value := number(got)) is None:
         return False
     return value == number(want)
 
 
 class Grader:
-    """Says whether answers are equal as mathematics. Use it in `with`.
+    """A comparison of answers as mathematics. Use it in `with`.
 
     It keeps a process, which is started when it is first needed, and stopped and
     replaced when a comparison takes too long, needs too much memory, or ends it.
     """
 
     def __init__(self, seconds: float = 5) -> None:
-        """Sets how long one comparison may take; what takes longer is not equal."""
+        """Set the time limit of one comparison; beyond it, answers count as unequal."""
         self._seconds = seconds
         self._process: subprocess.Popen[str] | None = None
 
@@ -119,7 +119,7 @@ class Grader:
         self._stop()
 
     def same(self, want: str, got: str | None) -> bool:
-        """Returns whether `got` says the same as the right answer `want`.
+        """Test whether `got` equals the right answer `want`.
 
         In doubt it is not: the sine of an angle in degrees, and the period of a
         decimal, are not understood. Units are not compared: "5 cm" says what "5" does.
@@ -134,7 +134,7 @@ class Grader:
         return self._ask(json.dumps([want, got])) == "true"
 
     def _ask(self, line: str) -> str:
-        """Returns the worker's reply, or nothing if it gave none."""
+        """Return the worker's reply, or nothing without one."""
         process = self._process or self._start()
         assert process.stdin is not None  # As `Popen` was asked for it.
         with contextlib.suppress(BrokenPipeError):  # There will be no reply then.
@@ -170,7 +170,7 @@ class Grader:
 
 
 def plain(text: str) -> str:
-    """Returns an answer on one line, without dollar signs and a last full stop."""
+    """Normalise an answer: one line, no dollar signs, no final full stop."""
     return _without_stop(" ".join(_NEITHER.sub(" ", text).split()))
 
 
@@ -179,7 +179,7 @@ def _without_stop(text: str) -> str:
 
 
 def _line(process: subprocess.Popen[str], seconds: float) -> str:
-    """Returns the next line of a process, or nothing if it ends or takes too long."""
+    """Return the next line of a process, or nothing after its end or the time limit."""
     assert process.stdout is not None  # As `Popen` was asked for it.
     ready, _, _ = select.select([process.stdout], [], [], seconds)
     return process.stdout.readline().strip() if ready else ""

@@ -1,4 +1,4 @@
-"""What is trained on as arrays that stay on the device, and the order to read it in.
+"""Training data as arrays on the device, and the order to read them in.
 
 Axis letters: `N` examples, `T` tokens, `S` steps, `B` examples a batch. Host code, but
 for `batch`.
@@ -20,21 +20,21 @@ ROWS = 8192
 
 
 class Sentences(NamedTuple):
-    """Sentences of one width. A pytree: a compiled program takes rows out of it."""
+    """Sentences of one width. A pytree, so that a compiled program can index it."""
 
     ids: Int[jax.Array | np.ndarray, "N T"]
     lengths: Int[jax.Array | np.ndarray, "N"]
     labels: Int[jax.Array | np.ndarray, "N"]
 
     def batch(self, rows: Int[jax.Array, "B"]) -> Batch:
-        """Returns some of the sentences. Traced."""
+        """Return some of the sentences. Traceable under `jit`."""
         ids, lengths, labels = (x[rows] for x in self)
         mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
         return Batch(Tokens(ids, mask), labels)
 
 
 class Data(NamedTuple):
-    """What a run learns from.
+    """The training data of a run.
 
     Attributes:
       train: For batches of any rows.
@@ -52,7 +52,7 @@ def pack(
     width: int,
     classes: Sequence[str] = sentiment.CLASSES,
 ) -> Sentences:
-    """Returns sentences as arrays, filled up with zeros to `width` tokens.
+    """Pack sentences into arrays, padded with zeros to `width` tokens.
 
     The number of rows is a power of two, `ROWS` at least, so that tasks share compiled
     programs. No batch reads the rows of zeros behind the last sentence.
@@ -87,7 +87,7 @@ def pack(
 
 
 def filled_up(rows: np.ndarray, multiple: int | None = None) -> np.ndarray:
-    """Returns more rows, of zeros, up to a number that tasks have in common.
+    """Pad the rows with zeros to a number common to several tasks.
 
     Args:
       rows: Any array.
@@ -101,7 +101,7 @@ def filled_up(rows: np.ndarray, multiple: int | None = None) -> np.ndarray:
 
 
 def order(seed: int, examples: int, steps: int, batch: int) -> Int[np.ndarray, "S B"]:
-    """Returns which rows each step reads: one shuffled epoch after another.
+    """Return the rows for each step: one shuffled epoch after another.
 
     It depends on the seed alone, so that methods of equal seeds see the same batches,
     and a resumed run goes on where it stopped. A batch may span two epochs.

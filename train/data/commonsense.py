@@ -1,4 +1,4 @@
-"""Commonsense-170k, and the eight sets of questions that it is tested on.
+"""Commonsense-170k for training, and its eight test sets of questions.
 
 Z. Hu et al., "LLM-Adapters: An Adapter Family for Parameter-Efficient Fine-Tuning of
 Large Language Models", EMNLP 2023, wrote the questions of eight sets as instructions,
@@ -28,7 +28,7 @@ class Question(NamedTuple):
 
 
 class Task(NamedTuple):
-    """How a set asks.
+    """The format of a set's questions.
 
     Attributes:
       question: Of a row of the set.
@@ -123,7 +123,7 @@ TASKS: dict[str, Task] = {
 def training(
     *, data: pathlib.Path | None = None, subset: bool = False
 ) -> list[Example]:
-    """Returns Commonsense-170k.
+    """Return Commonsense-170k.
 
     Args:
       data: A folder of data sets, see `hub`.
@@ -144,7 +144,7 @@ def training(
 def questions(
     task: str, *, data: pathlib.Path | None = None, subset: bool = False
 ) -> list[Example]:
-    """Returns the questions that a set is tested on.
+    """Return the questions of a test set.
 
     Args:
       task: One of `TASKS`.
@@ -161,7 +161,7 @@ def questions(
 
 
 def example(task: str, question: Question) -> Example:
-    """Returns a question in the words of Commonsense-170k.
+    """Format a question as in Commonsense-170k.
 
     Raises:
       ValueError: if there is no such task, or the question has too many answers.
@@ -189,7 +189,7 @@ def example(task: str, question: Question) -> Example:
 
 
 def extract(task: str, response: str) -> str | None:
-    """Returns the first of a task's possible answers in a response, if it has one."""
+    """Return the first of a task's possible answers in a response, or None."""
     found = re.search("|".join(_form(task).names), response)
     return found.group() if found else None
 

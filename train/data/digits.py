@@ -1,4 +1,4 @@
-"""Small image tasks that the pretraining on glyphs has not seen, and their splits.
+"""Small image tasks, unseen in the pretraining on glyphs, and their splits.
 
 `digits` and `mnist` are written by hand and come from packages: 8 x 8 pictures by E.
 Alpaydin and C. Kaynak (1998) from scikit-learn, and 5,000 of the MNIST database of
@@ -34,7 +34,7 @@ SIZE = 32
 """The side of a picture, in pixels."""
 
 FOLDER_VARIABLE = "DIGITS_FOLDER"
-"""The environment variable that names a folder with `digits.npz` and `mnist.npz`."""
+"""The environment variable with a folder of `digits.npz` and `mnist.npz`."""
 
 _DRAWN = {
     "georgian": tuple(map(chr, range(0x10D0, 0x10F1))),
@@ -46,7 +46,7 @@ _DRAWN = {
 }
 
 CLASSES = {"digits": tuple("0123456789"), "mnist": tuple("0123456789"), **_DRAWN}
-"""What each class of a task shows."""
+"""The characters of each class of a task."""
 
 TASKS = tuple(CLASSES)
 
@@ -56,14 +56,14 @@ _FACES_OF_A_DESIGN = 3  # In `letters`: of 18 weights of one design, most add li
 
 
 class Images(NamedTuple):
-    """Pictures, white on black, and the class that each shows."""
+    """Pictures, white on black, and their classes."""
 
     images: UInt8[np.ndarray, "N 32 32"]
     labels: Int[np.ndarray, "N"]
 
 
 def load(task: str, part: str) -> Images:
-    """Returns one part of one task.
+    """Return one part of one task.
 
     Args:
       task: One of `TASKS`.
@@ -87,7 +87,7 @@ def load(task: str, part: str) -> Images:
 
 
 def written(task: str) -> Images:
-    """Returns all of `digits` or `mnist`, from `DIGITS_FOLDER` or from its package.
+    """Load all of `digits` or `mnist`, from `DIGITS_FOLDER` or from its package.
 
     The 8 x 8 pictures are enlarged, those of 28 x 28 get a margin.
     """
@@ -98,7 +98,7 @@ def written(task: str) -> Images:
 
 
 def draw(task: str, faces: Sequence[fonts.Face]) -> glyphs.Glyphs:
-    """Returns the pictures of `georgian`, `armenian` or `letters`.
+    """Draw the pictures of `georgian`, `armenian` or `letters`.
 
     Each is turned, made smaller and moved a little, as the names of what it shows seed
     it. What two fonts draw alike is taken from the first.
@@ -126,7 +126,7 @@ def draw(task: str, faces: Sequence[fonts.Face]) -> glyphs.Glyphs:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the tasks to files: those drawn with fonts, or those from packages."""
+    """Write the tasks to files: the drawn ones, or those from packages."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--draw", type=pathlib.Path, metavar="FOLDER")
     parser.add_argument("--pack", type=pathlib.Path, metavar="FOLDER")
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _faces(task: str, faces: Sequence[fonts.Face]) -> list[fonts.Face]:
-    """Returns the faces to draw `task` with: they have all its characters."""
+    """Return the faces with all characters of `task`."""
     wanted = frozenset("".join(_DRAWN[task]))
     found = [face for face in faces if wanted <= face.characters]
     if task != "letters":
@@ -158,7 +158,7 @@ def _faces(task: str, faces: Sequence[fonts.Face]) -> list[fonts.Face]:
 
 
 def _design_buckets(data: glyphs.Glyphs) -> Int[np.ndarray, "N"]:
-    """Returns the bucket, of 100, of each picture: the place of its design."""
+    """Return the bucket, of 100, of each picture: that of its design."""
     designs = [fonts.design(name) for name in data.names]
     order = sorted(set(designs), key=lambda x: (sentiment.bucket(x), x))
     places = np.array([100 * order.index(x) // len(order) for x in designs])
@@ -166,7 +166,7 @@ def _design_buckets(data: glyphs.Glyphs) -> Int[np.ndarray, "N"]:
 
 
 def _moved(picture: UInt8[np.ndarray, "s s"], seed: str) -> UInt8[np.ndarray, "32 32"]:
-    """Returns a picture turned by up to 15 degrees, smaller by up to a quarter."""
+    """Turn a picture by up to 15 degrees, and shrink it by up to a quarter."""
     from PIL import Image
 
     generator = np.random.default_rng([*seed.encode()])

@@ -28,7 +28,7 @@ PACKAGES = (
     "fonts-nanum fonts-noto-core fonts-oldstandard fonts-open-sans fonts-paratype "
     "fonts-quattrocento fonts-sil-andika fonts-sil-charis fonts-sil-gentiumplus"
 )
-"""What to give to `apt-get install` for the shipped sets and the shipped encoder."""
+"""The packages for `apt-get install`, for the shipped sets and the shipped encoder."""
 
 SIZE = 48
 """The side of a picture, in pixels."""
@@ -77,7 +77,7 @@ class Face(NamedTuple):
 
 
 def folders() -> tuple[pathlib.Path, ...]:
-    """Returns where fonts are looked for."""
+    """Return the folders to search for fonts."""
     import matplotlib as mpl
 
     shipped = pathlib.Path(mpl.get_data_path()) / "fonts" / "ttf"
@@ -85,7 +85,7 @@ def folders() -> tuple[pathlib.Path, ...]:
 
 
 def find(places: Sequence[pathlib.Path]) -> list[Face]:
-    """Returns the faces below `places`, by name; of two with one name, the first.
+    """Find the faces below `places`, by name; of two with one name, the first.
 
     Raises:
       ValueError: if there are none.
@@ -104,7 +104,7 @@ def find(places: Sequence[pathlib.Path]) -> list[Face]:
 
 
 def design(name: str) -> str:
-    """Returns the design that a face of this name is of.
+    """Return the design of a face by its name.
 
     Faces of one design look alike: `Noto Sans Thai/Bold` is of the design `Noto Sans`.
     """
@@ -116,7 +116,7 @@ def design(name: str) -> str:
 def draw(
     face: Face, characters: Iterable[str]
 ) -> dict[str, UInt8[np.ndarray, "48 48"]]:
-    """Returns pictures of those `characters` that `face` draws, white on black.
+    """Draw those of the `characters` in the face, white on black.
 
     What is drawn fills `_INK` pixels with its longer side and is centred, so that a
     class is a shape and not a size. A character without ink is left out.
@@ -153,7 +153,7 @@ def _face(path: pathlib.Path, index: int, font: Any) -> Face:
 
 
 def _characters(cmap: dict[int, str]) -> frozenset[str]:
-    """Returns the characters that have a glyph to themselves, or nearly.
+    """Return the characters with a glyph to themselves, or nearly.
 
     What has none, and would be drawn as an empty box, is not in a character map.
     """

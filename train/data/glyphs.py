@@ -25,7 +25,7 @@ from jaxtyping import Int, UInt8
 from train.data import fonts, sentiment
 
 SCRIPTS_HELD_OUT = ("ARMENIAN", "GEORGIAN")
-"""As the names of their characters begin in Unicode."""
+"""Scripts by the beginning of their characters' names in Unicode."""
 
 FAMILIES_HELD_OUT = (
     "Andika",
@@ -48,10 +48,10 @@ FAMILIES_HELD_OUT = (
     "PT ",
     "Quattrocento",
 )
-"""As the names of the families begin."""
+"""Families by the beginning of their names."""
 
 LEAST, MOST = 4, 28
-"""How many pictures a class has."""
+"""The smallest and the largest number of pictures of a class."""
 
 _DIGITS = frozenset("0123456789")
 _LETTERS = frozenset({"Ll", "Lu", "Lt", "Lo", "Sm", "Sc"})
@@ -61,7 +61,7 @@ _LARGE = ("CJK UNIFIED", "HANGUL SYLLABLE")
 
 
 class Glyphs(NamedTuple):
-    """Pictures, white on black, and what they show.
+    """Pictures, white on black, and their characters.
 
     Attributes:
       images: The pictures.
@@ -79,7 +79,7 @@ class Glyphs(NamedTuple):
 
 
 def is_seen(character: str) -> bool:
-    """Returns whether pretraining may show `character`."""
+    """Test whether `character` belongs to the pretraining."""
     kind = unicodedata.category(character)
     name = unicodedata.name(character, "")
     return (
@@ -91,14 +91,14 @@ def is_seen(character: str) -> bool:
 
 
 def is_seen_face(face: fonts.Face) -> bool:
-    """Returns whether pretraining may show `face`."""
+    """Test whether `face` belongs to the pretraining."""
     return not face.family.startswith(FAMILIES_HELD_OUT)
 
 
 def collect(
     faces: Sequence[fonts.Face], *, least: int = LEAST, most: int = MOST
 ) -> Glyphs:
-    """Returns the pictures to pretrain on, `least` to `most` of each class.
+    """Draw the pictures for pretraining, `least` to `most` of each class.
 
     Characters that look alike in at least half of the faces that draw both, as the
     Latin, Greek and Cyrillic A do, are one class, and those that look like a digit are
@@ -137,13 +137,13 @@ def collect(
 
 
 def save(glyphs: Glyphs, path: pathlib.Path) -> None:
-    """Writes `glyphs` to a compressed .npz file. Inverse: `load`."""
+    """Write `glyphs` to a compressed .npz file. Inverse: `load`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **glyphs._asdict())
 
 
 def load(path: pathlib.Path) -> Glyphs:
-    """Returns what `save` wrote to `path`.
+    """Load the glyphs. Inverse: `save`.
 
     Raises:
       FileNotFoundError: if there is no such file; it says how to make one.
@@ -161,12 +161,12 @@ def load(path: pathlib.Path) -> Glyphs:
 
 
 def _drawn(face: fonts.Face) -> list[str]:
-    """Returns what is seen, and the digits, to find out which letters look like one."""
+    """Return visible characters, and digits, to find letters with the same picture."""
     return sorted(x for x in face.characters if is_seen(x) or x in _DIGITS)
 
 
 def _lookalikes(drawn: Iterable[dict[str, bytes]]) -> list[str]:
-    """Returns the characters in groups, each sorted, by their first character."""
+    """Group the characters by equal pictures; each group is sorted."""
     drawn_by = collections.defaultdict(set)
     alike: collections.Counter[tuple[str, str]] = collections.Counter()
     for number, pictures in enumerate(drawn):
@@ -199,7 +199,7 @@ def _groups(characters: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list
 def _rows(
     characters: str, drawn: Sequence[dict[str, bytes]], names: Sequence[str]
 ) -> list[tuple[bytes, int]]:
-    """Returns different pictures of a class and their faces, in the order of a hash."""
+    """Return the distinct pictures of a class and their faces, ordered by a hash."""
     pairs = {
         pictures[x]: number
         for number, pictures in enumerate(drawn)
@@ -212,7 +212,7 @@ def _rows(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draws the pictures with the fonts of this machine and says what they are."""
+    """Draw the pictures with the fonts of this machine, and summarise them."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=pathlib.Path, default="out/glyphs.npz")
     out = parser.parse_args(arguments).out

@@ -1,4 +1,4 @@
-"""Rows of a data set, from the Hugging Face hub or from a folder that mirrors it.
+"""Rows of a data set, from the Hugging Face hub or from a mirroring folder.
 
 A folder DATA holds each repository under its name on the hub, as
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     import datasets
 
 FOLDER_VARIABLE = "PARA_DATA"
-"""The environment variable that names a folder of data sets."""
+"""The environment variable for the folder of data sets."""
 
 _SAVED = "dataset_dict.json"
 
 _SHOWN = 3
-"""Names of what is missing: a set may have many."""
+"""Missing names to show; a set may have many."""
 
 
 def root(data: pathlib.Path | None = None) -> pathlib.Path | None:
-    """Returns the folder of data sets: `data`, or that of `PARA_DATA`, or none."""
+    """Return the folder of data sets: `data`, or `PARA_DATA`, or none."""
     if data is None and FOLDER_VARIABLE in os.environ:
         data = pathlib.Path(os.environ[FOLDER_VARIABLE])
     return data
@@ -42,7 +42,7 @@ def root(data: pathlib.Path | None = None) -> pathlib.Path | None:
 def load(
     name: str, part: str, *, data: pathlib.Path | None = None, subset: bool = False
 ) -> "datasets.Dataset":
-    """Returns the rows of one part of a set, with the columns that are read.
+    """Load one part of a set, with only the columns in use.
 
     Columns have the names that `Source.columns` gives them. Images are decoded when a
     row is taken, not before.
@@ -83,7 +83,7 @@ def load(
 def _split(
     source: Source, config: str, split: str, place: pathlib.Path | None
 ) -> "datasets.Dataset":
-    """Returns one split as the library reads it."""
+    """Load one split with the library."""
     import datasets
 
     if place is None:
@@ -127,7 +127,7 @@ def _download(source: Source, config: str, split: str) -> "datasets.Dataset":
 
 
 def command(source: Source, folder: pathlib.Path) -> str:
-    """Returns the command that downloads a set to `folder`."""
+    """Return the command to download a set to `folder`."""
     revision = f" --revision {source.revision}" if source.revision else ""
     return (
         f"hf download {source.hub} --repo-type dataset{revision} --local-dir {folder}"
@@ -137,7 +137,7 @@ def command(source: Source, folder: pathlib.Path) -> str:
 def _columns(
     source: Source, rows: "datasets.Dataset", where: str
 ) -> "datasets.Dataset":
-    """Returns `rows` with the columns that are read, under our names."""
+    """Return `rows` with only the columns in use, under our names."""
     if missing := sorted(set(source.columns.values()) - set(rows.column_names)):
         raise ValueError(
             f"{where} has the columns {sorted(rows.column_names)}, and not {missing}. "
@@ -170,7 +170,7 @@ def _check(
 
 
 def class_names(rows: "datasets.Dataset") -> Sequence[str]:
-    """Returns the names of the classes in the column "label"; empty if it has none."""
+    """Return the names of the classes in the column "label"; empty if it has none."""
     return tuple(getattr(rows.features.get("label"), "names", None) or ())
 
 
@@ -199,7 +199,7 @@ def labels(
 
 
 def missing(source: Source, data: pathlib.Path | None = None) -> str:
-    """Returns what `load` would not find without a download; empty if it finds all.
+    """Describe the files missing for `load`; empty if there are none.
 
     It looks for the files of every part, and reads no rows: how many there are is found
     out by loading them.
@@ -225,7 +225,7 @@ def missing(source: Source, data: pathlib.Path | None = None) -> str:
 
 
 def _found(folder: pathlib.Path, config: str) -> set[str]:
-    """Returns the splits of a configuration that have files, where `_split` looks."""
+    """Return the splits of a configuration with files, as `_split` finds them."""
     import datasets
 
     saved = folder / config
@@ -239,7 +239,7 @@ def _found(folder: pathlib.Path, config: str) -> set[str]:
 
 
 def _cached(source: Source, config: str) -> bool:
-    """Returns whether the library has prepared a configuration from the hub before."""
+    """Test whether the library has prepared a configuration from the hub before."""
     import datasets
 
     namespace, name = source.hub.split("/")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 NAMES = tuple(x.name for x in sources.IMAGES)
-"""The sets."""
+"""The names of the sets."""
 
 _EUROSAT = "eurosat"
 
@@ -40,7 +40,7 @@ class Images(NamedTuple):
 def load(
     name: str, part: str, *, data: pathlib.Path | None = None, subset: bool = False
 ) -> Images:
-    """Returns one part of a set.
+    """Return one part of a set.
 
     Args:
       name: One of `NAMES`.
@@ -66,7 +66,7 @@ def load(
 def eurosat_split(
     count: int = 27_000, seed: int = 0
 ) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "test"]]:
-    """Returns which images to train on, four fifths of them, and which to test on.
+    """Split EuroSAT: return the training images, four fifths, and the test images.
 
     EuroSAT has no official split. The images, in the order of the hub's parts train,
     validation and test, are sorted by the SHA-256 of "SEED INDEX"; the last fifth, so

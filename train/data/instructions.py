@@ -1,4 +1,4 @@
-"""Instructions with their responses, as a language model reads them.
+"""Instructions with their responses, in the template of Alpaca.
 
 One template for all, in training and in testing: that of Stanford Alpaca, which
 LLM-Adapters and MetaMath use too. LLM-Adapters' own code indents its lines and ends the
@@ -15,7 +15,7 @@ TEMPLATE = (
 
 
 class Example(NamedTuple):
-    """What a model is given, and what it should say.
+    """A prompt with the wanted response.
 
     Attributes:
       prompt: The instruction in its template.
@@ -29,10 +29,10 @@ class Example(NamedTuple):
 
 
 def prompt(instruction: str) -> str:
-    """Returns an instruction in the template."""
+    """Format an instruction in the template."""
     return TEMPLATE.format(instruction=instruction)
 
 
 def response(text: str) -> str:
-    """Returns what a model wrote up to where it begins an instruction of its own."""
+    """Cut a response before the next instruction that the model invents."""
     return text.split("\n### Instruction:")[0]

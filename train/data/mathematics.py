@@ -1,4 +1,4 @@
-"""MetaMathQA to learn from; GSM8K and MATH to test on.
+"""MetaMathQA for training; GSM8K and MATH for testing.
 
 L. Yu et al., "MetaMath: Bootstrap Your Own Mathematical Questions for Large Language
 Models", ICLR 2024: 395,000 questions with solutions that end in "The answer is: X".
@@ -18,7 +18,7 @@ from train.data.instructions import Example
 TRAIN = "metamathqa"
 
 TASKS = ("gsm8k", "math")
-"""The sets to test on."""
+"""The test sets."""
 
 MAX_TOKENS = 1024
 
@@ -26,14 +26,14 @@ _STEPS = " Let's think step by step."
 
 
 def prompt(question: str) -> str:
-    """Returns a question as the model reads it."""
+    """Format a question as a prompt."""
     return instructions.prompt(question).rstrip("\n") + _STEPS
 
 
 def training(
     *, data: pathlib.Path | None = None, subset: bool = False
 ) -> list[Example]:
-    """Returns MetaMathQA.
+    """Return MetaMathQA.
 
     Args:
       data: A folder of data sets, see `hub`.
@@ -53,7 +53,7 @@ def problems(
     data: pathlib.Path | None = None,
     subset: bool = False,
 ) -> list[Example]:
-    """Returns one part of a set.
+    """Return one part of a set.
 
     Args:
       task: One of `TASKS`.
@@ -78,7 +78,7 @@ def problems(
 def correct(
     task: str, responses: Sequence[str], wanted: Sequence[str], *, seconds: float = 5
 ) -> list[bool]:
-    """Returns which responses have the wanted answer.
+    """Test whether each response has the wanted answer.
 
     Of GSM8K as an exact number, of MATH as mathematics; a response without an answer
     is wrong.

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIZE = 224
-"""Of the model's images, in pixels."""
+"""The side of the model's images, in pixels."""
 
 AREA = (0.08, 1.0)
-"""The smallest and the largest share of an image that a random crop keeps."""
+"""The smallest and the largest share of an image in a random crop."""
 
 RATIO = (3 / 4, 4 / 3)
 """The smallest and the largest width of a random crop, in heights."""
@@ -43,7 +43,7 @@ _Result = TypeVar("_Result")
 
 
 class Batch(NamedTuple):
-    """Pixels, and labels, which are `tokens.NO_LABEL` for rows that fill up a batch."""
+    """Pixels, and labels, which are `tokens.NO_LABEL` for filling rows."""
 
     images: UInt8[np.ndarray, "B H W 3"]
     labels: Int[np.ndarray, "B"]
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
 def training(
     picture: "Image", generator: np.random.Generator, size: int = SIZE
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Returns a random part of a picture, in half of the cases mirrored.
+    """Cut out a random part of a picture, mirrored in half of the cases.
 
     The part's area is uniform in `AREA`, its ratio log-uniform in `RATIO`, after
     C. Szegedy et al., "Going Deeper with Convolutions", CVPR 2015.
@@ -69,14 +69,14 @@ def training(
 def evaluation(
     picture: "Image", size: int = SIZE
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Returns the largest square in the middle of a picture."""
+    """Cut out the largest square in the middle of a picture."""
     return np.asarray(_resized(picture, _square(*picture.size), size))
 
 
 def normalise(
     pixels: UInt8[jax.Array | np.ndarray, "*B H W 3"],
 ) -> Float[jax.Array | np.ndarray, "*B H W 3"]:
-    """Returns pixels from -1 to 1: SigLIP2's mean and deviation are 1/2. Traced."""
+    """Scale pixels to -1 to 1: SigLIP2's mean and deviation are 1/2."""
     return pixels.astype(np.float32) / 127.5 - 1
 
 
@@ -90,7 +90,7 @@ def training_batches(
     size: int = SIZE,
     threads: int | None = None,
 ) -> Iterator[Batch]:
-    """Returns the batches of the steps from `start` to `steps`.
+    """Return the batches of the steps from `start` to `steps`.
 
     Args:
       images: What to learn from.
@@ -117,7 +117,7 @@ def training_batches(
 def evaluation_batches(
     images: Images, *, batch: int, size: int = SIZE, threads: int | None = None
 ) -> Iterator[Batch]:
-    """Returns all images in their order; the last batch is filled up with zeros.
+    """Return all images in order; the last batch is padded with zeros.
 
     Args:
       images: What to evaluate on.
@@ -146,7 +146,7 @@ def prefetched(
     threads: int | None = None,
     ahead: int | None = None,
 ) -> Iterator[_Result]:
-    """Yields `make(item)` of each item in order, made by threads beforehand.
+    """Yield `make(item)` of each item in order, made ahead by threads.
 
     An exception in `make` is raised where its result would be. The threads end with the
     iterator: when it is exhausted, raises, is closed, or is forgotten.
@@ -182,7 +182,7 @@ def _pictures(images: Images, rows: Int[np.ndarray, "B"]) -> "Iterator[Image]":
 
 
 def _resized(picture: "Image", box: tuple[int, int, int, int], size: int) -> "Image":
-    """Returns the part of a picture in `box` in colours, by SigLIP2's interpolation."""
+    """Resize a picture's `box`, in colours, by SigLIP2's interpolation."""
     from PIL.Image import Resampling
 
     # The crop first: what is outside of it is neither converted nor interpolated with.

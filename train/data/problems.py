@@ -19,13 +19,13 @@ from typing import NamedTuple
 from train.data import wordings
 
 SIZES = {"train": 8000, "validation": 1000, "test": 1000}
-"""The problems of each part, no two of which are equal."""
+"""The problems of each part, all different."""
 
 MARKER = "The answer is: "
-"""What precedes the answer in a solution."""
+"""The text before the answer in a solution."""
 
 LARGEST = 200
-"""No number of a story or a solution is larger, but for amounts of money and weight."""
+"""The largest number of a story, except for amounts of money and weight."""
 
 _MOST_MONEY = 999
 _STEPS = range(2, 4)
@@ -37,7 +37,7 @@ _SENTENCES: wordings.Wordings = {
 
 
 class Problem(NamedTuple):
-    """A story that ends in a question, its solution, and the number asked for.
+    """A story with a question, its solution, and the wanted number.
 
     The solution ends with the answer: `2 + 3 = 5. 5 * 4 = 20. The answer is: 20`.
     """
@@ -48,7 +48,7 @@ class Problem(NamedTuple):
 
 
 def load(part: str) -> tuple[Problem, ...]:
-    """Returns the problems of one part.
+    """Return the problems of one part.
 
     Raises:
       ValueError: if there is no such part.
@@ -65,7 +65,7 @@ def load(part: str) -> tuple[Problem, ...]:
 
 
 def answer(text: str) -> int | None:
-    """Returns the number after the last marker in what a model wrote, if there is one.
+    """Return the number after the last marker in a response, or None.
 
     Its thousands may be separated by commas.
     """
@@ -76,7 +76,7 @@ def answer(text: str) -> int | None:
 
 
 def _problem(generator: random.Random, part: str) -> Problem | None:
-    """Returns a problem, or None if its numbers turn out badly."""
+    """Make a problem, or return None if its numbers turn out badly."""
     kinds = _kinds(generator)
     name, other = generator.sample(wordings.NAMES, 2)
     words = {"n": name, "o": other, "t": generator.choice(wordings.THINGS)}
@@ -97,7 +97,7 @@ def _problem(generator: random.Random, part: str) -> Problem | None:
 
 
 def _kinds(generator: random.Random) -> list[str]:
-    """Returns what is told: an opening, one or two events, a question."""
+    """Return the sentences of a story: an opening, one or two events, a question."""
     opening = generator.choice(list(wordings.OPENINGS))
     events = generator.sample(list(wordings.EVENTS), generator.randint(1, 2))
     return [opening, *events, generator.choice(list(wordings.QUESTIONS))]
@@ -106,7 +106,7 @@ def _kinds(generator: random.Random) -> list[str]:
 def _amounts(
     kind: str, generator: random.Random, count: int
 ) -> tuple[dict[str, int], list[tuple[int, str, int]]]:
-    """Returns the numbers that a sentence tells, and what is to be computed from them.
+    """Return the numbers in a sentence, and the operation on them.
 
     Args:
       kind: One of the sentences of `train.data.wordings`.
@@ -139,7 +139,7 @@ def _amounts(
 
 
 def _result(left: int, sign: str, right: int) -> int:
-    """Returns what a step gives, 0 if that is no whole number."""
+    """Return the result of a step, or 0 if it is not a whole number."""
     if sign == "/":
         return 0 if left % right else left // right
     return {"+": left + right, "-": left - right, "*": left * right}[sign]

@@ -24,19 +24,19 @@ _ASSETS = pathlib.Path(__file__).parent.parent / "assets" / "sentiment"
 
 
 class Sentences(NamedTuple):
-    """Texts and their labels, which index `CLASSES`."""
+    """Texts and their labels, indices into `CLASSES`."""
 
     texts: tuple[str, ...]
     labels: tuple[int, ...]
 
 
 def bucket(text: str) -> int:
-    """Returns the sentence's bucket, 0 to 99, by which the data is split."""
+    """Return the sentence's bucket, 0 to 99, for the split."""
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 100
 
 
 def label(rating: float) -> int:
-    """Returns the class of a mean rating: neutral from -0.5 to 0.5, both included.
+    """Return the class of a mean rating: neutral from -0.5 to 0.5, both included.
 
     Raises:
       ValueError: if it is no rating.
@@ -47,7 +47,7 @@ def label(rating: float) -> int:
 
 
 def parse(tsv: str) -> Sentences:
-    """Returns the sentences of a file of the VADER data: id, mean rating, text.
+    """Parse a file of the VADER data: id, mean rating, text.
 
     Raises:
       ValueError: if a line has not three fields, or its rating is none.
@@ -66,7 +66,7 @@ def parse(tsv: str) -> Sentences:
 
 
 def load(task: str, part: str) -> Sentences:
-    """Returns one part of one task; all of them ship with this package.
+    """Return one part of one task; all of them ship with this package.
 
     Args:
       task: One of `TASKS`.
@@ -83,7 +83,7 @@ def load(task: str, part: str) -> Sentences:
 
 
 def select(sentences: Sentences, buckets: range) -> Sentences:
-    """Returns the sentences in `buckets`.
+    """Return the sentences in `buckets`.
 
     Raises:
       ValueError: if there are none.
@@ -100,7 +100,7 @@ def select(sentences: Sentences, buckets: range) -> Sentences:
 
 
 def pack(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Writes the original file `source`, compressed, to `target`.
+    """Compress the original file `source` to `target`.
 
     The same source gives the same bytes: the header holds no time and no file name.
     """

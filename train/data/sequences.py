@@ -1,4 +1,4 @@
-"""Prompts with their responses, to train a causal language model on the responses.
+"""Prompts with responses, to train a causal language model on the responses.
 
 The label of a position is the token after it: that of a prompt's last token is the
 response's first. Labels of prompts and of padding do not count. Axis letters: `N`
@@ -19,14 +19,14 @@ from train.data.batch import NO_LABEL, Batch
 
 
 class Pair(NamedTuple):
-    """The tokens of a prompt, and of the response that goes on from it."""
+    """The tokens of a prompt, and of the response to it."""
 
     prompt: Sequence[int]
     response: Sequence[int]
 
 
 class Sequences(NamedTuple):
-    """Sequences of one width. A pytree: a compiled program takes rows out of it.
+    """Sequences of one width. A pytree, so that a compiled program can index it.
 
     Attributes:
       ids: Prompt, response, and zeros behind them.
@@ -39,7 +39,7 @@ class Sequences(NamedTuple):
     prompts: Int[jax.Array | np.ndarray, "N"]
 
     def batch(self, rows: Int[jax.Array | np.ndarray, "B"]) -> Batch:
-        """Returns some of the sequences, with labels `[B, T]`. Traced."""
+        """Return some of the sequences, with labels `[B, T]`. Traceable under `jit`."""
         ids, lengths, prompts = (x[rows] for x in self)
         following = jnp.pad(ids[:, 1:], [(0, 0), (0, 1)])
         places = 1 + jnp.arange(ids.shape[1])[None]
@@ -50,7 +50,7 @@ class Sequences(NamedTuple):
 def encode(
     tokenizer: tokenizers.Tokenizer, texts: Iterable[tuple[str, str]], *, end: int
 ) -> list[Pair]:
-    """Returns prompts and responses as tokens.
+    """Tokenize prompts and responses.
 
     A prompt begins as the tokenizer begins every text. A response goes on with the same
     text, and ends with the token `end`.
@@ -69,7 +69,7 @@ def encode(
 def pack(
     pairs: Sequence[Pair], *, width: int, multiple: int | None = None
 ) -> Sequences:
-    """Returns sequences as arrays, filled up with zeros to `width` tokens.
+    """Pack sequences into arrays, padded with zeros to `width` tokens.
 
     Args:
       pairs: The sequences.
@@ -94,7 +94,7 @@ def pack(
 
 
 def batches(pairs: Sequence[Pair], *, width: int, size: int) -> list[Batch]:
-    """Returns all sequences in batches of one size, in their order, on the host.
+    """Return all sequences in batches of one size, in order, on the host.
 
     Args:
       pairs: The sequences.

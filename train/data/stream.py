@@ -1,4 +1,4 @@
-"""Images that come to the device in chunks of batches, made while it computes.
+"""Images for the device in chunks of batches, made while it computes.
 
 A large set does not fit there: Food-101 takes 11 GB at 224 pixels, and every epoch
 crops it anew. A chunk of 100 batches of 32 takes 480 MB, and there are three at a time:
@@ -22,13 +22,13 @@ from train.data.batch import Batch, Examples, Stream
 
 
 class Pixels(NamedTuple):
-    """Images as bytes, and their classes. A pytree: a program takes rows out of it."""
+    """Images as bytes, and their classes. A pytree, so that a program can index it."""
 
     images: UInt8[jax.Array | np.ndarray, "N H W 3"]
     labels: Int[jax.Array | np.ndarray, "N"]
 
     def batch(self, rows: Int[jax.Array | np.ndarray, "B"]) -> Batch:
-        """Returns some of the images, as bytes. Traced."""
+        """Return some of the images, as bytes. Traceable under `jit`."""
         return Batch(self.images[rows], self.labels[rows])
 
 
@@ -47,7 +47,7 @@ class Pictures:
     def chunks(
         self, seed: int, *, steps: int, batch: int, start: int, stop: int, size: int
     ) -> Iterator[Examples]:
-        """Yields the batches of `preprocess.training_batches`; see `Stream`."""
+        """Yield the batches of `preprocess.training_batches`; see `Stream`."""
         batches = preprocess.training_batches(
             self.images,
             seed=seed,
@@ -71,7 +71,7 @@ def joined(
     stop: int,
     size: int,
 ) -> Iterator[tuple[Examples, Int[np.ndarray, "K S B"]]]:
-    """Yields chunks on the device for several seeds, and where each one's batches are.
+    """Yield chunks for several seeds, on the device, and the place of each batch.
 
     The next chunk is made and sent by a thread meanwhile. The arguments are those of
     `Stream.chunks`.

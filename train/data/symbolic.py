@@ -1,4 +1,4 @@
-"""Whether two answers in LaTeX are equal: a process of its own, for `answers.Grader`.
+"""Equality of two answers in LaTeX, in a process of its own, for `answers.Grader`.
 
 It reads pairs [wanted, got] from its input, each a line of JSON, and writes a line of
 JSON for each. Nothing of this package is imported, so that it starts in half a second.
@@ -16,7 +16,7 @@ import sys
 import math_verify
 
 MEMORY = 4 << 30
-"""Bytes that the process may have: powers of powers would fill any machine."""
+"""Bytes of the process, limited: powers of powers would fill any machine."""
 
 # Whatever is between the dollars is the answer: nothing is to be looked for in it, and
 # so the library's parser of plain expressions, which runs them as code, is never used.
@@ -26,7 +26,7 @@ _IN_BASE = re.compile(r"(\w+)_\{?(\d+)\}?")
 
 
 def equal(want: str, got: str) -> bool:
-    """Returns whether two answers are equal as mathematics."""
+    """Test whether two answers are equal as mathematics."""
     bases = [_IN_BASE.fullmatch(x) for x in (want, got)]
     if all(bases):  # The library reads the digits alone.
         return len({x.groups() for x in bases if x}) == 1
@@ -41,7 +41,7 @@ def equal(want: str, got: str) -> bool:
 
 
 def main() -> None:
-    """Answers until the input ends."""
+    """Answer until the end of the input."""
     with contextlib.suppress(OSError, ValueError):  # Not on every system.
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     logging.disable(logging.CRITICAL)

@@ -99,7 +99,7 @@ def accuracy(
     *,
     on_batch: Callable[[int], object] = lambda examples: None,
 ) -> float:
-    """Return the share of the examples that one model classifies correctly.
+    """Return the accuracy of one model.
 
     Args:
       model: Maps the inputs of a batch to logits.
@@ -125,7 +125,7 @@ def accuracy(
 def _count_right_classes(
     model: Model, base: Mapping[str, Any], batches: Sequence[Batch]
 ) -> Count:
-    """Grade by the share of the examples that a classifier gets right."""
+    """Grade classifiers by their accuracy."""
     total = sum(batch.examples for batch in batches)
 
     def share(group: Group) -> Float[np.ndarray, "G"]:
@@ -197,7 +197,7 @@ def on_each(
 
 
 def check(batches: Sequence[Batch]) -> None:
-    """Check that there are batches to evaluate.
+    """Check that `batches` is not empty.
 
     Raises:
       ValueError: if there are no batches.

@@ -60,14 +60,14 @@ def _predict(
 
 
 predictions = evaluate.Evaluator(_predict)
-"""Return the class that each classifier predicts, `[C, N]`, in the order of `labels`.
+"""Return the predicted class of each classifier, `[C, N]`, in the order of `labels`.
 
 Each example has one label; rows that fill up a batch are left out.
 """
 
 
 def labels(batches: Sequence[Batch]) -> Int[np.ndarray, "N"]:
-    """Return the labels of all batches, without those of rows that fill up."""
+    """Return the labels of all batches, without filling rows."""
     found = np.concatenate([np.asarray(x.labels) for x in batches])
     return found[found != NO_LABEL]
 

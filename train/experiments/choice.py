@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping
 from train.experiments.rows import Row
 
 Group = tuple[str, str, str]
-"""The task that was trained on, method, policy."""
+"""The training task, method, policy."""
 
 _ROUNDING = 2e-6
-"""What two means may differ by and still be equal: files have six digits."""
+"""Means this close are equal: files have six digits."""
 
 
 def rates(rows: Iterable[Row]) -> dict[Group, float]:
-    """Returns the learning rate of the largest mean validation accuracy.
+    """Return the learning rate of the largest mean validation accuracy.
 
     The mean is over the seeds that all rates of the group were tried with. Of equal
     rates it is the one that met the test part, or else the smallest. A group with one
@@ -37,7 +37,7 @@ def rates(rows: Iterable[Row]) -> dict[Group, float]:
 
 
 def chosen(rows: Iterable[Row]) -> list[Row]:
-    """Returns the rows that have the rate that `rates` chose for their group."""
+    """Return the rows with the rate of their group in `rates`."""
     rows = list(rows)
     best = rates(rows)
     return [x for x in rows if x.learning_rate == best[_group(x)]]

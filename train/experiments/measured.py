@@ -1,4 +1,4 @@
-"""What was measured of one method under one policy: on each task, and on average."""
+"""Measurements of one method under one policy: on each task, and on average."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -38,20 +38,20 @@ class Measured(NamedTuple):
 
 
 def tasks(rows: Iterable[Row]) -> tuple[str, ...]:
-    """Returns the tasks that rows are of, in the order of every table."""
+    """Return the tasks of the rows, in the order of every table."""
     found = {row.task for row in rows}
     return tuple(task for task in TASKS if task in found)
 
 
 def policies(rows: Iterable[Row], method: str, kind: str) -> list[str]:
-    """Returns the policies of a kind, such as `rank`, from the largest value down."""
+    """Return the policies of a kind, such as `rank`, from the largest value down."""
     found = {x.policy for x in rows if x.method == method}
     found = {x for x in found if x.split(" ")[0] == kind and len(x.split(" ")) == 2}
     return sorted(found, key=value, reverse=True)
 
 
 def value(policy: str) -> float:
-    """Returns the number in a policy: 0.25 of `params 0.25`.
+    """Return the number in a policy: 0.25 of `params 0.25`.
 
     Raises:
       ValueError: if it has none.
@@ -66,12 +66,12 @@ def value(policy: str) -> float:
 
 
 def has(rows: Iterable[Row], method: str, policy: str) -> bool:
-    """Returns whether there are any rows of this method and policy."""
+    """Test whether there are rows of this method and policy."""
     return any(x.method == method and x.policy == policy for x in rows)
 
 
 def partial(rows: Iterable[Row], method: str, policy: str) -> dict[str, float]:
-    """Returns the mean accuracies by task, if the method is not on all tasks of rows.
+    """Return the mean accuracies by task, if the method lacks a task of the rows.
 
     Empty if it is, or if there are no rows of it.
     """
@@ -87,7 +87,7 @@ def partial(rows: Iterable[Row], method: str, policy: str) -> dict[str, float]:
 
 
 def measure(rows: Sequence[Row], method: str, policy: str) -> Measured:
-    """Returns what the rows of one method and policy say.
+    """Summarise the rows of one method and policy.
 
     Raises:
       Missing: if there are none, or none of a task that others were measured on.
@@ -127,7 +127,7 @@ def measure(rows: Sequence[Row], method: str, policy: str) -> Measured:
 
 
 def _measures(rows: Sequence[Row]) -> dict[str, Sample]:
-    """Returns what the rows of one method and policy measure beside the accuracy."""
+    """Return the further measures of one method and policy, beside the accuracy."""
     found: dict[str, dict[int, float]] = {}
     for task in tasks(rows):
         for row in rows:
@@ -137,7 +137,7 @@ def _measures(rows: Sequence[Row]) -> dict[str, Sample]:
 
 
 def columns(found: Iterable[Measured]) -> tuple[str, ...]:
-    """Returns the columns of all, which have to be the same.
+    """Return the columns of all, which must be the same.
 
     Raises:
       Missing: if they were measured on different tasks.
@@ -154,7 +154,7 @@ def columns(found: Iterable[Measured]) -> tuple[str, ...]:
 
 
 def differences(left: Measured, right: Measured) -> dict[str, Interval]:
-    """Returns the interval of `left - right`, paired by seed, for each column.
+    """Return the interval of `left - right`, paired by seed, for each column.
 
     Raises:
       Missing: if the two were measured on different tasks.

@@ -1,4 +1,4 @@
-"""What a row of results says: a model that was evaluated, a spectrum, a cost."""
+"""Rows of results: an evaluated model, a spectrum, a cost."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ SETS = {
         ("mathematics", sources.MATHEMATICS),
     )
 }
-"""The tasks that are trained on once and tested on several sets, and these sets."""
+"""Training tasks with several test sets, and these sets."""
 
 TASKS = (
     *sentiment.TASKS,
@@ -23,7 +23,7 @@ TASKS = (
     *(x.name for x in (*sources.IMAGES, *sources.GLUE)),
     *(name for task, sets in SETS.items() for name in (task, *sets)),
 )
-"""Those of all comparisons, in the order of every table."""
+"""The tasks of all comparisons, in the order of every table."""
 
 _TRAINED_ON = {name: task for task, sets in SETS.items() for name in sets}
 _SHARE = (0.0, 1.0)
@@ -33,7 +33,7 @@ _POSITIVE = (5e-324, math.inf)  # The smallest float above zero.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One model, evaluated.
+    """An evaluated model.
 
     Attributes:
       task: One of `TASKS`. Of those in `SETS` it is the set that it was evaluated on;
@@ -82,12 +82,12 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, int, float]:
-        """What no two rows of a file share."""
+        """The unique key of a row in its file."""
         return self.task, self.method, self.policy, self.seed, self.learning_rate
 
     @property
     def trained_on(self) -> str:
-        """The task of its training; several sets may test what came of it."""
+        """The training task; several test sets may share one."""
         return _TRAINED_ON.get(self.task, self.task)
 
     @property
@@ -124,13 +124,13 @@ class Spectrum:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """What no two rows of a file share."""
+        """The unique key of a row in its file."""
         return self.task, self.seed, self.module
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What training by one method takes.
+    """The training cost of one method.
 
     Attributes:
       method: Its name.
@@ -149,5 +149,5 @@ class Cost:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What no two rows of a file share."""
+        """The unique key of a row in its file."""
         return self.method, self.policy

@@ -1,4 +1,4 @@
-"""Rank maps out of spectra, and how far they agree over seeds and tasks."""
+"""Rank maps from spectra, and their correlation over seeds and over tasks."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class Agreement(NamedTuple):
 
 
 def maps(spectra: Sequence[Spectrum], rank: float = RANK) -> Maps:
-    """Returns the ranks that PARA gives every module of every parent.
+    """Return PARA's ranks for every module of every parent.
 
     Args:
       spectra: The singular values of all modules.
@@ -51,7 +51,7 @@ def maps(spectra: Sequence[Spectrum], rank: float = RANK) -> Maps:
 
 
 def over_seeds(found: Maps) -> dict[str, Agreement]:
-    """Returns the agreement of each two seeds of the same task.
+    """Return the agreement of each two seeds of the same task.
 
     Raises:
       Missing: if there are less than two seeds.
@@ -63,7 +63,7 @@ def over_seeds(found: Maps) -> dict[str, Agreement]:
 
 
 def over_tasks(found: Maps) -> Agreement:
-    """Returns the agreement of each two tasks, of the same seed: what tasks share.
+    """Return the agreement of each two tasks of the same seed.
 
     Raises:
       Missing: if there are less than two tasks with a seed in common.
@@ -77,7 +77,7 @@ def over_tasks(found: Maps) -> Agreement:
 
 
 def _as_spectrum(x: Spectrum) -> para.Spectrum:
-    """Returns what `para.ranks` takes; it reads the values and sizes alone."""
+    """Return the argument of `para.ranks`, which reads the values and sizes alone."""
     values = jnp.asarray(x.values)
     unread = jnp.eye(values.size)
     return para.Spectrum(

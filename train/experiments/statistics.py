@@ -30,24 +30,24 @@ class Interval(NamedTuple):
 
     @property
     def side(self) -> int:
-        """1 if all of it is above zero, -1 if below, 0 if it holds zero."""
+        """1 if the interval is above zero, -1 if below, 0 if it contains zero."""
         return int(np.sign(self.mean)) if abs(self.mean) > self.half else 0
 
 
 def mean(sample: Sample) -> float:
-    """Returns the mean over seeds."""
+    """Return the mean over seeds."""
     return float(np.mean(list(sample.values())))
 
 
 def std(sample: Sample) -> float:
-    """Returns the sample standard deviation over seeds; NaN for one seed."""
+    """Return the sample standard deviation over seeds; NaN for one seed."""
     if len(sample) < 2:
         return math.nan
     return float(np.std(list(sample.values()), ddof=1))
 
 
 def average(samples: Sequence[Sample]) -> dict[int, float]:
-    """Returns the mean over samples, by the seeds that all of them have.
+    """Average over samples, for the seeds common to all of them.
 
     Raises:
       ValueError: if they have no seed in common.
@@ -59,7 +59,7 @@ def average(samples: Sequence[Sample]) -> dict[int, float]:
 
 
 def paired(left: Sample, right: Sample, *, confidence: float = 0.95) -> Interval:
-    """Returns the interval of the mean of `left - right`, by Student's t.
+    """Return the interval of the mean of `left - right`, by Student's t.
 
     Args:
       left: One number a seed.

@@ -1,4 +1,4 @@
-"""Files of rows: JSON with one row a line, and what made them at the head.
+"""Files of rows: JSON with one row a line, and their circumstances at the head.
 
 Reading says which file, row and field is wrong. Floats have six digits. Host code.
 """
@@ -18,7 +18,7 @@ R = TypeVar("R", Row, Spectrum, Cost)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results(Generic[R]):
-    """One file.
+    """The contents of one file.
 
     Attributes:
       command: What made it.
@@ -42,7 +42,7 @@ _HEAD |= {"configs": dict, "rows": list}
 
 
 def write(path: pathlib.Path, results: Results[R]) -> None:
-    """Writes the file, as a whole or not at all.
+    """Write the file atomically.
 
     Raises:
       ValueError: as `read` would, of what it is about to write.
@@ -62,7 +62,7 @@ def write(path: pathlib.Path, results: Results[R]) -> None:
 
 
 def read(path: pathlib.Path, kind: type[R]) -> Results[R]:
-    """Returns the file's results.
+    """Read a file of results.
 
     Args:
       path: What `write` wrote.
@@ -140,7 +140,7 @@ def _types(kind: type[Any]) -> dict[str, Any]:
 def _value(
     value: Any, wanted: Any, limits: tuple[float, float] | None, where: str
 ) -> Any:
-    """Returns the value, with a tuple in the place of a list."""
+    """Return the value, with lists converted to tuples."""
     accepts, words = _TYPES[wanted]
     if not accepts(value):
         raise ValueError(f"{where} is {_name(value)}, expected {words}.")
@@ -154,7 +154,7 @@ def _value(
 
 
 def _numbers(x: Any) -> Sequence[Any]:
-    """Returns each number of a value."""
+    """Return all numbers in a value."""
     if isinstance(x, Mapping):
         return tuple(x.values())
     return x if isinstance(x, tuple) else (x,)
@@ -188,7 +188,7 @@ _TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
 
 
 def _record(row: Row | Spectrum | Cost) -> dict[str, Any]:
-    """Returns the row without what is None, floats rounded."""
+    """Return the row without None, floats rounded."""
     values = {x.name: getattr(row, x.name) for x in dataclasses.fields(row)}
     return {name: _rounded(x) for name, x in values.items() if x is not None}
 

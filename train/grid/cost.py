@@ -1,4 +1,4 @@
-"""What a step of each method takes: time, and memory, of one member.
+"""The cost of a step by each method: time, and memory, of one member.
 
 The memory is what the compiled program holds at once by XLA's own account, the frozen
 base and the data included; the time is the best of some calls of the program.
@@ -19,7 +19,7 @@ _CALLS = 4
 
 
 def measure(place: training.Place, entry: plan.Entry, steps: int = 50) -> Cost:
-    """Returns the cost of one step of one method.
+    """Measure the cost of one step of one method.
 
     Args:
       place: Where.
@@ -51,7 +51,7 @@ def measure(place: training.Place, entry: plan.Entry, steps: int = 50) -> Cost:
 
 
 def _held(program: Any) -> int | None:
-    """Returns the bytes that a compiled program holds at once, if it says."""
+    """Return the peak bytes of a compiled program, if known."""
     found = program.memory_analysis()
     if found is None:
         return None

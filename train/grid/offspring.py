@@ -1,4 +1,4 @@
-"""Every child of the parents of one task: pruned, stacked, and evaluated side by side.
+"""All children of the parents of one task: pruned, stacked, and evaluated together.
 
 A child is made by a pruner within a budget. PARA is the score `sigma`; what it also has
 is the local ablation, the energy sweep and the opposite of PARA, which drops the top.
@@ -21,7 +21,7 @@ PARA = "sigma"
 
 
 class Child(NamedTuple):
-    """One child, and how its row calls it."""
+    """One child, and its names in a row."""
 
     method: str
     policy: str
@@ -43,7 +43,7 @@ class Parent(NamedTuple):
 
 
 def parents(trained: training.Trained) -> list[Parent]:
-    """Returns the members that were trained, by seed."""
+    """Return the trained members, by seed."""
     method = plan.PARENT.config.method(0)
     result = []
     for i, seed in enumerate(trained.seeds):
@@ -58,7 +58,7 @@ def parents(trained: training.Trained) -> list[Parent]:
 def rows(
     place: training.Place, rate: float, parent: Parent, base: Mapping[str, Any]
 ) -> list[Row]:
-    """Returns the rows of all children of one parent, on each set to test on.
+    """Evaluate all children of one parent on each test set; return their rows.
 
     Args:
       place: Where the parent was trained.
@@ -77,7 +77,7 @@ def rows(
 def children(
     place: training.Place, parent: Parent, base: Mapping[str, Any]
 ) -> Iterator[Child]:
-    """Yields the children of one parent."""
+    """Yield the children of one parent."""
     given = posthoc.Parent(
         adapters=parent.adapters,
         model=place.subject.model,
@@ -97,7 +97,7 @@ def children(
 
 
 def spectra(place: training.Place, parent: Parent) -> list[Spectrum]:
-    """Returns the singular values of one parent."""
+    """Return the singular values of one parent."""
     return [
         Spectrum(
             task=place.task,
@@ -128,7 +128,7 @@ def _row(place: training.Place, rate: float, parent: Parent, child: Child) -> Ro
 
 
 def _of_para(parent: Parent, budgets: plan.Plan) -> Iterator[Child]:
-    """Yields what only the singular values have: local, by energy, and the opposite."""
+    """Yield comparisons from singular values alone: local, by energy, and drop-top."""
     parts = posthoc.decompose(parent.adapters)
     scores = {path: x.s for path, x in parts.items()}
     found = {path: x.spectrum for path, x in parts.items()}

@@ -1,4 +1,4 @@
-"""Which runs a comparison takes, and the one protocol that all of them follow.
+"""The runs of a comparison, and their common protocol.
 
 Every method of every task trains at each rate of one small grid with the first seeds,
 and where the best of them is at an end of the grid, at those outside it too. The rate
@@ -16,7 +16,7 @@ from train.runs.settings import Run
 from train.subjects import Folders, problems
 
 RANKS = (16, 8, 4, 2, 1)
-"""Native ranks, and those at which a model of many ranks is evaluated."""
+"""Native ranks, and evaluation ranks of the models with many ranks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,12 +128,12 @@ class Plan:
     folders: Folders = dataclasses.field(default_factory=Folders)
 
     def settings_of(self, task: str) -> Run:
-        """Returns the settings of every run on a task."""
+        """Return the settings of every run on a task."""
         steps = self.steps.get(task, self.settings.steps)
         return dataclasses.replace(self.settings, task=task, steps=steps)
 
     def search(self, task: str, config: Config, settings: Run) -> Run:
-        """Returns the run that tries the learning rates of one method on one task."""
+        """Return the search over the learning rates of one method on one task."""
         return dataclasses.replace(
             settings,
             task=task,
@@ -143,21 +143,21 @@ class Plan:
         )
 
     def outside(self, search: Run) -> Run:
-        """Returns the run of the learning rates outside of those that were tried."""
+        """Return the run of the learning rates just outside the search."""
         return dataclasses.replace(search, learning_rates=self.outer)
 
     def rest(self, search: Run, rate: float) -> Run:
-        """Returns the run of the other seeds, at the rate that was chosen."""
+        """Return the run of the other seeds, at the chosen rate."""
         return dataclasses.replace(
             search, seeds=self.other_seeds, learning_rates=(rate,)
         )
 
 
 _OF_BERT = ("at-inputs", "at-embeddings", "whitened", "whitened-diagonal")
-"""Pruners that read the form of BERT's blocks."""
+"""Pruners for BERT's blocks only."""
 
 PRUNERS = tuple(x for x in posthoc.PRUNERS if x not in _OF_BERT)
-"""Those for models of any form."""
+"""Pruners for models of any form."""
 
 SENTIMENT = Plan(tasks=sentiment.TASKS)
 VISION = Plan(
@@ -168,7 +168,7 @@ VISION = Plan(
     pruners=PRUNERS,
     retuned=(),
 )
-"""Half the seeds of sentiment: most of these tasks leave few mistakes to tell apart."""
+"""Half the seeds of sentiment: most of these tasks leave few mistakes to compare."""
 PROBLEMS = Plan(
     tasks=problems.TASKS,
     settings=Run(task=problems.TASKS[0], steps=1000, backbone=""),
@@ -185,4 +185,4 @@ PROBLEMS = Plan(
     retuned=(8, 4, 2),
     more=(0.1,),
 )
-"""Answers are written, which takes long: native ranks, and what PARA leaves of them."""
+"""Generation takes long: native ranks, and PARA's children, only."""

@@ -1,4 +1,4 @@
-"""Children that are trained on for a while: the parent's updates, cut, as a start.
+"""Re-tuned children: LoRA started from a parent's updates, cut.
 
 The members are those of the parent: each seed goes on from its own parent's child and
 classifier, with fresh moments, at the rate that the same protocol chooses.
@@ -27,7 +27,7 @@ def rows(
     rank: float,
     share: float,
 ) -> list[Row]:
-    """Returns the rows of children of one rank, trained on for a share of the steps."""
+    """Train children of one rank for a share of the steps; return their rows."""
     steps = max(1, round(share * place.settings.steps))
     shorter = dataclasses.replace(place.settings, steps=steps)
     config = lora.Lora()
@@ -42,7 +42,7 @@ def rows(
 def _start(
     parent: offspring.Parent, rank: float, config: lora.Lora
 ) -> tuple[Any, Mapping[str, np.ndarray]]:
-    """Returns the factors that LoRA of the parent's shapes starts from, and the head.
+    """Return LoRA's starting factors in the parent's shapes, and the head.
 
     What was cut is zero in both factors, and stays it.
     """
@@ -54,7 +54,7 @@ def _start(
 
 
 def _begin(given: run.Inputs, starts: Mapping[int, Any]) -> trainer.Learner:
-    """Returns the members at the children of their seeds."""
+    """Start the members at the children of their seeds."""
     learners = run.begin(given)
     members = [starts[seed] for seed, _ in given.run.members]
     params, head = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *members)

@@ -26,7 +26,7 @@ Served = Callable[[State], Adapters]
 
 
 class Place(NamedTuple):
-    """Where runs happen, by one plan."""
+    """A task, its subject, and a plan's settings for it."""
 
     task: str
     subject: Subject
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """A run's members at their end.
+    """The trained members of a run.
 
     Attributes:
       run: Its settings.
@@ -49,7 +49,7 @@ class Tried(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """One method on one task.
+    """The trained members of one method on one task.
 
     Attributes:
       searched: The runs that tried rates, to choose one.
@@ -67,7 +67,7 @@ class Trained(NamedTuple):
 
 
 def train(place: Place, config: Config, begin: Begin = run.begin) -> Trained:
-    """Returns the method's members on all seeds, at the rate that validation chose.
+    """Train the method on all seeds, at the rate chosen by validation.
 
     Args:
       place: Where.
@@ -89,7 +89,7 @@ def train(place: Place, config: Config, begin: Begin = run.begin) -> Trained:
 
 
 def _best(searched: Sequence[Tried]) -> tuple[float, tuple[trainer.Learner, Any]]:
-    """Returns the rate of the best mean validation accuracy, and its members."""
+    """Return the rate of the best mean validation accuracy, and its members."""
     found = [
         (tried.validation[at :: len(tried.run.learning_rates)].mean(), at, tried)
         for tried in searched
@@ -101,7 +101,7 @@ def _best(searched: Sequence[Tried]) -> tuple[float, tuple[trainer.Learner, Any]
 
 
 def rows(place: Place, trained: Trained, entry: plan.Entry) -> list[Row]:
-    """Returns what was tried and what came out; this is where the tests are read."""
+    """Return the rows of the search and of the results. This reads the test parts."""
     if entry.ranks is None:
         return all_rows(place, trained, entry, _policy(entry.config))
     # One run, one rate, many ranks: what else was tried was for the target alone.
@@ -115,7 +115,7 @@ def rows(place: Place, trained: Trained, entry: plan.Entry) -> list[Row]:
 def all_rows(
     place: Place, trained: Trained, entry: plan.Entry, policy: str
 ) -> list[Row]:
-    """Returns the rows of the learning rates that lost, and of the one that won."""
+    """Return the rows of the losing learning rates, and of the best one."""
     searched = _searched(place, trained, entry, policy)
     return searched + served_rows(place, trained, entry, policy)
 
@@ -127,7 +127,7 @@ def served_rows(
     policy: str,
     served: Served | None = None,
 ) -> list[Row]:
-    """Returns a row for each seed and each set to test on, with the accuracy.
+    """Test the members; return a row for each seed and each test set.
 
     Args:
       place: Where.
@@ -154,7 +154,7 @@ def served_rows(
 def tested(
     place: Place, models: Sequence[Row], heads: Any, lora: Mapping[str, Any]
 ) -> list[Row]:
-    """Returns a row for each model and each set to test on, with all that is measured.
+    """Test each model on each test set; return a row for each pair.
 
     Args:
       place: Where.
@@ -181,7 +181,7 @@ def tested(
 def _searched(
     place: Place, trained: Trained, entry: plan.Entry, policy: str
 ) -> list[Row]:
-    """Returns the rows of the learning rates that were not chosen."""
+    """Return the rows of the losing learning rates."""
     method = entry.config.method(place.settings.steps)
     result = []
     for tried in trained.searched:
@@ -207,7 +207,7 @@ def _tried(place: Place, settings: run.Run, begin: Begin) -> Tried:
 
 
 def _collection(place: Place, state: State, served: Served) -> Any:
-    """Returns the adapters of all members as the model takes them, on the host."""
+    """Return the adapters of all members in the model's form, on the host."""
     adapters = jax.jit(jax.vmap(served))(state)
     return jax.device_get(place.subject.model.adapted.collection(adapters))
 

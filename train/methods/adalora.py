@@ -1,4 +1,4 @@
-"""AdaLoRA: a budget of triplets, handed out by importance while the model trains.
+"""AdaLoRA: a budget of triplets, allocated by importance during training.
 
 Q. Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient
 Fine-Tuning", ICLR 2023; where print and the authors' code (QingruZhang/AdaLoRA)
@@ -33,7 +33,7 @@ from train.methods.triplets import Triplets
 
 
 class Memory(NamedTuple):
-    """What AdaLoRA remembers.
+    """Statistics of AdaLoRA.
 
     Attributes:
       importance: The smoothed sensitivity of each entry, the paper's I.
@@ -74,13 +74,13 @@ class AdaLora:
     beta2: float = 0.85
 
     def schedule(self, steps: int) -> Schedule:
-        """Returns the three periods of a run of `steps` steps."""
+        """Return the three periods of a run of `steps` steps."""
         return schedule.fit(
             steps, t_init=self.t_init, t_final=self.t_final, delta_t=self.delta_t
         )
 
     def method(self, steps: int) -> Method:
-        """Returns AdaLoRA for a run of `steps` steps.
+        """Return AdaLoRA for a run of `steps` steps.
 
         Raises:
           ValueError: if the target is above the rank, or the run is too short.
@@ -137,7 +137,7 @@ class AdaLora:
 def budget(
     t: int, steps: int, periods: Schedule, *, start: int, end: int
 ) -> tuple[int, bool]:
-    """Returns how many triplets are left after step `t`, and whether it masks.
+    """Return the number of triplets left after step `t`, and whether it masks.
 
     With `last = steps - t_final`, a cubic leads from `start` at `t_init` to `end` at
     `last`, cut to an integer; masking happens there at the multiples of `delta_t`, at
@@ -169,7 +169,7 @@ def observe(
     beta1: ScalarLike,
     beta2: ScalarLike,
 ) -> Memory:
-    """Returns the memory with one more step in its averages.
+    """Update the averages with one more step.
 
     With `s = |w * gradient|`, of the parameters after the step and the gradient that it
     took: `I' = beta1 I + (1 - beta1) s`, `U' = beta2 U + (1 - beta2) |s - I'|`.
@@ -188,7 +188,7 @@ def observe(
 
 
 def scores(memory: Memory) -> dict[str, Float[Array, " r"]]:
-    """Returns the score of each triplet: `I U` of `e_k`, and its means over a and b."""
+    """Return the score of each triplet: `I U` of `e_k`, and its means over a and b."""
     entries = jax.tree.map(jnp.multiply, memory.importance, memory.uncertainty)
     return {
         path: e + jnp.mean(entries.a[path], 0) + jnp.mean(entries.b[path], 1)
@@ -197,7 +197,7 @@ def scores(memory: Memory) -> dict[str, Float[Array, " r"]]:
 
 
 def orthogonality(params: Triplets) -> Scalar:
-    """Returns the mean of `||a^T a - I||` and `||b b^T - I||` over all modules.
+    """Return the mean of `||a^T a - I||` and `||b b^T - I||` over all modules.
 
     Frobenius norms, not squared.
     """

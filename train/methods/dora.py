@@ -33,7 +33,7 @@ from train.methods.triplets import Triplets
 
 
 class Memory(NamedTuple):
-    """What DoRA remembers.
+    """Statistics of DoRA.
 
     Attributes:
       score: The smoothed scores `[r]` by path.
@@ -73,13 +73,13 @@ class Dora:
     beta: float = 0.9
 
     def schedule(self, steps: int) -> Schedule:
-        """Returns the three periods of a run of `steps` steps."""
+        """Return the three periods of a run of `steps` steps."""
         return schedule.fit(
             steps, t_init=self.t_init, t_final=self.t_final, delta_t=self.delta_t
         )
 
     def method(self, steps: int) -> Method:
-        """Returns DoRA for a run of `steps` steps.
+        """Return DoRA for a run of `steps` steps.
 
         Raises:
           ValueError: if the target is above the rank, or the run is too short.
@@ -138,7 +138,7 @@ class Dora:
 
 
 def pruned(t: int, steps: int, periods: Schedule, remove: int) -> int:
-    """Returns how many components are 0 after step `t`; 0 where it does not prune.
+    """Return the number of zero components after step `t`; 0 if it does not prune.
 
     A pruning comes every `delta_t` steps from `t_init` on, and at the end of the
     window, `t_final` steps before that of the run. The count is
@@ -160,7 +160,7 @@ def pruned(t: int, steps: int, periods: Schedule, remove: int) -> int:
 def smooth(
     score: dict[str, jax.Array], params: Triplets, beta: float
 ) -> dict[str, jax.Array]:
-    """Returns `beta * score + (1 - beta) * share` for every module."""
+    """Return `beta * score + (1 - beta) * share` for every module."""
     a, c, b = params
     return {
         path: beta * old + (1 - beta) * share(a[path], c[path], b[path])
@@ -171,7 +171,7 @@ def smooth(
 def share(
     a: Float[Array, "m r"], c: Float[Array, " r"], b: Float[Array, "r n"]
 ) -> jax.Array:
-    """Returns `||c_k a_k b_k|| / (||a diag(c) b|| + 1e-8)`, Frobenius norms.
+    """Return `||c_k a_k b_k|| / (||a diag(c) b|| + 1e-8)`, Frobenius norms.
 
     In closed form, `m x n` is never formed: the upper is `|c_k| ||a_k|| ||b_k||`, the
     lower the root of `sum_kl (a^T a)_kl (c b b^T c)_kl`.
@@ -184,7 +184,7 @@ def share(
 
 
 def variance(params: Triplets) -> Scalar:
-    """Returns the mean over all columns of `a` and rows of `b` of their variance.
+    """Return the mean variance of the columns of `a` and the rows of `b`.
 
     The unbiased one, over the `m` or `n` entries. The paper's DEM.
     """

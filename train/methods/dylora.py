@@ -1,4 +1,4 @@
-"""DyLoRA: one LoRA that is trained to be cut at any rank.
+"""DyLoRA: one LoRA, trained for every rank up to its own.
 
 M. Valipour, M. Rezagholizadeh, I. Kobyzev, A. Ghodsi, "DyLoRA: Parameter-Efficient
 Tuning of Pre-trained Models using Dynamic Search-Free Low-Rank Adaptation", EACL 2023.
@@ -40,7 +40,7 @@ class Dylora:
     strict: bool = False
 
     def method(self, steps: int) -> Method:
-        """Returns DyLoRA, which draws ranks until step `steps`.
+        """Return DyLoRA, drawing ranks until step `steps`.
 
         Raises:
           ValueError: if not `1 <= target <= rank`.
@@ -66,7 +66,7 @@ class Dylora:
         )
 
     def at_rank(self, state: State, rank: int | jax.Array) -> Adapters:
-        """Returns the adapters cut at a rank, which may be traced.
+        """Return the adapters cut at a rank, possibly a traced one.
 
         Args:
           state: Of a run of any length.
@@ -88,7 +88,7 @@ class Dylora:
         return State(params, self._drawn(sampler))
 
     def _drawn(self, key: jax.Array) -> dict[str, jax.Array]:
-        """Returns the next step's rank, and the key as integers, for checkpoints."""
+        """Draw the next step's rank; return the key as integers, for checkpoints."""
         key, sampler = jax.random.split(key)
         rank = jax.random.randint(sampler, (), 1, self.rank + 1)
         return {"rank": rank, "key": jax.random.key_data(key)}
@@ -108,7 +108,7 @@ class Dylora:
         return self._chosen(trained, after.params, before.params)
 
     def _chosen(self, where: jax.Array, params: Any, others: Any) -> Any:
-        """Returns the components of `params` where `where`, else those of `others`."""
+        """Select the components of `params` by a mask, else those of `others`."""
         return {
             path: {
                 "a": jnp.where(where[None], pair["a"], others[path]["a"]),

@@ -62,7 +62,7 @@ class Gora:
         return self.rank
 
     def method(self, steps: int) -> Method:
-        """Returns GoRA, which has no schedule.
+        """Return GoRA; it has no schedule.
 
         Raises:
           ValueError: if not `0 <= least <= rank <= most`, or no batch is asked for.
@@ -86,7 +86,7 @@ class Gora:
     def ranks(
         self, importance: Float[Array, " N"], shapes: Int[np.ndarray, "N 2"]
     ) -> Int[Array, " N"]:
-        """Returns the rank of each module. Traced.
+        """Return the rank of each module. Traceable under `jit`.
 
         Args:
           importance: Of the modules, in any unit.
@@ -139,7 +139,7 @@ class Gora:
 def descent(
     a: Mapping[str, jax.Array], gradients: Kernels, *, gamma: float, alpha: float
 ) -> dict[str, jax.Array]:
-    """Returns `b = -xi pinv(a) @ g` of each module, `xi = gamma sqrt(m) / alpha`.
+    """Return `b = -xi pinv(a) @ g` of each module, `xi = gamma sqrt(m) / alpha`.
 
     Args:
       a: First factors `[m, r]`, all of one `r`. They may have columns of zeros, and
@@ -158,7 +158,7 @@ def descent(
 
 
 def _inverses(grams: Float[Array, "N r r"]) -> Float[Array, "N r r"]:
-    """Returns the pseudo-inverses of symmetric matrices `>= 0`."""
+    """Return the pseudo-inverses of symmetric matrices `>= 0`."""
     values, vectors = linalg.eigh(grams)
     eps = grams.shape[-1] * jnp.finfo(grams.dtype).eps
     is_zero = values <= eps * values[:, -1:]

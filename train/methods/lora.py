@@ -1,4 +1,4 @@
-"""LoRA, and rsLoRA, which differs in its scale alone.
+"""LoRA, and rsLoRA, with another scale.
 
 E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
 D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023.
@@ -39,7 +39,7 @@ class Lora:
         return self.rank * self.share
 
     def method(self, steps: int) -> Method:
-        """Returns LoRA, which has no schedule.
+        """Return LoRA; it has no schedule.
 
         Raises:
           ValueError: if the share is none.
@@ -66,13 +66,13 @@ class RsLora:
         return self.rank
 
     def method(self, steps: int) -> Method:
-        """Returns LoRA with the scale of rsLoRA."""
+        """Return LoRA with the scale of rsLoRA."""
         _check(self.rank)
         return plain(self.rank, self.alpha / math.sqrt(self.rank))
 
 
 def plain(rank: int, scale: float, *, share: float = 1.0) -> Method:
-    """Returns LoRA with the scale `scale`, on a share of the modules.
+    """Return LoRA with the scale `scale`, on a share of the modules.
 
     A module without an adapter has zeros in both factors, which stay zeros: neither
     factor has a gradient.
@@ -107,7 +107,7 @@ def _check(rank: int) -> None:
 def _some(
     key: jax.Array, a: dict[str, jax.Array], share: float
 ) -> dict[str, jax.Array]:
-    """Returns the factors with those of all but a share of the modules zero."""
+    """Zero the factors of all but a share of the modules."""
     count = max(1, math.floor(share * len(a) + 1e-9))
     place = jax.random.permutation(key, len(a))
     return {

@@ -40,7 +40,7 @@ class Matryoshka:
     weight: Literal["one", "inverse", "inverse_sqrt"] = "inverse_sqrt"
 
     def method(self, steps: int) -> Method:
-        """Returns MatryoshkaLoRA, which changes to its target after step `steps`.
+        """Return MatryoshkaLoRA, changing to its target after step `steps`.
 
         Raises:
           ValueError: if the ranks do not ascend from 1 or more, or lack the target.
@@ -62,7 +62,7 @@ class Matryoshka:
         )
 
     def at_rank(self, state: State, rank: int | jax.Array) -> Adapters:
-        """Returns the adapters cut at a rank, which may be traced.
+        """Return the adapters cut at a rank, possibly a traced one.
 
         Args:
           state: Of a run of any length.
@@ -71,7 +71,7 @@ class Matryoshka:
         return _adapters(State(state.params, self._cut(rank)))
 
     def sums(self) -> Float[jax.Array, " r"]:
-        """Returns `p`, the weights of the components in training."""
+        """Return `p`, the weights of the components in training."""
         return jnp.stack([self._cut(s) for s in self.ranks]).sum(0)
 
     def _check(self) -> None:
@@ -83,7 +83,7 @@ class Matryoshka:
             )
 
     def _cut(self, rank: int | jax.Array) -> jax.Array:
-        """Returns the weights of the components for one rank: zero beyond it."""
+        """Return the weights of the components for one rank: zero beyond it."""
         power = {"one": 0.0, "inverse": -1.0, "inverse_sqrt": -0.5}[self.weight]
         weight = jnp.asarray(rank, jnp.float32) ** power
         return jnp.where(jnp.arange(self.ranks[-1]) < rank, weight, 0)
@@ -115,7 +115,7 @@ def aurac(
     *,
     axis: Literal["linear", "log2"] = "linear",
 ) -> float:
-    """Returns the area under the curve of score by rank, over the ranks' range.
+    """Return the area under the curve of score by rank, over the ranks' range.
 
     An average score in which a rank counts by the gap to its neighbours, by the
     trapezoidal rule.

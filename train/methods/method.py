@@ -1,4 +1,4 @@
-"""What a method of training adapters is: a record of pure functions.
+"""The interface of a training method for adapters: a record of pure functions.
 
 The model never knows which method trains it. It is given adapters, and a method says
 where they come from:
@@ -33,7 +33,7 @@ Kernels = Mapping[str, jax.Array]
 
 
 class State(NamedTuple):
-    """What a method trains and what it remembers.
+    """The trained parameters of a method, and its statistics.
 
     Attributes:
       params: Arrays that the optimizer moves.
@@ -47,19 +47,19 @@ class State(NamedTuple):
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """How a method wants its `params` to be moved."""
+    """The optimizer of a method's `params`."""
 
     def __call__(
         self, learning_rate: optax.Schedule, weight_decay: float
     ) -> optax.GradientTransformation:
-        """Returns the optimizer of `State.params`."""
+        """Return the optimizer of `State.params`."""
         ...
 
 
 def adamw(
     learning_rate: optax.Schedule, weight_decay: float
 ) -> optax.GradientTransformation:
-    """Returns what most methods, and every classifier, are trained by."""
+    """Return the optimizer of most methods, and of every classifier."""
     return optax.adamw(learning_rate, weight_decay=weight_decay)
 
 
@@ -108,11 +108,11 @@ class Config(Protocol):
 
     @property
     def target(self) -> float:
-        """The average rank that the method is to end with."""
+        """The average rank at the end of training."""
         ...
 
     def method(self, steps: int) -> Method:
-        """Returns the method, its schedules set for a run of `steps` steps.
+        """Return the method, with its schedules for a run of `steps` steps.
 
         Raises:
           ValueError: if a setting is impossible, or a schedule does not fit.
@@ -121,7 +121,7 @@ class Config(Protocol):
 
 
 def kaiming(key: jax.Array, kernels: Kernels, rank: int) -> dict[str, jax.Array]:
-    """Returns a first factor `[m, rank]` for each kernel, in float32.
+    """Draw a first factor `[m, rank]` for each kernel, in float32.
 
     Uniform in `+-1/sqrt(m)`: what PyTorch's `kaiming_uniform_(a=sqrt(5))` draws. A
     module's draw depends on the key and on its place among the sorted paths.
@@ -138,17 +138,17 @@ def kaiming(key: jax.Array, kernels: Kernels, rank: int) -> dict[str, jax.Array]
 
 
 def zeros(kernels: Kernels, rank: int) -> dict[str, jax.Array]:
-    """Returns a second factor of zeros, `[rank, n]`, for each kernel."""
+    """Return a second factor of zeros, `[rank, n]`, for each kernel."""
     return {path: jnp.zeros((rank, x.shape[1])) for path, x in kernels.items()}
 
 
 def whole(adapters: Mapping[str, Adapter]) -> Adapters:
-    """Returns the adapters as they are, as NumPy arrays. Host code."""
+    """Return the adapters unchanged, as NumPy arrays. Runs on the host."""
     return jax.tree.map(np.asarray, dict(adapters))
 
 
 def kept(adapters: Mapping[str, Adapter], keep: Mapping[str, Array]) -> Adapters:
-    """Returns the components with a true value in `keep`, as NumPy arrays. Host code.
+    """Return the kept components of the adapters, as NumPy arrays. Runs on the host.
 
     Args:
       adapters: Adapters of one kernel each.
@@ -164,7 +164,7 @@ def kept(adapters: Mapping[str, Adapter], keep: Mapping[str, Array]) -> Adapters
 
 
 def size(adapters: Mapping[str, Adapter]) -> tuple[int, int]:
-    """Returns the ranks and the parameters of adapters, as budgets count them.
+    """Count the ranks and the parameters of adapters, as budgets do.
 
     Without components that are zero; and an adapter that starts from the kernel's own
     components counts the rank it was trained at.

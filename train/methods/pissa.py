@@ -1,4 +1,4 @@
-"""PiSSA: LoRA that starts from the base's own principal components.
+"""PiSSA: LoRA started from the base's own principal components.
 
 F. Meng, Z. Wang, M. Zhang, "PiSSA: Principal Singular Values and Singular Vectors
 Adaptation of Large Language Models", NeurIPS 2024.
@@ -43,12 +43,12 @@ class Pissa:
         return self.rank
 
     def method(self, steps: int) -> Method:
-        """Returns PiSSA, which has no schedule."""
+        """Return PiSSA; it has no schedule."""
         return of_components(slice(self.rank), self.rank, self.scale)
 
 
 def of_components(part: slice, rank: int, scale: float) -> Method:
-    """Returns LoRA that starts from components of the kernels.
+    """Return LoRA started from components of the kernels.
 
     Args:
       part: Which components, of the kernels' singular values in descending order.
@@ -87,7 +87,7 @@ def of_components(part: slice, rank: int, scale: float) -> Method:
 def _undecayed(
     learning_rate: optax.Schedule, weight_decay: float
 ) -> optax.GradientTransformation:
-    """Returns AdamW without weight decay, as the authors of both methods train.
+    """Return AdamW without weight decay, as in the code of both papers.
 
     The factors are a part of the pretrained weights, which decay would take away.
     """
@@ -106,7 +106,7 @@ def _check(kernels: Kernels, rank: int) -> None:
 def _components(
     kernels: Kernels, part: slice, scale: float
 ) -> dict[str, dict[str, jax.Array]]:
-    """Returns the balanced factors of components `part` of each kernel over `scale`.
+    """Return the balanced factors of components `part` of each kernel over `scale`.
 
     Kernels of one shape are decomposed together, in float32.
     """

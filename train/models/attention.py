@@ -1,4 +1,4 @@
-"""Causal attention over a window or over all that came before, and its cache.
+"""Causal attention, full or over a sliding window, and its cache.
 
 The key at index `s` is that of position `s`: sequences begin at index 0, and what
 pads them comes after their end, where no query of theirs looks.
@@ -25,7 +25,7 @@ class Cache(NamedTuple):
 
 
 def empty(shape: tuple[int, int, int, int, int], dtype: DTypeLike) -> Cache:
-    """Returns a cache of the shape `[L, B, S, g, e]` with nothing in it."""
+    """Return an empty cache of the shape `[L, B, S, g, e]`."""
     return Cache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype))
 
 
@@ -36,7 +36,7 @@ def write(
     k: Float[jax.Array, "B T g e"],
     v: Float[jax.Array, "B T g e"],
 ) -> Cache:
-    """Returns the cache with keys and values of one layer at these positions."""
+    """Write keys and values of one layer at these positions."""
     rows = jnp.arange(k.shape[0])[:, None]
     places = (layer, rows, jnp.broadcast_to(positions, k.shape[:2]))
     return Cache(
@@ -52,7 +52,7 @@ def visible(
     sliding: Bool[jax.Array, ""],
     window: int,
 ) -> Bool[jax.Array, "#B T S"]:
-    """Returns what each query looks at.
+    """Return the mask of visible keys of each query.
 
     Args:
       positions: Those of the queries.
@@ -73,7 +73,7 @@ def masked(
     scale: float,
     softcap: float | None = None,
 ) -> Float[jax.Array, "B T h e"]:
-    """Returns the values' averages under `softmax(scale * q k^T)` of what is visible.
+    """Return the values' averages under `softmax(scale * q k^T)`, masked.
 
     Args:
       q: The queries.
@@ -104,7 +104,7 @@ def flash(
     window: int,
     scale: float,
 ) -> Float[jax.Array, "B T h e"]:
-    """Returns `masked(...)` of whole sequences by cuDNN, which stores no scores.
+    """Compute `masked(...)` of whole sequences by cuDNN, without storing the scores.
 
     On an Nvidia GPU, in bfloat16 or float16.
     """

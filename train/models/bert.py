@@ -33,7 +33,7 @@ ADAPTED = (
     "intermediate/dense",
     "output/dense",
 )
-"""The modules of a block that take adapters: all its linear layers."""
+"""The adapted modules of a block: all its linear layers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Config:
 
 
 def read_config(folder: pathlib.Path) -> Config:
-    """Returns the configuration in a model folder of transformers.
+    """Read the configuration in a model folder of transformers.
 
     Raises:
       ValueError: if the model is of another architecture than the one written here.
@@ -72,7 +72,7 @@ def read_config(folder: pathlib.Path) -> Config:
 
 
 class Tokens(NamedTuple):
-    """A batch of sentences as BERT reads them."""
+    """A batch of tokenized sentences."""
 
     ids: Int[jax.Array | np.ndarray, "B T"]
     mask: Bool[jax.Array | np.ndarray, "B T"]  # False where a sentence is padded.
@@ -99,7 +99,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention with several heads, without the projection that joins them."""
+    """Attention with several heads, without the output projection."""
 
     config: Config
 
@@ -187,7 +187,7 @@ class Layers(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The container that transformers puts around the blocks."""
+    """The scope of transformers around the blocks."""
 
     config: Config
 

@@ -1,4 +1,4 @@
-"""Grids of vectors at another resolution, by bicubic interpolation as in PyTorch.
+"""Bicubic interpolation of grids of vectors, as in PyTorch.
 
 That of `torch.nn.functional.interpolate` with `align_corners=False`, by which vision
 models of transformers resize what they learned of positions. `jax.image.resize` has
@@ -20,7 +20,7 @@ _KERNEL = -0.75
 def resized(
     table: Float[Array, "h w d"], height: int, width: int
 ) -> Float[jax.Array, "height width d"]:
-    """Returns the values of `table` at the points of another grid."""
+    """Interpolate `table` at the points of another grid."""
     if table.shape[:2] == (height, width):
         return jnp.asarray(table)
     rows, columns = map(_bicubic, table.shape[:2], (height, width))
@@ -31,7 +31,7 @@ def resized(
 
 
 def _bicubic(size: int, new: int) -> Float[np.ndarray, "new size"]:
-    """Returns the matrix from the values at `size` points to those at `new`."""
+    """Return the interpolation matrix from `size` points to `new`."""
     centers = (np.arange(new) + 0.5) * size / new - 0.5
     taps = np.floor(centers)[:, None] + np.arange(-1, 3)
     x = np.abs(centers[:, None] - taps)

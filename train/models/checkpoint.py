@@ -23,18 +23,18 @@ INDEX = "model.safetensors.index.json"
 
 
 def unchanged(x: np.ndarray) -> np.ndarray:
-    """Returns the tensor itself."""
+    """Return the tensor itself."""
     return x
 
 
 def transposed(x: np.ndarray) -> np.ndarray:
-    """Returns a kernel `[*window, m, n]` from PyTorch's weight `[n, m, *window]`."""
+    """Convert PyTorch's weight `[n, m, *window]` to a kernel `[*window, m, n]`."""
     return np.transpose(x, (*range(2, x.ndim), 1, 0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of the params, and the tensors of the file that it is made of.
+    """One array of the params, and its tensors in the file.
 
     Attributes:
       names: The tensors. Several are stacked on a leading layer axis in this order. One
@@ -51,7 +51,7 @@ class Leaf:
 
     @property
     def part(self) -> tuple[int, ...]:
-        """The shape that one tensor has to give."""
+        """The required shape of one tensor."""
         return self.shape[1:] if self.stacked else self.shape
 
 
@@ -68,7 +68,7 @@ def load(
     ignored: Sequence[str] = (),
     bases: Sequence[str] = ("",),
 ) -> dict[str, Any]:
-    """Returns the params of a model from its folder, in NumPy's arrays.
+    """Load the params of a model from its folder, as NumPy arrays.
 
     Never takes more memory than the params and one tensor. What does not fit is found
     out from the files' headers, before any tensor is read.
@@ -197,7 +197,7 @@ def _check(
 
 
 def _misfit(leaf: Leaf, shape: tuple[int, ...]) -> str:
-    """Returns what a tensor of this shape becomes, if that is not what is expected."""
+    """Describe a converted tensor of a wrong shape; empty if it is right."""
     # One number seen as a whole tensor: conversions are tried on what takes no memory.
     tensor = np.broadcast_to(np.zeros((), np.float32), shape)
     try:

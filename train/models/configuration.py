@@ -1,4 +1,4 @@
-"""The `config.json` of Hugging Face models as dataclasses. Host code."""
+"""The `config.json` of Hugging Face models as dataclasses. Runs on the host."""
 
 import dataclasses
 import pathlib
@@ -13,7 +13,7 @@ FILE = "config.json"
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns all values of a model folder's `config.json`.
+    """Read all values of a model folder's `config.json`.
 
     Raises:
       FileNotFoundError: if there is none.
@@ -34,7 +34,7 @@ def build(
     folder: pathlib.Path,
     form: Mapping[str, Any],
 ) -> _T:
-    """Returns the dataclass `kind` of the values of its fields.
+    """Build the dataclass `kind` from the values of its fields.
 
     Args:
       kind: The dataclass. A field that `values` lacks has its default there.

@@ -47,11 +47,11 @@ ADAPTED = (
     "mlp/up_proj",
     "mlp/down_proj",
 )
-"""The modules of a block that take adapters: all its linear layers."""
+"""The adapted modules of a block: all its linear layers."""
 
 
 class Kind(NamedTuple):
-    """What differs between layers besides their params; `[L, ...]` for all of them."""
+    """Constants of the layers, different for local and global ones: `[L, ...]`."""
 
     number: Int[jax.Array, "*L"]
     sliding: jax.Array  # Boolean `[L]`: whether it sees the last positions alone.
@@ -59,7 +59,7 @@ class Kind(NamedTuple):
 
 
 class State(NamedTuple):
-    """What goes from layer to layer."""
+    """The values passed from layer to layer."""
 
     x: jax.Array  # [B, T, d]
     cache: Cache | None
@@ -80,7 +80,7 @@ class RMSNorm(nn.Module):
 
 
 class Layer(nn.Module):
-    """What the modules of a layer have in common.
+    """The base class of a layer's modules.
 
     Attributes:
       config: The model's shape.
@@ -160,7 +160,7 @@ class MLP(Layer):
 
 
 class Block(Layer):
-    """One layer: both halves are normalised before and after."""
+    """One layer, with norms before and after both halves."""
 
     @nn.compact
     def __call__(
@@ -238,7 +238,7 @@ class Gemma3(nn.Module):
         self.model = Decoder(self.config, self.dtype, implementation, self.remat)
 
     def __call__(self, ids: Int[Array, "B T"]) -> Float[jax.Array, "B T V"]:
-        """Returns the logits, float32.
+        """Return the logits, float32.
 
         Args:
           ids: Sequences from their beginning. What pads them comes after their end.
@@ -251,7 +251,7 @@ class Gemma3(nn.Module):
         positions: Int[jax.Array, "#B T"] | None = None,
         cache: Cache | None = None,
     ) -> State:
-        """Returns what the logits are made of, and the cache with these tokens.
+        """Return the last hidden states, and the cache with these tokens.
 
         Args:
           ids: Tokens.
@@ -263,7 +263,7 @@ class Gemma3(nn.Module):
         return self.model(jnp.asarray(ids), positions, cache)
 
     def logits(self, x: Float[jax.Array, "*B d"]) -> Float[jax.Array, "*B V"]:
-        """Returns the logits of what `hidden` returned, float32."""
+        """Return the logits of the hidden states, float32."""
         table = self.variables["params"]["model"]["embed_tokens"]["embedding"]
         y = jnp.matmul(x, table.T.astype(x.dtype), preferred_element_type=jnp.float32)
         cap = self.config.final_logit_softcapping
@@ -271,7 +271,7 @@ class Gemma3(nn.Module):
 
     @nn.nowrap
     def score(self, variables: Mapping[str, Any], batch: Batch) -> Score:
-        """Returns the score of labels `[B, T]`, the next tokens; few logits at a time.
+        """Return the score of labels `[B, T]`, the next tokens; few logits at a time.
 
         Args:
           variables: What the model is applied with.
@@ -280,7 +280,7 @@ class Gemma3(nn.Module):
         return loss.causal_score(self, variables, batch)
 
     def empty_cache(self, batch: int, length: int) -> Cache:
-        """Returns the cache of so many sequences of up to so many tokens."""
+        """Return an empty cache for a number of sequences and of tokens."""
         c = self.config
         shape = (batch, length, c.num_key_value_heads, c.head_dim)
         return attention.empty((c.num_hidden_layers, *shape), self.dtype)

@@ -1,4 +1,4 @@
-"""The shape of a Gemma 3 text model, as `config.json` of transformers states it. Host.
+"""The shape of a Gemma 3 text model, from the `config.json` of transformers.
 
 Google's own files leave out what has its default, and older ones have older names; so
 the defaults are those of transformers' `Gemma3TextConfig`.
@@ -63,7 +63,7 @@ class Config:
 
 
 def read_config(folder: pathlib.Path) -> Config:
-    """Returns the configuration in a model folder of transformers.
+    """Read the configuration in a model folder of transformers.
 
     Of a model with a vision tower (`model_type` gemma3) it is that of its text.
 
@@ -89,7 +89,7 @@ def _global_layers(values: Mapping[str, Any], layers: int) -> tuple[int, ...]:
 
 
 def _rope(folder: pathlib.Path, values: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the values about rotations that are not under the names of `Config`."""
+    """Return the rotation's values, which the file has under other names."""
     kinds = values.get("rope_parameters") or {}
     local, whole = kinds.get(_SLIDING) or {}, kinds.get(_FULL) or {}
     whole = {**whole, **(values.get("rope_scaling") or {})}

@@ -1,4 +1,4 @@
-"""Weights of Gemma 3 from the files of transformers. Host code."""
+"""Weights of Gemma 3 from the files of transformers. Runs on the host."""
 
 import functools
 import pathlib
@@ -22,7 +22,7 @@ _IGNORED = (
 
 
 def leaves(config: Config, *, prefix: str = "model.") -> dict[str, Leaf]:
-    """Returns where each of the params of `gemma3.Gemma3(config)` is stored.
+    """Return the stored tensors of each of the params of `gemma3.Gemma3(config)`.
 
     Args:
       config: The shape of the model.
@@ -52,7 +52,7 @@ def leaves(config: Config, *, prefix: str = "model.") -> dict[str, Leaf]:
 def load(
     folder: pathlib.Path, config: Config, dtype: DTypeLike | None = None
 ) -> dict[str, Any]:
-    """Returns the params of `gemma3.Gemma3(config)` from a model folder.
+    """Load the params of `gemma3.Gemma3(config)` from a model folder.
 
     Tensors of a vision tower are left out.
 
@@ -79,7 +79,7 @@ def _whole(prefix: str, module: str, *shape: int) -> Leaf:
 
 
 def _block(config: Config) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the params of one layer, by module."""
+    """Return the shapes of the params of one layer, by module."""
     d, wide, e = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_attention_heads * e, config.num_key_value_heads * e
     return {

@@ -1,4 +1,4 @@
-"""Greedy generation with a causal model that keeps its keys and values.
+"""Greedy generation with a causal model and a cache of keys and values.
 
 The model is `gemma3.Gemma3`, or one with its `hidden`, `logits` and `empty_cache`.
 Every shape of prompts, and of adapters, is compiled once.
@@ -19,25 +19,25 @@ from jaxtyping import Bool, Int
 from train.models.attention import Cache
 
 PAD = 0
-"""The token after the end of a sequence, in prompts as in what is generated."""
+"""The token after the end of a sequence, in prompts and in responses."""
 
 
 class Prompts(NamedTuple):
-    """Prompts of unequal lengths, each from the left; `PAD` comes after their end."""
+    """Prompts of unequal lengths, aligned left and padded with `PAD`."""
 
     ids: Int[jax.Array | np.ndarray, "B T"]
     lengths: Int[jax.Array | np.ndarray, " B"]
 
 
 class Generated(NamedTuple):
-    """What follows the prompts."""
+    """Generated tokens."""
 
     ids: jax.Array  # Integers `[B, N]`. After a stop token come `PAD`s.
     lengths: jax.Array  # Integers `[B]`: the tokens before the stop token.
 
 
 class _Step(NamedTuple):
-    """What is known when `count` tokens have been generated."""
+    """The state after `count` generated tokens."""
 
     count: Int[jax.Array, ""]
     token: Int[jax.Array, " B"]  # The last one.
@@ -47,7 +47,7 @@ class _Step(NamedTuple):
 
 
 def padded(prompts: Sequence[Sequence[int]], *, multiple_of: int = 1) -> Prompts:
-    """Returns prompts as one array.
+    """Pad prompts to one array.
 
     Args:
       prompts: The tokens of each; at least one.
@@ -78,7 +78,7 @@ def greedy(
     tokens: int,
     stop: tuple[int, ...] = (),
 ) -> Generated:
-    """Returns the most likely next token, again and again.
+    """Generate by taking the most likely next token, again and again.
 
     It ends when every sequence has come to a stop token.
 

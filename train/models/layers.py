@@ -25,7 +25,7 @@ from para_jax.flax import linen
 Remat = Literal["none", "full", "dots", "named"]
 
 SAVED = "saved"
-"""The `jax.ad_checkpoint.checkpoint_name` of what `remat="named"` keeps."""
+"""The `jax.ad_checkpoint.checkpoint_name` of the values kept by `remat="named"`."""
 
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -54,7 +54,7 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any, scanned: Any, *shared: Any) -> Any:
-        """Returns what the last block returned.
+        """Return the output of the last block.
 
         Args:
           x: What the first block takes: any tree of arrays.
@@ -108,7 +108,7 @@ class Layers(nn.Module):
 
 
 class Container(nn.Module):
-    """The scope that transformers puts around the blocks, with `Layers` in it.
+    """The scope of transformers around the blocks, with `Layers` in it.
 
     Attributes:
       block: As for `Layers`.
@@ -139,7 +139,7 @@ def _of_layer(body: Callable[..., Any], index: int) -> Callable[..., Any]:
 def stacked(
     adapters: Mapping[str, Adapter], count: int, *, path: str = "model/layers"
 ) -> dict[str, Adapter]:
-    """Returns the adapters of all layers as stacks, for one scan. Inverse: `unstacked`.
+    """Stack the adapters of all layers, for one scan. Inverse: `unstacked`.
 
     `layers/0/mlp/up`, `layers/2/mlp/up` become `layers/mlp/up` with `a: [L, m, r]`,
     padded with zeros to the largest rank; a layer without an adapter has zeros alone.
@@ -178,7 +178,7 @@ def _stack(name: str, layers: Mapping[int, Adapter], count: int) -> Adapter:
 def unstacked(
     adapters: Mapping[str, Adapter], *, path: str = "model/layers"
 ) -> dict[str, Adapter]:
-    """Returns every layer's own adapters, under its number. Inverse: `stacked`.
+    """Give every layer its own adapters, under its number. Inverse: `stacked`.
 
     Args:
       adapters: Stacks of the layers, as `layers/mlp/up` with `a: [L, m, r]`; or their
@@ -193,7 +193,7 @@ def unstacked(
 
 
 def check(lora: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-    """Checks that every adapter has a kernel that it fits, as `linen.check` does.
+    """Check adapters against kernels as `linen.check` does, also within stacks.
 
     It knows of layers' own adapters: `layers/3/mlp/up` fits into a slice of
     `layers/mlp/up/kernel`.

@@ -23,18 +23,18 @@ from train.data.batch import NO_LABEL, Batch
 from train.models.score import Score
 
 CHUNK = 1024
-"""The number of tokens whose logits exist at a time."""
+"""The number of tokens with logits in memory at a time."""
 
 
 class Targets(NamedTuple):
-    """The tokens to predict, and how much each counts."""
+    """The tokens to predict, and their weights."""
 
     ids: Int[jax.Array, "..."]
     weights: Float[jax.Array, "..."]
 
 
 class Sums(NamedTuple):
-    """Weighted sums over tokens: of the cross entropy, and of those that are right.
+    """Weighted sums over tokens: of the cross entropy, and of correct predictions.
 
     A token is right if no other has a larger logit, nor an equal one before it.
     """
@@ -53,7 +53,7 @@ def causal_score(
     *,
     chunk: int = CHUNK,
 ) -> Score:
-    """Returns the mean cross entropy of the labels, and the share that is most likely.
+    """Return the mean cross entropy of the labels, and the accuracy.
 
     Args:
       model: A model with `hidden`, and its embeddings as its head, such as
@@ -82,7 +82,7 @@ def causal_loss(
     *,
     chunk: int = CHUNK,
 ) -> Float[jax.Array, ""]:
-    """Returns the mean cross entropy of the tokens of `mask`, each given all before it.
+    """Return the mean cross entropy of the tokens of `mask`, each given all before it.
 
     Args:
       model: As for `causal_score`.
@@ -105,7 +105,7 @@ def cross_entropy(
     softcap: float | None,
     chunk: int,
 ) -> Sums:
-    """Returns sums over tokens whose probabilities are `softmax(x @ table.T)`.
+    """Return sums over tokens with probabilities `softmax(x @ table.T)`.
 
     The loss is differentiable in `x` and, at the cost of another product, in `table`.
     In float32; products of bfloat16 are summed in float32.
@@ -128,7 +128,7 @@ def cross_entropy(
 def _forward(
     x: Any, table: Any, targets: Any, softcap: float | None, chunk: int
 ) -> tuple[Sums, Any]:
-    """Returns the sums, and the gradients of the loss by what is differentiated."""
+    """Return the sums, and the gradients of the loss by `x` and `table`."""
     wanted, head = table.perturbed, table.value
     known = jax.tree.map(
         lambda a: a.value, targets, is_leaf=lambda a: hasattr(a, "perturbed")
@@ -163,7 +163,7 @@ cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _chunks(x: jax.Array, targets: Targets, chunk: int) -> Any:
-    """Returns `(x, targets)` as `[chunks, chunk, ...]`; what fills them up weighs 0."""
+    """Return `(x, targets)` as `[chunks, chunk, ...]`, filled up with weights of 0."""
     more = -len(x) % chunk
 
     def split(a: Array) -> jax.Array:
@@ -178,7 +178,7 @@ def _part(
     table: Float[jax.Array, "V d"],
     softcap: float | None,
 ) -> tuple[Sums, Float[jax.Array, "n V"]]:
-    """Returns the sums of one chunk, and the loss's gradient by `x @ table.T`."""
+    """Return the sums of one chunk, and the loss's gradient by `x @ table.T`."""
     x, targets = part
     logits = jnp.matmul(x, table.T.astype(x.dtype), preferred_element_type=jnp.float32)
     if softcap is not None:

@@ -1,4 +1,4 @@
-"""Where the params are of models whose modules are named as in transformers. Host code.
+"""Tensors of the params for models with the module names of transformers.
 
 In the stack `encoder/layer`, `encoder/layer/output/dense/kernel` is what was saved as
 `encoder.layer.0.output.dense.weight`, `encoder.layer.1.output.dense.weight`, ...
@@ -21,7 +21,7 @@ _NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
 def leaves(
     model: nn.Module, batch: Any, *, stacks: Mapping[str, int]
 ) -> dict[str, Leaf]:
-    """Returns what each of the params is made of, by path.
+    """Return the tensors of each of the params, by path.
 
     Args:
       model: The Linen model.

@@ -33,7 +33,7 @@ STACK = "roberta/encoder/layer"
 """The path of the stacked blocks in a `RobertaClassifier`."""
 
 ADAPTED = bert.ADAPTED
-"""The modules of a block that take adapters: all its linear layers."""
+"""The adapted modules of a block: all its linear layers."""
 
 _FORM = {
     "model_type": "roberta",
@@ -58,7 +58,7 @@ class Config(bert.Config):
 
 
 def read_config(folder: pathlib.Path) -> Config:
-    """Returns the configuration in a model folder of transformers.
+    """Read the configuration in a model folder of transformers.
 
     Raises:
       FileNotFoundError: if it has no `config.json`.
@@ -89,7 +89,7 @@ class Embeddings(nn.Module):
 def _positions(
     config: Config, ids: Int[jax.Array, "B T"], mask: Bool[jax.Array, "B T"]
 ) -> Int[jax.Array, "B T"]:
-    """Returns each token's number, counted without the padding before it."""
+    """Return each token's position, counted without the padding before it."""
     longest = config.max_position_embeddings - config.pad_token_id - 1
     if ids.shape[1] > longest:
         raise ValueError(
@@ -101,7 +101,7 @@ def _positions(
 
 
 class Block(bert.Block):
-    """BERT's block, as `Layers` calls it."""
+    """BERT's block, with the signature for `Layers`."""
 
     def __call__(
         self, x: Float[jax.Array, "B T d"], _: None, mask: Bool[jax.Array, "B T"]
@@ -168,7 +168,7 @@ class RobertaClassifier(nn.Module):
 
 
 def leaves(config: Config) -> dict[str, Leaf]:
-    """Returns what the params of `Roberta(config)` are made of."""
+    """Return the tensors of the params of `Roberta(config)`."""
     tokens = Tokens(np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
     stacks = {"encoder/layer": config.num_hidden_layers}
     return mirrored.leaves(Roberta(config), tokens, stacks=stacks)
@@ -179,7 +179,7 @@ def load(
     config: Config,
     dtype: jax.typing.DTypeLike | None = None,
 ) -> dict[str, Any]:
-    """Returns the params of `Roberta(config)`, whatever head it was saved with.
+    """Load the params of `Roberta(config)`, saved with or without a head.
 
     Raises:
       FileNotFoundError: as for `checkpoint.load`.
@@ -200,7 +200,7 @@ def load_classifier(
     classes: int,
     dtype: jax.typing.DTypeLike | None = None,
 ) -> dict[str, Any]:
-    """Returns the params of the head that a `RobertaForSequenceClassification` has.
+    """Return the params of the head of a `RobertaForSequenceClassification`.
 
     Raises:
       FileNotFoundError: as for `checkpoint.load`.

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 def frequencies(
     width: int, base: float, *, factor: float = 1.0
 ) -> Float[np.ndarray, " half"]:
-    """Returns the angle per position of each pair of coordinates, `base ** (-2i / e)`.
+    """Return the angle per position of each pair of coordinates, `base ** (-2i / e)`.
 
     Args:
       width: The width `e` of a head.
@@ -31,7 +31,7 @@ def rotate(
     positions: Int[jax.Array, "#B T"],
     angles: Float[jax.Array, " half"],
 ) -> Float[jax.Array, "B T h e"]:
-    """Returns queries or keys, rotated by their positions. In float32, cast back."""
+    """Rotate queries or keys by their positions, in float32, and cast back."""
     turn = positions[:, :, None, None].astype(jnp.float32) * angles[None, None, None, :]
     cos, sin = jnp.cos(turn), jnp.sin(turn)
     one, two = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -42,7 +42,7 @@ ADAPTED = (
     "mlp/fc1",
     "mlp/fc2",
 )
-"""The modules of a block that take adapters: all its linear layers."""
+"""The adapted modules of a block: all its linear layers."""
 
 _FORM = {
     "model_type": "siglip_vision_model",
@@ -82,7 +82,7 @@ class Config:
 
 
 def read_config(folder: pathlib.Path) -> Config:
-    """Returns the vision encoder's configuration in a model folder of transformers.
+    """Read the vision encoder's configuration in a model folder of transformers.
 
     The folder is that of a whole SigLIP or of its vision encoder alone.
 
@@ -166,7 +166,7 @@ class Block(nn.Module):
 
 
 class Pooling(nn.Module):
-    """A learned query that attends to all patches (MAP), and a network after it."""
+    """A learned query over all patches (MAP), and a network after it."""
 
     config: Config
 
@@ -231,7 +231,7 @@ class SiglipClassifier(nn.Module):
 
 
 def leaves(config: Config) -> dict[str, Leaf]:
-    """Returns what the params of `Siglip(config)` are made of."""
+    """Return the tensors of the params of `Siglip(config)`."""
     size, d = config.image_size, config.hidden_size
     images = np.zeros((1, size, size, config.num_channels), np.float32)
     stacks = {"encoder/layers": config.num_hidden_layers}
@@ -256,7 +256,7 @@ def load(
     config: Config,
     dtype: jax.typing.DTypeLike | None = None,
 ) -> dict[str, Any]:
-    """Returns the params of `Siglip(config)`, of the encoder alone or a whole SigLIP.
+    """Load the params of `Siglip(config)`, of the encoder alone or a whole SigLIP.
 
     Raises:
       FileNotFoundError: as for `checkpoint.load`.

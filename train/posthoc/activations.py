@@ -1,4 +1,4 @@
-"""Second moments of what each adapter reads, from a few unlabelled sentences. Traced.
+"""Second moments of the adapters' inputs, from a few unlabelled sentences.
 
 Axis letters: `m` inputs, `r` rank, `S` batches, `B` sentences, `T` tokens.
 """
@@ -35,7 +35,7 @@ def inputs(
     tokens: Tokens,
     paths: Collection[str],
 ) -> dict[str, Float[jax.Array, "B T m"]]:
-    """Returns what the modules at `paths` are called with.
+    """Return the inputs of the modules at `paths`.
 
     Raises:
       ValueError: if the model calls no such module.
@@ -62,7 +62,7 @@ def moments(
     adapters: dict[str, Adapter],
     batches: Tokens,
 ) -> dict[str, Moments]:
-    """Returns the moments of each adapter's inputs, with all adapters active.
+    """Return the moments of each adapter's inputs, with all adapters active.
 
     Args:
       model: Maps `Tokens` to anything.

@@ -1,4 +1,4 @@
-"""Children of a run's members, each in a folder of its own below the run's. Host code.
+"""Children of a run's members, each in its own folder within the run's.
 
 A child's folder is complete when its results are there. When those of all are, nothing
 is done; otherwise all are cut again.
@@ -24,7 +24,7 @@ def cut(
     *,
     folders: subjects.Folders = subjects.ANYWHERE,
 ) -> dict[str, Rows]:
-    """Returns the results of each child by its name: cuts all unless all are there.
+    """Return the results of each child by name, cutting all unless all exist.
 
     Args:
       name: The method's name.
@@ -50,7 +50,7 @@ def _made(
     subject: subjects.Subject,
     parent: pathlib.Path,
 ) -> list[Rows]:
-    """Returns the results of all children, which replace those that are there."""
+    """Cut and evaluate all children; return their results, replacing earlier ones."""
     members = outcome.load(folder.results(parent) or [], parent / folder.PARENT)
     families = [
         [None] * len(places)

@@ -1,4 +1,4 @@
-"""A parent taken apart into components, and children made of some of them. Host.
+"""A parent's components, and children made of some of them. Runs on the host.
 
 A component is a pair of a column and a row, `delta = sum_j outer(a[:, j], b[j])`. Which
 ones a child keeps is for `choose` to say; they are computed once a parent, in float64,
@@ -38,7 +38,7 @@ class Components(NamedTuple):
 
     @property
     def resolved(self) -> Bool[np.ndarray, " k"]:
-        """Which components float32 factors tell from zero."""
+        """Masks of the components above float32's rounding error."""
         return self.s > self.spectrum.rank * RESOLUTION * self.s[0]
 
     @property
@@ -59,7 +59,7 @@ class Components(NamedTuple):
 
 
 def decompose(adapters: Mapping[str, Adapter]) -> dict[str, Components]:
-    """Returns the singular components of each update, scale folded in.
+    """Return the singular components of each update, scale folded in.
 
     `a = U sqrt(S)` and `b = sqrt(S) V^T`, the balanced split of PARA's Eq. 3.
 
@@ -80,7 +80,7 @@ def decompose(adapters: Mapping[str, Adapter]) -> dict[str, Components]:
 def applied(
     spectra: Mapping[str, Spectrum], adapters: Mapping[str, Adapter]
 ) -> dict[str, Components]:
-    """Returns `a @ left` and `right @ b` of each module, in float64.
+    """Return `a @ left` and `right @ b` of each module, in float64.
 
     Args:
       spectra: In the coordinates of the adapters' factors.
@@ -97,7 +97,7 @@ def applied(
 
 
 def child(components: Mapping[str, Components], masks: Masks) -> dict[str, Adapter]:
-    """Returns the update that the kept components make: ragged, of scale 1.
+    """Return the child with the kept components: ragged, of scale 1.
 
     In the parent's dtype. A module that keeps nothing is absent.
     """
@@ -113,7 +113,7 @@ def child(components: Mapping[str, Components], masks: Masks) -> dict[str, Adapt
 def stack(
     children: Sequence[Mapping[str, Adapter]], *, like: Mapping[str, Adapter]
 ) -> dict[str, Adapter]:
-    """Returns many children as one: `a: [C, m, r]`, `b: [C, r, n]`, of scale 1.
+    """Stack many children: `a: [C, m, r]`, `b: [C, r, n]`, of scale 1.
 
     Each is filled up to the shapes of `like` with zeros, which changes no update. One
     program evaluates all of them:
@@ -149,7 +149,7 @@ def stack(
 
 
 def _check_fits(path: str, x: Adapter, like: Mapping[str, Adapter]) -> None:
-    """Raises ValueError unless there is room for `x` at `path`."""
+    """Raise ValueError unless there is room for `x` at `path`."""
     if path not in like:
         raise ValueError(f"'{path}' is not a module of the model to fill up to.")
     room = like[path]

@@ -1,4 +1,4 @@
-"""What can be cut from a trained parent: the methods after training, by their name.
+"""Settings of the methods after training, by name: the children of a parent.
 
 A parent is the adapter of one member; each method makes one child or more of it. Host.
 """
@@ -19,7 +19,7 @@ class Cut(Protocol):
     """The settings of a method after training: a frozen dataclass of plain values."""
 
     def names(self) -> list[str]:
-        """What each child is called, such as `gamma-0.25`: equal names, equal settings.
+        """Return a name for each child, such as `gamma-0.25`, unique to its settings.
 
         Raises:
           ValueError: if a setting is impossible.
@@ -29,7 +29,7 @@ class Cut(Protocol):
     def children(
         self, parent: para.Checkpoint, subject: Subject
     ) -> Sequence[para.Checkpoint]:
-        """Returns the children, with the parent's classifier.
+        """Return the children, with the parent's classifier.
 
         Args:
           parent: A trained adapter.
@@ -70,7 +70,7 @@ class Para:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Local:
-    """As many ranks of every module: the paper's ablation.
+    """Equal ranks for every module: the paper's ablation.
 
     Ranks that do not divide evenly go to the modules whose next value is the largest,
     so that the total is that of PARA.
@@ -96,7 +96,7 @@ class Local:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FisherPara:
-    """PARA with the Fisher information of each component instead of its value.
+    """PARA with the Fisher information of each component as its score.
 
     Attributes:
       gammas: Shares of the ranks to keep, a child each.

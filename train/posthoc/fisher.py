@@ -59,7 +59,7 @@ def information(
     *,
     mode: Mode = "example",
 ) -> dict[str, Information]:
-    """Returns the empirical Fisher information of all components. Traced.
+    """Return the empirical Fisher information of all components.
 
     `example` is the definition. `batch` squares the gradient of a batch's mean loss,
     which is quicker and never more; away from an optimum it may rank differently.
@@ -109,7 +109,7 @@ def fisher(
     *,
     mode: Mode = "example",
 ) -> dict[str, Information]:
-    """Returns the information of a parent's components in a model.
+    """Return the information of a parent's components in a model.
 
     Where an example has a label at each position, its loss is the mean over those that
     count. With the true labels, base and classifier frozen, in float32 unless the model

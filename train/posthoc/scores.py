@@ -1,4 +1,4 @@
-"""Which component counts most, judged without data: one line a score. Host.
+"""Importance of components without data: one line a score. Runs on the host.
 
 The paper's own is `sigma`. All others are ours: what a component does to the output
 depends on the kernel's size, on how much it is worth a parameter, and on how large its

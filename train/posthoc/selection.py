@@ -1,4 +1,4 @@
-"""Which components a child keeps: the best by any score, within a budget. Host.
+"""The best components by any score, within a budget. Runs on the host.
 
 For the singular values themselves as the score this is what `para_jax.masks` does, and
 the budgets are its policies. Any other score may prefer a later component of a module
@@ -21,7 +21,7 @@ Scores = Mapping[str, Float[np.ndarray, " k"]]
 def choose(
     components: Mapping[str, Components], scores: Scores, policy: Budget
 ) -> dict[str, Bool[np.ndarray, " k"]]:
-    """Returns which components to keep: the highest scores that the budget buys.
+    """Select the components with the highest scores, within the budget.
 
     Components are bought in the order of their scores until the next one does not fit:
     none is skipped for a cheaper one after it, so children nest. Of equal scores, the
@@ -59,7 +59,7 @@ def choose(
 
 
 def drop_top(components: Mapping[str, Components], count: int) -> Masks:
-    """Returns all components but the `count` strongest of the model (Figure 3).
+    """Return all components but the `count` strongest of the model (Figure 3).
 
     What is kept is what PARA drops at the same budget.
 
@@ -86,7 +86,7 @@ def drop_top(components: Mapping[str, Components], count: int) -> Masks:
 def _places(
     layout: Pool, score: Float[np.ndarray, " N"], allowed: Bool[np.ndarray, " N"]
 ) -> Int[np.ndarray, " N"]:
-    """Returns the place of each component in its module's order, the best at 0."""
+    """Return the place of each component in its module's order, the best at 0."""
     order = np.lexsort((-score, ~allowed, layout.module))
     places = np.empty_like(layout.index)
     places[order] = layout.index  # Modules stay where they are, and count up.

@@ -1,4 +1,4 @@
-"""Components ordered by what they do to the outputs: whitening by the inputs. Host.
+"""Components ordered by their effect on the outputs: whitening by the inputs.
 
 The error of a child `delta_k` where it is felt is that of the outputs. With the inputs'
 second moments `C = E[x^T x]`, for any root `R^T R = C`,
@@ -39,7 +39,7 @@ Grams = Mapping[str, Float[np.ndarray, "r r"]]
 
 
 def whitened(adapters: Mapping[str, Adapter], grams: Grams) -> dict[str, Components]:
-    """Returns components whose `s^2` are what dropping them costs the outputs.
+    """Return components with `s^2` equal to the cost of dropping them, on the outputs.
 
     Rows of `b` are orthogonal, `b b^T = S`; columns of `a` are so in the metric of the
     inputs, `a^T C a = S`.
@@ -66,7 +66,7 @@ def whitened(adapters: Mapping[str, Adapter], grams: Grams) -> dict[str, Compone
 def diagonal(
     adapters: Mapping[str, Adapter], squares: Mapping[str, Float[np.ndarray, " m"]]
 ) -> dict[str, Float[np.ndarray, "r r"]]:
-    """Returns `a^T diag(E[x^2]) a` by path: `C` as if inputs were uncorrelated."""
+    """Return `a^T diag(E[x^2]) a` by path: `C` for uncorrelated inputs."""
 
     def one(a: Array, square: np.ndarray) -> Float[np.ndarray, "r r"]:
         a = np.asarray(a, np.float64)
@@ -76,6 +76,6 @@ def diagonal(
 
 
 def _root(gram: Float[np.ndarray, "r r"]) -> Float[np.ndarray, "r r"]:
-    """Returns `R` with `R^T R = gram`, by eigenvectors: there is one in any case."""
+    """Return `R` with `R^T R = gram`, by eigenvectors, as Cholesky may fail."""
     values, vectors = np.linalg.eigh(np.asarray(gram, np.float64))
     return np.sqrt(np.maximum(values, 0))[:, None] * vectors.T

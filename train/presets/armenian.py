@@ -1,4 +1,4 @@
-"""Armenian letters: 76 classes that the encoder has not seen, by LoRA or --method.
+"""Armenian letters: 76 classes new to the encoder, by LoRA or --method.
 
     python -m train run armenian
     python -m train run armenian --method para

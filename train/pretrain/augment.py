@@ -1,4 +1,4 @@
-"""Pictures of glyphs as a camera or a hand would have it, drawn anew at every step.
+"""Augmented pictures of glyphs, as from a camera or a hand, drawn anew at every step.
 
 Axis letters: `B` pictures, `S` pixels of a drawing, `P` pixels of what an encoder sees.
 Traced.
@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from para_jax import Array
 
 SIZE = 32
-"""The side of what an encoder sees, in pixels."""
+"""The side of an encoder's picture, in pixels."""
 
 _TURN = np.pi / 9
 _SHEAR = 0.3
@@ -29,7 +29,7 @@ _INVERTED = 0.25
 def augment(
     key: jax.Array, images: UInt8[Array, "B S S"]
 ) -> Float[jax.Array, "B 32 32"]:
-    """Returns pictures that are bent, turned, moved, thicker or thinner, and noisy.
+    """Bend, turn, move, thicken or thin pictures, and add noise.
 
     From 0 to 1, but for the noise. One in four is dark on bright.
     """
@@ -40,7 +40,7 @@ def augment(
 def plain(
     images: UInt8[Array, "B S S"],
 ) -> Float[jax.Array, "B 32 32"]:
-    """Returns pictures as they are, from 0 to 1, at the size that an encoder sees."""
+    """Return unchanged pictures, from 0 to 1, at the encoder's size."""
     shape = (len(images), SIZE, SIZE)
     return jax.image.resize(images.astype(jnp.float32) / 255, shape, "linear")
 
@@ -61,7 +61,7 @@ def _augment(
 
 
 def _stroked(key: jax.Array, image: Float[jax.Array, "S S"]) -> Float[jax.Array, "S S"]:
-    """Returns a picture that is blurred, and cut off at some grey: a thicker stroke."""
+    """Blur a picture and cut it off at some grey: a thicker stroke."""
     width, steep, middle = jax.random.uniform(key, (3,))
     sigma = _BLUR[0] + (_BLUR[1] - _BLUR[0]) * width
     at = jnp.arange(len(image))
@@ -74,7 +74,7 @@ def _stroked(key: jax.Array, image: Float[jax.Array, "S S"]) -> Float[jax.Array,
 
 
 def _places(key: jax.Array, size: int) -> Float[jax.Array, "2 32 32"]:
-    """Returns where in a drawing of `size` pixels each pixel is looked up."""
+    """Return the place of each pixel in a drawing of `size` pixels."""
     linear, shift, wave = jax.random.split(key, 3)
     turn, shear, zoom, stretch = jax.random.uniform(linear, (4,), minval=-1)
     angle, larger = _TURN * turn, _ZOOM[0] + (_ZOOM[1] - _ZOOM[0]) * (zoom + 1) / 2

@@ -1,4 +1,4 @@
-"""The command line that pretraining programs share: one file in, one folder out."""
+"""The common command line of pretraining programs: one file in, one folder out."""
 
 import argparse
 import dataclasses

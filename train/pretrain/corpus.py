@@ -1,4 +1,4 @@
-"""The documents of `train.pretrain.text` as tokens, in one file that travels.
+"""The documents of `train.pretrain.text` as tokens, in one portable file.
 
     python -m train.pretrain.corpus --out out/corpus.npz
 
@@ -19,16 +19,16 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from train.pretrain import text
 
 PAD, EOS, BOS = range(3)
-"""The special tokens, with Gemma's numbers: what fills up, ends and begins a text."""
+"""The special tokens for padding, end and begin of a text, with Gemma's numbers."""
 
 VOCABULARY = 1024
-"""The number of tokens, at most."""
+"""The maximal number of tokens."""
 
 _SPECIAL = ("<pad>", "<eos>", "<bos>")
 
 
 class Corpus(NamedTuple):
-    """Rows of tokens, each document between `BOS` and `EOS`, cut where a row is full.
+    """Rows of tokens, with each document between `BOS` and `EOS`, cut at the row's end.
 
     Attributes:
       train: To learn from.
@@ -46,7 +46,7 @@ class Corpus(NamedTuple):
 
 
 def learn_tokenizer(documents: Sequence[str], vocabulary: int) -> tokenizers.Tokenizer:
-    """Returns a tokenizer of so many tokens at most, learned from `documents`.
+    """Learn a tokenizer of at most `vocabulary` tokens from `documents`.
 
     It begins every text with `BOS`, and decodes what it encoded to the same text.
     """
@@ -74,7 +74,7 @@ def learn_tokenizer(documents: Sequence[str], vocabulary: int) -> tokenizers.Tok
 def make(
     *, documents: int = 200_000, vocabulary: int = VOCABULARY, width: int = 256
 ) -> Corpus:
-    """Returns the corpus of so many documents, in rows of `width` tokens."""
+    """Make a corpus of a number of documents, in rows of `width` tokens."""
     texts = list(text.documents(documents))
     tokenizer = learn_tokenizer(texts[:20_000], vocabulary)
     rows = _packed(tokenizer, texts, width)
@@ -90,13 +90,13 @@ def make(
 
 
 def save(corpus: Corpus, path: pathlib.Path) -> None:
-    """Writes `corpus` to a compressed .npz file. Inverse: `load`."""
+    """Write `corpus` to a compressed .npz file. Inverse: `load`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **corpus._asdict())
 
 
 def load(path: pathlib.Path) -> Corpus:
-    """Returns what `save` wrote to `path`.
+    """Load the corpus. Inverse: `save`.
 
     Raises:
       FileNotFoundError: if there is no such file; it says how to make one.
@@ -138,7 +138,7 @@ def _sums(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Makes the corpus and says what it is."""
+    """Make the corpus and summarise it."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=pathlib.Path, default="out/corpus.npz")
     parser.add_argument("--documents", type=int, default=200_000)

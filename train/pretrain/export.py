@@ -1,4 +1,4 @@
-"""Model folders as transformers saves them: `config.json` and `model.safetensors`.
+"""Model folders in the format of transformers: `config.json`, `model.safetensors`.
 
 The inverse of `train.models.checkpoint.load`, for models trained here. Host code.
 """
@@ -27,7 +27,7 @@ def save(
     *,
     base: str = "",
 ) -> None:
-    """Writes a model in bfloat16.
+    """Write a model in bfloat16.
 
     Args:
       folder: Where to; it is made if it is not there.
@@ -60,14 +60,14 @@ def save(
 
 
 class _Part(NamedTuple):
-    """An array of the params, and what makes it out of a tensor."""
+    """An array of the params, and its extraction from a tensor."""
 
     convert: Callable[[np.ndarray], np.ndarray]
     array: np.ndarray
 
 
 def _tensor(parts: Sequence[_Part]) -> np.ndarray:
-    """Returns the tensor that these arrays are made of, one or several of one shape.
+    """Return the tensor of these arrays, one or several of one shape.
 
     Each conversion picks entries of the tensor. Which, is found out by converting their
     places; so none needs an inverse.
@@ -80,7 +80,7 @@ def _tensor(parts: Sequence[_Part]) -> np.ndarray:
 
 
 def _places(part: _Part, parts: int) -> np.ndarray:
-    """Returns 0, 1, 2, ... in the shape of a tensor with so many such parts in turn."""
+    """Return 0, 1, 2, ... in the shape of a tensor with as many parts."""
     own = part.array.shape
     kernel = own[-1:] + own[-2:-1] + own[:-2]  # PyTorch's [n, m, *window].
     for rows, *others in (kernel, own):

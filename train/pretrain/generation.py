@@ -1,4 +1,4 @@
-"""Pretrains a small language model of Gemma 3's form on English and arithmetic.
+"""Pretrain a small language model of Gemma 3's form on English and arithmetic.
 
     python -m train.pretrain.corpus --out out/corpus.npz
     python -m train.pretrain.generation --data out/corpus.npz --minutes 6 --out out/sums
@@ -73,7 +73,7 @@ def pretrain(
     *,
     report: Callable[[loop.Line], object],
 ) -> Any:
-    """Returns the params of a `gemma3.Gemma3`, in float32.
+    """Train a `gemma3.Gemma3`; return its params in float32.
 
     Computed in bfloat16, but for what the model computes in float32 always, the sums
     and the weights that are updated.
@@ -100,7 +100,7 @@ def pretrain(
 def save(
     folder: pathlib.Path, params: Any, config: gemma3.Config, tokenizer: str
 ) -> None:
-    """Writes the model as transformers would, and its tokenizer."""
+    """Write the model in the format of transformers, and its tokenizer."""
     kinds = {
         "full_attention": {"rope_type": "default", "rope_theta": config.rope_theta},
         "sliding_attention": {
@@ -133,7 +133,7 @@ def save(
 def evaluate(
     settings: loop.Settings[gemma3.Config], params: Any, data: corpus.Corpus
 ) -> dict[str, float]:
-    """Returns the loss of the held-out rows, and how many held-out sums are right.
+    """Return the loss of the held-out rows, and the accuracy of held-out sums.
 
     A sum is right if every digit of its result, and the full stop, is what the model
     would have written.
@@ -152,7 +152,7 @@ def evaluate(
 
 
 def right(guesses: Int[np.ndarray, "K S"], data: corpus.Corpus) -> float:
-    """Returns the share of the sums with the right token wherever the result is.
+    """Return the share of the sums with the right tokens at all places of the result.
 
     Args:
       guesses: What is taken to follow each token of `data.sums`.
@@ -176,7 +176,7 @@ def _loss(model: gemma3.Gemma3, params: Any, rows: Any) -> Float[jax.Array, ""]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Pretrains the model, says what it can do, and writes it to a folder."""
+    """Pretrain the model, evaluate it, and write it to a folder."""
     chosen = command.parse(
         arguments,
         description=main.__doc__,

@@ -1,4 +1,4 @@
-"""Training that ends in time: AdamW, with a learning rate that follows the clock.
+"""Training within a time limit: AdamW, with a learning rate set by the clock.
 
 The rate rises over the first twentieth of the budget and falls to zero along a cosine
 at its end, whatever the machine's speed. Weights are updated in float32; the loss
@@ -20,7 +20,7 @@ from jaxtyping import Float
 Config = TypeVar("Config")
 
 Loss = Callable[[Any, jax.Array, Any], Float[jax.Array, ""]]
-"""From params, a key and the data, which stays on the device, to a number."""
+"""From params, a key and the data on the device, to a number."""
 
 _SECONDS = 10  # Between two lines.
 _WARM_UP = 0.05
@@ -29,7 +29,7 @@ _DECAYED = ("kernel", "embedding")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """When to stop: whichever comes first.
+    """The limits of training; the first one reached ends it.
 
     Attributes:
       minutes: The time, compilation included.
@@ -44,7 +44,7 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rate:
-    """How fast to learn.
+    """The learning rate's peak and shape.
 
     Attributes:
       peak: The learning rate after the warm-up.
@@ -57,14 +57,14 @@ class Rate:
     clip: float = 1.0
 
     def at(self, progress: float) -> float:
-        """Returns the learning rate when so much, 0 to 1, of the budget is spent."""
+        """Return the learning rate at a share, 0 to 1, of the budget."""
         rise = min(1.0, progress / _WARM_UP)
         return self.peak * rise * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Generic[Config]):
-    """A model, and how it is trained.
+    """A model, and the settings of its training.
 
     Attributes:
       model: Its shape.
@@ -80,7 +80,7 @@ class Settings(Generic[Config]):
 
 
 class State(NamedTuple):
-    """What an update changes."""
+    """The state between updates."""
 
     params: Any
     moments: Any
@@ -88,7 +88,7 @@ class State(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What is known after a chunk."""
+    """The report of one chunk."""
 
     steps: int
     loss: float  # The mean of the chunk.
@@ -96,7 +96,7 @@ class Line(NamedTuple):
 
 
 class Printer:
-    """Prints a line every ten seconds, and remembers how many steps were done.
+    """Print a line every ten seconds, and count the steps.
 
     Attributes:
       unit: What is trained on, as in `pictures`.
@@ -133,7 +133,7 @@ def train(
     key: jax.Array,
     report: Callable[[Line], object] = lambda line: None,
 ) -> Any:
-    """Returns the params after training.
+    """Train, and return the params.
 
     Args:
       loss: What to minimise, on a batch that the key draws from the data.
@@ -174,7 +174,7 @@ def train(
 
 
 def _optimizer(rate: Rate) -> optax.GradientTransformation:
-    """Returns AdamW without its learning rate, which each step brings along."""
+    """Return AdamW without its learning rate; each step passes its own."""
     return optax.chain(
         optax.clip_by_global_norm(rate.clip),
         optax.scale_by_adam(b2=0.98),
@@ -189,7 +189,7 @@ def _is_decayed(params: Any) -> Any:
 
 
 def _rates(progress: float, budget: Budget, rate: Rate) -> Float[np.ndarray, "S"]:
-    """Returns the learning rates of a chunk: one in all, but for a budget of steps."""
+    """Return the learning rates of a chunk, all equal unless the budget is in steps."""
     one = min(1.0, 1 / budget.steps)
     rates = [rate.at(progress + (i + 0.5) * one) for i in range(budget.chunk)]
     return np.array(rates, np.float32)

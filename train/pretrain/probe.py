@@ -1,4 +1,4 @@
-"""How well a linear classifier reads a task out of an encoder's outputs.
+"""Linear probes: the accuracy of a linear classifier on an encoder's outputs.
 
 Ridge regression in closed form: nothing is trained, so the number tells of the encoder
 alone. Axis letters: `N` pictures, `d` the encoder's width. Host code.
@@ -12,13 +12,13 @@ from jaxtyping import Float, UInt8
 from train.data import digits
 
 Encode = Callable[[UInt8[np.ndarray, "N 32 32"]], Float[np.ndarray, "N d"]]
-"""From pictures to what the encoder makes of them."""
+"""From pictures to the encoder's outputs."""
 
 _RIDGE = 1e-3  # Of the mean square of an output, which is 1.
 
 
 def accuracy(encode: Encode, task: str) -> float:
-    """Returns the share of right answers on the test part of `task`.
+    """Return the accuracy on the test part of `task`.
 
     The classifier is fitted to the part `train`.
 

@@ -1,4 +1,4 @@
-"""Pretrains a small encoder of SigLIP's form to tell thousands of characters apart.
+"""Pretrain a small encoder of SigLIP's form to tell thousands of characters apart.
 
     python -m train.data.glyphs --out out/glyphs.npz
     python -m train.pretrain.vision --data out/glyphs.npz --minutes 6 --out out/glyphs
@@ -61,14 +61,14 @@ _SMOOTHING = 0.1
 
 
 class Pictures(NamedTuple):
-    """What is trained or evaluated on."""
+    """Pictures and labels, to train or evaluate on."""
 
     images: Any  # UInt8[Array, "N S S"], of NumPy or on the device.
     labels: Any  # Int[Array, "N"], likewise.
 
 
 def split(data: glyphs.Glyphs) -> tuple[Pictures, Pictures]:
-    """Returns what to train on and, of the same classes, what to evaluate on."""
+    """Split into a training and a test part with the same classes."""
     held_out = np.arange(len(data.images)) % _HELD_OUT == 0
     return (
         Pictures(data.images[~held_out], data.labels[~held_out]),
@@ -83,7 +83,7 @@ def pretrain(
     *,
     report: Callable[[loop.Line], object],
 ) -> dict[str, Any]:
-    """Returns the params of a `siglip.SiglipClassifier`, in float32.
+    """Train a `siglip.SiglipClassifier`; return its params in float32.
 
     Computed in bfloat16, but for the loss, sums and the weights that are updated.
     """
@@ -112,7 +112,7 @@ def pretrain(
 
 
 def save(folder: pathlib.Path, params: Any, config: siglip.Config) -> None:
-    """Writes the encoder, without its classifier, as transformers would."""
+    """Write the encoder, without its classifier, in the format of transformers."""
     values = dataclasses.asdict(config) | {
         "architectures": ["SiglipVisionModel"],
         "model_type": "siglip_vision_model",
@@ -127,7 +127,7 @@ def save(folder: pathlib.Path, params: Any, config: siglip.Config) -> None:
 def evaluate(
     settings: loop.Settings[siglip.Config], params: Any, data: Pictures, classes: int
 ) -> dict[str, float]:
-    """Returns accuracies: on glyphs, and a linear classifier's on what is held out."""
+    """Return accuracies: on glyphs, and of linear classifiers on the held-out tasks."""
     model = siglip.SiglipClassifier(settings.model, classes)
     logits = _in_batches(model, params)(data.images)
     result = {"glyphs": float(np.mean(logits.argmax(axis=1) == data.labels))}
@@ -158,7 +158,7 @@ def _in_batches(model: Any, params: Any, size: int = 512) -> probe.Encode:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Pretrains the encoder, says what it can do, and writes it to a folder."""
+    """Pretrain the encoder, evaluate it, and write it to a folder."""
     chosen = command.parse(
         arguments,
         description=main.__doc__,

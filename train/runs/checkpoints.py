@@ -1,4 +1,4 @@
-"""The states of a run on disk, of which the newest two are kept. Host code."""
+"""Checkpoints of a run on disk; the newest two are kept. Runs on the host."""
 
 import pathlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _KEPT = 2
 
 @contextmanager
 def opened(folder: pathlib.Path) -> Iterator[ocp.training.Checkpointer]:
-    """Yields what `save` and `restore` take."""
+    """Open the checkpoints for `save` and `restore`."""
     # Orbax's own annotations do not fit each other.
     newest: Any = ocp.training.preservation_policies.LatestN(_KEPT)
     with ocp.training.Checkpointer(
@@ -25,14 +25,14 @@ def opened(folder: pathlib.Path) -> Iterator[ocp.training.Checkpointer]:
 
 
 def save(checkpointer: ocp.training.Checkpointer, step: int, state: Any) -> None:
-    """Writes a tree of arrays: as a whole or not at all."""
+    """Write a tree of arrays atomically."""
     checkpointer.save(step, state, force=True)
 
 
 def restore(
     checkpointer: ocp.training.Checkpointer, like: Any
 ) -> tuple[int, Any] | None:
-    """Returns the newest step and its state, bit for bit, or None if there is none.
+    """Return the newest step and its state, bit for bit, or None without one.
 
     Args:
       checkpointer: From `opened`.

@@ -1,4 +1,4 @@
-"""A run from its settings to a complete folder; one that was stopped goes on.
+"""A run from its settings to a complete folder, resumable after an interruption.
 
 On one device, a run that was killed and goes on gives the same numbers, bit for bit:
 its state, its batches and its compiled program are the same. On a GPU the program is
@@ -22,11 +22,11 @@ EVERY = 500
 """Steps between two checkpoints."""
 
 _CHUNK = 10
-"""Steps of one call on a CPU: there they take long, and a call costs nothing."""
+"""Steps of one call on a CPU; its steps are slow, and a call costs little."""
 
 Line = dict[str, Any]
 OnSteps = Callable[[int, Sequence[Line]], object]
-"""Called with how many steps are done, and the lines of the last; at first of none."""
+"""Called with the number of done steps, and the lines of the last; first with none."""
 
 
 def fit(
@@ -38,7 +38,7 @@ def fit(
     every: int = EVERY,
     on_steps: OnSteps = lambda step, lines: None,
 ) -> list[Line]:
-    """Returns the results of a run, a row a member: trains what is not trained yet.
+    """Train a run, or resume it, and return its results, a row a member.
 
     Args:
       run: The settings.
@@ -74,7 +74,7 @@ def fit(
 def _trained(
     given: runs.Inputs, place: pathlib.Path, every: int, on_steps: OnSteps
 ) -> tuple[trainer.Learner, list[int | None]]:
-    """Returns the members after the last step, and when each diverged."""
+    """Return the members after the last step, and the step of each divergence."""
     members, lines = given.run.members, place / folder.METRICS
     with checkpoints.opened(place / folder.CHECKPOINTS) as saved:
         step, learners = _begun(given, saved)
@@ -99,7 +99,7 @@ def _trained(
 
 
 def _begun(given: runs.Inputs, saved: Any) -> tuple[int, trainer.Learner]:
-    """Returns the newest checkpoint, or the start."""
+    """Return the newest checkpoint, or the start."""
     like = jax.eval_shape(lambda: runs.begin(given))
     found = checkpoints.restore(saved, like)
     return found if found is not None else (0, runs.begin(given))
@@ -128,7 +128,7 @@ def _check_alive(
     lost: Sequence[int | None],
     new: Sequence[Line],
 ) -> None:
-    """Raises FloatingPointError if every member has diverged."""
+    """Raise FloatingPointError if every member has diverged."""
     steps = [x for x in lost if x is not None]
     if len(steps) < len(members):
         return

@@ -1,4 +1,4 @@
-"""What came of the members of a run: their adapters on disk, and their accuracies.
+"""Results of the members of a run: adapters on disk, and accuracies.
 
 The learning rate is chosen on the validation part. The test part is read for the
 members of that learning rate alone. Host code.
@@ -22,7 +22,7 @@ from train.subjects.subject import Subject
 
 
 class Member(NamedTuple):
-    """One member of a run, after it.
+    """One member of a run, after training.
 
     Attributes:
       seed: Its seed.
@@ -46,7 +46,7 @@ def trained(
     diverged: Sequence[int | None],
     peft: Mapping[str, Any],
 ) -> list[Member]:
-    """Returns what the members of a run have trained.
+    """Return the trained members of a run.
 
     Args:
       given: The run.
@@ -70,14 +70,14 @@ def trained(
 
 
 def save(members: Sequence[Member], place: pathlib.Path) -> None:
-    """Writes the adapters, each in PEFT's format, into a folder of its own."""
+    """Write the adapters, each in PEFT's format, into a folder of its own."""
     for member in members:
         if member.adapter is not None:
             para.save(member.adapter, place / member.name, overwrite=True)
 
 
 def load(rows: Sequence[Mapping[str, Any]], place: pathlib.Path) -> list[Member]:
-    """Returns the members that `save` wrote.
+    """Load the members. Inverse: `save`.
 
     Args:
       rows: Those that `rows` made of the members.
@@ -95,7 +95,7 @@ def load(rows: Sequence[Mapping[str, Any]], place: pathlib.Path) -> list[Member]
 def rows(
     members: Sequence[Member], subject: Subject, *, like: Sequence[Member] = ()
 ) -> list[dict[str, Any]]:
-    """Returns a row of results a member, as plain JSON values.
+    """Evaluate the members; return a row a member, as plain JSON values.
 
     `validation` and `test` are accuracies; where a task has several sets to test on,
     `test` is the mean of `tests`, which has each. `measures` are what else its subject
@@ -130,7 +130,7 @@ def rows(
 
 
 def best_rate(members: Sequence[Member], validation: Sequence[float | None]) -> float:
-    """Returns the learning rate of the best mean accuracy; the smaller one of two.
+    """Return the learning rate of the best mean accuracy; of equals, the smaller.
 
     A member that diverged has an accuracy of 0.
     """
@@ -146,7 +146,7 @@ def _accuracies(
     part: evaluate.Part,
     shapes: Mapping[str, para.Adapter],
 ) -> list[float | None]:
-    """Returns the accuracies, with None for a member without an adapter."""
+    """Return the accuracies, with None for a member without an adapter."""
     adapters = [x.adapter for x in members if x.adapter is not None]
     if not adapters:
         return [None] * len(members)
@@ -166,13 +166,13 @@ def _accuracies(
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Returns the mean, or None if nothing was evaluated."""
+    """Return the mean, or None without accuracies."""
     found = [x for x in values if x is not None]
     return float(np.mean(found)) if found else None
 
 
 def _largest(members: Sequence[Member]) -> dict[str, para.Adapter]:
-    """Returns adapters that have room for those of all members."""
+    """Return the adapter of the largest rank for each module, for shapes."""
     result: dict[str, para.Adapter] = {}
     for member in members:
         for path, x in member.adapter.adapters.items() if member.adapter else ():

@@ -1,4 +1,4 @@
-"""What the steps of a run saw: lines of JSON, one a step. Host code.
+"""Records of the steps of a run: lines of JSON, one a step. Runs on the host.
 
 Each line has the step and the examples per second, and the loss, the accuracy, the
 norm of the gradient and the learning rate of every member. What is not finite is null.
@@ -24,7 +24,7 @@ def lines(
     first: int,
     examples_per_second: float,
 ) -> list[dict[str, Any]]:
-    """Returns the lines of consecutive steps.
+    """Return the lines of consecutive steps.
 
     Args:
       metrics: `[M, S]` each.
@@ -45,7 +45,7 @@ def lines(
 
 
 def append(path: pathlib.Path, new: Sequence[dict[str, Any]]) -> None:
-    """Adds lines to a file; they are on disk when this returns."""
+    """Append lines to a file, and flush them to disk."""
     with path.open("ab") as file:
         file.write(b"".join(json.dumps(x).encode() + b"\n" for x in new))
         file.flush()
@@ -53,7 +53,7 @@ def append(path: pathlib.Path, new: Sequence[dict[str, Any]]) -> None:
 
 
 def cut_back(path: pathlib.Path, steps: int) -> list[dict[str, Any]]:
-    """Cuts a file back to the steps up to `steps`, and returns their lines.
+    """Cut a file back to the steps up to `steps`; return their lines.
 
     Raises:
       ValueError: if one of these is missing or damaged.
@@ -72,7 +72,7 @@ def cut_back(path: pathlib.Path, steps: int) -> list[dict[str, Any]]:
 
 
 def diverged(found: Sequence[dict[str, Any]], members: int) -> list[int | None]:
-    """Returns the first step at which each member's loss or norm was not finite."""
+    """Return the first step of each member with a non-finite loss or norm."""
     result: list[int | None] = [None] * members
     for line in found:
         for member in range(members):

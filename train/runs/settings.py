@@ -1,4 +1,4 @@
-"""What one run is: a task, a method, and members that train side by side.
+"""Settings of one run: a task, a method, and members trained side by side.
 
 A member is a seed with a learning rate; the run has one for each pair of these. All
 values that decide a run's numbers are fields of `Run`. Host code.
@@ -24,7 +24,7 @@ from train.models.adapted import Model
 from train.runs import trainer
 
 CHUNK = 100
-"""Steps in one call of the compiled program: between two, a run can stop and report."""
+"""Steps in one call of the compiled program; between calls, a run reports or stops."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -80,7 +80,7 @@ class Run:
         return list(itertools.product(self.seeds, self.learning_rates))
 
     def check(self) -> None:
-        """Checks what the types do not say.
+        """Check the values beyond their types.
 
         Raises:
           ValueError: with what is wrong and what was expected.
@@ -113,7 +113,7 @@ class Run:
             )
 
     def trainer(self, model: Model) -> trainer.Trainer:
-        """Returns the compiled program's settings: all but task, seeds and rates."""
+        """Return the compiled program's settings: all but task, seeds and rates."""
         return trainer.Trainer(
             model=model,
             config=self.method,
@@ -127,7 +127,7 @@ class Run:
 
 
 class Inputs(NamedTuple):
-    """What a run reads, on the device.
+    """The inputs of a run, on the device.
 
     Attributes:
       run: Its settings.
@@ -163,7 +163,7 @@ class Progress(NamedTuple):
 
 
 def inputs(run: Run, model: Model, base: trainer.Params, data: arrays.Data) -> Inputs:
-    """Returns what the run reads.
+    """Load the inputs of a run.
 
     Raises:
       ValueError: if a setting is impossible.
@@ -187,7 +187,7 @@ def inputs(run: Run, model: Model, base: trainer.Params, data: arrays.Data) -> I
 
 
 def begin(given: Inputs) -> trainer.Learner:
-    """Returns the members at their start."""
+    """Return the members at their start."""
     count = max(given.trainer.method.gradient_batches, 1)
     data, rows = next(chunks(given, 0, count, count))
     return trainer.begin(
@@ -198,7 +198,7 @@ def begin(given: Inputs) -> trainer.Learner:
 def advance(
     given: Inputs, learners: trainer.Learner, step: int = 0, *, chunk: int = CHUNK
 ) -> Iterator[Progress]:
-    """Yields the members after every `chunk` steps, from `step` to the last.
+    """Yield the members after every `chunk` steps, from `step` to the last.
 
     The members that were given are donated to the program: only what is yielded is
     valid.
@@ -217,7 +217,7 @@ def advance(
 def chunks(
     given: Inputs, start: int, stop: int, size: int
 ) -> Iterator[tuple[Examples, Int[np.ndarray, "M S B"]]]:
-    """Yields what the steps from `start` until `stop` read, `size` steps at a time.
+    """Yield the batches of the steps from `start` until `stop`, `size` steps at a time.
 
     The rows are those of the examples beside them. A stream's next examples are made
     while these are in use; each seed has its own, which its members share.
@@ -241,9 +241,9 @@ def chunks(
 
 
 def _placers(devices: int) -> tuple[Callable[[Any], Any], Callable[[np.ndarray], Any]]:
-    """Returns what puts a tree on each of so many devices, and what divides batches.
+    """Return functions to replicate a tree over devices and to shard batches.
 
-    These are `[M, S, B]`, and each device has its part of every batch.
+    Rows are `[M, S, B]`, and each device has its part of every batch.
     """
     if devices == 1:
         return lambda tree: tree, jnp.asarray

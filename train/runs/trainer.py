@@ -32,7 +32,7 @@ Params = Mapping[str, Any]
 
 
 class Learner(NamedTuple):
-    """What changes while one member trains.
+    """The state of one member in training.
 
     Attributes:
       state: That of the method.
@@ -48,7 +48,7 @@ class Learner(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What each step of each member saw, before its update.
+    """Metrics of each step of each member, before its update.
 
     Attributes:
       loss: Cross entropy, the method's penalty excluded.
@@ -63,7 +63,7 @@ class Metrics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """What stays the same for a run. Static: a compiled program is made for it.
+    """The constants of a run. Static: each one compiles its own program.
 
     Attributes:
       model: Maps the inputs of a batch to logits.
@@ -91,7 +91,7 @@ class Trainer:
         return _built(self.config, self.steps)
 
     def schedule(self, rate: jax.Array) -> optax.Schedule:
-        """Returns the learning rate by step: a linear rise, and a linear fall."""
+        """Return the learning rate by step: linear warm-up, and linear decay."""
         rise = max(1, round(self.warmup * self.steps))
         fall = max(1, self.steps - rise)
         return lambda step: (
@@ -99,7 +99,7 @@ class Trainer:
         )
 
     def optimizers(self, rate: jax.Array) -> tuple[optax.GradientTransformation, ...]:
-        """Returns the optimizers of the method's params and of the classifier."""
+        """Return the optimizers of the method's params and of the classifier."""
         schedule = self.schedule(rate)
         makers = (self.method.optimizer, method.adamw)
         return tuple(make(schedule, self.weight_decay) for make in makers)
@@ -119,7 +119,7 @@ def begin(
     data: Examples,
     rows: Int[jax.Array, "M S B"],
 ) -> Learner:
-    """Returns the members at their start, all leaves with a leading axis `M`.
+    """Return the members at their start, all leaves with a leading axis `M`.
 
     Args:
       trainer: The run.
@@ -158,7 +158,7 @@ def advance(
     data: Examples,
     rows: Int[jax.Array, "M S B"],
 ) -> tuple[Learner, Metrics]:
-    """Returns the members after the steps of `rows`, and metrics `[M, S]`."""
+    """Train the members on `rows`; return them, and metrics `[M, S]`."""
     base = _cast(base, trainer.dtype)
 
     def one(learner: Learner, rate: jax.Array, rows: jax.Array) -> Any:
@@ -171,7 +171,7 @@ def advance(
 def variables(
     model: Model, base: Params, head: Params, adapters: Mapping[str, para.Adapter]
 ) -> dict[str, Any]:
-    """Returns what the model is applied with."""
+    """Return the variables for `model.apply`."""
     lora = model.adapted.collection(adapters)
     return {"params": {**base, "classifier": head}, "lora": lora}
 
@@ -217,7 +217,7 @@ def _mean_grads(
     data: Examples,
     rows: Int[jax.Array, "B"],
 ) -> tuple[Any, Score]:
-    """Returns the gradients of a batch, the mean over the parts it is computed in."""
+    """Return the gradients of a batch, averaged over its parts."""
 
     def part(rows: jax.Array) -> tuple[Any, Score]:
         def loss(trained: Any) -> Any:
@@ -244,7 +244,7 @@ def _score(
     data: Examples,
     rows: Int[jax.Array, "B"],
 ) -> Score:
-    """Returns the score of a batch, in float32."""
+    """Return the score of a batch, in float32."""
     batch = data.batch(rows)
     given = variables(trainer.model, base, head, adapters)
     return score(trainer.model, *_cast((given, batch), trainer.dtype))
@@ -257,7 +257,7 @@ def _gradients(
     data: Examples,
     rows: Int[jax.Array, "S B"],
 ) -> Kernels:
-    """Returns the mean gradient of the kernels to adapt, over the batches `rows`."""
+    """Return the mean gradient of the kernels to adapt, over the batches `rows`."""
     adapted = trainer.model.adapted
     kernels = adapted.kernels(base)
 
@@ -275,7 +275,7 @@ def _gradients(
 
 
 def _head(model: Model, key: jax.Array, batch: Batch) -> dict[str, Any]:
-    """Returns a classifier as transformers draws it: a deviation of 0.02, no bias."""
+    """Draw a classifier as transformers does: a deviation of 0.02, no bias."""
     params = jax.eval_shape(model.init, key, batch.inputs)["params"]
     shapes = unnest(params.get("classifier", {}))
 
@@ -291,7 +291,7 @@ def _head(model: Model, key: jax.Array, batch: Batch) -> dict[str, Any]:
 
 
 def _cast(tree: Any, dtype: str) -> Any:
-    """Returns the tree in `dtype`, but for what counts or numbers something."""
+    """Cast the floating-point leaves of a tree to `dtype`."""
 
     def cast(x: jax.Array) -> jax.Array:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x

@@ -32,11 +32,11 @@ PEFT = {
     "modules_to_save": ["classifier"],
     "task_type": "SEQ_CLS",
 }
-"""What an adapter's file says of the model."""
+"""The model's entries in an adapter's configuration."""
 
 
 def load(run: Run, folders: Folders) -> Subject:
-    """Returns what the run trains on.
+    """Load the subject of a run.
 
     Args:
       run: Its settings.
@@ -88,7 +88,7 @@ def load(run: Run, folders: Folders) -> Subject:
 def _measures(
     task: str, test: Mapping[str, Sequence[Batch]]
 ) -> dict[str, evaluate.Part]:
-    """Returns the further scores of the test part, and the further parts to test on."""
+    """Return the further scores of the test part, and the further parts to test on."""
     scores = {
         name: evaluate.Part(test["test"], predict.scored(score))
         for name, score in glue.scores(task).items()

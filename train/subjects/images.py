@@ -34,14 +34,14 @@ PEFT = {
     "modules_to_save": ["classifier"],
     "task_type": "FEATURE_EXTRACTION",
 }
-"""What an adapter's file says of the model."""
+"""The model's entries in an adapter's configuration."""
 
 _BATCH = 32  # Many adapters are evaluated at once: a batch of each is in memory.
 
 
 @dataclasses.dataclass(frozen=True)
 class OnBytes:
-    """A vision model on pixels as bytes, which become its inputs on the device."""
+    """A vision model on pixels as bytes, converted to its inputs on the device."""
 
     model: siglip.SiglipClassifier
 
@@ -50,18 +50,18 @@ class OnBytes:
         return self.model.adapted
 
     def apply(self, variables: Mapping[str, Any], inputs: Any) -> Any:
-        """Returns the logits `[B, classes]` of images `[B, H, W, 3]`."""
+        """Return the logits `[B, classes]` of images `[B, H, W, 3]`."""
         dtype = jax.tree.leaves(variables["params"])[0].dtype
         return self.model.apply(variables, preprocess.normalise(inputs).astype(dtype))
 
     def init(self, rngs: Any, inputs: Any) -> Any:
-        """Returns variables of the shapes that `apply` reads."""
+        """Initialise variables, with the shapes that `apply` reads."""
         return self.model.init(rngs, preprocess.normalise(inputs))
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated(Sequence[Batch]):
-    """Images in batches, decoded anew whenever they are gone through.
+    """Images in batches, decoded anew in every pass.
 
     Attributes:
       images: In their order.
@@ -88,7 +88,7 @@ class Evaluated(Sequence[Batch]):
 
 
 def load(run: Run, folders: Folders) -> Subject:
-    """Returns what the run trains on.
+    """Load the subject of a run.
 
     Args:
       run: Its settings; `max_length` says nothing here.

@@ -36,10 +36,10 @@ from train.subjects.subject import Subject
 REPO = "google/gemma-3-4b-it"
 
 PEFT = {"base_model_name_or_path": REPO, "task_type": "CAUSAL_LM"}
-"""What an adapter's file says of the model."""
+"""The model's entries in an adapter's configuration."""
 
 HELD_OUT = 256
-"""Examples to choose the learning rate by: each takes a while to write."""
+"""Validation examples for the choice of the learning rate: generation is slow."""
 
 _BATCH = 64
 _END = "<eos>"
@@ -49,7 +49,7 @@ IsRight = Callable[[str, str], bool]
 
 
 class Corpus(NamedTuple):
-    """What is learned from, and how it is tested.
+    """The training examples of a task, and its test.
 
     Attributes:
       learned: The examples to learn from.
@@ -67,7 +67,7 @@ class Corpus(NamedTuple):
 
 
 def load(run: Run, folders: Folders) -> Subject:
-    """Returns what the run trains on.
+    """Load the subject of a run.
 
     Args:
       run: Its settings.

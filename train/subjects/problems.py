@@ -29,14 +29,14 @@ MODEL = pathlib.Path(__file__).parent.parent / "assets" / "sums" / "model"
 _REMEDY = "`python -m train.pretrain.generation` makes a model."
 _BATCH = 128
 _WIDTHS = 8
-"""What the number of tokens is a multiple of."""
+"""Widths of batches are multiples of this, for few compilations."""
 
 PEFT = {"base_model_name_or_path": "sums-model", "task_type": "CAUSAL_LM"}
-"""What an adapter's file says of the model."""
+"""The model's entries in an adapter's configuration."""
 
 
 def load(run: Run, folder: pathlib.Path = MODEL) -> Subject:
-    """Returns what the run trains on.
+    """Load the subject of a run.
 
     Args:
       run: Its settings; `max_length` says nothing here, sequences are as long as the
@@ -82,7 +82,7 @@ def load(run: Run, folder: pathlib.Path = MODEL) -> Subject:
 
 
 def backbone() -> str:
-    """Returns the hash of the model that is there.
+    """Return the hash of the model on disk.
 
     Raises:
       FileNotFoundError: if there is none.
@@ -91,13 +91,13 @@ def backbone() -> str:
 
 
 def _pairs(tokenizer: tokenizers.Tokenizer, part: str) -> Sequence[sequences.Pair]:
-    """Returns questions with their solutions, behind a space as in what was read."""
+    """Return questions with solutions after a space, as in pretraining."""
     texts = [(x.question, f" {x.solution}") for x in problems.load(part)]
     return sequences.encode(tokenizer, texts, end=corpus.EOS)
 
 
 def _is_right(wanted: str, written: str) -> bool:
-    """Returns whether two solutions have the same answer."""
+    """Test whether two solutions have the same answer."""
     return problems.answer(wanted) == problems.answer(written)
 
 

@@ -13,11 +13,11 @@ PEFT = {
     "modules_to_save": ["classifier"],
     "task_type": "SEQ_CLS",
 }
-"""What an adapter's file says of the model."""
+"""The model's entries in an adapter's configuration."""
 
 
 def load(run: Run) -> Subject:
-    """Returns what the run trains on.
+    """Load the subject of a run.
 
     Raises:
       FileNotFoundError: if the pretrained encoder is not there.

@@ -1,4 +1,4 @@
-"""What a run trains and is evaluated on."""
+"""A task with its model, as runs train and evaluate it."""
 
 import types
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from train.models.adapted import Model
 
 
 class Subject(NamedTuple):
-    """A frozen model, the data of a task, and what its results are.
+    """A frozen model, the data of a task, and its evaluations.
 
     Attributes:
       model: Maps the inputs of a batch to logits.

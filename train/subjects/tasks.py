@@ -1,4 +1,4 @@
-"""What the demo's adapters are evaluated on, each on its frozen base.
+"""The demo's tasks: shipped adapters, their frozen bases and test data.
 
 `movie`: the sentiment of sentences, by all-MiniLM-L6-v2. `armenian`: the letters in
 pictures, by the small encoder of glyphs. The adapters of both ship with this package.
@@ -30,7 +30,7 @@ ARMENIAN = _ASSETS / "glyphs-armenian-r16"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """An adapter, its base, and the test part of the data that it was trained on.
+    """An adapter, its base, and the test part of its data.
 
     Attributes:
       name: Its name.
@@ -54,7 +54,7 @@ class Task:
 
 
 def movie(*, limit: int | None = None, folder: pathlib.Path | None = None) -> Task:
-    """Returns three-way sentiment of film reviews.
+    """Return three-way sentiment of film reviews.
 
     Args:
       limit: How many sentences of the test part, from the first; all by default.
@@ -79,7 +79,7 @@ def movie(*, limit: int | None = None, folder: pathlib.Path | None = None) -> Ta
 
 
 def armenian(*, limit: int | None = None) -> Task:
-    """Returns the letters of the Armenian script.
+    """Return the letters of the Armenian script.
 
     Args:
       limit: How many pictures of the test part, from the first; all by default.
@@ -103,7 +103,7 @@ def accuracy(
     like: para.Checkpoint | None = None,
     on_batch: Callable[[int], object] = lambda examples: None,
 ) -> float:
-    """Returns the accuracy of the base with `adapter` and its own classifier.
+    """Return the accuracy of the base with `adapter` and its own classifier.
 
     Args:
       task: What to evaluate on.

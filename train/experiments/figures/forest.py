@@ -16,7 +16,7 @@ from train.experiments.tables.scores import KINDS, budgets, interval, scores
 
 
 def methods(files: Files) -> Figure:
-    """Returns PARA minus each method at an average rank of 4, a panel a task."""
+    """Draw PARA minus each method at an average rank of 4, a panel a task."""
     para = files.measure("children", "para", TARGET)
     found = {name: measured.differences(para, x) for name, x in compared(files).items()}
     figure, axes = style.panels(
@@ -44,7 +44,7 @@ def methods(files: Files) -> Figure:
 
 
 def by_score(files: Files) -> Figure:
-    """Returns each score minus the singular value: a row of panels a kind of budget."""
+    """Draw each score minus the singular value: a row of panels a kind of budget."""
     policies = {kind: budgets(files, kind) for kind in KINDS}
     names = list(dict.fromkeys(x for kind in KINDS for x in scores(files, kind)))
     columns = max(len(x) for x in policies.values())
@@ -70,7 +70,7 @@ def by_score(files: Files) -> Figure:
 
 
 def _draw(axes: Axes, found: Mapping[str, Interval | None]) -> None:
-    """Draws the intervals from the top down; orange and blue leave zero out."""
+    """Draw the intervals from the top down; orange and blue ones leave zero out."""
     for place, x in enumerate(found.values()):
         if x is None:
             continue

@@ -1,4 +1,4 @@
-"""How far the rank maps of two seeds, or of two tasks, agree."""
+"""The figure of `train.experiments.stability`: a dot for each pair of rank maps."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from train.experiments.results import Files
 
 
 def draw(files: Files) -> Figure:
-    """Returns the correlation of every pair of maps as a dot, their mean as a line."""
+    """Draw the correlation of every pair of maps as a dot, their mean as a line."""
     maps = stability.maps(files.file("spectra").rows)
     found = stability.over_seeds(maps)
     found |= {"between\ntasks": stability.over_tasks(maps)} if len(maps) > 1 else {}

@@ -1,4 +1,4 @@
-"""How much of the energy a rank keeps: how flat the spectra of the parents are."""
+"""The share of the energy in the first ranks: the flatness of the parents' spectra."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ RANKS = (8, 4, 2, 1)
 
 
 def kept(spectra: Sequence[Spectrum], rank: float) -> dict[str, list[float]]:
-    """Returns, by task, the share of the energy in the largest components of a parent.
+    """Return, by task, the share of the energy in the largest components of a parent.
 
     Args:
       spectra: The singular values of all modules of all parents.
@@ -30,7 +30,7 @@ def kept(spectra: Sequence[Spectrum], rank: float) -> dict[str, list[float]]:
 
 
 def tables(files: Files) -> list[Table]:
-    """Returns the shares by task and rank, means over seeds."""
+    """Return the shares by task and rank, means over seeds."""
     found = {rank: kept(files.file("spectra").rows, rank) for rank in RANKS}
     return [
         Table(

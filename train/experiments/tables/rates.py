@@ -1,4 +1,4 @@
-"""The learning rates that the validation part chose, and which end the grid has."""
+"""The learning rates chosen by validation, and those at an end of the grid."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from train.experiments.tables.table import Table, source
 
 
 def tables(files: Files) -> list[Table]:
-    """Returns the chosen rate of each method and policy on each task."""
+    """Return the chosen rate of each method and policy on each task."""
     rows = files.file("trained").rows
     best = choice.rates(rows)
     found = {x.trained_on for x in rows}
@@ -34,7 +34,7 @@ def tables(files: Files) -> list[Table]:
 
 
 def _tried(rows: Iterable[Row]) -> dict[tuple[str, str], set[float]]:
-    """Returns the rates that were tried, by method and policy.
+    """Return the rates of the search, by method and policy.
 
     A model of many ranks is searched at one of them: the others have what it chose.
     """
@@ -64,6 +64,6 @@ def _shown(rate: float | None, grid: set[float]) -> str:
 
 
 def _power(rate: float) -> str:
-    """Returns a rate of two digits and a power of ten, such as `3e-4` and `1.6e-2`."""
+    """Format a rate with two digits and a power of ten, such as `3e-4` and `1.6e-2`."""
     digits, power = f"{rate:.1e}".split("e")
     return f"{digits.removesuffix('.0')}e{int(power)}"

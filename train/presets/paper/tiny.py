@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import datasets
 
 ROWS = {"train": 40, "validation": 12, "test": 12}
-"""Of each split, by what its name begins with."""
+"""Rows of each split, by the beginning of its name."""
 
 SIGLIP = siglip.Config(
     hidden_size=24,
@@ -71,7 +71,7 @@ _CLASSES = 3
 
 
 def shrunk(plan: Plan, folder: pathlib.Path) -> Plan:
-    """Returns a plan of few steps, seeds and children, on models and data made here.
+    """Return a plan of few steps, seeds and children, on models and data made here.
 
     Args:
       plan: A preset's.
@@ -98,7 +98,7 @@ def shrunk(plan: Plan, folder: pathlib.Path) -> Plan:
 
 
 def make(folder: pathlib.Path) -> Folders:
-    """Writes the models and the sets of all presets, or finds them there.
+    """Write the models and the sets of all presets, unless they exist.
 
     Args:
       folder: Where to; `weights` and `data` are made in it.
@@ -115,7 +115,7 @@ def make(folder: pathlib.Path) -> Folders:
 
 
 def write_data(folder: pathlib.Path, rows: Mapping[str, int] = ROWS) -> None:
-    """Writes all sets as `DatasetDict.save_to_disk` does.
+    """Write all sets as `DatasetDict.save_to_disk` does.
 
     Args:
       folder: Where each is at its repository's name.
@@ -131,7 +131,7 @@ def write_data(folder: pathlib.Path, rows: Mapping[str, int] = ROWS) -> None:
 
 
 def write_tokenizers(folder: pathlib.Path, gemma_words: int) -> None:
-    """Writes the tokenizers of the language models, of the words in the sets.
+    """Write the tokenizers of the language models, of the words in the sets.
 
     Args:
       folder: Where each model is at its repository's name.
@@ -248,7 +248,7 @@ def _sentences(
 
 
 def _sentence(label: int, generator: np.random.Generator) -> str:
-    """Returns random words, and at a random place among them the one of the class."""
+    """Return random words, with the word of the class at a random place."""
     words = generator.choice(_WORDS[_CLASSES:], size=generator.integers(2, 7))
     words[generator.integers(len(words))] = _WORDS[label]
     return " ".join(words)
