@@ -49,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> None:
     except FloatingPointError as error:
         _stop(error, 1)
     except (OSError, ValueError) as error:
-        # What is wrong is for the user to put right: no traceback needed.
+        # The user can correct these; a traceback would only hide the sentence.
         _stop(error, 2)
     except SystemExit as stop:
         if not isinstance(stop.code, str):

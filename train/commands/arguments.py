@@ -30,8 +30,8 @@ class Words:
     Attributes:
       preset: The preset's name.
       name: The method's name.
-      run: The settings, with those of the method that trains.
-      cut: What is cut from the trained parent, if anything.
+      run: The settings, including the method's.
+      cut: The cut of the trained parent, if there is one.
       out: The run's folder, if not the default.
       folders: Where models and data sets of the hub are: no setting of the run, whose
         backbone has a hash.
@@ -52,7 +52,7 @@ class _Settings:
     """Train adapters on a task.
 
     Attributes:
-      run: What decides the numbers.
+      run: The settings that determine the numbers.
       method: The method that trains; --method NAME picks another.
       out: The run's folder, instead of one in runs/.
       weights: A folder of models, instead of the hub.
@@ -73,7 +73,7 @@ class _CutSettings(_Settings):
     """Train a parent on a task, and cut smaller adapters from it.
 
     Attributes:
-      cut: What to cut from the trained parent.
+      cut: The cut of the trained parent.
     """
 
     cut: Any
@@ -120,7 +120,7 @@ def known(what: str, got: str, names: Iterable[str]) -> str:
     """Return `got` if it is one of `names`.
 
     Raises:
-      ValueError: if it is not; it says what there is, and what may be meant.
+      ValueError: if it is not; the message lists the names, and the likely one.
     """
     names = list(names)
     if got in names:

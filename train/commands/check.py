@@ -2,7 +2,7 @@
 
     python -m train check PRESET [--data DIR] [--weights DIR]
 
-Nothing is downloaded, trained or allocated to find out. Host code.
+Nothing is downloaded, trained or allocated. Runs on the host.
 """
 
 import pathlib
@@ -24,7 +24,7 @@ def command(
     """Return the command `check`.
 
     Args:
-      presets: What presets need, by their names.
+      presets: The needs of presets, by name.
       ready: The presets that download nothing.
     """
 

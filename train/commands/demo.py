@@ -72,7 +72,7 @@ def main(
 
     Args:
       out: Where the adapters and the pictures go; those of an earlier run are replaced.
-      limit: Evaluate on so many sentences, and so many pictures, only. By default on
+      limit: The number of sentences, and of pictures, to evaluate on. By default on
         all 2,170 and all 608.
       folder: The files of all-MiniLM-L6-v2. By default those of the installed package.
     """

@@ -50,7 +50,7 @@ def grid(
       methods: Some of its entries, instead of all; see `train.grid.plan`.
       steps: Of every run.
       rates: The only learning rates to try; 5e-5 is the paper's.
-      devices: Over how many devices a batch is divided.
+      devices: The number of devices to divide a batch over.
       weights: A folder of models, instead of the hub.
       data: A folder of data sets, instead of the hub.
       tiny: Use random tiny models and data, and a few steps, to see that all works.
@@ -107,7 +107,7 @@ def collect(
     """Join the results of `grid` into the files for tables and figures.
 
     Args:
-      source: What `grid` wrote.
+      source: The folder of `grid`.
       out: Where the joined files go; by default `train/results`.
     """
     target = results.FOLDER if out is None else out

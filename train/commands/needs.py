@@ -3,7 +3,7 @@
 Folders of models and data sets are those of `train.models.repository` and of
 `train.data.hub`, and the same environment variables name them.
 
-Nothing is downloaded, trained or allocated to find out. Host code.
+Nothing is downloaded, trained or allocated. Runs on the host.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ class Weights:
 
     Attributes:
       repo: Its repository on the hub, or a folder with its files.
-      files: What has to be there beside the tensors.
+      files: The files needed beside the tensors.
       size: Bytes to download, if they are known.
-      remark: What has to be done before, such as to accept a licence.
+      remark: A step to take before, such as to accept a licence.
     """
 
     repo: str
@@ -65,10 +65,10 @@ class Finding:
       kind: Weights, data, packages or memory.
       name: Which.
       there: Whether it is.
-      note: Where it is, or what is missing.
-      remark: What else there is to know of what is missing: a licence, an oddity.
+      note: Its place, or the missing files.
+      remark: A remark on the missing thing: a licence, an oddity.
       download: Bytes that a run would download; None where it is not known.
-      command: What brings it here, if a command does.
+      command: The command to download it, if there is one.
     """
 
     kind: str

@@ -25,7 +25,7 @@ def shown(console: rich.console.Console, steps: int) -> Iterator[OnSteps]:
 
     Args:
       console: Where to.
-      steps: How many the run has.
+      steps: The number of steps of the run.
     """
     recent: list[Line] = []
     with contextlib.ExitStack() as stack:
@@ -73,7 +73,7 @@ def _plain(console: rich.console.Console, steps: int) -> OnSteps:
     def on_steps(step: int, lines: Sequence[Line]) -> None:
         nonlocal last
         now = time.monotonic()
-        if len(began) < 2:  # The time of the first steps is that of compilation.
+        if len(began) < 2:  # The first steps include compilation.
             began.append((step, now))
         first, start = began[-1]
         if lines and (step == steps or now - last > _PAUSE):

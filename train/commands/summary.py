@@ -14,8 +14,8 @@ class Row:
     Attributes:
       name: Its policy.
       average_rank: Over the modules that the parent adapts.
-      max_rank: What a server has to reserve.
-      parameters: Those of the LoRA factors.
+      max_rank: The rank to reserve in a server.
+      parameters: The number of parameters in the LoRA factors.
       size: The bytes of its file, all that is stored beside the factors included.
       energy: The kept share of the sum of squared singular values, 0 to 1.
       accuracy: 0 to 1.

@@ -1,6 +1,6 @@
 """The commands `python -m train table` and `python -m train figure`.
 
-Of all, what the results do not have the rows of is left out. What cannot be made for
+With `all`, those without rows in the results are left out. What cannot be made for
 another reason says why, and does not keep the rest from being made.
 """
 

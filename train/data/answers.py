@@ -4,7 +4,7 @@ A text gives its answer behind "The answer is:" (MetaMath), behind "####" (GSM8K
 `\boxed{}` (MATH). Numbers are compared exactly. What else mathematics has is compared
 by the library math-verify, through SymPy, in a process that can be stopped: an answer
 like 9^{9^{9^9}} would never come to an end. A text is parsed, and never run as code.
-Host code.
+Runs on the host.
 """
 
 import contextlib

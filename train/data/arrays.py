@@ -38,7 +38,7 @@ class Data(NamedTuple):
 
     Attributes:
       train: For batches of any rows.
-      examples: How many there are.
+      examples: The number of examples.
     """
 
     train: Examples | Stream
@@ -64,7 +64,7 @@ def pack(
       classes: The names of the classes.
 
     Raises:
-      ValueError: if there are none, one is too long, or a label is no class.
+      ValueError: if there are none, one is too long, or a label is not a class.
     """
     if not ids:
         raise ValueError("No sentences to train on: the split is empty.")
@@ -91,7 +91,7 @@ def filled_up(rows: np.ndarray, multiple: int | None = None) -> np.ndarray:
 
     Args:
       rows: Any array.
-      multiple: What the number of rows is to be a multiple of. By default it becomes a
+      multiple: The divisor of the number of rows. By default it becomes a
         power of two, `ROWS` at least.
     """
     size = max(ROWS, 1 << (len(rows) - 1).bit_length())

@@ -15,7 +15,7 @@ class Batch(NamedTuple):
     """Inputs of one shape, and their labels.
 
     Attributes:
-      inputs: What the model takes: arrays with a leading axis `B`.
+      inputs: The inputs of the model: arrays with a leading axis `B`.
       labels: Classes `[B]`, or `[B, T]` for a model that names one at each position.
     """
 
@@ -50,7 +50,7 @@ class Stream(Protocol):
         depends on the seed and on the step alone, so that a run can be resumed.
 
         Args:
-          seed: It decides the order, and what is random in an example.
+          seed: The seed of the order, and of random changes to an example.
           steps: Of the whole run.
           batch: Examples a step.
           start: The first step.

@@ -5,7 +5,7 @@ Large Language Models", EMNLP 2023, wrote the questions of eight sets as instruc
 with "the correct answer is X" to learn: 170,420 from their training parts. The parts
 to test on are put into the same words here. A response is graded by the first of the
 possible answers in it (github.com/AGI-Edgerunners/LLM-Adapters,
-commonsense_evaluate.py). Host code.
+commonsense_evaluate.py). Runs on the host.
 """
 
 import pathlib
@@ -32,11 +32,11 @@ class Task(NamedTuple):
 
     Attributes:
       question: Of a row of the set.
-      opening: What comes before the question.
-      names: What the answers are called; a question may have fewer.
+      opening: The text before the question.
+      names: The names of the answers; a question may have fewer.
       listed: Whether the answers themselves are written down.
-      between: What is put between two answers.
-      after: What is put behind the last one.
+      between: The text between two answers.
+      after: The text after the last one.
     """
 
     question: Callable[[Mapping[str, Any]], Question]
@@ -131,7 +131,7 @@ def training(
 
     Raises:
       OSError: if the set is not there.
-      ValueError: if it is not what it should be.
+      ValueError: if its contents are wrong.
     """
     rows = hub.load(TRAIN, "train", data=data, subset=subset)
     columns = (rows[x][:] for x in ("instruction", "output", "answer"))
@@ -153,7 +153,7 @@ def questions(
 
     Raises:
       OSError: if the set is not there.
-      ValueError: if there is no such set, or it is not what it should be.
+      ValueError: if there is no such set, or its contents are wrong.
     """
     form = _form(task)
     rows = hub.load(task, "test", data=data, subset=subset)

@@ -15,7 +15,7 @@ neither package: there, the environment variable `DIGITS_FOLDER` names it.
 A picture belongs to a part by a hash: of its pixels if it was written by hand, of the
 design of its font if it was drawn, so that no design is in two parts. (Since they are
 few, the designs take their places in the order of their hashes.)
-Axis letters: `N` pictures, `S` pixels. Host code.
+Axis letters: `N` pictures, `S` pixels. Runs on the host.
 """
 
 import argparse

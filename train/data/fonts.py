@@ -5,7 +5,7 @@ The fonts are those that matplotlib ships (DejaVu, STIX) and those under
 licences let anyone use and share them, and each face carries its own.
 
 What reads and draws fonts is imported where it is used: a machine that only trains on
-the pictures need not have it. Host code.
+the pictures need not have it. Runs on the host.
 """
 
 import collections

@@ -3,7 +3,7 @@
 A. Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
 Understanding", ICLR 2019. The labels of its test parts are secret, so "test" is the
 official development part here, as in the paper; MNLI has a second one, "mismatched",
-of other kinds of text. Axis letter: `N` sentences, or pairs of them. Host code.
+of other kinds of text. Axis letter: `N` sentences, or pairs of them. Runs on the host.
 """
 
 import math
@@ -53,7 +53,7 @@ def load(
 
     Raises:
       OSError: if the task is not there.
-      ValueError: if there is no such task or part, or it is not what it should be.
+      ValueError: if there is no such task or part, or its contents are wrong.
     """
     if task not in TASKS:
         raise ValueError(f"Unknown task '{task}', expected {', '.join(TASKS)}.")

@@ -7,7 +7,7 @@ in a circle, a letter of double width.
 
     python -m train.data.glyphs --out out/glyphs.npz
 
-Axis letters: `N` pictures, `S` pixels. Host code.
+Axis letters: `N` pictures, `S` pixels. Runs on the host.
 """
 
 import argparse
@@ -67,7 +67,7 @@ class Glyphs(NamedTuple):
       images: The pictures.
       labels: Which class each shows.
       faces: Which face each was drawn with.
-      classes: The characters of each class: those that look alike are one.
+      classes: The characters of each class; look-alikes share one.
       names: The names of the faces, as in `DejaVu Sans/Bold: its licence`.
     """
 
@@ -146,7 +146,7 @@ def load(path: pathlib.Path) -> Glyphs:
     """Load the glyphs. Inverse: `save`.
 
     Raises:
-      FileNotFoundError: if there is no such file; it says how to make one.
+      FileNotFoundError: if there is no such file; the message says how to make one.
     """
     if not path.is_file():
         raise FileNotFoundError(

@@ -6,7 +6,7 @@ A folder DATA holds each repository under its name on the hub, as
 
 leaves it: parquet or JSON files and, for several configurations, the README that lists
 them. What `DatasetDict.save_to_disk` wrote there is read too; a configuration has a
-folder of its own then. Host code.
+folder of its own then. Runs on the host.
 """
 
 import os

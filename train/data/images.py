@@ -1,6 +1,6 @@
 """Sets of labelled images: CIFAR-10, CIFAR-100, EuroSAT, Flowers, Pets, Cars, Food-101.
 
-Axis letter: `N` images. Host code.
+Axis letter: `N` images. Runs on the host.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ def load(
 
     Raises:
       OSError: if the set is not there.
-      ValueError: if there is no such set or part, or it is not what it should be.
+      ValueError: if there is no such set or part, or its contents are wrong.
     """
     if name not in NAMES:
         raise ValueError(f"Unknown images '{name}', expected {', '.join(NAMES)}.")
@@ -84,6 +84,6 @@ def eurosat_split(
 
 
 def _images(rows: "datasets.Dataset", name: str) -> Images:
-    pictures: Any = rows["image"]  # A column decodes no more than what is taken of it.
+    pictures: Any = rows["image"]  # A column decodes images on access only.
     hint = "Are its labels numbers of classes, from 0?"
     return Images(pictures, *hub.labels(rows, name, hint=hint))

@@ -2,7 +2,8 @@
 
 One template for all, in training and in testing: that of Stanford Alpaca, which
 LLM-Adapters and MetaMath use too. LLM-Adapters' own code indents its lines and ends the
-first in a remark of the linter, in training only; neither is repeated here. Host code.
+first in a remark of the linter, in training only; neither is repeated here. Runs on the
+host.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,7 @@ class Example(NamedTuple):
     Attributes:
       prompt: The instruction in its template.
       response: The rest of the text to learn; empty where only `answer` is known.
-      answer: What a response is graded by.
+      answer: The answer to grade a response by.
     """
 
     prompt: str

@@ -6,7 +6,7 @@ K. Cobbe et al., "Training Verifiers to Solve Math Word Problems", 2021. D. Hend
 al., "Measuring Mathematical Problem Solving With the MATH Dataset", NeurIPS 2021.
 
 The prompt is the one that MetaMath publishes for its models, in training as well.
-Decoding is greedy, with at most `MAX_TOKENS` new tokens. Host code.
+Decoding is greedy, with at most `MAX_TOKENS` new tokens. Runs on the host.
 """
 
 import pathlib
@@ -41,7 +41,7 @@ def training(
 
     Raises:
       OSError: if the set is not there.
-      ValueError: if it is not what it should be.
+      ValueError: if its contents are wrong.
     """
     return _examples(TRAIN, "train", data, subset=subset)
 
@@ -63,7 +63,7 @@ def problems(
 
     Raises:
       OSError: if the set is not there.
-      ValueError: if there is no such set or part, or it is not what it should be.
+      ValueError: if there is no such set or part, or its contents are wrong.
     """
     _known(task)
     found = _examples(task, part, data, subset=subset)
@@ -85,9 +85,9 @@ def correct(
 
     Args:
       task: One of `TASKS`.
-      responses: What a model wrote.
+      responses: The generated responses.
       wanted: The right answers, as in `Example.answer`.
-      seconds: How long one comparison may take.
+      seconds: The time limit of one comparison.
     """
     _known(task)
     pairs = [

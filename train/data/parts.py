@@ -2,7 +2,7 @@
 
 The paper's sets have a part to train on and one to test on, and GLUE's development
 parts are tested on, as in the paper. So what chooses is cut from the training part.
-Axis letter: `N` examples. Host code.
+Axis letter: `N` examples. Runs on the host.
 """
 
 import hashlib

@@ -93,11 +93,11 @@ def training_batches(
     """Return the batches of the steps from `start` to `steps`.
 
     Args:
-      images: What to learn from.
-      seed: It decides the order of the images and what is random in each.
+      images: The training images.
+      seed: The seed of the order of the images and of their random changes.
       steps: Of the whole run.
       batch: Images a step.
-      start: The first step whose batch is wanted.
+      start: The first step to yield a batch for.
       size: Of the images.
       threads: That make them; as many as there are cores by default.
     """
@@ -120,7 +120,7 @@ def evaluation_batches(
     """Return all images in order; the last batch is padded with zeros.
 
     Args:
-      images: What to evaluate on.
+      images: The images to evaluate on.
       batch: Images in each.
       size: Of the images.
       threads: That make them; as many as there are cores by default.
@@ -155,7 +155,7 @@ def prefetched(
       make: Called in a thread, several at a time.
       items: Taken as results are asked for.
       threads: As many as there are cores by default.
-      ahead: How many results may be under way; two a thread by default.
+      ahead: The number of results in progress; two a thread by default.
     """
     threads = threads or os.cpu_count() or 1
     ahead = ahead or 2 * threads
@@ -185,7 +185,7 @@ def _resized(picture: "Image", box: tuple[int, int, int, int], size: int) -> "Im
     """Resize a picture's `box`, in colours, by SigLIP2's interpolation."""
     from PIL.Image import Resampling
 
-    # The crop first: what is outside of it is neither converted nor interpolated with.
+    # Crop first: pixels outside are then neither converted nor interpolated with.
     return picture.crop(box).convert("RGB").resize((size, size), Resampling.BILINEAR)
 
 

@@ -9,7 +9,7 @@ Problems", 2021), for a model small enough to train here:
 
 The sentences of a part are in no other part (`train.data.wordings`), so a model that
 learned sentences by heart fails in the test. An answer is right if it is the number.
-The same seed gives the same problems. Host code.
+The same seed gives the same problems. Runs on the host.
 """
 
 import random
@@ -110,8 +110,8 @@ def _amounts(
 
     Args:
       kind: One of the sentences of `train.data.wordings`.
-      generator: What to draw from.
-      count: How many things there are before.
+      generator: The source of randomness.
+      count: The number of things before.
     """
     few, some, many = (generator.randint(*x) for x in ((2, 9), (2, 12), (3, 50)))
     match kind:

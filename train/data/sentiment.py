@@ -3,7 +3,7 @@
 C.J. Hutto and E. Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment
 Analysis of Social Media Text", ICWSM 2014, give each sentence the mean of about 20
 ratings in [-4, 4]. A sentence belongs to a part by the hash of its text, so that the
-split depends on no order and no seed. Host code.
+split depends on no order and no seed. Runs on the host.
 """
 
 import gzip
@@ -39,7 +39,7 @@ def label(rating: float) -> int:
     """Return the class of a mean rating: neutral from -0.5 to 0.5, both included.
 
     Raises:
-      ValueError: if it is no rating.
+      ValueError: if it is not a rating.
     """
     if not -4 <= rating <= 4:  # Nor is NaN.
         raise ValueError(f"A mean rating is {rating:g}, expected -4 to 4.")

@@ -31,7 +31,7 @@ class Sequences(NamedTuple):
     Attributes:
       ids: Prompt, response, and zeros behind them.
       lengths: The tokens of both together.
-      prompts: Those of the prompts alone.
+      prompts: The lengths of the prompts alone.
     """
 
     ids: Int[jax.Array | np.ndarray, "N T"]
@@ -56,9 +56,9 @@ def encode(
     text, and ends with the token `end`.
 
     Args:
-      tokenizer: That of the model.
+      tokenizer: The model's tokenizer.
       texts: Each prompt with its response.
-      end: What the model is to write after a response.
+      end: The token for the model to write after a response.
     """
     prompts, responses = zip(*texts, strict=True)
     begun = tokenizer.encode_batch(list(prompts))

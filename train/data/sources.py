@@ -1,7 +1,7 @@
 """Addresses of the paper's data sets, and their expected contents.
 
 The names are those of repositories on the Hugging Face hub. A size is what a first
-load downloads, rounded, where it is known. Host code.
+load downloads, rounded, where it is known. Runs on the host.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ class Source:
     """One data set.
 
     Attributes:
-      name: What the readers call it.
+      name: The name in this package.
       hub: Its repository.
       configs: The repository's configurations that belong to it, joined in this order;
         none where there is only one.
       revision: The branch or commit, if not the newest.
       parts: By our names: "train", "test", ...
       columns: The names of the columns that are read, by ours.
-      classes: How many there are; none for tasks of free text.
-      metrics: What is reported, the paper's first.
+      classes: The number of classes; None for tasks of free text.
+      metrics: The reported metrics, the paper's first.
       remark: Licence and oddities.
       size: Bytes to download; None where it is not known.
     """

@@ -2,7 +2,7 @@
 
 It reads pairs [wanted, got] from its input, each a line of JSON, and writes a line of
 JSON for each. Nothing of this package is imported, so that it starts in half a second.
-Host code.
+Runs on the host.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ def equal(want: str, got: str) -> bool:
     bases = [_IN_BASE.fullmatch(x) for x in (want, got)]
     if all(bases):  # The library reads the digits alone.
         return len({x.groups() for x in bases if x}) == 1
-    # No time limit of its own: a signal does not end what runs inside of C, and the
+    # No time limit here: a signal does not interrupt code inside of C, and the
     # caller ends this process.
     first, second = (
         math_verify.parse(f"${x}$", _CONFIG, parsing_timeout=0) for x in (want, got)
@@ -45,7 +45,7 @@ def main() -> None:
     with contextlib.suppress(OSError, ValueError):  # Not on every system.
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     logging.disable(logging.CRITICAL)
-    # What libraries print must not get among the replies.
+    # Output of the libraries must not mix with the replies.
     with os.fdopen(os.dup(1), "w", buffering=1) as replies:
         os.dup2(2, 1)
         replies.write('"ready"\n')

@@ -2,7 +2,7 @@
 
 jit compiles one program a shape, and padding costs as much as text. So sentences are
 sorted by length into widths, and every batch of a width holds about the same number
-of tokens. Axis letters: `B` sentences, `T` tokens. Host code.
+of tokens. Axis letters: `B` sentences, `T` tokens. Runs on the host.
 """
 
 import pathlib
@@ -55,7 +55,7 @@ def batches(
     Args:
       ids: The token ids of each sentence.
       labels: The class of each sentence.
-      widths: What sentences are filled up to, rising.
+      widths: The widths to pad sentences to, rising.
 
     Raises:
       ValueError: if a sentence is too long, or the arguments differ in length.

@@ -73,7 +73,7 @@ def has(rows: Iterable[Row], method: str, policy: str) -> bool:
 def partial(rows: Iterable[Row], method: str, policy: str) -> dict[str, float]:
     """Return the mean accuracies by task, if the method lacks a task of the rows.
 
-    Empty if it is, or if there are no rows of it.
+    Empty if it has all tasks, or no rows.
     """
     rows = list(rows)
     mine = [x for x in rows if x.method == method and x.policy == policy]

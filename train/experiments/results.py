@@ -41,7 +41,7 @@ class Files:
         """Return all rows of a file: every learning rate in the search.
 
         Raises:
-          Missing: if it is not there; the message names what makes it.
+          Missing: if it is not there; the message names the command to make it.
           ValueError: if it is corrupt, or not of this form.
         """
         if name not in self._files:
@@ -91,7 +91,7 @@ class Files:
     def remedy(self, name: str) -> str:
         """Return the remedy for a missing file or row, as the end of a sentence.
 
-        It is what made the file, or others of its folder.
+        The remedy is the command for the file, or for others of its folder.
         """
         there = [x for x in (name, *MADE_BY) if self._path(x).is_file()]
         if not there:

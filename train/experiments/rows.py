@@ -38,13 +38,13 @@ class Row:
     Attributes:
       task: One of `TASKS`. Of those in `SETS` it is the set that it was evaluated on;
         a model that lost the search for the learning rate was evaluated on none.
-      method: What trained it; or what cut it out of its parent.
+      method: The training method, or the method of cutting the parent.
       policy: What it was to cost, such as `rank 4` (on average), `params 0.25` (of its
         parent's), `epsilon 0.99`, `drop 8`; empty if it was not told.
       seed: Of the training, or of the parent's.
       rank_total: Over all modules.
-      modules: How many kernels have an adapter in the parent.
-      params: Those of the LoRA factors alone.
+      modules: The number of kernels with an adapter in the parent.
+      params: The number of parameters in the LoRA factors alone.
       accuracy: On the test part, 0 to 1; None if it was not looked at.
       validation: The accuracy on the validation part.
       learning_rate: Of the training, or of the parent's.
@@ -134,7 +134,7 @@ class Cost:
 
     Attributes:
       method: Its name.
-      policy: What the result costs, such as `rank 16`.
+      policy: The budget of the result, such as `rank 16`.
       step_seconds: The time of one step.
       peak_bytes: What the compiled program of a step holds at once, by XLA's account;
         None if it does not say.

@@ -21,7 +21,7 @@ class Interval(NamedTuple):
     Attributes:
       mean: The middle.
       half: Half its width; infinite if there is one seed only.
-      seeds: How many there are.
+      seeds: The number of seeds.
     """
 
     mean: float
@@ -63,7 +63,7 @@ def paired(left: Sample, right: Sample, *, confidence: float = 0.95) -> Interval
 
     Args:
       left: One number a seed.
-      right: The same for what it is compared with. Only seeds in both count.
+      right: The numbers to compare with. Only seeds in both count.
       confidence: Of the two-sided interval.
 
     Raises:

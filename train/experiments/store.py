@@ -1,6 +1,7 @@
 """Files of rows: JSON with one row a line, and their circumstances at the head.
 
-Reading says which file, row and field is wrong. Floats have six digits. Host code.
+Reading says which file, row and field is wrong. Floats have six digits. Runs on the
+host.
 """
 
 import dataclasses
@@ -21,10 +22,10 @@ class Results(Generic[R]):
     """The contents of one file.
 
     Attributes:
-      command: What made it.
+      command: The command behind the rows.
       commit: Of the code that did.
       versions: Of the libraries, by name.
-      device: What it ran on.
+      device: The device of the runs.
       configs: The settings of each run, by the name that rows have for them.
       rows: The results.
     """
@@ -45,7 +46,7 @@ def write(path: pathlib.Path, results: Results[R]) -> None:
     """Write the file atomically.
 
     Raises:
-      ValueError: as `read` would, of what it is about to write.
+      ValueError: as `read` would, of the written file.
     """
     raw = {name: getattr(results, name) for name in _HEAD}
     raw["rows"] = [_record(row) for row in results.rows]
@@ -65,8 +66,8 @@ def read(path: pathlib.Path, kind: type[R]) -> Results[R]:
     """Read a file of results.
 
     Args:
-      path: What `write` wrote.
-      kind: What its rows are.
+      path: A file by `write`.
+      kind: The type of its rows.
 
     Raises:
       FileNotFoundError: if there is no file.

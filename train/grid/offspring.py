@@ -64,7 +64,7 @@ def rows(
       place: Where the parent was trained.
       rate: The learning rate that it was trained with.
       parent: It.
-      base: What `posthoc.statistics` says of the base.
+      base: The statistics of the base, from `posthoc.statistics`.
     """
     family = list(children(place, parent, base))
     lora = posthoc.stack([x.adapters for x in family], like=parent.adapters)

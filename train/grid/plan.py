@@ -87,21 +87,21 @@ class Plan:
     """One comparison.
 
     Attributes:
-      tasks: What is trained on.
+      tasks: The training tasks.
       settings: The rest of every run.
       entries: The methods.
       steps: Of tasks that take other numbers of steps than `settings`.
       rates: The learning rates that each method tries.
       outer: Those that it tries besides, where the best of `rates` is the first or the
         last. As many: one compiled program for both.
-      search_seeds: Those that choose the rate.
+      search_seeds: The seeds of the search for the rate.
       other_seeds: As many members as in the search: one compiled program for both.
       cuts: Average ranks of children.
       shares: Parameters of children, as shares of the parent's: those of `cuts` on
         average.
-      pruners: What makes these children, of `train.posthoc`.
+      pruners: The pruners of these children, from `train.posthoc`.
       energies: Kept shares of the energy.
-      dropped: How many of the strongest components are dropped.
+      dropped: Numbers of strongest components to drop.
       retuned: Average ranks of the children that are trained on.
       more: For how long, as shares of the parent's steps.
       folders: Where models and data of the hub are.

@@ -44,7 +44,7 @@ def _start(
 ) -> tuple[Any, Mapping[str, np.ndarray]]:
     """Return LoRA's starting factors in the parent's shapes, and the head.
 
-    What was cut is zero in both factors, and stays it.
+    Dropped components are zero in both factors, and stay zero.
     """
     parts = posthoc.decompose(parent.adapters)
     masks = posthoc.choose(parts, {p: x.s for p, x in parts.items()}, para.Rank(rank))

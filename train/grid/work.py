@@ -2,7 +2,7 @@
 
 An entry of the plan is locked by the process that trains it, on all tasks, so that its
 program is compiled once. Each result is a file of its own; what is there is not made
-again. The lock ends with its process, however that ends. Host code.
+again. The lock ends with its process, however that ends. Runs on the host.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Folder:
 
     Attributes:
       path: The folder.
-      command: What makes them.
+      command: The command that makes them.
       commit: Of the code.
       plan: Which runs.
       say: Called with a line on each result.
@@ -211,7 +211,7 @@ def _make(folder: Folder, place: training.Place, entry: plans.Entry) -> None:
     if _is_made(folder, place.task, entry):
         _check(files[0], place.settings, entry)
         return
-    for file in files:  # What belongs together comes from one training.
+    for file in files:  # These belong together only if from one training.
         file.unlink(missing_ok=True)
     start = time.monotonic()
     trained = training.train(place, entry.config)

@@ -59,8 +59,8 @@ class AdaLora:
       t_final: Steps at the end through which the ranks stay as they are.
       delta_t: Steps between two maskings. All three are fitted to the run.
       orth_weight: The weight of the penalty that keeps `a` and `b` orthonormal.
-      beta1: How much of the importance a step keeps.
-      beta2: How much of the uncertainty a step keeps.
+      beta1: The decay of the smoothed importance, a step.
+      beta2: The decay of the smoothed uncertainty, a step.
     """
 
     rank: int = 16
@@ -150,7 +150,7 @@ def budget(
       steps: Of the whole run.
       periods: `t_init`, `t_final`, `delta_t`.
       start: The number of all triplets.
-      end: How many are to remain.
+      end: The number of triplets to keep.
     """
     last = steps - periods.t_final
     if t <= periods.t_init:

@@ -38,7 +38,7 @@ class Memory(NamedTuple):
     Attributes:
       score: The smoothed scores `[r]` by path.
       keep: Booleans `[r]` by path: the components that the last pruning left.
-      steps: How many steps were taken.
+      steps: The number of steps taken.
     """
 
     score: dict[str, jax.Array]
@@ -60,7 +60,7 @@ class Dora:
       delta_t: Steps between two prunings. All three are fitted to the run.
       eta: The weight of the penalty on the variance of `a` and `b`. By the paper's
         formula, which divides by half as much, it would be half of this.
-      beta: How much of its score a component keeps in a step.
+      beta: The decay of the smoothed score, a step.
     """
 
     rank: int = 16
@@ -142,13 +142,14 @@ def pruned(t: int, steps: int, periods: Schedule, remove: int) -> int:
 
     A pruning comes every `delta_t` steps from `t_init` on, and at the end of the
     window, `t_final` steps before that of the run. The count is
-    `remove * (share of the window)^3`, cut to an integer, but at least 1. Host code.
+    `remove * (share of the window)^3`, cut to an integer, but at least 1. Runs on the
+    host.
 
     Args:
       t: The step, from 1.
       steps: Of the whole run.
       periods: `t_init`, `t_final`, `delta_t`.
-      remove: How many components are to go by the end of the window.
+      remove: The number of components to remove by the end of the window.
     """
     now, window = t - periods.t_init, steps - periods.t_final - periods.t_init
     due = now % periods.delta_t == 0 or now == window

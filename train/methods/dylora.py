@@ -70,7 +70,7 @@ class Dylora:
 
         Args:
           state: Of a run of any length.
-          rank: From 1 to the highest. What lies beyond it is zero.
+          rank: From 1 to the highest. Components beyond it are zero.
         """
         keep = jnp.arange(self.rank) < rank
         scale = jnp.where(keep, self.alpha / rank, 0)

@@ -41,7 +41,7 @@ class Gora:
       most: The highest; no more than the kernel's smaller side.
       alpha: The scale is `alpha / sqrt(rank)` of each module.
       gamma: The norm of the first update, in gradients.
-      gradient_batches: How many batches the gradients are averaged over.
+      gradient_batches: The number of batches to average the gradients over.
       size: What a rank of a kernel `[m, n]` costs: `m + n`, as released, or its
         square root.
       rounding: `official` rounds a module's share to an integer and the rank down;
@@ -145,7 +145,7 @@ def descent(
       a: First factors `[m, r]`, all of one `r`. They may have columns of zeros, and
         then `b` has such rows.
       gradients: `[m, n]`.
-      gamma: The norm of the update over that of the gradient.
+      gamma: The norm of the update over the norm of the gradient.
       alpha: The scale's numerator.
     """
     inverses = _inverses(jnp.stack([linalg.matmul(x.mT, x) for x in a.values()]))

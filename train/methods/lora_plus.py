@@ -21,7 +21,7 @@ class LoraPlus:
     Attributes:
       rank: Of every module.
       scale: `alpha / rank`.
-      ratio: The learning rate of `b` is that of `a` times this.
+      ratio: The learning rate of `b` over the learning rate of `a`.
     """
 
     rank: int = 4

@@ -66,7 +66,7 @@ class Matryoshka:
 
         Args:
           state: Of a run of any length.
-          rank: From 1 to the highest. What lies beyond it is zero.
+          rank: From 1 to the highest. Components beyond it are zero.
         """
         return _adapters(State(state.params, self._cut(rank)))
 

@@ -81,13 +81,13 @@ class Method:
       adapters: `state -> adapters`: what the model sees, everything folded in. After
         the last step they are the update that `finish` exports.
       finish: `state -> adapters` without what the method took out: ragged, NumPy
-        arrays. A module that keeps nothing is absent. Host code.
+        arrays. A module that keeps nothing is absent. Runs on the host.
       penalty: `state -> scalar`, added to the loss.
       optimizer: Makes the optimizer of `state.params`.
       after_step: `(before, after, grads, step) -> state`: the states around one update,
         the gradients of `params` that it took (clipped, the penalty's included), and
         its number, from 0.
-      gradient_batches: How many batches of gradients `init` asks for.
+      gradient_batches: The number of batches of gradients for `init`.
       note: What to tell of the settings, such as a schedule that was shrunk to fit the
         run; mostly nothing.
     """

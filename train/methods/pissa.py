@@ -52,7 +52,7 @@ def of_components(part: slice, rank: int, scale: float) -> Method:
 
     Args:
       part: Which components, of the kernels' singular values in descending order.
-      rank: How many these are.
+      rank: The number of components.
       scale: `alpha / rank`.
 
     Raises:

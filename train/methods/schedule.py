@@ -2,7 +2,8 @@
 
 Components go between step `t_init` and `t_final` steps before the end, about every
 `delta_t` steps. The published settings are made for long runs; a run that is too short
-for them gets periods in the same proportion, and `Schedule.note` says so. Host code.
+for them gets periods in the same proportion, and `Schedule.note` says so. Runs on the
+host.
 """
 
 from typing import NamedTuple
@@ -14,10 +15,10 @@ class Schedule(NamedTuple):
     """The periods of one run.
 
     Attributes:
-      t_init: How many steps come before the first component goes.
-      t_final: How many steps come after the last has gone.
+      t_init: The number of steps before the first component goes.
+      t_final: The number of steps after the last has gone.
       delta_t: The steps between two prunings.
-      note: What was changed to fit the run, in a sentence; empty if nothing was.
+      note: The change made to fit the run, in a sentence; empty if there is none.
     """
 
     t_init: int

@@ -128,7 +128,7 @@ class Sora:
         return method.kept(self._adapters(state), keep)
 
     def _penalty(self, state: State) -> ScalarLike:
-        if self.variant == "paper":  # The proximal step stands for it.
+        if self.variant == "paper":  # The proximal step takes its place.
             return 0.0
         gates = jnp.concatenate(list(state.params.e.values()))
         return self.sparse_lambda * jnp.mean(jnp.abs(gates))

@@ -3,7 +3,7 @@
 What AdaLoRA, SoRA and DoRA train. `e` is AdaLoRA's Lambda, SoRA's gate `g`, DoRA's `c`.
 Where it is 0, its column of `a` and its row of `b` have no effect.
 
-Axis letters: `m` inputs, `n` outputs, `r` rank. Traced.
+Axis letters: `m` inputs, `n` outputs, `r` rank. Traceable under `jit`.
 """
 
 from collections.abc import Callable, Mapping

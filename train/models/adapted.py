@@ -5,7 +5,7 @@ for it: `encoder/layers/3/mlp/fc1`. A model may hold the kernels of all its bloc
 one array `[L, m, n]`, at `encoder/layers/mlp/fc1`; it is then given its adapters in the
 same form where they have one rank, which compiles the blocks once.
 
-Axis letters: `L` blocks, `m` inputs, `n` outputs, `r` rank. Traced.
+Axis letters: `L` blocks, `m` inputs, `n` outputs, `r` rank. Traceable under `jit`.
 """
 
 import dataclasses

@@ -4,7 +4,7 @@ The key at index `s` is that of position `s`: sequences begin at index 0, and wh
 pads them comes after their end, where no query of theirs looks.
 
 Axis letters: `L` layers, `B` sequences, `T` queries, `S` keys, `h` heads, `g` heads of
-keys and values, each for `h / g` queries, `e` their width. Traced.
+keys and values, each for `h / g` queries, `e` their width. Traceable under `jit`.
 """
 
 from typing import Literal, NamedTuple
@@ -55,10 +55,10 @@ def visible(
     """Return the mask of visible keys of each query.
 
     Args:
-      positions: Those of the queries.
+      positions: The positions of the queries.
       keys: The number of keys `S`.
       sliding: Whether to look at no more than the last keys.
-      window: How many these are, that of the query itself among them.
+      window: The number of visible keys, including the query's own.
     """
     back = positions[:, :, None] - jnp.arange(keys)[None, None, :]
     return (back >= 0) & (~sliding | (back < window))
@@ -80,7 +80,7 @@ def masked(
       k: The keys.
       v: The values.
       mask: From `visible`.
-      scale: That of the products.
+      scale: The scale of the products.
       softcap: If given, what the scaled products `x` are bound by: `c tanh(x / c)`.
     """
     if softcap is None:

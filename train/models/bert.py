@@ -8,7 +8,7 @@ J. Devlin, M.-W. Chang, K. Lee, K. Toutanova, "BERT: Pre-training of Deep Bidire
 Transformers for Language Understanding", NAACL 2019.
 
 Axis letters: `B` sentences, `T` tokens, `d` model width, `h`
-heads, `e` their width, `c` classes. Traced.
+heads, `e` their width, `c` classes. Traceable under `jit`.
 """
 
 import dataclasses

@@ -4,7 +4,8 @@ That of `torch.nn.functional.interpolate` with `align_corners=False`, by which v
 models of transformers resize what they learned of positions. `jax.image.resize` has
 another kernel: its parameter is -1/2 where PyTorch's is -3/4.
 
-R. Keys, "Cubic Convolution Interpolation for Digital Image Processing", 1981. Traced.
+R. Keys, "Cubic Convolution Interpolation for Digital Image Processing", 1981. Traceable
+under `jit`.
 """
 
 import jax

@@ -2,7 +2,7 @@
 
 The files are safetensors: one `model.safetensors`, or shards that
 `model.safetensors.index.json` lists. A model says what it wants of them by `Leaf`, and
-every tensor on either side must find its counterpart. Host code.
+every tensor on either side must find its counterpart. Runs on the host.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Leaf:
       names: The tensors. Several are stacked on a leading layer axis in this order. One
         tensor may be in several leaves, each with its part of it.
       shape: The array's shape, with that axis.
-      convert: What makes a slice of the array out of one tensor, such as `transposed`.
+      convert: Makes a slice of the array out of one tensor, such as `transposed`.
       stacked: Whether there is a layer axis, which may be of size 1.
     """
 
@@ -75,8 +75,8 @@ def load(
 
     Args:
       folder: The folder with the files of the model.
-      leaves: What the params consist of, by slash-joined path.
-      dtype: The dtype of all params. By default that of the tensors.
+      leaves: The tensors of the params, by slash-joined path.
+      dtype: The dtype of all params. By default the tensors' own.
       ignored: Patterns, as in `text_model.*`, of tensors that are not wanted.
       bases: What may stand before all names of `leaves`: a model is saved alone, or as
         the part `vision_model.` of another. The first that a tensor has is taken.
@@ -198,7 +198,7 @@ def _check(
 
 def _misfit(leaf: Leaf, shape: tuple[int, ...]) -> str:
     """Describe a converted tensor of a wrong shape; empty if it is right."""
-    # One number seen as a whole tensor: conversions are tried on what takes no memory.
+    # One number, broadcast to a whole tensor: trying a conversion takes no memory.
     tensor = np.broadcast_to(np.zeros((), np.float32), shape)
     try:
         got = leaf.convert(tensor).shape

@@ -17,7 +17,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: if there is none.
-      ValueError: if it is no JSON object.
+      ValueError: if it is not a JSON object.
     """
     if not (folder / FILE).is_file():
         raise FileNotFoundError(
@@ -38,7 +38,7 @@ def build(
 
     Args:
       kind: The dataclass. A field that `values` lacks has its default there.
-      values: Values by name; others than those of the fields are passed over.
+      values: Values by name; names other than the fields are ignored.
       folder: Where they were read, for the errors.
       form: What is written here of the architecture: values, where given, are these.
 

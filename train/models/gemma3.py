@@ -7,7 +7,7 @@ at `model/layers/3/self_attn/q_proj` (see `train.models.layers`).
 Gemma Team, "Gemma 3 Technical Report", 2025.
 
 Axis letters: `L` layers, `B` sequences, `T` tokens, `d` model width, `h` heads, `g`
-heads of keys and values, `e` their width, `V` vocabulary. Traced.
+heads of keys and values, `e` their width, `V` vocabulary. Traceable under `jit`.
 """
 
 import functools
@@ -84,7 +84,7 @@ class Layer(nn.Module):
 
     Attributes:
       config: The model's shape.
-      dtype: That of activations, and of weights as they are used.
+      dtype: The dtype of activations, and of weights in products.
       implementation: Attention's, of whole sequences.
     """
 
@@ -180,7 +180,7 @@ class Decoder(Layer):
     """The embeddings, the layers and the last norm.
 
     Attributes:
-      remat: What a backward pass recomputes, see `layers.Layers`.
+      remat: The values to recompute in a backward pass, see `layers.Layers`.
     """
 
     remat: layers.Remat = "none"
@@ -218,7 +218,7 @@ class Gemma3(nn.Module):
         softmax and logits are computed in float32.
       implementation: Attention's: `cudnn` for training on an Nvidia GPU in 16 bits.
         With a cache, and where products are capped, it is always `xla`.
-      remat: What a backward pass recomputes, see `layers.Layers`.
+      remat: The values to recompute in a backward pass, see `layers.Layers`.
     """
 
     config: Config
@@ -256,7 +256,7 @@ class Gemma3(nn.Module):
         Args:
           ids: Tokens.
           positions: Theirs in the sequences, with a cache; else 0, 1, 2, ...
-          cache: What came before, from `empty_cache` at first.
+          cache: The keys and values so far, from `empty_cache` at first.
         """
         if positions is None:
             positions = jnp.arange(ids.shape[1])[None]
@@ -274,7 +274,7 @@ class Gemma3(nn.Module):
         """Return the score of labels `[B, T]`, the next tokens; few logits at a time.
 
         Args:
-          variables: What the model is applied with.
+          variables: The variables for `apply`.
           batch: Tokens and labels.
         """
         return loss.causal_score(self, variables, batch)

@@ -33,13 +33,13 @@ class Config:
       num_attention_heads: The heads `h` of queries.
       num_key_value_heads: The heads `g` of keys and values.
       head_dim: Their width `e`.
-      sliding_window: How many positions a sliding layer sees, the own one among them.
+      sliding_window: The number of positions a sliding layer sees, including its own.
       global_layers: The numbers of the layers that see all positions.
       rope_theta: The base of the rotations in global layers.
-      rope_factor: What global layers divide positions by.
+      rope_factor: The divisor of positions in global layers.
       rope_local_base_freq: The base of the rotations in sliding layers.
       query_pre_attn_scalar: Attention's products are divided by its square root.
-      rms_norm_eps: What norms add to a mean square.
+      rms_norm_eps: The term added to a mean square in norms.
       attn_logit_softcapping: The bound of attention's products, or None.
       final_logit_softcapping: The bound of the logits, or None.
     """

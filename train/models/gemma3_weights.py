@@ -59,11 +59,11 @@ def load(
     Args:
       folder: The folder with model.safetensors, or its shards.
       config: The shape of the model, as from `read_config`.
-      dtype: That of the params; by default that of the files.
+      dtype: The dtype of the params; by default the files' own.
 
     Raises:
       FileNotFoundError: if there are no weights.
-      ValueError: if the tensors are not those of the model; it lists all.
+      ValueError: if the tensors do not match the model; the message lists all.
     """
     return checkpoint.load(
         folder,

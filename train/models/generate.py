@@ -3,7 +3,8 @@
 The model is `gemma3.Gemma3`, or one with its `hidden`, `logits` and `empty_cache`.
 Every shape of prompts, and of adapters, is compiled once.
 
-Axis letters: `B` prompts, `T` their tokens, `N` new tokens. Traced but for `padded`.
+Axis letters: `B` prompts, `T` their tokens, `N` new tokens. Traceable under `jit`,
+except for `padded`.
 """
 
 import functools
@@ -51,7 +52,7 @@ def padded(prompts: Sequence[Sequence[int]], *, multiple_of: int = 1) -> Prompts
 
     Args:
       prompts: The tokens of each; at least one.
-      multiple_of: What to round the longest length up to, for fewer compilations.
+      multiple_of: The multiple to round the longest length up to: fewer compilations.
 
     Raises:
       ValueError: if a prompt is empty.
@@ -80,14 +81,14 @@ def greedy(
 ) -> Generated:
     """Generate by taking the most likely next token, again and again.
 
-    It ends when every sequence has come to a stop token.
+    Generation ends when every sequence has reached a stop token.
 
     Args:
       model: The model.
       variables: Its params and, in the collection `lora`, any adapters.
       prompts: From `padded`.
       tokens: The greatest number of new tokens, `N`.
-      stop: The tokens that end a sequence. They are part of what is returned.
+      stop: The tokens that end a sequence. They are included in the result.
     """
     ids, lengths = map(jnp.asarray, prompts)
     ends = jnp.array(stop, ids.dtype)

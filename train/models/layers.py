@@ -8,7 +8,8 @@ blocks are run, on the same params:
 - under the layer's number, `layers/3/mlp/up/a: [m, r]`, as PEFT names them: each layer
   has its own rank, or no adapter, and the blocks are compiled one by one.
 
-`stacked` and `unstacked` go from one to the other. Traced but for these and `check`.
+`stacked` and `unstacked` go from one to the other. Traceable under `jit`, except for
+these and `check`.
 """
 
 import re
@@ -57,10 +58,10 @@ class Layers(nn.Module):
         """Return the output of the last block.
 
         Args:
-          x: What the first block takes: any tree of arrays.
+          x: The input of the first block: any tree of arrays.
           scanned: Constants of the layers, any tree of `[L, ...]`, or None. A block
             gets the slices of its layer.
-          *shared: What all blocks get.
+          *shared: The further arguments of all blocks.
 
         Raises:
           ValueError: if some adapters are stacked and others under a layer's number,
@@ -145,7 +146,7 @@ def stacked(
     padded with zeros to the largest rank; a layer without an adapter has zeros alone.
 
     Args:
-      adapters: By path. Those that are stacked already, or of no layer, stay.
+      adapters: By path. Stacked ones, and those outside of the layers, stay.
       count: The number of layers `L`.
       path: Where the layers are.
 

@@ -5,7 +5,7 @@ float32, and their gradients as much again. Here they exist for some tokens at a
 the gradient is computed with the loss, so that nothing is computed twice.
 
 Axis letters: `B` sequences, `T` tokens, `n` tokens of all sequences, `d` model width,
-`V` vocabulary. Traced.
+`V` vocabulary. Traceable under `jit`.
 """
 
 import functools
@@ -60,7 +60,7 @@ def causal_score(
         `gemma3.Gemma3`.
       variables: Its params and, in the collection `lora`, any adapters.
       batch: Tokens `[B, T]`, and after each of them the next one, as far as it counts.
-      chunk: The number of tokens whose logits exist at a time.
+      chunk: The number of tokens with logits in memory at a time.
     """
     state: Any = model.apply(variables, batch.inputs, method="hidden")
     x = state.x.reshape(-1, state.x.shape[-1])
@@ -87,7 +87,7 @@ def causal_loss(
     Args:
       model: As for `causal_score`.
       variables: Likewise.
-      ids: Sequences from their beginning. What pads them comes after their end.
+      ids: Sequences from their beginning, padded after their end.
       mask: True for the tokens to learn: neither prompts nor padding. A first token is
         never learned, since nothing precedes it.
       chunk: As for `causal_score`.
@@ -111,11 +111,11 @@ def cross_entropy(
     In float32; products of bfloat16 are summed in float32.
 
     Args:
-      x: What the logits are made of.
+      x: The hidden states behind the logits.
       table: The head.
       targets: `[n]`.
-      softcap: If given, what logits are bound by: `c tanh(x / c)`.
-      chunk: The number of tokens whose logits exist at a time.
+      softcap: If given, the bound of logits: `c tanh(x / c)`.
+      chunk: The number of tokens with logits in memory at a time.
     """
 
     def add(total: Sums, part: Any) -> tuple[Sums, None]:

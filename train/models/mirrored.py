@@ -14,7 +14,7 @@ from para_jax import unnest
 from train.models import checkpoint
 from train.models.checkpoint import Leaf
 
-# What PyTorch calls the params of Flax's layers.
+# PyTorch's names of the params of Flax's layers.
 _NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
 
 

@@ -2,7 +2,7 @@
 
 BERT with 6 layers of width 384, by sentence-transformers, Apache-2.0. Its checkpoint
 is read from safetensors into the Linen parameters of `train.models.bert`, and every
-tensor on either side must find its counterpart. Host code.
+tensor on either side must find its counterpart. Runs on the host.
 """
 
 import importlib.util

@@ -6,7 +6,8 @@ each layer's number as in PEFT: see `train.models.layers`.
 
 Y. Liu et al., "RoBERTa: A Robustly Optimized BERT Pretraining Approach", 2019.
 
-Axis letters: `B` sentences, `T` tokens, `d` model width, `c` classes. Traced but for
+Axis letters: `B` sentences, `T` tokens, `d` model width, `c` classes. Traceable under
+`jit`, except for
 what reads files.
 """
 
@@ -114,7 +115,7 @@ class Roberta(nn.Module):
 
     Attributes:
       config: Its shape.
-      remat: What a backward pass computes again, see `Layers`.
+      remat: The values to recompute in a backward pass, see `Layers`.
     """
 
     config: Config

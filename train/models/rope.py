@@ -3,7 +3,8 @@
 J. Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
 The two halves of a head are rotated against each other, as transformers does.
 
-Axis letters: `B` sequences, `T` tokens, `h` heads, `e` their width. Traced.
+Axis letters: `B` sequences, `T` tokens, `h` heads, `e` their width. Traceable under
+`jit`.
 """
 
 import jax
@@ -20,7 +21,7 @@ def frequencies(
     Args:
       width: The width `e` of a head.
       base: The base of the wavelengths, `rope_theta`.
-      factor: What positions are divided by: transformers' linear scaling.
+      factor: The divisor of positions: transformers' linear scaling.
     """
     exponents = np.arange(0, width, 2) / width
     return (base**-exponents / factor).astype(np.float32)

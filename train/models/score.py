@@ -1,7 +1,7 @@
 """A model's score on the labels of a batch: loss and accuracy.
 
 A model may compute it in its own way, as one does whose logits are too many to exist at
-once. Traced.
+once. Traceable under `jit`.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def score(model: Any, variables: Mapping[str, Any], batch: Batch) -> Score:
     Args:
       model: A `Scorer`, or a Linen module that maps the inputs of a batch to logits
         `[B, classes]`, or `[B, T, classes]` where labels are `[B, T]`.
-      variables: What it is applied with.
+      variables: The variables for `apply`.
       batch: Inputs and labels.
     """
     if isinstance(model, Scorer):

@@ -9,7 +9,8 @@ M. Tschannen et al., "SigLIP 2: Multilingual Vision-Language Encoders with Impro
 Semantic Understanding, Localization, and Dense Features", 2025.
 
 Axis letters: `B` images, `H W C` their height, width and channels, `T` patches, `S`
-queries, `d` model width, `c` classes. Traced but for what reads files.
+queries, `d` model width, `c` classes. Traceable under `jit`, except for what reads
+files.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ _FORM = {
     "hidden_act": "gelu_pytorch_tanh",
     "vision_use_head": True,
 }
-# The text tower of a whole model, and what compares the two.
+# The text tower of a whole model, and the scales of the contrastive loss.
 _OTHERS = (
     "text_model.*",
     "logit_scale",
@@ -63,7 +64,7 @@ _OTHERS = (
 class Config:
     """The shape of a vision encoder, under the names of its `config.json`.
 
-    What that leaves out is that of SigLIP-Base at 224 pixels, as for transformers.
+    Defaults are SigLIP-Base at 224 pixels, as for transformers.
     """
 
     hidden_size: int = 768
@@ -188,7 +189,7 @@ class Siglip(nn.Module):
 
     Attributes:
       config: Its shape.
-      remat: What a backward pass computes again, see `Layers`.
+      remat: The values to recompute in a backward pass, see `Layers`.
     """
 
     config: Config

@@ -1,6 +1,7 @@
 """Settings of the methods after training, by name: the children of a parent.
 
-A parent is the adapter of one member; each method makes one child or more of it. Host.
+A parent is the adapter of one member; each method makes one child or more of it. Runs
+on the host.
 """
 
 import dataclasses
@@ -100,7 +101,7 @@ class FisherPara:
 
     Attributes:
       gammas: Shares of the ranks to keep, a child each.
-      batches: How many batches of the validation part it looks at.
+      batches: The number of batches of the validation part to look at.
       batch: Sentences a batch.
     """
 
@@ -135,7 +136,7 @@ class DropTop:
     """The opposite of PARA: all but the strongest components of the model.
 
     Attributes:
-      counts: How many components to drop, a child each.
+      counts: The numbers of components to drop, a child each.
     """
 
     counts: tuple[int, ...] = (8,)

@@ -71,7 +71,7 @@ def information(
       factors: Of the whole parent, nothing pruned.
       examples: Arrays `[S, B, ...]`.
       weights: 1, or 0 for what only fills up a batch, in no batch for all.
-      mode: What is squared.
+      mode: The unit to square: each example's gradient, or each batch's.
     """
 
     def example(x: Any) -> dict[str, Information]:
@@ -121,7 +121,7 @@ def fisher(
       params: Its parameters.
       components: The parent's, from `train.posthoc.components.decompose`.
       batches: Labelled examples `[S, B, ...]`.
-      mode: What is squared.
+      mode: The unit to square: each example's gradient, or each batch's.
     """
     factors = {
         path: Factors(*(jnp.asarray(y, jnp.float32) for y in (x.u, x.s, x.vt)))

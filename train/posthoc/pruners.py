@@ -33,8 +33,8 @@ class Parent:
       statistics: Of the base, see `train.posthoc.base.statistics`.
       validation: Labelled examples `[N, ...]` that no result is reported on.
       batch: The examples of a batch.
-      fisher_batches: How many batches Fisher-PARA takes; 50 in the paper.
-      moment_batches: How many batches, without their labels, whitening takes.
+      fisher_batches: The number of batches for Fisher-PARA; 50 in the paper.
+      moment_batches: The number of batches, without their labels, for whitening.
     """
 
     adapters: Mapping[str, Adapter]

@@ -61,14 +61,14 @@ def choose(
 def drop_top(components: Mapping[str, Components], count: int) -> Masks:
     """Return all components but the `count` strongest of the model (Figure 3).
 
-    What is kept is what PARA drops at the same budget.
+    The kept components are the ones that PARA drops at the same budget.
 
     Args:
       components: The parent's.
-      count: How many to drop, from 0 to all.
+      count: The number of components to drop, from 0 to all.
 
     Raises:
-      ValueError: if the parent does not have so many.
+      ValueError: if the parent has fewer components.
     """
     layout = pool({path: x.spectrum for path, x in components.items()})
     s = layout.gather({path: x.s for path, x in components.items()}, np)

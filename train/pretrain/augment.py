@@ -1,7 +1,7 @@
 """Augmented pictures of glyphs, as from a camera or a hand, drawn anew at every step.
 
 Axis letters: `B` pictures, `S` pixels of a drawing, `P` pixels of what an encoder sees.
-Traced.
+Traceable under `jit`.
 """
 
 import functools

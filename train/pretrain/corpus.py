@@ -3,7 +3,7 @@
     python -m train.pretrain.corpus --out out/corpus.npz
 
 The tokenizer is a byte-level BPE, learned here, to which every digit is a token of its
-own. Axis letters: `N` rows, `T` tokens. Host code.
+own. Axis letters: `N` rows, `T` tokens. Runs on the host.
 """
 
 import argparse

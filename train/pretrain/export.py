@@ -1,6 +1,7 @@
 """Model folders in the format of transformers: `config.json`, `model.safetensors`.
 
-The inverse of `train.models.checkpoint.load`, for models trained here. Host code.
+The inverse of `train.models.checkpoint.load`, for models trained here. Runs on the
+host.
 """
 
 import collections
@@ -34,10 +35,10 @@ def save(
       params: Nested params.
       leaves: Which tensors each of them is made of.
       config: The values of `config.json`, without the dtype.
-      base: What stands before the tensors' names.
+      base: The prefix of the tensors' names.
 
     Raises:
-      ValueError: if the params are not those of `leaves`.
+      ValueError: if the params do not match `leaves`.
     """
     arrays = unnest(params)
     if arrays.keys() != leaves.keys():

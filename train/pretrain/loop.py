@@ -2,7 +2,7 @@
 
 The rate rises over the first twentieth of the budget and falls to zero along a cosine
 at its end, whatever the machine's speed. Weights are updated in float32; the loss
-decides what it computes in. Host code around one compiled program.
+decides what it computes in. Runs on the host, around one compiled program.
 """
 
 import dataclasses
@@ -68,8 +68,8 @@ class Settings(Generic[Config]):
 
     Attributes:
       model: Its shape.
-      batch: How many examples an update takes.
-      rate: The learning rate and what belongs to it.
+      batch: The number of examples of an update.
+      rate: The learning rate, and its decay and clipping.
       budget: When to stop.
     """
 
@@ -99,8 +99,8 @@ class Printer:
     """Print a line every ten seconds, and count the steps.
 
     Attributes:
-      unit: What is trained on, as in `pictures`.
-      each: How many of them are in a step.
+      unit: The name of the examples, as in `pictures`.
+      each: The number of them in a step.
       steps: The steps so far.
     """
 
@@ -136,12 +136,12 @@ def train(
     """Train, and return the params.
 
     Args:
-      loss: What to minimise, on a batch that the key draws from the data.
+      loss: The loss to minimise, on a batch drawn from the data with the key.
       params: Where to start, in float32. They are used up.
       data: Arrays on the device.
       budget: When to stop. The last chunk begins within it.
       rate: How fast to learn.
-      key: What the batches are drawn with.
+      key: The key to draw batches with.
       report: Called after each chunk.
 
     Raises:

@@ -1,7 +1,7 @@
 """Linear probes: the accuracy of a linear classifier on an encoder's outputs.
 
 Ridge regression in closed form: nothing is trained, so the number tells of the encoder
-alone. Axis letters: `N` pictures, `d` the encoder's width. Host code.
+alone. Axis letters: `N` pictures, `d` the encoder's width. Runs on the host.
 """
 
 from collections.abc import Callable

@@ -6,7 +6,7 @@ about the people and things of the word problems; and the sentences of
 problem: no template here is one there, nothing is asked, and no answer is announced.
 Some sums are left out, to find out whether the model computes or remembers.
 
-The same seed gives the same documents. Host code.
+The same seed gives the same documents. Runs on the host.
 """
 
 import random

@@ -56,7 +56,7 @@ TINY = loop.Settings(
 )
 """For a test: seconds on a CPU."""
 
-_HELD_OUT = 50  # One picture of so many is not trained on.
+_HELD_OUT = 50  # One picture in this many is held out.
 _SMOOTHING = 0.1
 
 

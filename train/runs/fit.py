@@ -2,7 +2,8 @@
 
 On one device, a run that was killed and goes on gives the same numbers, bit for bit:
 its state, its batches and its compiled program are the same. On a GPU the program is
-only with XLA's flag xla_gpu_deterministic_ops, which the command sets. Host code.
+only with XLA's flag xla_gpu_deterministic_ops, which the command sets. Runs on the
+host.
 """
 
 import pathlib

@@ -4,8 +4,8 @@ config.json      The settings and what they ran on. A folder without it is no ru
 metrics.jsonl    A line a step.
 checkpoints/     The newest states, to go on from.
 parent/          The trained adapters, a folder a member.
-children/        What was cut from them, a folder a policy.
-results.json     What came of it. Written last: with it, the folder is complete.
+children/        The children cut from them, a folder a policy.
+results.json     The results. Written last: with it, the folder is complete.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Results of the members of a run: adapters on disk, and accuracies.
 
 The learning rate is chosen on the validation part. The test part is read for the
-members of that learning rate alone. Host code.
+members of that learning rate alone. Runs on the host.
 """
 
 import pathlib
@@ -27,7 +27,7 @@ class Member(NamedTuple):
     Attributes:
       seed: Its seed.
       rate: Its learning rate.
-      adapter: What it trained, with its classifier; None if it diverged.
+      adapter: The trained adapter, with its classifier; None if it diverged.
     """
 
     seed: int
@@ -52,7 +52,7 @@ def trained(
       given: The run.
       learners: Its members at their end.
       diverged: At which step each was lost, if it was.
-      peft: What the adapters' files say of the model.
+      peft: The model's entries in the adapters' configuration.
     """
     learners, method = jax.device_get(learners), given.trainer.method
     result = []
@@ -80,7 +80,7 @@ def load(rows: Sequence[Mapping[str, Any]], place: pathlib.Path) -> list[Member]
     """Load the members. Inverse: `save`.
 
     Args:
-      rows: Those that `rows` made of the members.
+      rows: The rows of `rows` for the members.
       place: Where they were saved.
     """
     result = []
@@ -103,8 +103,8 @@ def rows(
     one that diverged are null.
 
     Args:
-      members: What is evaluated.
-      subject: On what.
+      members: The members to evaluate.
+      subject: The task to evaluate on.
       like: The parents of children: these run in the compiled program of their parents.
     """
     shapes = _largest([*members, *like])

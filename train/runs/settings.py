@@ -1,7 +1,7 @@
 """Settings of one run: a task, a method, and members trained side by side.
 
 A member is a seed with a learning rate; the run has one for each pair of these. All
-values that decide a run's numbers are fields of `Run`. Host code.
+values that decide a run's numbers are fields of `Run`. Runs on the host.
 """
 
 import dataclasses
@@ -46,16 +46,16 @@ class Run:
       method: The method that trains the adapters, with its own settings.
       seeds: Of the members: they draw the classifier, the factors and the batches.
       learning_rates: Of the members: each seed trains with each of them.
-      steps: How many, whatever the size of the data.
+      steps: The number of steps, whatever the size of the data.
       batch: Examples a step.
-      max_length: Tokens of a sentence beyond so many are dropped.
+      max_length: The maximal number of tokens of a sentence; the rest is dropped.
       warmup: The share of the steps in which the learning rate rises; then it falls
         to zero.
       weight_decay: Of AdamW.
       clip: The largest norm of a gradient.
-      accumulate: How many parts a batch is computed in, one after the other.
-      dtype: What the model computes in; what is trained is float32.
-      devices: Over how many devices a batch is divided.
+      accumulate: The number of parts of a batch, computed one after the other.
+      dtype: The dtype of the computations; the trained params are float32.
+      devices: The number of devices to divide a batch over.
       backbone: The sha256 of the frozen model's weights. Empty, it is not checked.
     """
 
@@ -83,7 +83,7 @@ class Run:
         """Check the values beyond their types.
 
         Raises:
-          ValueError: with what is wrong and what was expected.
+          ValueError: with the wrong value and the expected one.
         """
         for name, (least, most) in _RANGES.items():
             if not least <= (got := getattr(self, name)) <= most:  # Nor is NaN.
@@ -131,12 +131,12 @@ class Inputs(NamedTuple):
 
     Attributes:
       run: Its settings.
-      trainer: Those of its program.
+      trainer: The settings of its program.
       base: The frozen params, without the classifier.
-      data: What is trained on: on the device, or streamed to it.
+      data: The training data, on the device or streamed to it.
       rates: The members' learning rates.
       seeds: The members' seeds.
-      rows: Which examples the members' batches are of, on the host.
+      rows: The examples of the members' batches, on the host.
     """
 
     run: Run
@@ -153,7 +153,7 @@ class Progress(NamedTuple):
 
     Attributes:
       learners: The members.
-      step: How many steps are done.
+      step: The number of finished steps.
       metrics: Of the steps since the last progress, `[M, S]` each.
     """
 

@@ -7,7 +7,7 @@ their arithmetic:
     learners = begin(trainer, seeds, rates, base, data, rows)
     learners, metrics = advance(trainer, learners, rates, base, data, rows)
 
-Axis letters: `M` members, `S` steps, `B` examples. Traced.
+Axis letters: `M` members, `S` steps, `B` examples. Traceable under `jit`.
 """
 
 import dataclasses
@@ -35,10 +35,10 @@ class Learner(NamedTuple):
     """The state of one member in training.
 
     Attributes:
-      state: That of the method.
+      state: The state of the method.
       head: The classifier, trained with the adapters; empty if the model has none.
       optimizer: The moments of both.
-      step: How many steps are done.
+      step: The number of finished steps.
     """
 
     state: State
@@ -73,8 +73,8 @@ class Trainer:
       warmup: The share of the steps in which the learning rate rises.
       weight_decay: Of AdamW.
       clip: The largest norm of a gradient.
-      accumulate: How many parts a batch is computed in, one after the other.
-      dtype: What the model computes in. What is trained is float32.
+      accumulate: The number of parts of a batch, computed one after the other.
+      dtype: The dtype of the computations. The trained params are float32.
     """
 
     model: Model
@@ -126,8 +126,8 @@ def begin(
       seeds: Equal seeds start from the same classifier, and the same factors where
         the method draws them alike.
       rates: The learning rates.
-      base: The frozen params: those of the model, but for the classifier.
-      data: What it trains on.
+      base: The frozen params of the model, without the classifier.
+      data: The training data.
       rows: The batches, for a method that starts from gradients.
     """
 

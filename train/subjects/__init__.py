@@ -60,7 +60,7 @@ def load(run: Run, folders: Folders = ANYWHERE) -> Subject:
 def identified(run: Run, folders: Folders = ANYWHERE) -> Run:
     """Return the run with the hash of the present backbone, if it names none.
 
-    So it goes on with the same one alone.
+    A resumed run then continues with the same backbone only.
 
     Raises:
       OSError: if the model is not there.

@@ -96,7 +96,7 @@ def load(run: Run, folders: Folders) -> Subject:
 
     Raises:
       OSError: if the encoder or the images are not there.
-      ValueError: if they are not what they should be.
+      ValueError: if their contents are wrong.
     """
     folder = folders.model(REPO, run.backbone)
     config = siglip.read_config(folder)

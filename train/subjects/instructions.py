@@ -2,7 +2,7 @@
 
 A model learns from one corpus and is tested on each of the paper's sets for it. The
 learning rate is chosen on examples held out of the corpus, one rate for all sets.
-Examples that are longer than `max_length` are left out of what is trained on.
+Examples longer than `max_length` are left out of the training part.
 """
 
 import atexit
@@ -53,7 +53,7 @@ class Corpus(NamedTuple):
 
     Attributes:
       learned: The examples to learn from.
-      tested: Those of each set to test on.
+      tested: The pairs of each test set.
       graders: How the answers of each set are graded.
       is_right: How those held out are.
       tokens: The greatest number of new tokens.
@@ -75,7 +75,7 @@ def load(run: Run, folders: Folders) -> Subject:
 
     Raises:
       OSError: if the model or a corpus is not there.
-      ValueError: if they are not what they should be.
+      ValueError: if their contents are wrong.
     """
     folder = folders.model(REPO, run.backbone)
     config = gemma3.read_config(folder)
@@ -126,7 +126,7 @@ def _mathematics(run: Run, folders: Folders) -> Corpus:
     where: Any = {"data": folders.data, "subset": folders.subset}
 
     def tested(task: str) -> list[Example]:
-        # What is graded is the end of a solution: it need not be as long.
+        # Only the answer is graded: the wanted response can be this short.
         marker = answers.MARKERS[0]
         return [
             x._replace(response=f" {marker} {x.answer}")

@@ -38,7 +38,7 @@ def load(run: Run, folder: pathlib.Path = ENCODER) -> Subject:
 
     Args:
       run: Its settings; `max_length` says nothing here.
-      folder: That of the encoder.
+      folder: The encoder's folder.
 
     Raises:
       FileNotFoundError: if the encoder is not there.

@@ -41,7 +41,7 @@ def load(run: Run, folder: pathlib.Path = MODEL) -> Subject:
     Args:
       run: Its settings; `max_length` says nothing here, sequences are as long as the
         longest problem with its solution.
-      folder: That of the model.
+      folder: The model's folder.
 
     Raises:
       FileNotFoundError: if the model is not there.

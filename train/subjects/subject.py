@@ -15,11 +15,11 @@ class Subject(NamedTuple):
     Attributes:
       model: Maps the inputs of a batch to logits.
       base: Its frozen params, without the classifier.
-      data: What is learned from.
-      validation: What to choose by.
+      data: The training data.
+      validation: The part to choose by.
       tests: What to report, by the name of the set; a task that is its only set has
         its own name. The mean over tasks, or over sets, does not weigh them.
-      peft: What the `adapter_config.json` of its adapters says of the model.
+      peft: The model's entries in the `adapter_config.json` of its adapters.
       measures: What to report beside `tests`, of a task that is its only set. Nothing
         is chosen by it, and no mean has it: some are no accuracies.
     """

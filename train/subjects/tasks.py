@@ -35,7 +35,7 @@ class Task:
     Attributes:
       name: Its name.
       parent: The folder of the adapter.
-      noun: What the examples are.
+      noun: The name of the examples.
       model: Maps the inputs of a batch to logits.
       base: Its frozen params, without the classifier.
       batches: The examples.
@@ -57,12 +57,12 @@ def movie(*, limit: int | None = None, folder: pathlib.Path | None = None) -> Ta
     """Return three-way sentiment of film reviews.
 
     Args:
-      limit: How many sentences of the test part, from the first; all by default.
+      limit: The number of sentences of the test part, from the first; all by default.
       folder: The files of all-MiniLM-L6-v2, as for `pretrained.find_folder`.
 
     Raises:
       FileNotFoundError: if they are not there.
-      ValueError: if they are those of another model.
+      ValueError: if they belong to another model.
     """
     folder = pretrained.find_folder(folder)
     config = bert.read_config(folder)
@@ -82,7 +82,7 @@ def armenian(*, limit: int | None = None) -> Task:
     """Return the letters of the Armenian script.
 
     Args:
-      limit: How many pictures of the test part, from the first; all by default.
+      limit: The number of pictures of the test part, from the first; all by default.
     """
     config = siglip.read_config(pictures.ENCODER)
     images, labels = digits.load("armenian", "test")
@@ -106,7 +106,7 @@ def accuracy(
     """Return the accuracy of the base with `adapter` and its own classifier.
 
     Args:
-      task: What to evaluate on.
+      task: The task to evaluate on.
       adapter: A loaded checkpoint.
       like: Its parent: the child is filled up to the parent's shapes, with zeros, and
         no new program is compiled.

@@ -16,7 +16,7 @@ def kept(spectra: Sequence[Spectrum], rank: float) -> dict[str, list[float]]:
 
     Args:
       spectra: The singular values of all modules of all parents.
-      rank: How many components a module are kept on average.
+      rank: The average number of components kept a module.
     """
     modules: dict[tuple[str, int], list[tuple[float, ...]]] = {}
     for x in spectra:

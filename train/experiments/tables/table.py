@@ -25,7 +25,7 @@ class Table:
     """One block of text in columns; the first column names the rows.
 
     Attributes:
-      title: What it shows.
+      title: The subject of the table.
       columns: Their names.
       rows: As many cells each as there are columns.
       notes: Sentences below it.

@@ -2,7 +2,7 @@
 
 With them a preset runs from end to end on a CPU in a minute: it shows that everything
 is wired up, and its numbers say nothing: a dozen steps learn little. Only the sentences
-can be learned, each has a word of its class. Host code.
+can be learned, each has a word of its class. Runs on the host.
 """
 
 import dataclasses
@@ -119,7 +119,7 @@ def write_data(folder: pathlib.Path, rows: Mapping[str, int] = ROWS) -> None:
 
     Args:
       folder: Where each is at its repository's name.
-      rows: Of each split, by what its name begins with.
+      rows: Of each split, by the beginning of its name.
     """
     for source in sources.IMAGES:
         _set(folder / source.hub, source, _pictures, rows)
