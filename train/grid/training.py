@@ -77,6 +77,7 @@ def train(place: Place, config: Config, begin: Begin = run.begin) -> Trained:
     search = place.plan.search(place.task, config, place.settings)
     searched = (_tried(place, search, begin),)
     ends = search.learning_rates[0], search.learning_rates[-1]
+    # The best rate at an end of the grid may lie beyond it.
     if place.plan.outer and _best(searched)[0] in ends:
         searched += (_tried(place, place.plan.outside(search), begin),)
     rate, first = _best(searched)
@@ -91,6 +92,7 @@ def train(place: Place, config: Config, begin: Begin = run.begin) -> Trained:
 def _best(searched: Sequence[Tried]) -> tuple[float, tuple[trainer.Learner, Any]]:
     """Return the rate of the best mean validation accuracy, and its members."""
     found = [
+        # Members are ordered seeds first, so that one rate's are a stride apart.
         (tried.validation[at :: len(tried.run.learning_rates)].mean(), at, tried)
         for tried in searched
         for at in range(len(tried.run.learning_rates))  # Members: seeds come first.
@@ -186,6 +188,7 @@ def _searched(
     result = []
     for tried in trained.searched:
         for i, (seed, rate) in enumerate(tried.run.members):
+            # The winning rate's rows come from `served_rows`, with test accuracies.
             if rate == trained.rate:
                 continue
             final = method.finish(_member(tried.learners.state, i))
@@ -200,6 +203,7 @@ def _tried(place: Place, settings: run.Run, begin: Begin) -> Tried:
     learners = begin(given)
     for progress in run.advance(given, learners):
         learners = progress.learners
+    # To the host: the next run needs the device's memory.
     learners = jax.device_get(learners)
     lora = _collection(place, learners.state, given.trainer.method.adapters)
     validation = _accuracies(place, learners.head, lora, subject.validation)

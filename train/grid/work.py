@@ -87,8 +87,10 @@ def run(folder: Folder, tasks: Sequence[str], names: Sequence[str]) -> None:
     """
     places = load(tasks, folder.plan)
     chosen = [x for x in folder.plan.entries if x.name in names]
+    # Before the loop: after it, everything exists.
     there = all(_is_made(folder, task, x) for x in chosen for task in tasks)
     for entry in chosen:
+        # One lock for all tasks of an entry, since these share a compiled program.
         with locked(folder.path / f"{entry.name}.lock") as ours:
             for place in places if ours else ():
                 _make(folder, place, entry)
@@ -218,6 +220,7 @@ def _make(folder: Folder, place: training.Place, entry: plans.Entry) -> None:
     rows = training.rows(place, trained, entry)
     folder.write("trained", name, rows, place.settings)
     tested = [x.accuracy for x in rows if x.accuracy is not None]
+    # Of several ranks, the last one's accuracies are shown.
     last = tested[-len(trained.seeds) * len(place.subject.tests) :]
     folder.say(
         f"{entry.name} {place.task}: rate {trained.rate:g}, test "
@@ -261,6 +264,7 @@ def _retune(
 def _statistics(place: training.Place) -> dict[str, posthoc.Statistics]:
     """Return the statistics of the base's kernels; for BERT, of their inputs too."""
     model, base = place.subject.model, place.subject.base
+    # Only BERT's blocks have a known form to propagate moments through.
     if "bert" in base:
         return posthoc.statistics(base)
     return posthoc.of_kernels(model.adapted.kernels(base))

@@ -106,6 +106,7 @@ class AdaLora:
         return State(params, Memory(zeros, zeros, keep))
 
     def _adapters(self, state: State) -> Adapters:
+        # As in the authors' code, which divides by `rank + 1e-5`.
         scale = self.scale * self.rank / (self.rank + 1e-5)
         return triplets.fold(state.params, scale)
 
@@ -122,13 +123,17 @@ class AdaLora:
         step: jax.Array,
     ) -> State:
         (params, memory), modules = after, len(after.params.e)
+        # The budget is of the whole model: one threshold ranks triplets across modules.
         start, end = self.rank * modules, round(self.target * modules)
+        # As a table of constants: the cubic must be rounded in float64, on the host.
         table = [budget(t, steps, periods, start=start, end=end) for t in range(steps)]
         budgets, masked = (np.array(column) for column in zip(*table, strict=True))
         learned = observe(memory, params, grads, beta1=self.beta1, beta2=self.beta2)
+        # During the last `t_final` steps the ranks are final, and so are the averages.
         memory = optax.tree.where(step < steps - periods.t_final, learned, memory)
         low = triplets.lowest(scores(memory), start - jnp.asarray(budgets)[step])
         now = jnp.asarray(masked)[step]
+        # Only `e` becomes 0. Its vectors keep training, so that a triplet can return.
         e = {p: jnp.where(now & low[p], 0, x) for p, x in params.e.items()}
         keep = {p: jnp.where(now, ~low[p], x) for p, x in memory.keep.items()}
         return State(params._replace(e=e), memory._replace(keep=keep))
@@ -174,6 +179,7 @@ def observe(
     With `s = |w * gradient|`, of the parameters after the step and the gradient that it
     took: `I' = beta1 I + (1 - beta1) s`, `U' = beta2 U + (1 - beta2) |s - I'|`.
     """
+    # First order: the change of the loss when the entry becomes 0.
     seen = jax.tree.map(lambda w, g: jnp.abs(w * g), params, grads)
     importance = jax.tree.map(
         lambda i, s: beta1 * i + (1 - beta1) * s, memory.importance, seen
@@ -191,6 +197,7 @@ def scores(memory: Memory) -> dict[str, Float[Array, " r"]]:
     """Return the score of each triplet: `I U` of `e_k`, and its means over a and b."""
     entries = jax.tree.map(jnp.multiply, memory.importance, memory.uncertainty)
     return {
+        # Means, not sums, so that wide modules do not win by their size alone.
         path: e + jnp.mean(entries.a[path], 0) + jnp.mean(entries.b[path], 1)
         for path, e in entries.e.items()
     }
@@ -201,6 +208,7 @@ def orthogonality(params: Triplets) -> Scalar:
 
     Frobenius norms, not squared.
     """
+    # TF32 would hide deviations from orthogonality below 1e-3.
     gram = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     grams = [gram(a.mT, a) for a in params.a.values()]
     grams += [gram(b, b.mT) for b in params.b.values()]

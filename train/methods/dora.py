@@ -101,6 +101,7 @@ class Dora:
     ) -> State:
         _refuse_vectors(kernels)
         params = triplets.draw(key, kernels, self.rank, _kaiming)
+        # Zero scores: the first pruning is ordered by the steps since the start.
         score = jax.tree.map(jnp.zeros_like, params.e)
         keep = {path: jnp.ones(self.rank, bool) for path in kernels}
         return State(params, Memory(score, keep, jnp.zeros((), jnp.int32)))
@@ -112,6 +113,7 @@ class Dora:
         return method.kept(self._adapters(state), state.memory.keep)
 
     def _penalty(self, last: int, state: State) -> Scalar:
+        # After the last pruning the factors are trained by the loss alone.
         on = state.memory.steps < last
         return jnp.where(on, self.eta * variance(state.params), 0)
 
@@ -126,12 +128,15 @@ class Dora:
     ) -> State:
         (params, memory), modules = after, len(after.params.e)
         remove = self.rank * modules - round(self.target * modules)
+        # As a table of constants: the cubic must be rounded in float64, on the host.
         table = [pruned(t + 1, steps, periods, remove) for t in range(steps)]
         count, last = jnp.asarray(np.array(table))[step], steps - periods.t_final
         smoothed = smooth(memory.score, params, self.beta)
         score = optax.tree.where(step < last, smoothed, memory.score)
         low = triplets.lowest(score, count)
         keep = {p: jnp.where(count > 0, ~low[p], x) for p, x in memory.keep.items()}
+        # After the last pruning every step zeroes again: the optimizer's momentum would
+        # revive them.
         out = {p: ((count > 0) | (step >= last)) & ~x for p, x in keep.items()}
         params = params._replace(e=triplets.zeroed(params.e, out))
         return State(params, Memory(score, keep, memory.steps + 1))
@@ -155,6 +160,7 @@ def pruned(t: int, steps: int, periods: Schedule, remove: int) -> int:
     due = now % periods.delta_t == 0 or now == window
     if remove == 0 or not 0 <= now <= window or not due:
         return 0
+    # At the start of the window the share is 0, and yet one component goes.
     return max(int(remove * (now / window) ** 3), 1)
 
 
@@ -181,6 +187,7 @@ def share(
     cb = c[:, None] * b
     parts = jnp.linalg.norm(a, axis=0) * jnp.linalg.norm(cb, axis=1)
     square = jnp.sum(gram(a.mT, a) * gram(cb, cb.mT))
+    # Rounding can make a sum of products negative; the root would be NaN.
     return parts / (jnp.sqrt(jnp.maximum(square, 0)) + 1e-8)
 
 

@@ -54,7 +54,9 @@ class Dylora:
             before: State, after: State, grads: Any, step: jax.Array
         ) -> State:
             params = self._restored(before, after) if self.strict else after.params
+            # Typed keys cannot be saved: checkpoints hold arrays of numbers.
             memory = self._drawn(jax.random.wrap_key_data(before.memory["key"]))
+            # The last state is served, and that must have the target's rank.
             last = jnp.where(step == steps - 1, self.target, memory["rank"])
             return State(params, memory | {"rank": last})
 
@@ -73,6 +75,7 @@ class Dylora:
           rank: From 1 to the highest. Components beyond it are zero.
         """
         keep = jnp.arange(self.rank) < rank
+        # DyLoRA scales by the rank drawn, not by the highest one.
         scale = jnp.where(keep, self.alpha / rank, 0)
         return {
             path: Adapter(a=pair["a"] * keep[None], b=pair["b"] * scale[:, None])
@@ -99,6 +102,7 @@ class Dylora:
 
     def _adapters(self, state: State) -> Adapters:
         rank = state.memory["rank"]
+        # Frozen components still act in the forward pass, without a gradient.
         fixed = jax.tree.map(lax.stop_gradient, state.params)
         params = self._chosen(self._trained(rank), state.params, fixed)
         return self.at_rank(State(params), rank)

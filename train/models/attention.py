@@ -35,6 +35,7 @@ def write(
     positions: Int[jax.Array, "#B T"],
     k: Float[jax.Array, "B T g e"],
     v: Float[jax.Array, "B T g e"],
+    # Explicit rows: each sequence writes at its own positions.
 ) -> Cache:
     """Write keys and values of one layer at these positions."""
     rows = jnp.arange(k.shape[0])[:, None]
@@ -60,6 +61,7 @@ def visible(
       sliding: Whether to look at no more than the last keys.
       window: The number of visible keys, including the query's own.
     """
+    # Keys after the query's position are padding or not written yet.
     back = positions[:, :, None] - jnp.arange(keys)[None, None, :]
     return (back >= 0) & (~sliding | (back < window))
 
@@ -83,6 +85,7 @@ def masked(
       scale: The scale of the products.
       softcap: If given, what the scaled products `x` are bound by: `c tanh(x / c)`.
     """
+    # JAX's own has no cap on scores, but is faster.
     if softcap is None:
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale)
     grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
@@ -90,6 +93,7 @@ def masked(
         "btgje,bsge->bgjts", grouped, k, preferred_element_type=jnp.float32
     )
     scores = softcap * jnp.tanh(scores * (scale / softcap))
+    # A finite minimum: a row without visible keys gives NaN with -inf.
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bgjts,bsge->btgje", weights, v).reshape(q.shape)
@@ -120,6 +124,7 @@ def flash(
             implementation="cudnn",
         )
 
+    # The window covers everything; one kernel serves both kinds of layer.
     if q.shape[1] <= window:
         return attend(None)
     # A window is a constant of the kernel, and the layer's kind is none of the scan.

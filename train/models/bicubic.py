@@ -22,10 +22,12 @@ def resized(
     table: Float[Array, "h w d"], height: int, width: int
 ) -> Float[jax.Array, "height width d"]:
     """Interpolate `table` at the points of another grid."""
+    # Bit for bit the table at the trained resolution.
     if table.shape[:2] == (height, width):
         return jnp.asarray(table)
     rows, columns = map(_bicubic, table.shape[:2], (height, width))
     wide = table.astype(jnp.promote_types(table.dtype, jnp.float32))
+    # TF32 would err by more than PyTorch's own rounding.
     highest = jax.lax.Precision.HIGHEST
     result = jnp.einsum("ih,jw,hwd->ijd", rows, columns, wide, precision=highest)
     return result.astype(table.dtype)
@@ -33,7 +35,9 @@ def resized(
 
 def _bicubic(size: int, new: int) -> Float[np.ndarray, "new size"]:
     """Return the interpolation matrix from `size` points to `new`."""
+    # Centres of pixels, as with `align_corners=False`.
     centers = (np.arange(new) + 0.5) * size / new - 0.5
+    # Each point is a mean of its four nearest neighbours.
     taps = np.floor(centers)[:, None] + np.arange(-1, 3)
     x = np.abs(centers[:, None] - taps)
     a = _KERNEL

@@ -88,6 +88,7 @@ def load(
         the model; it lists all that are missing, unexpected or misshapen.
     """
     found = _find(folder)
+    # The first prefix with any match: a head's tensors may lack it.
     base = next((x for x in bases if any(y.startswith(x) for y in found)), bases[0])
     leaves = {path: _below(base, leaf) for path, leaf in leaves.items()}
     wanted = [(name, leaf) for leaf in leaves.values() for name in leaf.names]
@@ -117,6 +118,8 @@ def _stack(
     for index, name in enumerate(leaf.names):
         part = leaf.convert(_read(found[name].file, name))
         if not index:
+            # Allocated once, so that the stack and its parts are not in memory
+            # together.
             result = np.empty(leaf.shape, part.dtype if dtype is None else dtype)
         if dtype is None and part.dtype != result.dtype:
             raise ValueError(
@@ -148,7 +151,9 @@ def _shards(folder: pathlib.Path) -> dict[str, _Tensor]:
     index = folder / INDEX
     places = tensor_files.read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(
-        isinstance(x, str) and pathlib.PurePath(x).name == x for x in places.values()
+        # A name with a folder in it could point outside of the model's.
+        isinstance(x, str) and pathlib.PurePath(x).name == x
+        for x in places.values()
     ):
         raise ValueError(
             f"'{index}' has no weight_map from tensors to files beside it. Download or "
@@ -159,6 +164,7 @@ def _shards(folder: pathlib.Path) -> dict[str, _Tensor]:
         raise FileNotFoundError(
             f"'{index}' names {absent}, not in '{folder}'. Download the missing shards."
         )
+    # Every shard's header, before any tensor is read: errors come early.
     headers = {name: _header(folder / name) for name in names}
     lost = [f"{x} in {name}" for x, name in places.items() if x not in headers[name]]
     if lost:

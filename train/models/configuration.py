@@ -51,6 +51,7 @@ def build(
                 f"'{folder / FILE}': {key} is {values[key]!r}, expected {value!r}. "
                 "Only this form of the architecture is implemented."
             )
+    # An unbound type variable does not say that `kind` is a dataclass.
     fields = dataclasses.fields(kind)  # pyrefly: ignore[bad-argument-type]
     needed = [x.name for x in fields if x.default is dataclasses.MISSING]
     if missing := [name for name in needed if name not in values]:

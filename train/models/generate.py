@@ -57,12 +57,14 @@ def padded(prompts: Sequence[Sequence[int]], *, multiple_of: int = 1) -> Prompts
     Raises:
       ValueError: if a prompt is empty.
     """
+    # Rows are padded on the right, so positions begin at 0 in every row.
     lengths = np.array([len(x) for x in prompts], np.int32)
     if not lengths.all():
         raise ValueError(
             f"Prompt {int(lengths.argmin())} is empty, expected at least one token, "
             "such as <bos>: there is nothing to go on from."
         )
+    # Each width compiles its own program.
     width = -(-lengths.max() // multiple_of) * multiple_of
     ids = np.full((len(prompts), width), PAD, np.int32)
     for row, prompt in zip(ids, prompts, strict=True):
@@ -95,6 +97,7 @@ def greedy(
     run: Any = functools.partial(model.apply, variables)
 
     def following(state: Any, last: Int[jax.Array, " B"]) -> Int[jax.Array, " B"]:
+        # Only the last position's logits: the vocabulary is large.
         x = jnp.take_along_axis(state.x, last[:, None, None], axis=1)[:, 0]
         return run(x, method="logits").argmax(axis=-1).astype(ids.dtype)
 
@@ -102,12 +105,14 @@ def greedy(
         return (step.count < tokens) & ~step.done.all()
 
     def body(step: _Step) -> _Step:
+        # A new token overwrites the padding behind its prompt in the cache.
         positions = (lengths + step.count - 1)[:, None]
         state = run(step.token[:, None], positions, step.cache, method="hidden")
         token = following(state, jnp.zeros_like(lengths))
         return _written(step._replace(cache=state.cache), token, ends)
 
     batch, width = ids.shape
+    # The cache has its final size at once: shapes in a while loop are fixed.
     cache = run(batch, width + tokens, method="empty_cache")
     state = run(ids, jnp.arange(width)[None], cache, method="hidden")
     start = _Step(
@@ -118,8 +123,10 @@ def greedy(
         cache=state.cache,
     )
     first = _written(start, following(state, lengths - 1), ends)
+    # A while loop, not a scan: it ends with the longest answer.
     end = jax.lax.while_loop(more, body, first)
     stopped = jnp.isin(end.ids, ends)
+    # Without a stop token, argmax of an all-false row would say 0.
     ends_at = jnp.where(stopped.any(axis=1), stopped.argmax(axis=1), tokens)
     return Generated(end.ids, ends_at)
 
@@ -127,6 +134,7 @@ def greedy(
 def _written(
     step: _Step, token: Int[jax.Array, " B"], ends: Int[jax.Array, " stops"]
 ) -> _Step:
+    # Finished rows are computed along with the others, and write padding.
     token = jnp.where(step.done, PAD, token)
     return step._replace(
         count=step.count + 1,

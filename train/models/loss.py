@@ -67,9 +67,11 @@ def causal_score(
     table = variables["params"]["model"]["embed_tokens"]["embedding"]
     labels = jnp.asarray(batch.labels).reshape(-1)
     counts = labels != NO_LABEL
+    # Any valid index: its weight is 0.
     targets = Targets(jnp.where(counts, labels, 0), counts.astype(jnp.float32))
     softcap = model.config.final_logit_softcapping
     sums = cross_entropy(x, table, targets, softcap, min(chunk, len(x)))
+    # A batch of padding alone has a loss of 0, not NaN.
     total = jnp.maximum(counts.sum(), 1)
     return Score(sums.loss / total, jax.lax.stop_gradient(sums.right) / total)
 
@@ -92,6 +94,7 @@ def causal_loss(
         never learned, since nothing precedes it.
       chunk: As for `causal_score`.
     """
+    # The last position has no next token.
     learned = jnp.roll(mask, -1, axis=1).at[:, -1].set(False)
     labels = jnp.where(learned, jnp.roll(ids, -1, axis=1), NO_LABEL)
     return causal_score(model, variables, Batch(ids, labels), chunk=chunk).loss
@@ -118,6 +121,7 @@ def cross_entropy(
       chunk: The number of tokens with logits in memory at a time.
     """
 
+    # Logits of one chunk at a time: all of them would take `n V` floats.
     def add(total: Sums, part: Any) -> tuple[Sums, None]:
         sums, _ = _part(part, table, softcap)
         return jax.tree.map(jnp.add, total, sums), None
@@ -129,6 +133,7 @@ def _forward(
     x: Any, table: Any, targets: Any, softcap: float | None, chunk: int
 ) -> tuple[Sums, Any]:
     """Return the sums, and the gradients of the loss by `x` and `table`."""
+    # A frozen table needs no gradient, and saves `V d` floats.
     wanted, head = table.perturbed, table.value
     known = jax.tree.map(
         lambda a: a.value, targets, is_leaf=lambda a: hasattr(a, "perturbed")
@@ -137,6 +142,7 @@ def _forward(
     def add(sums: Any, part: Any) -> tuple[Any, jax.Array]:
         found, slope = _part(part, head, softcap)
         total, by_table = sums
+        # Accumulated in float32: bfloat16 sums over thousands of tokens lose digits.
         if wanted:
             by_table += jnp.matmul(slope.T, part[0], preferred_element_type=jnp.float32)
         total = jax.tree.map(jnp.add, total, found)
@@ -153,6 +159,7 @@ def _backward(
     softcap: float | None, chunk: int, gradients: Any, cotangent: Sums
 ) -> tuple[Any, Any, None]:
     del softcap, chunk
+    # The forward pass made the gradients; here they are only scaled.
     by_x, by_table = jax.tree.map(
         lambda x: (cotangent.loss * x.astype(jnp.float32)).astype(x.dtype), gradients
     )
@@ -184,10 +191,12 @@ def _part(
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    # One gather; a one-hot product would be as large as the logits.
     own = jnp.take_along_axis(logits, targets.ids[:, None], axis=-1)
     weights = targets.weights[:, None]
     here = jnp.arange(logits.shape[1])[None] == targets.ids[:, None]
     slope = weights * (jnp.exp(logits - total) - here)
+    # The derivative of `c tanh(z / c)` by `z`, from its own value.
     if softcap is not None:
         slope *= 1 - jnp.square(logits / softcap)
     right = logits.argmax(axis=-1) == targets.ids

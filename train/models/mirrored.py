@@ -28,6 +28,7 @@ def leaves(
       batch: Anything that it can be called with; only shapes are computed.
       stacks: The number of layers of each stack, by its path.
     """
+    # Shapes only: nothing is allocated, whatever the model's size.
     variables = jax.eval_shape(model.init, jax.random.key(0), batch)
     params = unnest(variables["params"])
     return {path: _leaf(path, x.shape, stacks) for path, x in params.items()}

@@ -74,6 +74,7 @@ def load(
       ValueError: if the file is not the one with the hash `sha256`, or its tensors are
         not those of the model.
     """
+    # Numbers of other weights would look plausible: compare the hash first.
     weights.check(
         folder / checkpoint.WEIGHTS,
         sha256,
@@ -95,6 +96,7 @@ def stored(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Of a model without one there are none.
     """
     return {
+        # PyTorch's linear layers are `[n, m]`; contiguous, as safetensors requires.
         _tensor(path): np.ascontiguousarray(np.asarray(x).T)
         for path, x in unnest(head).items()
     }

@@ -66,6 +66,7 @@ def sha256(folder: pathlib.Path) -> str:
     Raises:
       FileNotFoundError: if there are no tensors.
     """
+    # Sorted: the hash must not depend on the order of the file system.
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"'{folder}' holds no model: no *.safetensors in it.")
@@ -96,6 +97,7 @@ def _downloaded(repo: str) -> pathlib.Path:
     import huggingface_hub
 
     try:
+        # Without pickles and duplicates in other frameworks' formats.
         found = huggingface_hub.snapshot_download(repo, allow_patterns=[*_FILES])
     except (OSError, ValueError) as error:
         raise FileNotFoundError(

@@ -91,6 +91,7 @@ def _positions(
     config: Config, ids: Int[jax.Array, "B T"], mask: Bool[jax.Array, "B T"]
 ) -> Int[jax.Array, "B T"]:
     """Return each token's position, counted without the padding before it."""
+    # The first rows belong to padding: positions start after `pad_token_id`.
     longest = config.max_position_embeddings - config.pad_token_id - 1
     if ids.shape[1] > longest:
         raise ValueError(
@@ -98,6 +99,7 @@ def _positions(
             "the model has no embeddings of later positions. Truncate the sentences."
         )
     real = mask & (ids != config.pad_token_id)
+    # A running count, so that padding on the left does not move the words.
     return jnp.cumsum(real, axis=1, dtype=ids.dtype) + config.pad_token_id
 
 
@@ -139,6 +141,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B T d"]) -> Float[jax.Array, "B c"]:
+        # RoBERTa has no pooler: the head's own dense layer takes its place.
         x = jnp.tanh(Dense(self.config.hidden_size, name="dense")(x[:, 0]))
         return Dense(self.classes, name="out_proj")(x)
 

@@ -33,8 +33,10 @@ def rotate(
     angles: Float[jax.Array, " half"],
 ) -> Float[jax.Array, "B T h e"]:
     """Rotate queries or keys by their positions, in float32, and cast back."""
+    # In float32: bfloat16 has too few digits for large positions.
     turn = positions[:, :, None, None].astype(jnp.float32) * angles[None, None, None, :]
     cos, sin = jnp.cos(turn), jnp.sin(turn)
+    # Halves, not neighbours: transformers' order of the coordinates.
     one, two = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([one * cos - two * sin, two * cos + one * sin], axis=-1)
     return turned.astype(x.dtype)

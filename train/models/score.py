@@ -51,8 +51,11 @@ def score(model: Any, variables: Mapping[str, Any], batch: Batch) -> Score:
     labels = jnp.asarray(batch.labels)
     counts = labels != NO_LABEL
     losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.where(counts, labels, 0)
+        # Any valid class: these rows are left out of both means.
+        logits,
+        jnp.where(counts, labels, 0),
     )
     right = jnp.argmax(logits, axis=-1) == labels
+    # A batch of padding alone has a loss of 0, not NaN.
     total = jnp.maximum(counts.sum(), 1)
     return Score(losses.sum(where=counts) / total, right.sum(where=counts) / total)

@@ -92,6 +92,7 @@ def read_config(folder: pathlib.Path) -> Config:
       ValueError: if the model is of another architecture than the one written here.
     """
     values = configuration.read(folder)
+    # A whole SigLIP nests the vision encoder's values.
     if values.get("model_type") == "siglip":
         values = values.get("vision_config", {})
     return configuration.build(Config, values, folder=folder, form=_FORM)
@@ -112,6 +113,7 @@ class Embeddings(nn.Module):
             padding="VALID",
             name="patch_embedding",
         )(images)
+        # As an Embed, so that its path is the one in transformers.
         table = nn.Embed(c.grid**2, c.hidden_size, name="position_embedding").embedding
         positions = bicubic.resized(table.reshape(c.grid, c.grid, -1), *x.shape[1:3])
         x = x + positions.astype(x.dtype)[None]
@@ -146,6 +148,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B T d"]) -> Float[jax.Array, "B T d"]:
         y = Dense(self.config.intermediate_size, name="fc1")(x)
+        # The tanh form, as `gelu_pytorch_tanh` in config.json says.
         y = jax.nn.gelu(y, approximate=True)
         return Dense(self.config.hidden_size, name="fc2")(y)
 
@@ -247,6 +250,7 @@ def leaves(config: Config) -> dict[str, Leaf]:
 
 
 def _third(place: int, d: int, x: np.ndarray) -> np.ndarray:
+    # A ValueError: the reader reports it as a misshapen tensor.
     if x.shape[0] != 3 * d:
         raise ValueError(f"expected {3 * d} rows, got {x.shape[0]}")
     return x[place * d : (place + 1) * d].T

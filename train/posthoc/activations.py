@@ -42,6 +42,7 @@ def inputs(
     """
     found: dict[str, jax.Array] = {}
 
+    # Linen keeps no inputs; an interceptor sees each module's call.
     def keep(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         path = "/".join(context.module.path)
         if context.method_name == "__call__" and path in paths:
@@ -81,6 +82,7 @@ def moments(
         return {p: _sums(x, adapters[p].a, mask) for p, x in found.items()}
 
     total = jnp.sum(batches.mask)
+    # One batch at a time: all activations at once would not fit.
     sums = jax.lax.map(one, batches)
     return jax.tree.map(lambda x: x.sum(0) / total, sums)
 
@@ -90,7 +92,9 @@ def _sums(
     a: Float[Array, "m r"],
     mask: Bool[jax.Array, "B T"],
 ) -> Moments:
+    # Padding must not count in the moments.
     x = jnp.where(mask[..., None], x, 0).reshape(-1, x.shape[-1])
+    # TF32 would lose the small eigenvalues of the Gram matrix.
     y = jnp.matmul(x, a, precision=jax.lax.Precision.HIGHEST)
     gram = jnp.matmul(y.T, y, precision=jax.lax.Precision.HIGHEST)
     return Moments(square=jnp.square(x).sum(0), gram=gram)

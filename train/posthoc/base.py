@@ -93,11 +93,13 @@ def of_kernels(kernels: Mapping[str, Any]) -> dict[str, Statistics]:
 
 def _of_kernel(kernel: Any) -> Statistics:
     kernel = np.asarray(kernel, np.float64)
+    # In float64: the largest singular value comes from a squared matrix.
     return Statistics(float(np.linalg.norm(kernel)), _spectral(kernel))
 
 
 def layer_norm(values: Mapping[str, np.ndarray], path: str) -> Features:
     """Return the features after the LayerNorm at `path`."""
+    # LayerNorm fixes both moments: mean `bias`, variance `scale^2`.
     gain, bias = (np.asarray(values[f"{path}/{x}"], float) for x in ("scale", "bias"))
     return Features(bias, gain**2)
 
@@ -121,6 +123,7 @@ def dense(values: Mapping[str, np.ndarray], path: str, x: Features) -> Features:
     """Return the outputs of the dense layer at `path`, for independent inputs."""
     kernel = np.asarray(values[f"{path}/kernel"], np.float64)
     bias = values[f"{path}/bias"]
+    # Independent inputs: variances add with squared weights.
     return Features(x.mean @ kernel + bias, x.variance @ kernel**2)
 
 
@@ -150,5 +153,6 @@ def _squares(values: Mapping[str, np.ndarray], x: Features) -> dict[str, np.ndar
 
 def _spectral(kernel: Float[np.ndarray, "m n"]) -> float:
     """Return the largest singular value, from the smaller of the two Gram matrices."""
+    # The smaller Gram matrix has the same largest eigenvalue.
     wide = kernel if kernel.shape[0] <= kernel.shape[1] else kernel.T
     return float(np.sqrt(np.linalg.eigvalsh(wide @ wide.T)[-1]))

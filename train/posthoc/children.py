@@ -38,6 +38,7 @@ def cut(
       ValueError: if a parent cannot be cut so, or a folder is damaged.
     """
     places = [parent / folder.CHILDREN / f"{name}-{x}" for x in settings.names()]
+    # All or none: a family is cut from one decomposition.
     found = [x for place in places if (x := folder.results(place)) is not None]
     if len(found) < len(places):
         found = _made(settings, places, subjects.load(run, folders), parent)
@@ -64,6 +65,7 @@ def _made(
         some = [member._replace(adapter=child) for member, child in pairs]
         outcome.save(some, place)
         rows = outcome.rows(some, subject, like=members)
+        # Written last: with its results, a child's folder is complete.
         folder.write(place / folder.RESULTS, {"rows": rows})
         found.append(rows)
     return found

@@ -53,6 +53,7 @@ class Components(NamedTuple):
 
     @property
     def _weight(self) -> Float[np.ndarray, " k"]:
+        # Nothing is divided by a value that is rounding error.
         return np.where(
             self.resolved, 1 / np.sqrt(np.where(self.resolved, self.s, 1)), 0
         )
@@ -89,6 +90,7 @@ def applied(
     """
 
     def one(spectrum: Spectrum, adapter: Adapter) -> Components:
+        # In float64, once: rounding to the stored dtype happens in `child`.
         a, b = (np.asarray(x, np.float64) for x in (adapter.a, adapter.b))
         left, right = np.asarray(spectrum.left), np.asarray(spectrum.right)
         return Components(spectrum, a @ left, right @ b)
@@ -104,6 +106,7 @@ def child(components: Mapping[str, Components], masks: Masks) -> dict[str, Adapt
     result = {}
     for path, x in components.items():
         kept = masks[path]
+        # A module without components is absent, as in PARA's children.
         if kept.any():
             a, b = (y.astype(x.spectrum.dtype) for y in (x.a[:, kept], x.b[kept]))
             result[path] = Adapter(a=a, b=b)
@@ -141,6 +144,7 @@ def stack(
         b = np.zeros((count, *room.b.shape), room.b.dtype)
         for i, adapters in enumerate(children):
             if path in adapters:
+                # Scales are folded in: a stack has one scale for all.
                 x = folded(adapters[path])
                 a[i, :, : x.rank], b[i, : x.rank] = x.a, x.b
         return Adapter(a=a, b=b)

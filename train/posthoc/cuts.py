@@ -120,12 +120,14 @@ class FisherPara:
         given = posthoc.Parent(
             adapters=parent.adapters,
             model=subject.model,
+            # Gradients pass through the classifier that was trained with the adapter.
             params={**subject.base, "classifier": head},
             statistics={},  # For scores without data.
             validation=posthoc.examples_of(subject.validation.batches),
             batch=self.batch,
             fisher_batches=self.batches,
         )
+        # One ranking serves all budgets.
         ranking = posthoc.PRUNERS["fisher"](given)
         found = [posthoc.prune(ranking, para.Gamma(x)) for x in self.gammas]
         return [_child(parent, x) for x in found]
@@ -147,6 +149,7 @@ class DropTop:
     def children(
         self, parent: para.Checkpoint, subject: Subject
     ) -> Sequence[para.Checkpoint]:
+        # One decomposition serves all counts.
         parts = posthoc.decompose(parent.adapters)
         masks = [posthoc.drop_top(parts, x) for x in self.counts]
         return [_child(parent, posthoc.child(parts, x)) for x in masks]

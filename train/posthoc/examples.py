@@ -27,6 +27,7 @@ def examples_of(batches: Sequence[Batch]) -> Examples:
     width = max(x.shape[1] for x in leaves)
 
     def wide(x: jax.Array | np.ndarray, fill: int = 0) -> np.ndarray:
+        # Labels of whole sentences have no width.
         if np.ndim(x) < 2:
             return np.asarray(x)
         more = [(0, 0), (0, width - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]

@@ -153,13 +153,16 @@ def train(
     end = begin + 60 * budget.minutes
     optimizer = _optimizer(rate)
     state = State(params, optimizer.init(params), key)
+    # Donated: params and moments are updated in place.
     update = jax.jit(_chunk(loss, optimizer), donate_argnums=0)
+    # Compiled before the clock starts, so that compilation costs no training.
     update = update.lower(state, data, _rates(0.0, budget, rate)).compile()
     start, done, progress = time.monotonic(), 0, 0.0
     while progress < 1:
         state, losses = update(state, data, _rates(progress, budget, rate))
         done += budget.chunk
         mean = float(losses.mean())  # Waits for the steps.
+        # Read after waiting: dispatch alone returns at once.
         now = time.monotonic()
         line = Line(done, mean, now - begin)
         if not math.isfinite(line.loss):
@@ -169,6 +172,7 @@ def train(
             )
         report(line)
         spent = (now - start) / max(end - start, 1e-9)
+        # Whichever budget is further along decides the learning rate.
         progress = max(done / budget.steps, spent)
     return state.params
 
@@ -191,6 +195,7 @@ def _is_decayed(params: Any) -> Any:
 def _rates(progress: float, budget: Budget, rate: Rate) -> Float[np.ndarray, "S"]:
     """Return the learning rates of a chunk, all equal unless the budget is in steps."""
     one = min(1.0, 1 / budget.steps)
+    # The middle of each step: the last one is not at a rate of 0.
     rates = [rate.at(progress + (i + 0.5) * one) for i in range(budget.chunk)]
     return np.array(rates, np.float32)
 
@@ -200,6 +205,7 @@ def _chunk(loss: Loss, optimizer: optax.GradientTransformation) -> Callable[...,
         key, now = jax.random.split(state.key)
         value, slopes = jax.value_and_grad(loss)(state.params, now, data)
         moves, moments = optimizer.update(slopes, state.moments, state.params)
+        # Rates are arguments of the program, not constants: it compiles once.
         moves = jax.tree.map(lambda x: -rate * x, moves)
         return State(optax.apply_updates(state.params, moves), moments, key), value
 

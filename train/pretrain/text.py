@@ -113,6 +113,7 @@ def draw_sum(generator: random.Random) -> Sum:
 
 def documents(count: int, *, seed: int = 0) -> Iterator[str]:
     """Yield `count` documents of a few lines each."""
+    # Seeded by a string, so that no other stream draws the same numbers.
     generator = random.Random(f"documents: {seed}")
     reviews = [
         text for task in sentiment.TASKS for text in sentiment.load(task, "train").texts
@@ -130,6 +131,7 @@ def documents(count: int, *, seed: int = 0) -> Iterator[str]:
 def held_out_sums(count: int) -> list[Sum]:
     """Return different sums, absent from all documents."""
     generator = random.Random("held-out sums")
+    # A dict keeps the order of drawing; a set's would vary by process.
     found: dict[Sum, None] = {}
     while len(found) < count:
         if (drawn := draw_sum(generator)).held_out:
@@ -139,6 +141,7 @@ def held_out_sums(count: int) -> list[Sum]:
 
 def _arithmetic(generator: random.Random) -> str:
     sums = (draw_sum(generator) for _ in range(generator.randint(8, 14)))
+    # Held-out sums appear in no form, in digits or in words.
     seen = [x for x in sums if not x.held_out]
     if generator.random() < 0.3:
         return " ".join(_in_words(generator, x) for x in seen)

@@ -69,6 +69,7 @@ class Pictures(NamedTuple):
 
 def split(data: glyphs.Glyphs) -> tuple[Pictures, Pictures]:
     """Split into a training and a test part with the same classes."""
+    # Of each class some: pictures of a class stand together.
     held_out = np.arange(len(data.images)) % _HELD_OUT == 0
     return (
         Pictures(data.images[~held_out], data.labels[~held_out]),
@@ -133,6 +134,7 @@ def evaluate(
     result = {"glyphs": float(np.mean(logits.argmax(axis=1) == data.labels))}
     encode = _in_batches(siglip.Siglip(settings.model), params["vision_model"])
     for task in digits.TASKS:
+        # Packages of digits are optional.
         try:
             result[task] = probe.accuracy(encode, task)
         except ModuleNotFoundError as error:
@@ -141,6 +143,7 @@ def evaluate(
 
 
 def _apply(model: Any, params: Any, images: Float[jax.Array, "B S S"]) -> jax.Array:
+    # Weights stay in float32 for the update; only the products are bfloat16.
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     inputs = pixels.as_input(images).astype(jnp.bfloat16)
     return model.apply({"params": half}, inputs).astype(jnp.float32)
@@ -150,6 +153,7 @@ def _in_batches(model: Any, params: Any, size: int = 512) -> probe.Encode:
     run = jax.jit(lambda params, x: _apply(model, params, augment.plain(x)))
 
     def encode(images: UInt8[np.ndarray, "N S S"]) -> Float[np.ndarray, "N d"]:
+        # One shape for all calls: the last batch would compile another program.
         filled = np.pad(images, ((0, -len(images) % size), (0, 0), (0, 0)))
         parts = np.array_split(filled, range(size, len(filled), size))
         return np.concatenate([run(params, x) for x in parts])[: len(images)]

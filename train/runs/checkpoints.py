@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+# Two: a crash while one is written leaves the one before.
 _KEPT = 2
 
 
@@ -26,6 +27,7 @@ def opened(folder: pathlib.Path) -> Iterator[ocp.training.Checkpointer]:
 
 def save(checkpointer: ocp.training.Checkpointer, step: int, state: Any) -> None:
     """Write a tree of arrays atomically."""
+    # Forced: the caller decides when to save, not Orbax's policy.
     checkpointer.save(step, state, force=True)
 
 
@@ -44,6 +46,7 @@ def restore(
     if checkpointer.latest is None:
         return None
     step = checkpointer.latest.step
+    # As NumPy arrays: otherwise the file's own sharding would apply.
     wanted = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
     try:
         state = checkpointer.load(step, wanted)

@@ -54,6 +54,7 @@ def fit(
       OSError: if the folder cannot be used.
       ValueError: if a setting is impossible, or the folder is another run's.
     """
+    # All checks come before the lock: an impossible run leaves no folder.
     run.check()
     run.method.method(run.steps)  # It may be impossible, too.
     folder.check(place, config["run"])
@@ -64,6 +65,7 @@ def fit(
     with folder.opened(place, config):
         learners, lost = _trained(given, place, every, on_steps)
         members = outcome.trained(given, learners, lost, subject.peft)
+        # Adapters first, results last: with the results the folder counts as complete.
         outcome.save(members, place / folder.PARENT)
         rows = outcome.rows(members, subject)
         for row, step in zip(rows, lost, strict=True):
@@ -79,6 +81,7 @@ def _trained(
     members, lines = given.run.members, place / folder.METRICS
     with checkpoints.opened(place / folder.CHECKPOINTS) as saved:
         step, learners = _begun(given, saved)
+        # Steps after the checkpoint are computed again: their records would be double.
         seen = records.cut_back(lines, step)
         lost = records.diverged(seen, len(members))
         on_steps(step, [])
@@ -90,7 +93,9 @@ def _trained(
             new = _lines(given, metrics, step, time.monotonic() - start)
             records.append(lines, new)
             now = records.diverged(new, len(members))
+            # The first divergence stays: later steps of a lost member mean nothing.
             lost = [x or y for x, y in zip(lost, now, strict=True)]
+            # Members are independent: a run goes on while one of them is well.
             _check_alive(members, lost, new)
             if _is_due(step, after, given.run.steps, every):
                 checkpoints.save(saved, after, learners)
@@ -101,6 +106,7 @@ def _trained(
 
 def _begun(given: runs.Inputs, saved: Any) -> tuple[int, trainer.Learner]:
     """Return the newest checkpoint, or the start."""
+    # Shapes only, to restore into.
     like = jax.eval_shape(lambda: runs.begin(given))
     found = checkpoints.restore(saved, like)
     return found if found is not None else (0, runs.begin(given))
@@ -121,6 +127,7 @@ def _lines(
 
 
 def _is_due(before: int, step: int, steps: int, every: int) -> bool:
+    # Checkpoints fall between calls, at the first call past each multiple.
     return step == steps or step // every > before // every
 
 

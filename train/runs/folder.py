@@ -38,11 +38,13 @@ def opened(folder: pathlib.Path, config: Settings) -> Iterator[None]:
       OSError: if it holds something else, or another process runs in it.
       ValueError: if it holds a run with other settings, or is damaged.
     """
+    # Once before the lock, for a quick answer, and again with it.
     check(folder, config["run"])
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         check(folder, config["run"])
         if not (folder / CONFIG).exists():
+            # Under the lock, so that two processes cannot both begin.
             write(folder / CONFIG, config)
         yield
 
@@ -118,6 +120,7 @@ def write(path: pathlib.Path, value: Settings) -> None:
 
 def plain(value: Any) -> Any:
     """Return the value as it reads back from JSON, with lists instead of tuples."""
+    # Tuples become lists, so that settings compare equal to those read back.
     return json.loads(json.dumps(value))
 
 

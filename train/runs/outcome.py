@@ -57,6 +57,7 @@ def trained(
     learners, method = jax.device_get(learners), given.trainer.method
     result = []
     for i, (pair, step) in enumerate(zip(given.run.members, diverged, strict=True)):
+        # `finish` runs on the host, for one member at a time: ranks become shapes.
         one = jax.tree.map(lambda x: jnp.asarray(x[i]), learners)  # noqa: B023
         adapter = None
         if step is None:
@@ -110,6 +111,7 @@ def rows(
     shapes = _largest([*members, *like])
     validation = _accuracies(members, subject, subject.validation, shapes)
     rate = best_rate(members, validation)
+    # Test sets are read for the chosen rate only; others stay unseen.
     chosen = [x if x.rate == rate else x._replace(adapter=None) for x in members]
     tests, measures = (
         {name: _accuracies(chosen, subject, part, shapes) for name, part in found}
@@ -136,7 +138,9 @@ def best_rate(members: Sequence[Member], validation: Sequence[float | None]) -> 
     """
     found: dict[float, list[float]] = {}
     for member, accuracy in zip(members, validation, strict=True):
+        # A divergence counts as 0, so that an unstable rate cannot win by the rest.
         found.setdefault(member.rate, []).append(accuracy or 0.0)
+    # Sorted, since `max` returns the first of equals: the smaller rate.
     return max(sorted(found), key=lambda rate: np.mean(found[rate]))
 
 
@@ -152,6 +156,7 @@ def _accuracies(
         return [None] * len(members)
     heads = [pretrained.head(x.extra) for x in adapters]
     collection = subject.model.adapted.collection
+    # Padded to common shapes, so that parents and children share one program.
     lora = [collection(para.pad(x.adapters, like=shapes)) for x in adapters]
     found = part.accuracies(
         subject.model,
@@ -159,6 +164,7 @@ def _accuracies(
         jax.tree.map(lambda *x: np.stack(x), *heads),
         jax.tree.map(lambda *x: np.stack(x), *lora),
         part.batches,
+        # A small run need not be filled up to 32 models.
         at_once=min(evaluate.AT_ONCE, len(members)),
     )
     values: Iterator[float] = iter(found.tolist())
