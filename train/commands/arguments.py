@@ -125,6 +125,7 @@ def known(what: str, got: str, names: Iterable[str]) -> str:
     names = list(names)
     if got in names:
         return got
+    # One suggestion: the full list follows anyway.
     close = difflib.get_close_matches(got, names, n=1)
     meant = f" Did you mean '{close[0]}'?" if close else ""
     raise ValueError(f"Unknown {what} '{got}'.{meant} There are: {', '.join(names)}.")
@@ -132,6 +133,7 @@ def known(what: str, got: str, names: Iterable[str]) -> str:
 
 def _taken(words: Sequence[str], flag: str, default: str) -> tuple[str, list[str]]:
     """Return the value of `--flag VALUE` or `--flag=VALUE`, and the other words."""
+    # By hand: the method decides which options tyro knows.
     rest, words = [], list(words)
     value = default
     while words:
@@ -152,6 +154,7 @@ def _parsed(words: Sequence[str], default: _Settings, prog: str) -> _Settings:
     words = [x.replace("--seed", "--seeds", 1) if _is_seed(x) else x for x in words]
     said = io.StringIO()
     try:
+        # tyro prints its errors in a box; here one sentence goes to the user.
         with contextlib.redirect_stderr(said):
             found, unknown = tyro.cli(
                 type(default),
@@ -162,6 +165,7 @@ def _parsed(words: Sequence[str], default: _Settings, prog: str) -> _Settings:
                 return_unknown_args=True,
             )
     except SystemExit as stop:
+        # The status of --help is 0.
         if not stop.code:  # After --help.
             raise
         raise ValueError(_sentence(said.getvalue())) from None

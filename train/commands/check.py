@@ -112,5 +112,6 @@ def _cache() -> pathlib.Path:
 
 
 def _free(place: pathlib.Path) -> int:
+    # The cache may not exist yet; its file system does.
     existing = next(x for x in (place, *place.parents) if x.exists())
     return shutil.disk_usage(existing).free

@@ -108,6 +108,7 @@ def _evaluate_all(
     console: rich.console.Console,
 ) -> list[float]:
     """Evaluate the parent and the children, loaded back from disk."""
+    # Read back from disk, so that the table is of the files.
     adapters = [parent, *(para.load(folder / "peft") for folder in folders)]
     with rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
@@ -123,6 +124,7 @@ def _evaluate_all(
         for number, adapter in enumerate(adapters, 1):
             what = f"{task.name}: adapter {number} of {len(adapters)}"
             progress.update(bar, description=what)
+            # Padded to the parent, so that all adapters share one program.
             right = tasks.accuracy(
                 task, adapter, like=parent, on_batch=lambda n: progress.advance(bar, n)
             )

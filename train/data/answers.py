@@ -48,6 +48,7 @@ def final(text: str) -> str | None:
     """
     for marker in MARKERS:
         if marker in text:
+            # The last marker: the reasoning before may contain others.
             tail = text.rsplit(marker, 1)[1].strip().split("\n")[0]
             return boxed(tail) or _without_stop(tail) or None
     return boxed(text)
@@ -66,6 +67,7 @@ def boxed(text: str) -> str | None:
     if not rest.startswith("{"):
         words = re.split(r"[\s$]", rest, maxsplit=1)
         return _without_stop(words[0]) or None
+    # Braces nest, so a pattern alone cannot find the end.
     depth = 0
     for brace in re.finditer(r"\\.|[{}]", rest, re.DOTALL):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)  # Not \{ and \}.
@@ -127,6 +129,7 @@ class Grader:
         if got is None:
             return False
         want, got = plain(want), plain(got)
+        # Equal texts are equal answers, without a parser.
         if want == got:
             return True
         if not got or max(len(want), len(got)) > LONGEST:
@@ -135,11 +138,13 @@ class Grader:
 
     def _ask(self, line: str) -> str:
         """Return the worker's reply, or nothing without one."""
+        # One process serves many questions: importing SymPy takes seconds.
         process = self._process or self._start()
         assert process.stdin is not None  # As `Popen` was asked for it.
         with contextlib.suppress(BrokenPipeError):  # There will be no reply then.
             process.stdin.write(f"{line}\n")
         reply = _line(process, self._seconds)
+        # A worker past its time limit is stuck in SymPy: replace it.
         if not reply:
             self._stop()
         return reply
@@ -181,5 +186,6 @@ def _without_stop(text: str) -> str:
 def _line(process: subprocess.Popen[str], seconds: float) -> str:
     """Return the next line of a process, or nothing after its end or the time limit."""
     assert process.stdout is not None  # As `Popen` was asked for it.
+    # `select` on a pipe gives a time limit that `readline` lacks.
     ready, _, _ = select.select([process.stdout], [], [], seconds)
     return process.stdout.readline().strip() if ready else ""

@@ -81,6 +81,7 @@ def pack(
     lengths = np.array([*map(len, ids)], np.int32)
     return Sentences(
         ids=filled_up(rows),
+        # At least one token: a mask of zeros would make attention NaN.
         lengths=np.maximum(filled_up(lengths), 1),
         labels=filled_up(np.array(labels, np.int32)),
     )
@@ -94,6 +95,7 @@ def filled_up(rows: np.ndarray, multiple: int | None = None) -> np.ndarray:
       multiple: The divisor of the number of rows. By default it becomes a
         power of two, `ROWS` at least.
     """
+    # Powers of two: tasks of similar size share one compiled program.
     size = max(ROWS, 1 << (len(rows) - 1).bit_length())
     if multiple is not None:
         size = -(-len(rows) // multiple) * multiple
@@ -107,6 +109,8 @@ def order(seed: int, examples: int, steps: int, batch: int) -> Int[np.ndarray, "
     and a resumed run goes on where it stopped. A batch may span two epochs.
     """
     epochs = -(-steps * batch // examples)
+    # A second number in the seed, so that no other generator of this seed agrees.
     generator = np.random.default_rng([seed, 0xDA7A])
+    # Whole epochs: each example is seen once before any is seen twice.
     rows = [generator.permutation(examples) for _ in range(epochs)]
     return np.concatenate(rows)[: steps * batch].reshape(steps, batch).astype(np.int32)

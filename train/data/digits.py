@@ -81,6 +81,7 @@ def load(task: str, part: str) -> Images:
         images, labels, place = data.images, data.labels, _design_buckets(data)
     else:
         images, labels = written(task)
+        # Pictures have no names: their own bytes decide the part.
         place = np.array([sentiment.bucket(x.tobytes().hex()) for x in images])
     rows = np.isin(place, sentiment.PARTS[part])
     return Images(images[rows], labels[rows])
@@ -110,9 +111,11 @@ def draw(task: str, faces: Sequence[fonts.Face]) -> glyphs.Glyphs:
     faces = _faces(task, faces)
     for number, face in enumerate(faces):
         for character, picture in fonts.draw(face, label).items():
+            # Fonts of one family often share glyphs exactly.
             if (drawn := (character, picture.tobytes())) not in seen:
                 seen.add(drawn)
                 for drawing in range(_DRAWINGS):
+                    # Seeded by name: adding a font moves no other picture.
                     seed = f"{face.name} {character} {drawing}"
                     rows.append((_moved(picture, seed), label[character], number))
     images, labels, shown = zip(*rows, strict=True)
@@ -161,6 +164,7 @@ def _design_buckets(data: glyphs.Glyphs) -> Int[np.ndarray, "N"]:
     """Return the bucket, of 100, of each picture: that of its design."""
     designs = [fonts.design(name) for name in data.names]
     order = sorted(set(designs), key=lambda x: (sentiment.bucket(x), x))
+    # By rank of the bucket, so that few designs spread over all parts too.
     places = np.array([100 * order.index(x) // len(order) for x in designs])
     return places[data.faces]
 
@@ -174,12 +178,15 @@ def _moved(picture: UInt8[np.ndarray, "s s"], seed: str) -> UInt8[np.ndarray, "3
     scale = generator.uniform(1, 4 / 3)
     middle = len(picture) / 2
     c, s = scale * np.cos(angle), scale * np.sin(angle)
+    # A shift of up to 3 pixels keeps the drawing inside its margin.
     x, y = middle + generator.uniform(-3, 3, 2)
+    # PIL's matrix maps output pixels to input ones.
     matrix = (c, s, x - (c + s) * middle, -s, c, y + (s - c) * middle)
     turned = Image.fromarray(picture).transform(
         picture.shape, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
     )
     small = np.asarray(turned.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    # Sixteen grey levels compress to half the size.
     return np.rint(small / 17).astype(np.uint8) * np.uint8(17)
 
 

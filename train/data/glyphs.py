@@ -111,12 +111,15 @@ def collect(
     faces = [face for face in faces if is_seen_face(face)]
     drawn = [
         {x: picture.tobytes() for x, picture in fonts.draw(face, _drawn(face)).items()}
+        # Bytes, so that equal pictures are equal keys.
         for face in faces
     ]
     classes = {}
     for characters in _lookalikes(drawn):
         rows = _rows(characters, drawn, [face.name for face in faces])
+        # Look-alikes of digits are held out with them.
         if len(rows) >= least and not set(characters) & _DIGITS:
+            # Rows are in the order of a hash: cutting them is an unbiased sample.
             classes[characters] = rows[:most]
     if not classes:
         raise ValueError(
@@ -179,6 +182,7 @@ def _lookalikes(drawn: Iterable[dict[str, bytes]]) -> list[str]:
     pairs = [
         (one, two)
         for (one, two), count in alike.items()
+        # Alike in at least half of the faces with both.
         if 2 * count >= len(drawn_by[one] & drawn_by[two])
     ]
     return _groups(sorted(drawn_by), pairs)
@@ -189,6 +193,7 @@ def _groups(characters: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list
     edges = np.array([[index[x] for x in pair] for pair in pairs], int).reshape(-1, 2)
     size = len(characters)
     matrix = scipy.sparse.coo_array((np.ones(len(edges)), edges.T), shape=(size, size))
+    # Look-alikes are transitive: classes are connected components.
     count, label = scipy.sparse.csgraph.connected_components(matrix, directed=False)
     groups = [""] * count
     for character, group in zip(characters, label, strict=True):

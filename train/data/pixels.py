@@ -30,4 +30,5 @@ def as_input(images: Float[jax.Array, "B P P"]) -> Float[jax.Array, "B P P 3"]:
 
     Three channels, from -1 to 1.
     """
+    # SigLIP expects three channels in -1 to 1.
     return jnp.repeat(2 * images[..., None] - 1, 3, axis=-1)

@@ -106,6 +106,7 @@ def training_batches(
     def make(step: int) -> Batch:
         pictures = _pictures(images, order[step])
         pixels = [
+            # Seeded by step and place: any step can be made without those before it.
             training(picture, np.random.default_rng([seed, step, place]), size)
             for place, picture in enumerate(pictures)
         ]
@@ -158,6 +159,7 @@ def prefetched(
       ahead: The number of results in progress; two a thread by default.
     """
     threads = threads or os.cpu_count() or 1
+    # Twice the threads, so that none waits for the consumer.
     ahead = ahead or 2 * threads
     waiting: collections.deque[concurrent.futures.Future[_Result]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads, "prefetch") as pool:
@@ -169,6 +171,7 @@ def prefetched(
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            # Without waiting: the consumer may have stopped early.
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -177,6 +180,7 @@ def _pictures(images: Images, rows: Int[np.ndarray, "B"]) -> "Iterator[Image]":
         try:
             yield images.pictures[row]
         except Exception as error:
+            # The library's error does not say which image it was.
             error.add_note(f"It is image {row} of {len(images.labels)}.")
             raise
 
@@ -201,6 +205,7 @@ def _random_box(
     narrow, wide = map(math.log, RATIO)
     for _ in range(_TRIES):
         area = generator.uniform(*AREA) * width * height
+        # Log-uniform: 3:4 is as likely as 4:3.
         ratio = math.exp(generator.uniform(narrow, wide))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:

@@ -55,11 +55,13 @@ def load(part: str) -> tuple[Problem, ...]:
     """
     if part not in SIZES:
         raise ValueError(f"Unknown part '{part}', expected {', '.join(SIZES)}.")
+    # Seeded by a string, so that parts are independent streams.
     generator = random.Random(f"word problems: {part}")
     found: dict[str, Problem] = {}
     while len(found) < SIZES[part]:
         problem = _problem(generator, part)
         if problem is not None:
+            # Numbers and names may repeat; each text is kept once.
             found.setdefault(problem.question, problem)
     return tuple(found.values())
 
@@ -85,6 +87,7 @@ def _problem(generator: random.Random, part: str) -> Problem | None:
         numbers, steps = _amounts(kind, generator, count)
         for left, sign, right in steps:
             count = _result(left, sign, right)
+            # Rejected, not clipped: the solution must stay consistent.
             if count < 2 or count > (_MOST_MONEY if kind == "price" else LARGEST):
                 return None
             solution.append(f"{left} {sign} {right} = {count}.")

@@ -32,6 +32,7 @@ class Sentences(NamedTuple):
 
 def bucket(text: str) -> int:
     """Return the sentence's bucket, 0 to 99, for the split."""
+    # Python's own `hash` differs between processes.
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 100
 
 
@@ -107,6 +108,7 @@ def pack(source: pathlib.Path, target: pathlib.Path) -> None:
     data = source.read_bytes().replace(b"\r\n", b"\n")
     with (
         target.open("wb") as file,
+        # Without name and time: equal contents give equal files.
         gzip.GzipFile("", "wb", compresslevel=9, fileobj=file, mtime=0) as packed,
     ):
         packed.write(data)

@@ -42,6 +42,7 @@ class Sequences(NamedTuple):
         """Return some of the sequences, with labels `[B, T]`. Traceable under `jit`."""
         ids, lengths, prompts = (x[rows] for x in self)
         following = jnp.pad(ids[:, 1:], [(0, 0), (0, 1)])
+        # A label is the next token, so places are shifted by one.
         places = 1 + jnp.arange(ids.shape[1])[None]
         counts = (places >= prompts[:, None]) & (places < lengths[:, None])
         return Batch(ids, jnp.where(counts, following, NO_LABEL))
@@ -62,6 +63,7 @@ def encode(
     """
     prompts, responses = zip(*texts, strict=True)
     begun = tokenizer.encode_batch(list(prompts))
+    # Without special tokens: a response continues its prompt.
     more = tokenizer.encode_batch(list(responses), add_special_tokens=False)
     return [Pair(x.ids, [*y.ids, end]) for x, y in zip(begun, more, strict=True)]
 

@@ -56,6 +56,7 @@ class Pictures:
             start=start,
             size=self.size,
         )
+        # Lazily: a chunk is made when it is asked for.
         wanted = itertools.islice(batches, stop - start)
         while some := list(itertools.islice(wanted, size)):
             yield Pixels(*map(np.concatenate, zip(*some, strict=True)))
@@ -83,6 +84,7 @@ def joined(
 
     def make(first: int) -> tuple[Examples, np.ndarray]:
         some = [next(part) for part in parts]
+        # Seeds are concatenated: one transfer a chunk.
         data = jax.tree.map(lambda *x: jax.device_put(np.concatenate(x)), *some)
         count = min(size, stop - first)
         rows = np.arange(len(seeds) * count * batch, dtype=np.int32)
@@ -90,4 +92,5 @@ def joined(
 
     # One thread, so that chunks are taken in their order.
     firsts = range(start, stop, size)
+    # Two ahead: one on the device, one in the making.
     yield from preprocess.prefetched(make, firsts, threads=1, ahead=2)

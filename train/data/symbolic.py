@@ -43,11 +43,14 @@ def equal(want: str, got: str) -> bool:
 def main() -> None:
     """Answer until the end of the input."""
     with contextlib.suppress(OSError, ValueError):  # Not on every system.
+        # The caller's time limit alone is too late: 9^{9^{9^9}} fills the memory first.
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     logging.disable(logging.CRITICAL)
     # Output of the libraries must not mix with the replies.
     with os.fdopen(os.dup(1), "w", buffering=1) as replies:
+        # File descriptor 1 now goes to stderr; replies have their own.
         os.dup2(2, 1)
+        # Tells the parent that imports are done, before its time limit counts.
         replies.write('"ready"\n')
         for line in sys.stdin:
             try:

@@ -62,10 +62,12 @@ def batches(
     """
     if longest := max((len(x) for x in ids if len(x) > widths[-1]), default=0):
         raise ValueError(f"A sentence has {longest} tokens, expected <= {widths[-1]}.")
+    # Sorted by length: batches then need little padding.
     pairs = sorted(zip(ids, labels, strict=True), key=lambda pair: len(pair[0]))
     result: list[Batch] = []
     for shorter, width in zip((0, *widths), widths, strict=False):
         rows = [pair for pair in pairs if shorter < len(pair[0]) <= width]
+        # Batches of equal numbers of tokens, not of sentences.
         size = _TOKENS_PER_BATCH // width
         starts = range(0, len(rows), size)
         result += [_batch(rows[x : x + size], size, width) for x in starts]

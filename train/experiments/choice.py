@@ -50,6 +50,7 @@ def _group(row: Row) -> Group:
 def _best(found: Mapping[float, Mapping[int, Row]], group: Group) -> float:
     if len(found) == 1:
         return next(iter(found))
+    # Seeds in common, so that a rate does not win by an easier seed.
     seeds = set.intersection(*(set(by_seed) for by_seed in found.values()))
     values = {
         rate: [found[rate][seed].validation for seed in seeds] for rate in sorted(found)
@@ -62,6 +63,7 @@ def _best(found: Mapping[float, Mapping[int, Row]], group: Group) -> float:
         )
     means = {k: sum(x for x in v if x is not None) / len(v) for k, v in values.items()}
     equal = [x for x in means if means[x] > max(means.values()) - _ROUNDING]
+    # Of equal rates, one with test results: it was chosen before.
     tested = [
         x for x in equal if any(y.accuracy is not None for y in found[x].values())
     ]

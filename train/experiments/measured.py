@@ -40,12 +40,14 @@ class Measured(NamedTuple):
 def tasks(rows: Iterable[Row]) -> tuple[str, ...]:
     """Return the tasks of the rows, in the order of every table."""
     found = {row.task for row in rows}
+    # In the order of TASKS, not of the files.
     return tuple(task for task in TASKS if task in found)
 
 
 def policies(rows: Iterable[Row], method: str, kind: str) -> list[str]:
     """Return the policies of a kind, such as `rank`, from the largest value down."""
     found = {x.policy for x in rows if x.method == method}
+    # Two words: `rank 4 steps 0.1` is a policy of another kind.
     found = {x for x in found if x.split(" ")[0] == kind and len(x.split(" ")) == 2}
     return sorted(found, key=value, reverse=True)
 
@@ -117,6 +119,7 @@ def measure(rows: Sequence[Row], method: str, policy: str) -> Measured:
         }
         for task in tasks(rows)
     }
+    # Averaged by seed, so that differences can be paired.
     accuracy[MEAN] = statistics.average(list(accuracy.values()))
     return Measured(
         accuracy=accuracy,

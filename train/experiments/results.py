@@ -34,6 +34,7 @@ class Files:
 
     def __init__(self, folder: pathlib.Path = FOLDER) -> None:
         self.folder = folder
+        # Read once: tables share the files.
         self._files: dict[str, store.Results[Any]] = {}
         self._rows: dict[str, Sequence[Row]] = {}
 
@@ -97,6 +98,7 @@ class Files:
         if not there:
             return f"`{MADE_BY[name]}` makes it."
         verb = "cost" if name == "cost" else "grid"
+        # The file's own command, with its options.
         made = re.sub("train (grid|cost)", f"train {verb}", self.file(there[0]).command)
         return f"`{made}` and then `collect` make it, if that comparison has it."
 

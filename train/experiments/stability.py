@@ -41,6 +41,7 @@ def maps(spectra: Sequence[Spectrum], rank: float = RANK) -> Maps:
     for x in spectra:
         parents.setdefault((x.task, x.seed), {})[x.module] = _as_spectrum(x)
     result: dict[str, dict[int, dict[str, int]]] = {}
+    # Tasks in their order, whatever that of the file.
     for task in TASKS:
         for (name, seed), modules in parents.items():
             if name == task:
@@ -79,6 +80,7 @@ def over_tasks(found: Maps) -> Agreement:
 def _as_spectrum(x: Spectrum) -> para.Spectrum:
     """Return the argument of `para.ranks`, which reads the values and sizes alone."""
     values = jnp.asarray(x.values)
+    # The bases are not read; any matrices of the right size will do.
     unread = jnp.eye(values.size)
     return para.Spectrum(
         s=values,
@@ -100,6 +102,7 @@ def _agreement(
             what="no pairs in spectra.json",
         )
     ranks = [
+        # Both maps in the order of the left one's modules.
         ([left[path] for path in left], [right[path] for path in left])
         for left, right in pairs
     ]

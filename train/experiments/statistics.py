@@ -42,6 +42,7 @@ def mean(sample: Sample) -> float:
 def std(sample: Sample) -> float:
     """Return the sample standard deviation over seeds; NaN for one seed."""
     if len(sample) < 2:
+        # One seed has no spread.
         return math.nan
     return float(np.std(list(sample.values()), ddof=1))
 

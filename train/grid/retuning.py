@@ -48,7 +48,9 @@ def _start(
     """
     parts = posthoc.decompose(parent.adapters)
     masks = posthoc.choose(parts, {p: x.s for p, x in parts.items()}, para.Rank(rank))
+    # Padded to the parent's shapes: one program trains all ranks.
     child = para.pad(posthoc.child(parts, masks), like=parent.adapters)
+    # LoRA's own scale is applied again by the method.
     factors = {path: {"a": x.a, "b": x.b / config.scale} for path, x in child.items()}
     return factors, dict(parent.head)
 
@@ -57,5 +59,6 @@ def _begin(given: run.Inputs, starts: Mapping[int, Any]) -> trainer.Learner:
     """Start the members at the children of their seeds."""
     learners = run.begin(given)
     members = [starts[seed] for seed, _ in given.run.members]
+    # In the order of the members: seeds first, then rates.
     params, head = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *members)
     return learners._replace(state=learners.state._replace(params=params), head=head)

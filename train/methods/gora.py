@@ -92,14 +92,17 @@ class Gora:
           importance: Of the modules, in any unit.
           shapes: `(m, n)` of their kernels.
         """
+        # In float32, as the importances are: the quotient is rounded below.
         sizes = shapes.sum(axis=1).astype(np.float32)
         if self.size == "sqrt":
             sizes = np.sqrt(sizes)
         share = self.rank * sizes.sum() * importance / importance.sum()
         if self.rounding == "official":
+            # As released: rounded down, so that less than the budget is given out.
             ranks = jnp.round(share) // sizes
         else:
             ranks = jnp.round(share / sizes)
+        # A kernel has no more components than its smaller side.
         most = np.minimum(self.most, shapes.min(axis=1))
         return jnp.clip(ranks, min=self.least, max=most).astype(jnp.int32)
 
@@ -112,9 +115,11 @@ class Gora:
                 f"mean over {self.gradient_batches} batches."
             )
         paths = sorted(kernels)
+        # Sorted, since the ranks come back as one array.
         importance = [jnp.abs(kernels[x] * gradients[x]).mean() for x in paths]
         shapes = np.array([kernels[path].shape for path in paths])
         ranks = dict(zip(paths, self.ranks(jnp.stack(importance), shapes), strict=True))
+        # Drawn at the highest rank: shapes under `jit` do not depend on the ranks.
         drawn = method.kaiming(key, kernels, self.most)
         a = {path: drawn[path] * self._keep(ranks[path])[None] for path in paths}
         b = descent(a, gradients, gamma=self.gamma, alpha=self.alpha)
@@ -126,6 +131,7 @@ class Gora:
     def _adapters(self, state: State) -> Adapters:
         def fold(path: str, a: jax.Array, b: jax.Array) -> Adapter:
             # The scale is an array, one a module: an adapter's own is a static number.
+            # A module of rank 0 would be scaled by infinity, and 0 * inf is NaN.
             rank = jnp.maximum(state.memory[path], 1)
             return Adapter(a=a, b=b * (self.alpha / jnp.sqrt(rank)))
 
@@ -148,6 +154,7 @@ def descent(
       gamma: The norm of the update over the norm of the gradient.
       alpha: The scale's numerator.
     """
+    # Stacked: one batched decomposition instead of one a module.
     inverses = _inverses(jnp.stack([linalg.matmul(x.mT, x) for x in a.values()]))
     result = {}
     for (path, x), inverse in zip(a.items(), inverses, strict=True):
@@ -160,6 +167,7 @@ def descent(
 def _inverses(grams: Float[Array, "N r r"]) -> Float[Array, "N r r"]:
     """Return the pseudo-inverses of symmetric matrices `>= 0`."""
     values, vectors = linalg.eigh(grams)
+    # Columns beyond a module's rank are zero, and so are their eigenvalues.
     eps = grams.shape[-1] * jnp.finfo(grams.dtype).eps
     is_zero = values <= eps * values[:, -1:]
     inverse = jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, values))

@@ -83,6 +83,7 @@ def plain(rank: int, scale: float, *, share: float = 1.0) -> Method:
     _check(rank)
 
     def init(key: jax.Array, kernels: Kernels, gradients: Kernels | None) -> State:
+        # A share of 1 leaves the key alone: plain LoRA's draw.
         key, place = (key, None) if share == 1 else jax.random.split(key)
         a, b = method.kaiming(key, kernels, rank), method.zeros(kernels, rank)
         if place is not None:
@@ -93,6 +94,8 @@ def plain(rank: int, scale: float, *, share: float = 1.0) -> Method:
         return {path: Adapter(**x, scale=scale) for path, x in state.params.items()}
 
     def finish(state: State) -> Adapters:
+        # Columns of zeros in both factors never train: each gradient has the other
+        # factor in it.
         keep = {path: (x["a"] != 0).any(0) for path, x in state.params.items()}
         return method.kept(adapters(state), keep)
 
@@ -108,9 +111,11 @@ def _some(
     key: jax.Array, a: dict[str, jax.Array], share: float
 ) -> dict[str, jax.Array]:
     """Zero the factors of all but a share of the modules."""
+    # 1e-9: 0.3 * 10 is 2.999... in floating point.
     count = max(1, math.floor(share * len(a) + 1e-9))
     place = jax.random.permutation(key, len(a))
     return {
         path: jnp.where(place[i] < count, a[path], 0)
+        # Sorted paths, so that the draw does not depend on the dictionary.
         for i, path in enumerate(sorted(a))
     }

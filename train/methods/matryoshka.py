@@ -51,6 +51,7 @@ class Matryoshka:
             before: State, after: State, grads: Any, step: jax.Array
         ) -> State:
             last = step == steps - 1
+            # The validation of the last step, and the export, are at the target.
             weights = jnp.where(last, self._cut(self.target), before.memory)
             return State(after.params, weights)
 
@@ -126,5 +127,6 @@ def aurac(
       axis: Whether a gap is a difference or a ratio of ranks.
     """
     x = np.asarray(ranks, np.float64)
+    # On a logarithmic axis each doubling of the rank weighs the same.
     x = np.log2(x) if axis == "log2" else x
     return float(np.trapezoid(scores, x) / (x[-1] - x[0]))

@@ -126,6 +126,7 @@ def kaiming(key: jax.Array, kernels: Kernels, rank: int) -> dict[str, jax.Array]
     Uniform in `+-1/sqrt(m)`: what PyTorch's `kaiming_uniform_(a=sqrt(5))` draws. A
     module's draw depends on the key and on its place among the sorted paths.
     """
+    # Sorted, so that the draw does not depend on the order of the dictionary.
     paths = sorted(kernels)
     keys = dict(zip(paths, jax.random.split(key, len(paths)), strict=True))
 
@@ -155,6 +156,7 @@ def kept(adapters: Mapping[str, Adapter], keep: Mapping[str, Array]) -> Adapters
       keep: Booleans `[r]` by path. A module without a true value is absent.
     """
     result = {}
+    # On the host: kept components change shapes.
     for path, adapter in whole(adapters).items():
         mask = np.asarray(keep[path])
         if mask.any():
@@ -169,6 +171,7 @@ def size(adapters: Mapping[str, Adapter]) -> tuple[int, int]:
     Without components that are zero; and an adapter that starts from the kernel's own
     components counts the rank it was trained at.
     """
+    # PiSSA serves 2 r columns for a nominal rank of r.
     ranks = {path: x.nominal or _rank(x) for path, x in adapters.items()}
     costs = {path: x.inputs + x.outputs for path, x in adapters.items()}
     return sum(ranks.values()), sum(ranks[path] * costs[path] for path in ranks)
@@ -176,4 +179,5 @@ def size(adapters: Mapping[str, Adapter]) -> tuple[int, int]:
 
 def _rank(adapter: Adapter) -> int:
     a, b = np.asarray(adapter.a), np.asarray(adapter.b)
+    # A component needs both vectors: one of zeros adds nothing.
     return int(((a != 0).any(0) & (b != 0).any(1)).sum())

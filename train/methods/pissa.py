@@ -65,6 +65,7 @@ def of_components(part: slice, rank: int, scale: float) -> Method:
     def init(key: jax.Array, kernels: Kernels, gradients: Kernels | None) -> State:
         _check(kernels, rank)
         pairs = _components(kernels, part, scale)
+        # The start is remembered: the adapter is the difference to it.
         return State(params=pairs, memory=pairs)
 
     def adapters(state: State) -> Adapters:
@@ -111,10 +112,12 @@ def _components(
     Kernels of one shape are decomposed together, in float32.
     """
     result = {}
+    # Equal shapes are decomposed in one batched call.
     for shape in sorted({kernel.shape for kernel in kernels.values()}):
         paths = sorted(path for path, x in kernels.items() if x.shape == shape)
         stack = jnp.stack([kernels[path] for path in paths]).astype(jnp.float32)
         u, s, vt = linalg.svd(stack)
+        # Balanced: both factors have the same norms.
         root = jnp.sqrt(s[:, part] / scale)
         a, b = u[:, :, part] * root[:, None, :], root[:, :, None] * vt[:, part]
         result |= {path: {"a": a[i], "b": b[i]} for i, path in enumerate(paths)}

@@ -97,6 +97,7 @@ class Layer(nn.Module):
 
     def project(self, size: int, name: str, x: jax.Array) -> jax.Array:
         y = Dense(size, use_bias=False, dtype=self.dtype, name=name)(x)
+        # Named, so that `remat="named"` keeps products and recomputes the rest.
         return checkpoint_name(y, layers.SAVED)
 
 
@@ -136,9 +137,11 @@ class Attention(Layer):
         c = self.config
         scale = c.query_pre_attn_scalar**-0.5
         span: Any = {"sliding": kind.sliding, "window": c.sliding_window}
+        # The cuDNN kernel takes whole sequences only, not a cache.
         if cache is None and self.implementation == "cudnn":
             return attention.flash(q, k, v, scale=scale, **span), None
         if cache is not None:
+            # Rotated keys are cached: their positions never change.
             cache = attention.write(cache, kind.number, positions, k, v)
             k, v = cache.k[kind.number], cache.v[kind.number]
         mask = attention.visible(positions, k.shape[1], **span)
@@ -230,10 +233,11 @@ class Gemma3(nn.Module):
     def adapted(self) -> Adapted:
         """All projections of the layers, stacked."""
         count = self.config.num_hidden_layers
-        return Adapted(blocks="model/layers", modules=ADAPTED, stack=count)
+        return Adapted(blocks=STACK, modules=ADAPTED, stack=count)
 
     def setup(self) -> None:
         capped = self.config.attn_logit_softcapping is not None
+        # cuDNN's kernel has no cap on scores.
         implementation = "xla" if capped else self.implementation
         self.model = Decoder(self.config, self.dtype, implementation, self.remat)
 
@@ -291,5 +295,6 @@ def _kinds(c: Config) -> Kind:
     local = rope.frequencies(c.head_dim, c.rope_local_base_freq)
     numbers = np.arange(c.num_hidden_layers, dtype=np.int32)
     sliding = ~np.isin(numbers, c.global_layers)
+    # Both kinds' angles in one array, so that a scan can run over the layers.
     angles = np.where(sliding[:, None], local[None], whole[None])
     return Kind(jnp.asarray(numbers), jnp.asarray(sliding), jnp.asarray(angles))

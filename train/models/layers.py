@@ -68,7 +68,9 @@ class Layers(nn.Module):
             or there is no such layer.
         """
         block = self.block()
+        # The block's params appear under the name of `Layers` itself.
         nn.share_scope(self, block)
+        # Init always scans: the params are stacked either way.
         unrolled = not self.is_initializing() and self._has_own_adapters()
         body = self._body(unrolled)
         if unrolled:
@@ -79,6 +81,7 @@ class Layers(nn.Module):
             return x
         scan = nn.scan(
             body,
+            # Stacked on their first axis, one slice a layer.
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(0, *[nn.broadcast] * len(shared)),
@@ -132,6 +135,7 @@ class Container(nn.Module):
 def _of_layer(body: Callable[..., Any], index: int) -> Callable[..., Any]:
     def pick(variables: Mapping[str, Any]) -> dict[str, Any]:
         params = jax.tree.map(lambda x: x[index], variables["params"])
+        # A layer without adapters gets an empty collection.
         return {"params": params, "lora": variables["lora"].get(str(index), {})}
 
     return nn.map_variables(body, ["params", "lora"], trans_in_fn=pick)
@@ -170,6 +174,7 @@ def _stack(name: str, layers: Mapping[int, Adapter], count: int) -> Adapter:
             f"'{name}' has an adapter of layer {max(layers)}, expected 0 to "
             f"{count - 1}. Was it trained on this model?"
         )
+    # All layers get the largest rank; zeros do not change the product.
     widest = max(layers.values(), key=lambda x: x.rank)
     members = {f"{name}/{i}": x for i, x in layers.items()}
     padded = para.pad(members, like={f"{name}/{i}": widest for i in range(count)})
@@ -186,6 +191,7 @@ def unstacked(
         members, as `layers/mlp/up/3`, which is what a ragged child consists of.
       path: Where the layers are.
     """
+    # `unstack` puts the layer's number last; PEFT has it after the path.
     pattern = re.compile(rf"{re.escape(path)}/(.*\D.*)/(\d+)")
     return {
         pattern.sub(rf"{path}/\2/\1", name): adapter
@@ -208,6 +214,7 @@ def check(lora: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         for number in re.finditer(r"/(\d+)(?=/)", path):
             stack = path[: number.start()] + path[number.end() :]
             whole = kernels.get(f"{stack}/kernel")
+            # A view of one layer, so that the common check sees plain kernels.
             if whole is not None and int(number[1]) < whole.shape[0]:
                 slice_ = jax.ShapeDtypeStruct(whole.shape[1:], whole.dtype)
                 view[f"{path}/kernel"] = slice_

@@ -79,14 +79,17 @@ def information(
 
     def mean_loss(factors: Any, batch: Any, weight: jax.Array) -> jax.Array:
         losses = jax.vmap(loss, (None, 0))(factors, batch)
+        # Weights of padding are 0; the mean is over the others.
         return weight @ losses / weight.sum()
 
     def one(args: tuple[Any, jax.Array]) -> dict[str, Information]:
         batch, weight = args
         if mode == "batch":
             return _summed(jax.grad(mean_loss)(factors, batch, weight))
+        # Per-example gradients exist for one batch at a time, then only their squares.
         return jax.tree.map(lambda x: weight @ x, jax.vmap(example)(batch))
 
+    # Sequential, for the same reason.
     squares = jax.lax.map(one, (examples, weights))
     count = len(weights) if mode == "batch" else weights.sum()
     return jax.tree.map(lambda x: x.sum(0) / count, squares)
@@ -143,9 +146,11 @@ def _fisher(
         lora = model.adapted.collection(
             {p: Adapter(a=x.u, b=x.s[:, None] * x.vt) for p, x in factors.items()}
         )
+        # A batch of one: the vmap runs over examples.
         batch = Batch(*jax.tree.map(lambda x: x[None], tuple(example)))
         return score(model, {"params": params, "lora": lora}, batch).loss
 
     counts = jnp.asarray(batches.labels != NO_LABEL)
+    # An example counts if any of its positions has a label.
     weights = counts.any(range(2, counts.ndim)).astype(jnp.float32)
     return information(loss, factors, batches, weights, mode=mode)

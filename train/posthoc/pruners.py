@@ -90,6 +90,7 @@ def by_sensitivity(parent: Parent) -> Ranking:
     """
     parts, found = _information(parent, "example")
     scores = {
+        # Second order: the rise of the loss when the component goes to 0.
         path: parts[path].s ** 2 * np.asarray(x.s, np.float64) / 2
         for path, x in found.items()
     }
@@ -101,6 +102,7 @@ def whitened(parent: Parent, *, diagonal: bool) -> Ranking:
     batches = _batches(parent, parent.moment_batches).inputs
     adapters = dict(parent.adapters)
     found = activations.moments(parent.model, parent.params, adapters, batches)
+    # To the host: whitening is float64.
     found = jax.device_get(found)
     grams = {path: x.gram for path, x in found.items()}
     if diagonal:

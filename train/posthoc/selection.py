@@ -43,17 +43,22 @@ def choose(
     """
     _check(components, scores, policy)
     layout = pool({path: x.spectrum for path, x in components.items()})
+    # In NumPy: selection is host code, and float64.
     score = layout.gather(scores, np)
     allowed = layout.gather({path: x.resolved for path, x in components.items()}, np)
     cost, budget = policy.costs(layout), int(policy.budget(layout))
     late = np.zeros_like(allowed)
     if policy.scope == "local":
         place = _places(layout, score, allowed)
+        # Equal shares: the budget divided by the price of one component a module.
         share = budget // int(cost[layout.start].sum())
         late = place >= share
+        # The greedy remainder lets each module buy one component beyond its share.
         allowed &= place < share + (policy.remainder == "greedy")
+    # lexsort takes ascending keys; the score is negated.
     order = np.lexsort((-score, late, ~allowed))  # Stable; its last key counts first.
     keep = np.empty_like(allowed)
+    # The first components in order, while they can be paid for.
     keep[order] = np.cumsum(cost[order]) <= budget
     return layout.scatter(keep & allowed)
 
@@ -79,6 +84,7 @@ def drop_top(components: Mapping[str, Components], count: int) -> Masks:
             "are not zero."
         )
     keep = resolved.copy()
+    # Unresolved components come last, so they are never among the dropped.
     keep[np.lexsort((-s, ~resolved))[:count]] = False
     return layout.scatter(keep)
 
@@ -87,6 +93,7 @@ def _places(
     layout: Pool, score: Float[np.ndarray, " N"], allowed: Bool[np.ndarray, " N"]
 ) -> Int[np.ndarray, " N"]:
     """Return the place of each component in its module's order, the best at 0."""
+    # Within modules: the module is the first key.
     order = np.lexsort((-score, ~allowed, layout.module))
     places = np.empty_like(layout.index)
     places[order] = layout.index  # Modules stay where they are, and count up.
@@ -99,7 +106,7 @@ def _check(
     if policy.min_rank or policy.max_rank is not None or policy.multiple_of > 1:
         raise ValueError(
             f"{policy.name}: bounds and multiples of ranks are not for scores. Use "
-            "para_jax._pruning.pipeline."
+            "para_jax.compress."
         )
     if policy.ties != "exact":
         raise ValueError(f"{policy.name}: ties are '{policy.ties}', expected 'exact'.")

@@ -49,12 +49,14 @@ def whitened(adapters: Mapping[str, Adapter], grams: Grams) -> dict[str, Compone
       grams: `a^T C a` by path, of the factor `a` without the adapter's scale.
     """
     roots = {
+        # The root stands in for `a`: `root b` has the error of the outputs.
         path: dataclasses.replace(x, a=_root(grams[path]), b=np.asarray(x.b, float))
         for path, x in adapters.items()
     }
     spectra = {
         path: dataclasses.replace(
             x,
+            # The stored shapes, not those of the root.
             shape=(adapters[path].inputs, adapters[path].outputs),
             dtype=np.dtype(adapters[path].a.dtype).name,
         )
@@ -78,4 +80,5 @@ def diagonal(
 def _root(gram: Float[np.ndarray, "r r"]) -> Float[np.ndarray, "r r"]:
     """Return `R` with `R^T R = gram`, by eigenvectors, as Cholesky may fail."""
     values, vectors = np.linalg.eigh(np.asarray(gram, np.float64))
+    # Rounding makes small eigenvalues negative.
     return np.sqrt(np.maximum(values, 0))[:, None] * vectors.T

@@ -33,6 +33,7 @@ def augment(
 
     From 0 to 1, but for the noise. One in four is dark on bright.
     """
+    # A key a picture, so that each is changed in its own way.
     keys = jax.random.split(key, len(images))
     return jax.vmap(_augment)(keys, jnp.asarray(images))
 
@@ -56,6 +57,7 @@ def _augment(
     image = image * (0.5 + 0.5 * strength)
     image = jnp.where(inverted < _INVERTED, 1 - image, image)
     amount, grain = jax.random.split(noise)
+    # Squared, so that most pictures have little noise.
     level = _NOISE * jnp.square(jax.random.uniform(amount))
     return image + level * jax.random.normal(grain, image.shape)
 
@@ -66,8 +68,10 @@ def _stroked(key: jax.Array, image: Float[jax.Array, "S S"]) -> Float[jax.Array,
     sigma = _BLUR[0] + (_BLUR[1] - _BLUR[0]) * width
     at = jnp.arange(len(image))
     distance = jnp.square(at[:, None] - at[None])
+    # Rows of a softmax are normalised at the borders as well.
     blur = jax.nn.softmax(-distance / (2 * sigma**2), axis=1)
     image = blur @ image @ blur.T
+    # Blurring lowers the peak: thin strokes would vanish at the cut.
     image = image / jnp.maximum(image.max(), 1e-3)
     grey = 0.25 + 0.35 * middle
     return jnp.clip((image - grey) * (1 + 3 * steep) + grey, 0, 1)
@@ -86,6 +90,7 @@ def _places(key: jax.Array, size: int) -> Float[jax.Array, "2 32 32"]:
     grid = jnp.stack(jnp.meshgrid(at, at, indexing="ij"))
     moved = jnp.einsum("ij,jyx->iyx", larger * rotation @ skew, grid)
     moved += jax.random.uniform(shift, (2, 1, 1), minval=-_SHIFT, maxval=_SHIFT)
+    # A coarse 4 x 4 grid of shifts, interpolated: smooth bends.
     bends = _WAVE * jax.random.normal(wave, (2, 4, 4))
     bends = jax.image.resize(bends, (2, SIZE, SIZE), "cubic")
     return moved + bends + (size - 1) / 2

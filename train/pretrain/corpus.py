@@ -53,6 +53,7 @@ def learn_tokenizer(documents: Sequence[str], vocabulary: int) -> tokenizers.Tok
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
+            # A token for each digit, so that sums can be learned by column.
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
@@ -76,6 +77,7 @@ def make(
 ) -> Corpus:
     """Make a corpus of a number of documents, in rows of `width` tokens."""
     texts = list(text.documents(documents))
+    # A sample is enough: the vocabulary is small.
     tokenizer = learn_tokenizer(texts[:20_000], vocabulary)
     rows = _packed(tokenizer, texts, width)
     held_out = max(1, len(rows) // 100)
@@ -119,6 +121,7 @@ def _packed(
         for encoding in tokenizer.encode_batch_fast(list(texts))
     ]
     stream = np.concatenate(tokens)
+    # The incomplete last row is dropped.
     return stream[: len(stream) // width * width].reshape(-1, width)
 
 
@@ -131,6 +134,7 @@ def _sums(
     results = np.zeros(rows.shape, bool)
     for row, result, encoding, x in zip(rows, results, encodings, sums, strict=True):
         row[: len(encoding.ids)] = encoding.ids
+        # After "= ".
         begin = str(x).index("=") + 2
         # Of BOS the span is empty and at 0; the full stop behind the digits counts.
         result[: len(encoding.ids)] = [start >= begin for start, _ in encoding.offsets]

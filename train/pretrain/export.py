@@ -53,6 +53,7 @@ def save(
         for name, x in zip(leaf.names, slices, strict=True):
             parts[base + name].append(_Part(leaf.convert, x))
     tensors = {name: _tensor(x) for name, x in parts.items()}
+    # Only now: an error above leaves no folder.
     folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     (folder / checkpoint.WEIGHTS).write_bytes(data)
@@ -74,8 +75,10 @@ def _tensor(parts: Sequence[_Part]) -> np.ndarray:
     places; so none needs an inverse.
     """
     places = _places(parts[0], len(parts))
+    # Stored in bfloat16, as transformers' own models of this kind are.
     tensor = np.empty(places.size, jnp.bfloat16)
     for part in parts:
+        # `convert` applied to indices says where each entry of the array is stored.
         tensor[part.convert(places)] = part.array
     return tensor.reshape(places.shape)
 
@@ -84,6 +87,7 @@ def _places(part: _Part, parts: int) -> np.ndarray:
     """Return 0, 1, 2, ... in the shape of a tensor with as many parts."""
     own = part.array.shape
     kernel = own[-1:] + own[-2:-1] + own[:-2]  # PyTorch's [n, m, *window].
+    # Both layouts are tried: a kernel is transposed, other params are not.
     for rows, *others in (kernel, own):
         shape = (parts * rows, *others)
         places = np.arange(math.prod(shape)).reshape(shape)

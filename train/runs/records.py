@@ -47,8 +47,10 @@ def lines(
 def append(path: pathlib.Path, new: Sequence[dict[str, Any]]) -> None:
     """Append lines to a file, and flush them to disk."""
     with path.open("ab") as file:
+        # One write: a crash leaves whole lines, and at most one that is torn.
         file.write(b"".join(json.dumps(x).encode() + b"\n" for x in new))
         file.flush()
+        # On disk before the checkpoint, whose step the lines must reach.
         os.fsync(file.fileno())
 
 
@@ -59,6 +61,7 @@ def cut_back(path: pathlib.Path, steps: int) -> list[dict[str, Any]]:
       ValueError: if one of these is missing or damaged.
     """
     text = path.read_bytes() if path.exists() else b""
+    # Lines past the checkpoint belong to steps that are computed again.
     kept = text.splitlines(keepends=True)[:steps]
     found = [_parsed(path, number, line) for number, line in enumerate(kept, 1)]
     if len(found) < steps:
@@ -83,12 +86,14 @@ def diverged(found: Sequence[dict[str, Any]], members: int) -> list[int | None]:
 
 
 def _finite(values: Float[np.ndarray, "M"]) -> list[float | None]:
+    # JSON has no NaN.
     return [float(x) if np.isfinite(x) else None for x in values]
 
 
 def _parsed(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
+        # A torn last line has no line break.
         if line.endswith(b"\n") and found["step"] == number:
             return found
     except (KeyError, TypeError, ValueError):

@@ -26,6 +26,7 @@ from train.runs import trainer
 CHUNK = 100
 """Steps in one call of the compiled program; between calls, a run reports or stops."""
 
+# Larger values would become infinite on the device.
 _LARGEST = float(np.finfo(np.float32).max)
 
 _RANGES = {
@@ -93,6 +94,7 @@ class Run:
                 )
         for name, most in (("seeds", 2**31 - 1), ("learning_rates", _LARGEST)):
             got = getattr(self, name)
+            # Equal members would train twice, and share a folder.
             if not got or len(set(got)) < len(got):
                 raise ValueError(f"{name} is {list(got)}, expected different numbers.")
             if not all(0 <= x <= most for x in got):
@@ -171,6 +173,7 @@ def inputs(run: Run, model: Model, base: trainer.Params, data: arrays.Data) -> I
     run.check()
     seeds, rates = zip(*run.members, strict=True)
     orders = {
+        # One order a seed: its members see the same batches at every rate.
         seed: arrays.order(seed, data.examples, run.steps, run.batch)
         for seed in run.seeds
     }
@@ -190,6 +193,7 @@ def begin(given: Inputs) -> trainer.Learner:
     """Return the members at their start."""
     count = max(given.trainer.method.gradient_batches, 1)
     data, rows = next(chunks(given, 0, count, count))
+    # Methods without gradients need one batch, for the head's shapes.
     return trainer.begin(
         given.trainer, given.seeds, given.rates, given.base, data, rows
     )
@@ -203,6 +207,7 @@ def advance(
     The members that were given are donated to the program: only what is yielded is
     valid.
     """
+    # Params are replicated and batches sharded: data parallelism.
     whole, divided = _placers(given.run.devices)
     # Where the program leaves them: its second call is compiled as the first.
     learners, base = whole(learners), whole(given.base)
@@ -234,6 +239,7 @@ def chunks(
             size=size,
         )
         for data, rows in streamed:
+            # Members of a seed share its rows, whatever their rate.
             yield data, np.repeat(rows, len(run.learning_rates), axis=0)
     else:
         for first in range(start, stop, size):
@@ -248,7 +254,10 @@ def _placers(devices: int) -> tuple[Callable[[Any], Any], Callable[[np.ndarray],
     if devices == 1:
         return lambda tree: tree, jnp.asarray
     mesh = jax.make_mesh(
-        (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+        # Auto: the compiler places intermediate values.
+        (devices,),
+        ("data",),
+        axis_types=(jax.sharding.AxisType.Auto,),
     )
     specs = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(None, None, "data")
     whole, divided = (

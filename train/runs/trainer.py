@@ -21,10 +21,10 @@ import optax
 from jaxtyping import Float, Int
 
 import para_jax as para
-from para_jax import nest, unnest
-from train.data.batch import Batch, Examples
+from train.data.batch import Examples
 from train.methods import method
 from train.methods.method import Config, Kernels, Method, State
+from train.models import classifier
 from train.models.adapted import Model
 from train.models.score import Score, score
 
@@ -92,9 +92,11 @@ class Trainer:
 
     def schedule(self, rate: jax.Array) -> optax.Schedule:
         """Return the learning rate by step: linear warm-up, and linear decay."""
+        # At least one step each, in runs of a few steps.
         rise = max(1, round(self.warmup * self.steps))
         fall = max(1, self.steps - rise)
         return lambda step: (
+            # From `step + 1`: the first step has a learning rate above 0.
             rate * jnp.minimum((step + 1) / rise, (self.steps - step) / fall)
         )
 
@@ -105,6 +107,7 @@ class Trainer:
         return tuple(make(schedule, self.weight_decay) for make in makers)
 
 
+# Cached: `trainer.method` is read many times in one trace.
 @functools.cache
 def _built(config: Config, steps: int) -> Method:
     return config.method(steps)
@@ -132,8 +135,9 @@ def begin(
     """
 
     def one(seed: jax.Array, rate: jax.Array, rows: jax.Array) -> Learner:
+        # Two keys: the head is the same for all methods of a seed.
         first, second = jax.random.split(jax.random.key(seed))
-        head = _head(trainer.model, first, data.batch(rows[0]))
+        head = classifier.draw(trainer.model, first, data.batch(rows[0]))
         gradients = None
         if count := trainer.method.gradient_batches:
             gradients = _gradients(trainer, base, head, data, rows[:count])
@@ -159,6 +163,7 @@ def advance(
     rows: Int[jax.Array, "M S B"],
 ) -> tuple[Learner, Metrics]:
     """Train the members on `rows`; return them, and metrics `[M, S]`."""
+    # Cast once, outside of the scan: the base does not change.
     base = _cast(base, trainer.dtype)
 
     def one(learner: Learner, rate: jax.Array, rows: jax.Array) -> Any:
@@ -187,6 +192,7 @@ def _step(
     trained = learner.state.params, learner.head
     grads, (loss, accuracy) = _mean_grads(trainer, trained, learner, base, data, rows)
     norm = optax.tree.norm(grads)
+    # A zero gradient would make the quotient NaN.
     shrink = jnp.minimum(1.0, trainer.clip / jnp.maximum(norm, 1e-12))
     grads = jax.tree.map(lambda x: x * shrink, grads)
     (params, ours), (head, heads) = (
@@ -195,6 +201,7 @@ def _step(
             trainer.optimizers(rate), grads, learner.optimizer, trained, strict=True
         )
     )
+    # The step before the increment: methods count from 0.
     state = trainer.method.after_step(
         learner.state, learner.state._replace(params=params), grads[0], learner.step
     )
@@ -223,6 +230,8 @@ def _mean_grads(
         def loss(trained: Any) -> Any:
             params, head = trained
             state = learner.state._replace(params=params)
+            # Through `adapters`, so that gradients are those of the method's own
+            # params.
             adapters = trainer.method.adapters(state)
             found = _score(trainer, base, head, adapters, data, rows)
             return found.loss + trainer.method.penalty(state), found
@@ -232,6 +241,7 @@ def _mean_grads(
     if trainer.accumulate == 1:
         return part(rows)
     # Interleaved, so that devices that share a batch share each part of it too.
+    # Sequential: only one part's activations are in memory at a time.
     parts = jax.lax.map(part, rows.reshape(-1, trainer.accumulate).T)
     return jax.tree.map(lambda x: x.mean(0), parts)
 
@@ -247,6 +257,7 @@ def _score(
     """Return the score of a batch, in float32."""
     batch = data.batch(rows)
     given = variables(trainer.model, base, head, adapters)
+    # Master weights stay float32; the cast is inside of the gradient.
     return score(trainer.model, *_cast((given, batch), trainer.dtype))
 
 
@@ -272,22 +283,6 @@ def _gradients(
     zero = jax.tree.map(jnp.zeros_like, kernels)
     total, _ = jax.lax.scan(add, zero, rows)
     return jax.tree.map(lambda x: x / len(rows), total)
-
-
-def _head(model: Model, key: jax.Array, batch: Batch) -> dict[str, Any]:
-    """Draw a classifier as transformers does: a deviation of 0.02, no bias."""
-    params = jax.eval_shape(model.init, key, batch.inputs)["params"]
-    shapes = unnest(params.get("classifier", {}))
-
-    def draw(number: int, path: str) -> jax.Array:
-        if path.endswith("bias"):
-            return jnp.zeros(shapes[path].shape)
-        # The first has the key itself, so that a single kernel is drawn by no number.
-        own = jax.random.fold_in(key, number) if number else key
-        return 0.02 * jax.random.normal(own, shapes[path].shape)
-
-    paths = sorted(shapes, key=lambda path: path.endswith("bias"))
-    return nest({path: draw(number, path) for number, path in enumerate(paths)})
 
 
 def _cast(tree: Any, dtype: str) -> Any:

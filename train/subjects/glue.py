@@ -61,10 +61,12 @@ def load(run: Run, folders: Folders) -> Subject:
     }
     classes = found["train"].classes
     ids = {part: tokens.encode(tokenizer, x.texts) for part, x in found.items()}
+    # The official development part is the test; validation is cut from training.
     train, validation = (
         ([ids["train"][x] for x in rows], found["train"].labels[rows].tolist())
         for rows in parts.held_out(len(ids["train"]))
     )
+    # Three widths: fewer programs than `tokens.WIDTHS`, at more padding.
     widths = tuple(run.max_length // x for x in (4, 2, 1))
     test = {
         part: tokens.batches(ids[part], x.labels.tolist(), widths=widths)

@@ -35,6 +35,7 @@ def load(run: Run) -> Subject:
     for part in sentiment.PARTS:
         texts, labels = sentiment.load(run.task, part)
         parts[part] = tokens.encode(tokenizer, texts), labels
+    # Two widths, since every width compiles the evaluation anew.
     widths = (run.max_length // 2, run.max_length)
     return Subject(
         model=bert.BertClassifier(config, len(sentiment.CLASSES)),

@@ -116,6 +116,7 @@ def accuracy(
     adapters = adapter.adapters
     if like is not None:
         adapters = para.pad(adapters, like=like.adapters)
+    # Checked before the model runs: Linen ignores adapters without a module.
     layers.check(para.to_params(adapters), params)
     lora = task.model.adapted.collection(adapters)
     return evaluate.accuracy(task.model, params, lora, task.batches, on_batch=on_batch)

@@ -62,6 +62,7 @@ def _cells(axes: Axes, ranks: Mapping[tuple[int, str], float], highest: float) -
     grid = np.array([[ranks.get((d, k), np.nan) for d in depths] for k in kinds])
     axes.imshow(grid, cmap=style.HEAT, vmin=0, vmax=highest, aspect="auto")
     for (row, column), rank in np.ndenumerate(grid):
+        # The colour map is dark at low values.
         color = "black" if rank > 0.45 * highest else "white"
         axes.text(
             column,
@@ -83,4 +84,5 @@ def _order(kind: str) -> tuple[int, str]:
     """Sort the types by the data flow through a block of BERT."""
     flow = ("query", "key", "value", "attention/output", "intermediate", "output")
     places = [i for i, name in enumerate(flow) if kind.endswith(name)]
+    # Types of other models come last.
     return (places[0] if places else len(flow)), kind

@@ -27,6 +27,7 @@ def draw(files: Files) -> Figure:
         for number, (method, models) in enumerate(found.items()):
             style.line(
                 each,
+                # Shifted by a factor: the axis is logarithmic.
                 [value(x) * _APART ** (number - (len(found) - 1) / 2) for x in models],
                 [x.accuracy[column] for x in models.values()],
                 color=style.METHODS[method],

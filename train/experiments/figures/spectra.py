@@ -22,9 +22,11 @@ def draw(files: Files) -> Figure:
     found = {x.task for x in rows}
     tasks = [task for task in TASKS if task in found]
     pooled = {task: _pooled(rows, task) for task in tasks}
+    # Zeros have no place on a logarithmic axis.
     positive = np.concatenate([x[x > 0] for seeds in pooled.values() for x in seeds])
     if not positive.size:
         raise ValueError("spectra.json: no singular value is above zero.")
+    # One set of bins, so that panels can be compared.
     edges = np.geomspace(positive.min() / 1.1, positive.max() * 1.1, _BINS + 1)
     columns = min(len(tasks), 2)
     lines = -(-len(tasks) // columns)

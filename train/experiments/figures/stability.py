@@ -30,6 +30,7 @@ def draw(files: Files) -> Figure:
 def _dots(
     axes: Axes, x: float, values: Sequence[float], color: str, label: str, marker: str
 ) -> None:
+    # Spread sideways, so that equal correlations stay visible.
     spread = np.linspace(-0.09, 0.09, len(values)) if len(values) > 1 else np.zeros(1)
     axes.scatter(
         x + spread, values, s=14, color=color, alpha=0.6, marker=marker, label=label

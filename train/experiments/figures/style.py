@@ -50,6 +50,7 @@ def panels(
     rows: int, columns: int, *, width: float, height: float, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure of `width` by `height` inches, and its axes row by row."""
+    # A Figure without pyplot: no window system, and no state to close.
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
     axes = list(grid.ravel())
@@ -79,6 +80,7 @@ def line(
     axes.errorbar(
         x,
         [100 * statistics.mean(sample) for sample in samples],
+        # One seed has no spread: NaN would hide the point as well.
         yerr=[100 * np.nan_to_num(statistics.std(sample)) for sample in samples],
         color=color,
         label=label,

@@ -14,6 +14,7 @@ from train.experiments.tables.sweeps import sweep
 
 def drop(files: Files) -> Figure:
     """Draw the accuracy by the number of dropped largest components."""
+    # From the least dropped to the most.
     found = dict(reversed(sweep(files, "drop-top", "drop").items()))
     parent = files.parent()
     if all(value(policy) for policy in found):
@@ -73,6 +74,7 @@ def _differences(axes: Axes, found: Mapping[str, Measured], parent: Measured) ->
     markers = _markers(parent)
     all_of = [measured.differences(x, parent) for x in found.values()]
     for number, (task, marker) in enumerate(markers.items()):
+        # Side by side, so that intervals do not hide one another.
         shift = 0.1 * (number - (len(markers) - 1) / 2)
         axes.errorbar(
             [place + shift for place in range(len(found))],

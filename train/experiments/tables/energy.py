@@ -23,6 +23,7 @@ def kept(spectra: Sequence[Spectrum], rank: float) -> dict[str, list[float]]:
         modules.setdefault((x.task, x.seed), []).append(x.values)
     found: dict[str, list[float]] = {task: [] for task in TASKS}
     for (task, _), values in modules.items():
+        # All modules together: PARA's threshold is global.
         energies = np.sort(np.square(np.concatenate(values)))[::-1]
         count = int(rank * len(values))
         found[task].append(float(energies[:count].sum() / energies.sum()))

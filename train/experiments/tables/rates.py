@@ -58,6 +58,7 @@ def _range(grid: set[float]) -> str:
 
 def _shown(rate: float | None, grid: set[float]) -> str:
     if rate is None:
+        # At an end of the grid, a better rate may lie outside.
         return "–"
     end = len(grid) > 1 and rate in (min(grid), max(grid))
     return f"{_power(rate)}{'*' if end else ''}"

@@ -13,6 +13,7 @@ BASELINE = "para"
 """The baseline: the singular value itself."""
 
 KINDS = {"rank": "average rank", "params": "share of the parent's parameters"}
+# Children of `para` under other names, and of other choices than a score.
 NOT_SCORES = (BASELINE, "local", "drop-top")
 
 
