@@ -60,11 +60,14 @@ def grid(
     plan = _plan(preset, out, weights, data, tiny=tiny)
     if steps is not None:
         settings = dataclasses.replace(plan.settings, steps=steps)
+        # `steps` of the user's applies to every task: the plan's own go.
         plan = dataclasses.replace(plan, settings=settings, steps={})
     if rates:
+        # Rates that were given are the whole search, without an extension.
         plan = dataclasses.replace(plan, rates=rates, outer=())
     settings = dataclasses.replace(plan.settings, devices=devices)
     plan = dataclasses.replace(plan, settings=settings)
+    # All words are checked before any training starts.
     for task in tasks:
         arguments.known("task", task, plan.tasks)
     names = _names(plan, methods)
@@ -123,6 +126,7 @@ def _show(place: work.Folder) -> None:
         place.say(
             "The comparison is not complete. `python -m train collect --source "
             f"{place.path} --out DIR` joins what is there."
+            # Status 0: several processes may share the work, and each ends here.
         )
         return
     joined = place.path / "results"
@@ -175,6 +179,7 @@ def _names(plan: plans.Plan, methods: Sequence[str]) -> Sequence[str]:
 def _folder(
     plan: plans.Plan, out: pathlib.Path, commit: str, command: str
 ) -> work.Folder:
+    # Lines stay whole, so that logs can be searched.
     console = rich.console.Console(soft_wrap=True, highlight=False)
     return work.Folder(
         path=out,
@@ -188,12 +193,14 @@ def _folder(
 def _commit() -> str:
     try:
         asked = subprocess.run(
+            # `--dirty`: numbers of an uncommitted state must say so.
             ["git", "describe", "--always", "--dirty"],
             capture_output=True,
             text=True,
             check=True,
             cwd=pathlib.Path(__file__).parent,
         )
+    # Git, or the checkout, may be missing.
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return asked.stdout.strip()

@@ -98,6 +98,7 @@ def survey(
     """
     result = [] if needs.weights is None else [_weights(needs.weights, weights)]
     if needs.data:
+        # Packages only matter for data sets of the hub.
         result.append(_packages())
     result += [_data(sources.find(name), data) for name in needs.data]
     if needs.memory_bytes:
@@ -108,6 +109,7 @@ def survey(
 def device_bytes() -> int | None:
     """Return the memory limit of JAX's first device, if known."""
     device = jax.devices()[0]
+    # JAX states no limit for CPUs; the machine's memory stands in.
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is None and device.platform == "cpu":
         limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -149,11 +151,13 @@ def _missing(weights: Weights, folder: pathlib.Path | None) -> list[str]:
 
     def find(name: str) -> pathlib.Path | None:
         if folder is None:
+            # The cache is looked up by its own library: its layout is not a public one.
             place = huggingface_hub.try_to_load_from_cache(weights.repo, name)
             return pathlib.Path(place) if isinstance(place, str) else None
         return folder / name if (folder / name).is_file() else None
 
     wanted = [*weights.files]
+    # A sharded model has an index in place of the single file.
     if find(_SINGLE) is None and (index := find(_INDEX)):
         wanted += sorted(set(json.loads(index.read_text())["weight_map"].values()))
     else:
@@ -176,6 +180,7 @@ def _data(source: sources.Source, data: pathlib.Path | None) -> Finding:
     place = hub.root(data)
     folder = (place or pathlib.Path("DATA")) / source.hub
     where = "prepared" if place is None else f"in {folder}"
+    # Without the library there is no way to look.
     if importlib.util.find_spec("datasets") is None:
         missing = f"not {where}"
     else:
@@ -196,6 +201,7 @@ def _data(source: sources.Source, data: pathlib.Path | None) -> Finding:
 
 def _memory(wanted: int, got: int | None) -> Finding:
     if got is None:
+        # JAX preallocates a share of the memory, so the limit is what it has.
         note, there = f"{size(wanted)} needed; the device does not say", True
     else:
         note, there = f"{size(wanted)} needed, {size(got)} for JAX", got >= wanted

@@ -30,6 +30,7 @@ def shown(console: rich.console.Console, steps: int) -> Iterator[OnSteps]:
     recent: list[Line] = []
     with contextlib.ExitStack() as stack:
         show = _plain(console, steps)
+        # Without a terminal, a bar would fill the log.
         if console.is_terminal:
             show = _bar(stack.enter_context(_columns(console)), steps)
 
@@ -75,6 +76,7 @@ def _plain(console: rich.console.Console, steps: int) -> OnSteps:
         now = time.monotonic()
         if len(began) < 2:  # The first steps include compilation.
             began.append((step, now))
+        # The second entry, once there is one: it is past the compilation.
         first, start = began[-1]
         if lines and (step == steps or now - last > _PAUSE):
             left = ", evaluating" if step == steps else ""
@@ -92,6 +94,7 @@ def _state(lines: Sequence[Line]) -> str:
     if not lines:
         return ""
     loss, accuracy = (
+        # Diverged members have null in their lines.
         np.array([x for line in lines for x in line[name] if x is not None])
         for name in ("loss", "accuracy")
     )

@@ -41,10 +41,13 @@ def main(words: Sequence[str]) -> None:
       ValueError: if the words make no sense, or the folder is another run's.
     """
     given = arguments.parse(words)
+    # The backbone's hash becomes a setting, so that resuming checks it.
     named = subjects.identified(given.run, given.folders)
     given = dataclasses.replace(given, run=named)
+    # Before anything imports a backend: XLA reads its flags once.
     _make_reproducible()
     console = rich.console.Console()
+    # A cut has LoRA's folder: children lie within the parent's.
     name = "lora" if given.cut else given.name
     run = settings(name, given.run)
     place = given.out or _default_place(name, given.run.task, run)
@@ -52,6 +55,7 @@ def main(words: Sequence[str]) -> None:
     start = time.monotonic()
     given.run.check()
     _introduce(console, given, place)
+    # Before training: a folder of another run must stop the command at once.
     _look(console, place, config)
     _make(console, given, name, place, config)
     output.say(console, f"Took {time.monotonic() - start:.0f} s. All is in {place}.")
@@ -89,6 +93,7 @@ def _make_reproducible() -> None:
     XLA otherwise times its algorithms anew in each, and takes the fastest.
     """
     given = os.environ.get("XLA_FLAGS", "")
+    # A user's own choice of the flag stays.
     if "xla_gpu_deterministic_ops" not in given:
         os.environ["XLA_FLAGS"] = f"{given} --xla_gpu_deterministic_ops=true".strip()
 
@@ -119,6 +124,7 @@ def settings(name: str, run: Run) -> dict[str, Any]:
 
 
 def _default_place(name: str, task: str, run: folder.Settings) -> pathlib.Path:
+    # Sorted keys, so that equal settings give equal names.
     digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
     return pathlib.Path("runs", task, f"{name}-{digest[:8]}")
 
@@ -140,6 +146,7 @@ def _introduce(
 ) -> None:
     """Print the plan of a run."""
     run = given.run
+    # The method's note, such as periods that were shrunk, is known only here.
     method = run.method.method(run.steps)
     seeds = ", ".join(map(str, run.seeds))
     rates = ", ".join(f"{x:g}" for x in run.learning_rates)

@@ -95,12 +95,14 @@ def _make(
         sys.exit(f"'{name}' is unknown, expected one of {', '.join(makers)}; or all.")
     made, lacking, reasons = {}, {}, []
     for key in makers if name == "all" else [name]:
+        # One failure must not hide the other tables.
         try:
             made[key] = makers[key](files)
         except Missing as error:
             lacking[key] = error
         except ValueError as error:
             reasons.append(f"{key}: {error}")
+    # If nothing could be made, what is missing is the error.
     if not made:
         return {}, {}, [*reasons, *(f"{key}: {x}" for key, x in lacking.items())]
     return made, lacking, reasons
@@ -115,5 +117,6 @@ def _end(lacking: Mapping[str, Missing], reasons: Sequence[str]) -> None:
 
 
 def _say(what: str, paths: list[pathlib.Path]) -> None:
+    # Relative paths can be pasted.
     for path in paths:
         print(what, os.path.relpath(path))

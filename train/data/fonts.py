@@ -132,6 +132,7 @@ def _faces(path: pathlib.Path) -> Iterator[Face]:
     several = path.suffix.lower() == ".ttc"
     with (ttLib.TTCollection if several else ttLib.TTFont)(path, lazy=True) as opened:
         fonts = opened.fonts if isinstance(opened, ttLib.TTCollection) else [opened]
+        # A collection shares one file: the index tells its faces apart.
         for index, font in enumerate(fonts):
             face = _face(path, index, font)
             if face.family not in _TEX and not face.family.startswith(_NOT_TEXT):
@@ -157,6 +158,7 @@ def _characters(cmap: dict[int, str]) -> frozenset[str]:
 
     What has none, and would be drawn as an empty box, is not in a character map.
     """
+    # One glyph for many characters is the font's replacement box.
     uses = collections.Counter(cmap.values())
     return frozenset(
         chr(code)
@@ -185,8 +187,10 @@ def _picture(face: Face, character: str) -> UInt8[np.ndarray, "48 48"] | None:
         return None
     drawn = drawn.crop(box)
     ratio = _INK / max(drawn.size)
+    # At least one pixel: very flat characters would vanish.
     width, height = (max(1, round(x * ratio)) for x in drawn.size)
     picture = Image.new("L", (SIZE, SIZE))
     corner = ((SIZE - width) // 2, (SIZE - height) // 2)
+    # Centred, so that position tells nothing about the class.
     picture.paste(drawn.resize((width, height), Image.Resampling.BILINEAR), corner)
     return np.rint(np.asarray(picture) / _STEP).astype(np.uint8) * np.uint8(_STEP)

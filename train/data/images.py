@@ -56,6 +56,7 @@ def load(
         raise ValueError(f"Unknown images '{name}', expected {', '.join(NAMES)}.")
     if name != _EUROSAT:
         return _images(hub.load(name, part, data=data, subset=subset), name)
+    # EuroSAT has one part on the hub that is read as a whole.
     rows = hub.load(name, "all", data=data, subset=subset)
     parts = dict(zip(("train", "test"), eurosat_split(len(rows)), strict=True))
     if part not in parts:

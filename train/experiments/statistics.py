@@ -74,8 +74,10 @@ def paired(left: Sample, right: Sample, *, confidence: float = 0.95) -> Interval
     differences = np.array([left[seed] - right[seed] for seed in seeds])
     n = len(seeds)
     middle = float(differences.mean())
+    # One difference has no variance.
     if n == 1:
         return Interval(middle, math.inf, 1)
+    # Student's t: there are few seeds.
     error = differences.std(ddof=1) / math.sqrt(n)
     return Interval(middle, float(stats.t.ppf((1 + confidence) / 2, n - 1) * error), n)
 
@@ -83,6 +85,7 @@ def paired(left: Sample, right: Sample, *, confidence: float = 0.95) -> Interval
 def _common(samples: Sequence[Sample]) -> list[int]:
     seeds = set.intersection(*(set(sample) for sample in samples))
     if not seeds:
+        # The message lists the seeds, since their sets are the mistake.
         held = "; ".join(", ".join(map(str, sorted(x))) for x in samples)
         raise ValueError(f"Samples without a common seed cannot be paired: {held}.")
     return sorted(seeds)

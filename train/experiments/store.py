@@ -51,12 +51,15 @@ def write(path: pathlib.Path, results: Results[R]) -> None:
     raw = {name: getattr(results, name) for name in _HEAD}
     raw["rows"] = [_record(row) for row in results.rows]
     if results.rows:
+        # Validated as a reader would, so that no unreadable file is written.
         _parse(raw, type(results.rows[0]), path)
+    # One row a line: a change of results is readable in git.
     head = [f'"{k}": {_json(raw[k])}' for k in _HEAD if k not in ("configs", "rows")]
     configs = [f"{_json(k)}: {_json(v)}" for k, v in raw["configs"].items()]
     head.append('"configs": {\n' + ",\n".join(configs) + "\n}")
     head.append('"rows": [\n' + ",\n".join(map(_json, raw["rows"])) + "\n]")
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed into place: readers see the old file or the new one.
     part = path.with_name(f"{path.name}.part")
     part.write_text("{\n" + ",\n".join(head) + "\n}\n")
     part.replace(path)
@@ -74,6 +77,7 @@ def read(path: pathlib.Path, kind: type[R]) -> Results[R]:
       ValueError: if it is not of this form. The message names file, row and field.
     """
     try:
+        # JSON has no NaN, but Python's reader accepts it.
         raw = json.loads(path.read_text(), parse_constant=_refuse)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
@@ -162,6 +166,7 @@ def _numbers(x: Any) -> Sequence[Any]:
 
 
 def _is_int(x: Any) -> bool:
+    # In Python a bool is an int.
     return isinstance(x, int) and not isinstance(x, bool)
 
 
@@ -196,6 +201,7 @@ def _record(row: Row | Spectrum | Cost) -> dict[str, Any]:
 
 def _rounded(x: Any) -> Any:
     if isinstance(x, float):
+        # Six digits: reproducible across machines, and half the size.
         return float(f"{x:.6g}")
     if isinstance(x, Mapping):
         return {name: _rounded(y) for name, y in x.items()}

@@ -27,6 +27,7 @@ def measure(place: training.Place, entry: plan.Entry, steps: int = 50) -> Cost:
       steps: Of the program that is timed, where a run has as many.
     """
     settings = place.plan.search(place.task, entry.config, place.settings)
+    # One member: several share the reads of the base, and a step looks cheaper.
     settings = dataclasses.replace(
         settings, seeds=(0,), learning_rates=place.plan.rates[:1]
     )
@@ -35,16 +36,19 @@ def measure(place: training.Place, entry: plan.Entry, steps: int = 50) -> Cost:
     learners = runs.begin(given)
     data, rows = next(runs.chunks(given, 0, steps, steps))
     operands = given.trainer, learners, given.rates, given.base, data, rows
+    # Compiled ahead, so that no call is timed with compilation.
     program = trainer.advance.lower(*operands).compile()
     times = []
     for _ in range(_CALLS):
         start = time.perf_counter()
+        # The learners are donated, so each call takes those of the last.
         learners, metrics = program(learners, *operands[2:])
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - start)
     return Cost(
         method=entry.method,
         policy=f"rank {entry.config.target:g}",
+        # The minimum: other processes only ever add time.
         step_seconds=min(times) / rows.shape[1],
         peak_bytes=_held(program),
     )
@@ -59,5 +63,6 @@ def _held(program: Any) -> int | None:
         found.argument_size_in_bytes
         + found.output_size_in_bytes
         + found.temp_size_in_bytes
+        # Donated arguments are counted twice otherwise.
         - found.alias_size_in_bytes
     )

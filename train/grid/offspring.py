@@ -44,6 +44,7 @@ class Parent(NamedTuple):
 
 def parents(trained: training.Trained) -> list[Parent]:
     """Return the trained members, by seed."""
+    # Finishing needs no schedule, so any number of steps will do.
     method = plan.PARENT.config.method(0)
     result = []
     for i, seed in enumerate(trained.seeds):
@@ -67,6 +68,7 @@ def rows(
       base: The statistics of the base, from `posthoc.statistics`.
     """
     family = list(children(place, parent, base))
+    # All children in one stack: one compiled program for a parent.
     lora = posthoc.stack([x.adapters for x in family], like=parent.adapters)
     heads = jax.tree.map(lambda x: np.stack([x] * len(family)), dict(parent.head))
     collection = place.subject.model.adapted.collection(lora)
@@ -85,6 +87,7 @@ def children(
         statistics=base,
         validation=posthoc.examples_of(place.subject.validation.batches),
     )
+    # Shares are of the parent's parameters, as the budget counts them.
     total = sum(x.parameters for x in parent.adapters.values())
     ranks = {f"rank {x:g}": para.Rank(x) for x in place.plan.cuts}
     shares = {f"params {x:g}": para.Params(int(x * total)) for x in place.plan.shares}
@@ -137,6 +140,7 @@ def _of_para(parent: Parent, budgets: plan.Plan) -> Iterator[Child]:
         masks = posthoc.choose(parts, scores, local)
         yield Child("local", f"rank {cut:g}", posthoc.child(parts, masks))
     for energy in budgets.energies:
+        # Epsilon has no budget: the ranks follow from the spectrum.
         ranks = para.ranks(found, para.Epsilon(energy))
         masks = {p: np.arange(len(x.s)) < ranks[p] for p, x in found.items()}
         yield Child("para", f"epsilon {energy:g}", posthoc.child(parts, masks))

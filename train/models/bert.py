@@ -114,6 +114,7 @@ class SelfAttention(nn.Module):
 
         q, k, v = project("query"), project("key"), project("value")
         scores = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(d // heads)
+        # A finite minimum: a row of padding alone would be NaN with -inf.
         scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
         # In float32 at least: in bfloat16, many weights of a long sentence are lost.
         wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
@@ -155,6 +156,7 @@ class Intermediate(nn.Module):
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B T d"]) -> Float[jax.Array, "B T m"]:
         y = Dense(self.config.intermediate_size, name="dense")(x)
+        # BERT's GELU is exact, unlike the tanh form of later models.
         return jax.nn.gelu(y, approximate=False)
 
 
@@ -205,6 +207,7 @@ class Pooler(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B T d"]) -> Float[jax.Array, "B d"]:
+        # The first token is [CLS].
         return jnp.tanh(Dense(self.config.hidden_size, name="dense")(x[:, 0]))
 
 

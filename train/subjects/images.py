@@ -51,6 +51,7 @@ class OnBytes:
 
     def apply(self, variables: Mapping[str, Any], inputs: Any) -> Any:
         """Return the logits `[B, classes]` of images `[B, H, W, 3]`."""
+        # The base's dtype: the trainer casts it for bfloat16.
         dtype = jax.tree.leaves(variables["params"])[0].dtype
         return self.model.apply(variables, preprocess.normalise(inputs).astype(dtype))
 
@@ -83,6 +84,7 @@ class Evaluated(Sequence[Batch]):
         rows = np.arange(len(self))[index]
         if isinstance(index, slice):
             return [self[int(x)] for x in rows]
+        # A single batch decodes its own images only.
         some = np.arange(len(self.images.labels))[rows * _BATCH :][:_BATCH]
         return next(iter(Evaluated(_some(self.images, some), self.size)))
 

@@ -91,6 +91,7 @@ def load(run: Run, folders: Folders) -> Subject:
         return evaluate.Part(_batches(pairs), graded(is_right=is_right).accuracies)
 
     return Subject(
+        # Rematerialised fully: a layer's input is what fits for 4 billion params.
         model=gemma3.Gemma3(config, dtype=jnp.dtype(run.dtype), remat="full"),
         base=_base(folder, run.dtype),
         data=arrays.Data(
@@ -138,6 +139,7 @@ def _mathematics(run: Run, folders: Folders) -> Corpus:
         tested={task: tested(task) for task in mathematics.TASKS},
         graders={"gsm8k": _same_number, "math": _same},
         is_right=_same,
+        # Twice the length: wrong answers may be longer than the solutions.
         tokens=min(mathematics.MAX_TOKENS, 2 * run.max_length),
     )
 
@@ -166,6 +168,7 @@ def _same(wanted: str, written: str) -> bool:
 @functools.cache  # Its process takes seconds to start.
 def _grader() -> answers.Grader:
     grader = answers.Grader()
+    # A cached process outlives its callers; it ends with the interpreter.
     atexit.register(grader.__exit__, None, None, None)
     return grader
 
@@ -174,6 +177,7 @@ def _learned(
     tokenizer: tokenizers.Tokenizer, corpus: Corpus, end: int, longest: int
 ) -> tuple[list[sequences.Pair], list[sequences.Pair]]:
     pairs = _encoded(tokenizer, corpus.learned, end)
+    # Long examples are left out before the split, so that both parts have none.
     pairs = [x for x in pairs if len(x.prompt) + len(x.response) <= longest]
     train, held_out = splits.held_out(len(pairs))
     return [pairs[x] for x in train], [pairs[x] for x in held_out[:HELD_OUT]]
@@ -189,6 +193,7 @@ def _encoded(
 def _batches(pairs: Sequence[sequences.Pair]) -> list[Batch]:
     width = max(len(x.prompt) + len(x.response) for x in pairs)
     size = min(_BATCH, len(pairs))
+    # Multiples of 32: fewer widths to compile.
     return sequences.batches(pairs, width=-(-width // 32) * 32, size=size)
 
 

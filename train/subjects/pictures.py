@@ -74,6 +74,7 @@ def batches(part: digits.Images) -> Sequence[Batch]:
     """Return pictures in batches of one size, as inputs of the model."""
     count = len(part.labels)
     full = pixels.Pictures(*(arrays.filled_up(x, _BATCH) for x in part))
+    # Padding must not count as class 0.
     full.labels[count:] = NO_LABEL
     rows = np.arange(len(full.labels)).reshape(-1, _BATCH)
     return [jax.device_get(full.batch(x)) for x in rows]

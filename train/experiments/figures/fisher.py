@@ -57,6 +57,7 @@ def _scatter(axes: Axes, pairs: Mapping[str, Sequence[Measured]], task: str) -> 
             elinewidth=0.8,
             label=policy,
         )
+    # Equal limits on both axes, so that the diagonal is the line of equality.
     low = min(axes.get_xlim()[0], axes.get_ylim()[0])
     high = max(axes.get_xlim()[1], axes.get_ylim()[1])
     axes.plot(

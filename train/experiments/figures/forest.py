@@ -75,11 +75,13 @@ def _draw(axes: Axes, found: Mapping[str, Interval | None]) -> None:
         if x is None:
             continue
         color = {1: style.ORANGE, -1: style.BLUE, 0: style.GREY}[x.side]
+        # One seed has no interval.
         half = 0 if x.seeds == 1 else 100 * x.half
         axes.errorbar(
             100 * x.mean, place, xerr=half, color=color, marker="o", markersize=3.5
         )
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(found)), list(found))
+    # Inverted: the first method is on top.
     axes.set_ylim(len(found) - 0.4, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(3))

@@ -51,6 +51,7 @@ def differences(
       first: The name of the first column.
       notes: Below the table.
     """
+    # All pairs have equal columns: `differences` below checks it.
     columns = next(iter(pairs.values()))[0].columns
     intervals = {name: measured.differences(*pair) for name, pair in pairs.items()}
     rows = [
@@ -63,6 +64,7 @@ def differences(
 def _seeds(found: Mapping[str, Measured]) -> list[str]:
     """Describe the number of seeds behind the means."""
     counts = {name: len(x.accuracy[measured.MEAN]) for name, x in found.items()}
+    # Methods with fewer seeds are named, since their spread is less certain.
     most = max(counts.values())
     fewer = [f"{name}: {n}" for name, n in counts.items() if n < most]
     less = f"; fewer for {', '.join(fewer)}" if fewer else ""

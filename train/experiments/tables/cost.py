@@ -16,6 +16,7 @@ def tables(files: Files) -> list[Table]:
       Missing: if LoRA itself was not measured.
     """
     found = {x.key: x for x in files.file("cost").rows}
+    # Ratios need both references.
     for key in REFERENCES.values():
         if key not in found:
             name = " ".join(key)

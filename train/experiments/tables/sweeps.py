@@ -28,6 +28,7 @@ def epsilon(files: Files) -> list[Table]:
 def drop(files: Files) -> list[Table]:
     """Return the accuracy without the largest components (the paper's Figure 3)."""
     found = sweep(files, "drop-top", "drop")
+    # Policies come from the largest value down.
     smallest_first = dict(reversed(found.items()))
     return _tables(files, smallest_first, "without their largest components", "policy")
 

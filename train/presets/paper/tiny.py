@@ -104,6 +104,7 @@ def make(folder: pathlib.Path) -> Folders:
       folder: Where to; `weights` and `data` are made in it.
     """
     folders = Folders(weights=folder / "weights", data=folder / "data", subset=True)
+    # The mark is written last: an interrupted make starts over.
     if not (done := folder / "complete").exists():
         _siglip(folder / "weights" / images.REPO)
         _roberta(folder / "weights" / glue.REPO)
@@ -160,6 +161,7 @@ def _tokenizer(folder: pathlib.Path, vocabulary: list[str], processor: Any) -> N
 def _siglip(folder: pathlib.Path) -> None:
     values = {"model_type": "siglip_vision_model", **dataclasses.asdict(SIGLIP)}
     leaves = siglip.leaves(SIGLIP)
+    # Through `export`, so that the tiny models have the real format.
     export.save(folder, _random(leaves), leaves, values, base="vision_model.")
 
 
@@ -199,6 +201,7 @@ def _set(
 ) -> None:
     import datasets
 
+    # The same seed for every set: a test can count on its rows.
     generator = np.random.default_rng(0)
     splits = [x for part in source.parts.values() for x in part.split.split("+")]
     found = datasets.DatasetDict()
@@ -214,6 +217,7 @@ def _labels(source: Source, count: int) -> tuple[list[int], Any]:
 
     classes = source.classes or 1
     names = [f"class {x}" for x in range(classes)]
+    # Classes take turns, so that every part has all of them.
     return [x % classes for x in range(count)], datasets.ClassLabel(names=names)
 
 
@@ -224,6 +228,7 @@ def _pictures(
     import PIL.Image
 
     labels, kind = _labels(source, count)
+    # Unequal sides, as real images have.
     pixels = generator.integers(256, size=(count, 18, 21, 3), dtype=np.uint8)
     image, label = source.columns["image"], source.columns["label"]
     return datasets.Dataset.from_dict(
@@ -250,6 +255,7 @@ def _sentences(
 def _sentence(label: int, generator: np.random.Generator) -> str:
     """Return random words, with the word of the class at a random place."""
     words = generator.choice(_WORDS[_CLASSES:], size=generator.integers(2, 7))
+    # One word decides, at any place: learnable in a few steps.
     words[generator.integers(len(words))] = _WORDS[label]
     return " ".join(words)
 
