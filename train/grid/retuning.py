@@ -17,7 +17,7 @@ from train import posthoc
 from train.experiments.rows import Row
 from train.grid import offspring, plan, training
 from train.methods import lora
-from train.runs import settings as run
+from train.runs import settings as runs
 from train.runs import trainer
 
 
@@ -55,9 +55,9 @@ def _start(
     return factors, dict(parent.head)
 
 
-def _begin(given: run.Inputs, starts: Mapping[int, Any]) -> trainer.Learner:
+def _begin(given: runs.Inputs, starts: Mapping[int, Any]) -> trainer.Learner:
     """Start the members at the children of their seeds."""
-    learners = run.begin(given)
+    learners = runs.begin(given)
     members = [starts[seed] for seed, _ in given.run.members]
     # In the order of the members: seeds first, then rates.
     params, head = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *members)

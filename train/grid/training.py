@@ -17,11 +17,11 @@ from train.evaluation import evaluate
 from train.experiments.rows import Row
 from train.grid import plan
 from train.methods.method import Adapters, Config, State, size
-from train.runs import settings as run
+from train.runs import settings as runs
 from train.runs import trainer
 from train.subjects.subject import Subject
 
-Begin = Callable[[run.Inputs], trainer.Learner]
+Begin = Callable[[runs.Inputs], trainer.Learner]
 Served = Callable[[State], Adapters]
 
 
@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
     task: str
     subject: Subject
-    settings: run.Run
+    settings: runs.Run
     plan: plan.Plan
 
 
@@ -43,7 +43,7 @@ class Tried(NamedTuple):
       validation: The accuracy of each.
     """
 
-    run: run.Run
+    run: runs.Run
     learners: trainer.Learner
     validation: Float[np.ndarray, " M"]
 
@@ -66,7 +66,7 @@ class Trained(NamedTuple):
     validation: Float[np.ndarray, " C"]
 
 
-def train(place: Place, config: Config, begin: Begin = run.begin) -> Trained:
+def train(place: Place, config: Config, begin: Begin = runs.begin) -> Trained:
     """Train the method on all seeds, at the rate chosen by validation.
 
     Args:
@@ -197,11 +197,11 @@ def _searched(
     return result
 
 
-def _tried(place: Place, settings: run.Run, begin: Begin) -> Tried:
+def _tried(place: Place, settings: runs.Run, begin: Begin) -> Tried:
     subject = place.subject
-    given = run.inputs(settings, subject.model, subject.base, subject.data)
+    given = runs.inputs(settings, subject.model, subject.base, subject.data)
     learners = begin(given)
-    for progress in run.advance(given, learners):
+    for progress in runs.advance(given, learners):
         learners = progress.learners
     # To the host: the next run needs the device's memory.
     learners = jax.device_get(learners)

@@ -16,7 +16,7 @@ import para_jax as para
 from train.evaluation import evaluate
 from train.methods.method import size
 from train.models import pretrained
-from train.runs import settings as run
+from train.runs import settings as runs
 from train.runs import trainer
 from train.subjects.subject import Subject
 
@@ -41,7 +41,7 @@ class Member(NamedTuple):
 
 
 def trained(
-    given: run.Inputs,
+    given: runs.Inputs,
     learners: trainer.Learner,
     diverged: Sequence[int | None],
     peft: Mapping[str, Any],

@@ -29,7 +29,7 @@ def subject(folders, tmp_path, monkeypatch):
 
 
 def texts(subject, batches):
-    """Returns the prompt and the labelled response of each row."""
+    """Return the prompt and the labelled response of each row."""
     tokenizer = subject.validation.accuracies.__self__.tokenizer
     found = []
     for batch in batches:

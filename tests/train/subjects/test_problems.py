@@ -1,4 +1,4 @@
-"""Word problems on a language model that is smaller still, from its folder to rows."""
+"""Word problems on a smaller language model still, from its folder to rows."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(model):
-    """A run of seconds, and what its task is, for as long as this module is tested."""
+    """A run of seconds, with its task, for this module's tests."""
     place, sha256 = model
     loader = functools.partial(subject_of.load, folder=place)
     with pytest.MonkeyPatch.context() as patch:
@@ -50,7 +50,7 @@ def run(model):
 
 
 class Stopped(Exception):
-    """A run that is stopped in this process."""
+    """A run stopped in this process."""
 
 
 def train(run, place, stop=None):
@@ -64,7 +64,7 @@ def train(run, place, stop=None):
 
 @pytest.fixture(scope="module")
 def whole(run, tmp_path_factory):
-    """The folder of a run that nothing stopped, and its results."""
+    """The folder of an uninterrupted run, and its results."""
     place = tmp_path_factory.mktemp("runs") / "whole"
     return place, train(run, place)
 
