@@ -33,8 +33,8 @@ class Words:
       run: The settings, including the method's.
       cut: The cut of the trained parent, if there is one.
       out: The run's folder, if not the default.
-      folders: Where models and data sets of the hub are: no setting of the run, whose
-        backbone has a hash.
+      folders: The folders of models and data sets of the hub. They are not settings
+        of the run: its backbone has a hash.
       checkpoint_every: Steps between two checkpoints.
     """
 
@@ -53,11 +53,11 @@ class _Settings:
 
     Attributes:
       run: The settings that determine the numbers.
-      method: The method that trains; --method NAME picks another.
-      out: The run's folder, instead of one in runs/.
+      method: The training method; --method NAME picks another.
+      out: The run's folder, by default one in runs/.
       weights: A folder of models, instead of the hub.
       data: A folder of data sets, instead of the hub.
-      checkpoint_every: Steps between two checkpoints, to go on from.
+      checkpoint_every: Steps between two checkpoints.
     """
 
     run: tyro.conf.OmitArgPrefixes[Run]

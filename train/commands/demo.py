@@ -71,8 +71,8 @@ def main(
     """Cut two real adapters into smaller ones, and evaluate all of them.
 
     Args:
-      out: Where the adapters and the pictures go; those of an earlier run are replaced.
-      limit: The number of sentences, and of pictures, to evaluate on. By default on
+      out: The folder of the adapters and pictures; earlier ones are replaced.
+      limit: The number of sentences, and of pictures, to evaluate on. By default
         all 2,170 and all 608.
       folder: The files of all-MiniLM-L6-v2. By default those of the installed package.
     """

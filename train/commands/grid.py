@@ -42,19 +42,19 @@ def grid(
         for i in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$i python -m train grid & done; wait
 
     Args:
-      preset: Which comparison: sentiment, vision, problems, paper/vision, paper/glue,
+      preset: The comparison: sentiment, vision, problems, paper/vision, paper/glue,
         paper/commonsense, paper/math.
-      out: Where results go, by default into runs/. Processes that share it share the
-        work.
-      tasks: Some of the comparison's, instead of all.
-      methods: Some of its entries, instead of all; see `train.grid.plan`.
-      steps: Of every run.
+      out: The folder of the results, by default in runs/. Processes that share it
+        share the work.
+      tasks: Some of the comparison's tasks, instead of all.
+      methods: Some of the comparison's entries, instead of all; see `train.grid.plan`.
+      steps: The number of steps of every run.
       rates: The only learning rates to try; 5e-5 is the paper's.
       devices: The number of devices to divide a batch over.
       weights: A folder of models, instead of the hub.
       data: A folder of data sets, instead of the hub.
       tiny: Use random tiny models and data, and a few steps, to see that all works.
-      commit: Of this code, where git cannot say it.
+      commit: The commit of this code, if git is not at hand.
     """
     out = _place(preset, out)
     plan = _plan(preset, out, weights, data, tiny=tiny)
@@ -89,14 +89,14 @@ def cost(
     """Measure the time and the memory of a training step of each method.
 
     Args:
-      preset: Of which comparison, as for `grid`; the step is one on its first task.
-      out: Where results go, by default where those of `grid` do. Processes that share
+      preset: The comparison, as for `grid`; the step is one on its first task.
+      out: The folder of the results, by default that of `grid`. Processes that share
         it share the work.
-      methods: Some of its entries, instead of all; see `train.grid.plan`.
+      methods: Some of the comparison's entries, instead of all; see `train.grid.plan`.
       weights: A folder of models, instead of the hub.
       data: A folder of data sets, instead of the hub.
       tiny: Use random tiny models and data, to see that all works.
-      commit: Of this code, where git cannot say it.
+      commit: The commit of this code, if git is not at hand.
     """
     out = _place(preset, out)
     plan = _plan(preset, out, weights, data, tiny=tiny)
@@ -111,7 +111,7 @@ def collect(
 
     Args:
       source: The folder of `grid`.
-      out: Where the joined files go; by default `train/results`.
+      out: The folder of the joined files; by default `train/results`.
     """
     target = results.FOLDER if out is None else out
     folder.check_place(target)

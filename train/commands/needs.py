@@ -63,7 +63,7 @@ class Finding:
 
     Attributes:
       kind: Weights, data, packages or memory.
-      name: Which.
+      name: The needed thing.
       there: Whether it is.
       note: Its place, or the missing files.
       remark: A remark on the missing thing: a licence, an oddity.
@@ -92,7 +92,7 @@ def survey(
     the library has prepared it before. Its rows are counted when it is loaded.
 
     Args:
-      needs: Of a preset.
+      needs: The needs of a preset.
       data: A folder of data sets, see `hub`.
       weights: A folder of models, see `repository`.
     """

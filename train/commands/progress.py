@@ -24,7 +24,7 @@ def shown(console: rich.console.Console, steps: int) -> Iterator[OnSteps]:
     """Yield a callback to show progress: a bar in a terminal, else occasional lines.
 
     Args:
-      console: Where to.
+      console: The console to print to.
       steps: The number of steps of the run.
     """
     recent: list[Line] = []

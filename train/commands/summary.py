@@ -12,7 +12,7 @@ class Row:
     """One adapter.
 
     Attributes:
-      name: Its policy.
+      name: The adapter's policy.
       average_rank: Over the modules that the parent adapts.
       max_rank: The rank to reserve in a server.
       parameters: The number of parameters in the LoRA factors.

@@ -1,7 +1,7 @@
 """The commands `python -m train table` and `python -m train figure`.
 
-With `all`, those without rows in the results are left out. What cannot be made for
-another reason says why, and does not keep the rest from being made.
+With `all`, those without rows in the results are left out. An error in one of them is
+reported, and the others are made all the same.
 """
 
 import os
@@ -33,7 +33,7 @@ def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -
       name: One of a, b, ranks, epsilon, drop, scores, energy, stability, retuned, cost,
         rates; or all.
       write: Also put it in its place in README.md and in the README.md of its results.
-      folder: Where the JSON files of results are.
+      folder: The folder of the JSON files of results.
     """
     made, lacking, reasons = _make(name, TABLES, Files(folder))
     console = rich.console.Console()
@@ -70,7 +70,7 @@ def figure(
     Args:
       name: One of rank-maps, spectra, drop, energy, ranks, fisher, stability, methods,
         scores, retuned; or all.
-      folder: Where the JSON files of results are.
+      folder: The folder of the JSON files of results.
       out: The folder to draw into, by default `figures` in that of the results.
     """
     made, lacking, reasons = _make(name, FIGURES, Files(folder))

@@ -37,7 +37,7 @@ class Data(NamedTuple):
     """The training data of a run.
 
     Attributes:
-      train: For batches of any rows.
+      train: The examples, for batches of any rows.
       examples: The number of examples.
     """
 

@@ -51,7 +51,7 @@ class Stream(Protocol):
 
         Args:
           seed: The seed of the order, and of random changes to an example.
-          steps: Of the whole run.
+          steps: The number of steps of the whole run.
           batch: Examples a step.
           start: The first step.
           stop: The step after the last.

@@ -31,7 +31,7 @@ class Task(NamedTuple):
     """The format of a set's questions.
 
     Attributes:
-      question: Of a row of the set.
+      question: Makes the question of a row of the set.
       opening: The text before the question.
       names: The names of the answers; a question may have fewer.
       listed: Whether the answers themselves are written down.

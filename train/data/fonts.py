@@ -56,12 +56,12 @@ class Face(NamedTuple):
     """One style of a font family.
 
     Attributes:
-      path: Its file.
-      index: Which face of the file: some hold several.
-      family: As in `DejaVu Sans`.
-      style: As in `Bold Oblique`.
+      path: The font's file.
+      index: The number of the face in its file.
+      family: The family, such as `DejaVu Sans`.
+      style: The style, such as `Bold Oblique`.
       licence: The first line of what the font says of it.
-      characters: Those that it draws.
+      characters: The characters with a glyph.
     """
 
     path: pathlib.Path

@@ -30,7 +30,7 @@ class Sentences(NamedTuple):
     """Sentences, or pairs of them, with their labels.
 
     Attributes:
-      texts: As a tokenizer's `encode_batch` takes them: strings, or pairs of strings.
+      texts: Strings, or pairs of strings, for a tokenizer's `encode_batch`.
       labels: Their classes.
       classes: The name of each class.
     """

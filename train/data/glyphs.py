@@ -65,8 +65,8 @@ class Glyphs(NamedTuple):
 
     Attributes:
       images: The pictures.
-      labels: Which class each shows.
-      faces: Which face each was drawn with.
+      labels: The class of each picture.
+      faces: The face of each picture.
       classes: The characters of each class; look-alikes share one.
       names: The names of the faces, as in `DejaVu Sans/Bold: its licence`.
     """

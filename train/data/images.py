@@ -75,7 +75,7 @@ def eurosat_split(
     numbers another version could change.
 
     Args:
-      count: Of the images.
+      count: The number of images.
       seed: Another seed gives another split.
     """
     digests = [hashlib.sha256(f"{seed} {x}".encode()).digest() for x in range(count)]

@@ -28,7 +28,7 @@ def held_out(
     numbers another version could change.
 
     Args:
-      count: Of the examples.
+      count: The number of examples.
       seed: Another seed holds out others.
     """
     digests = [

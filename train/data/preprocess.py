@@ -95,11 +95,11 @@ def training_batches(
     Args:
       images: The training images.
       seed: The seed of the order of the images and of their random changes.
-      steps: Of the whole run.
+      steps: The number of steps of the whole run.
       batch: Images a step.
       start: The first step to yield a batch for.
-      size: Of the images.
-      threads: That make them; as many as there are cores by default.
+      size: The side of the images, in pixels.
+      threads: The number of threads; by default the number of cores.
     """
     order = arrays.order(seed, len(images.labels), steps, batch)
 
@@ -123,8 +123,8 @@ def evaluation_batches(
     Args:
       images: The images to evaluate on.
       batch: Images in each.
-      size: Of the images.
-      threads: That make them; as many as there are cores by default.
+      size: The side of the images, in pixels.
+      threads: The number of threads; by default the number of cores.
     """
     count = len(images.labels)
 
@@ -155,7 +155,7 @@ def prefetched(
     Args:
       make: Called in a thread, several at a time.
       items: Taken as results are asked for.
-      threads: As many as there are cores by default.
+      threads: The number of threads; by default the number of cores.
       ahead: The number of results in progress; two a thread by default.
     """
     threads = threads or os.cpu_count() or 1

@@ -76,8 +76,8 @@ def pack(
     Args:
       pairs: The sequences.
       width: Tokens of a row.
-      multiple: Of the number of rows, as for `arrays.filled_up`. Rows that fill up have
-        no labels.
+      multiple: The divisor of the number of rows, as for `arrays.filled_up`.
+        Rows that fill up have no labels.
 
     Raises:
       ValueError: if there are none, one is too long, or a part of one is empty.

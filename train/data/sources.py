@@ -22,7 +22,7 @@ class Source:
 
     Attributes:
       name: The name in this package.
-      hub: Its repository.
+      hub: The repository on the hub.
       configs: The repository's configurations that belong to it, joined in this order;
         none where there is only one.
       revision: The branch or commit, if not the newest.

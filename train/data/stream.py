@@ -37,8 +37,8 @@ class Pictures:
     """A set of images as a stream: random crops, half of them mirrored.
 
     Attributes:
-      images: To learn from.
-      size: Of the model's images, in pixels.
+      images: The training images.
+      size: The side of the model's images, in pixels.
     """
 
     images: images.Images

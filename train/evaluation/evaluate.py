@@ -182,7 +182,7 @@ def on_each(
     """Map a function of a model's variables over classifiers. Traceable under `jit`.
 
     Args:
-      function: Of the variables of one of them.
+      function: Maps the variables of one model to an array.
       base: The frozen params, without the classifier.
       heads: The classifiers: leaves `[C, ...]`.
       lora: Their adapters, leaves `[C, ...]`.

@@ -21,7 +21,7 @@ class Measured(NamedTuple):
       accuracy: By task, and then `mean`: a number for each seed.
       rank: The average rank, over tasks and seeds.
       params: The parameters of the LoRA factors, over tasks and seeds.
-      measures: What else was measured, by task and measure, such as `cola, matthews`: a
+      measures: Further measures, by task and name, such as `cola, matthews`: a
         number for each seed.
     """
 

@@ -5,7 +5,7 @@ class Missing(ValueError):
     """The results do not exist; the existing ones are correct.
 
     Attributes:
-      what: In a few words, such as `no cost.json`.
+      what: The missing thing in a few words, such as `no cost.json`.
     """
 
     def __init__(self, message: str, *, what: str) -> None:

@@ -39,18 +39,18 @@ class Row:
       task: One of `TASKS`. Of those in `SETS` it is the set that it was evaluated on;
         a model that lost the search for the learning rate was evaluated on none.
       method: The training method, or the method of cutting the parent.
-      policy: What it was to cost, such as `rank 4` (on average), `params 0.25` (of its
+      policy: The budget, such as `rank 4` (on average), `params 0.25` (of its
         parent's), `epsilon 0.99`, `drop 8`; empty if it was not told.
-      seed: Of the training, or of the parent's.
+      seed: The seed of the training, or of the parent's.
       rank_total: Over all modules.
       modules: The number of kernels with an adapter in the parent.
       params: The number of parameters in the LoRA factors alone.
       accuracy: On the test part, 0 to 1; None if it was not looked at.
       validation: The accuracy on the validation part.
-      learning_rate: Of the training, or of the parent's.
+      learning_rate: The rate of the training, or of the parent's.
       config: The name of its configuration in the file.
       steps: Of its training; those after the cut if it was trained on.
-      measures: What else GLUE reports of the task, -1 to 1: `matthews` of CoLA, `f1` of
+      measures: Further metrics of GLUE's task, -1 to 1: `matthews` of CoLA, `f1` of
         MRPC, and the accuracy on the part `mismatched` of MNLI. No mean has it.
     """
 
@@ -101,10 +101,10 @@ class Spectrum:
 
     Attributes:
       task: One of `TASKS`.
-      seed: Of the training.
+      seed: The seed of the training.
       module: The kernel's path.
-      m: Its inputs.
-      n: Its outputs.
+      m: The number of inputs.
+      n: The number of outputs.
       values: Descending.
     """
 
@@ -133,10 +133,10 @@ class Cost:
     """The training cost of one method.
 
     Attributes:
-      method: Its name.
+      method: The method's name.
       policy: The budget of the result, such as `rank 16`.
       step_seconds: The time of one step.
-      peak_bytes: What the compiled program of a step holds at once, by XLA's account;
+      peak_bytes: The peak memory of a step's compiled program, by XLA's account;
         None if it does not say.
     """
 

@@ -22,8 +22,8 @@ class Agreement(NamedTuple):
     """The correlations of pairs of rank maps, over modules.
 
     Attributes:
-      pearson: Of the ranks, one number a pair.
-      spearman: Of the order of the modules.
+      pearson: The correlation of the ranks, one number a pair.
+      spearman: The correlation of the modules' order.
     """
 
     pearson: Sequence[float]

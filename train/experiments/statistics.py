@@ -65,7 +65,7 @@ def paired(left: Sample, right: Sample, *, confidence: float = 0.95) -> Interval
     Args:
       left: One number a seed.
       right: The numbers to compare with. Only seeds in both count.
-      confidence: Of the two-sided interval.
+      confidence: The confidence of the two-sided interval.
 
     Raises:
       ValueError: if they have no seed in common.

@@ -23,8 +23,8 @@ class Results(Generic[R]):
 
     Attributes:
       command: The command behind the rows.
-      commit: Of the code that did.
-      versions: Of the libraries, by name.
+      commit: The commit of that code.
+      versions: The versions of the libraries, by name.
       device: The device of the runs.
       configs: The settings of each run, by the name that rows have for them.
       rows: The results.

@@ -22,9 +22,9 @@ def measure(place: training.Place, entry: plan.Entry, steps: int = 50) -> Cost:
     """Measure the cost of one step of one method.
 
     Args:
-      place: Where.
+      place: The task with its settings.
       entry: The method.
-      steps: Of the program that is timed, where a run has as many.
+      steps: The number of steps of the timed program, if a run has as many.
     """
     settings = place.plan.search(place.task, entry.config, place.settings)
     # One member: several share the reads of the base, and a step looks cheaper.

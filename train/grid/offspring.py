@@ -32,7 +32,7 @@ class Parent(NamedTuple):
     """One trained parent.
 
     Attributes:
-      seed: Of its training.
+      seed: The seed of its training.
       adapters: One kernel each, NumPy arrays.
       head: The classifier.
     """
@@ -62,7 +62,7 @@ def rows(
     """Evaluate all children of one parent on each test set; return their rows.
 
     Args:
-      place: Where the parent was trained.
+      place: The task of the parent's training.
       rate: The learning rate that it was trained with.
       parent: It.
       base: The statistics of the base, from `posthoc.statistics`.

@@ -24,10 +24,10 @@ class Entry:
     """One method of the grid.
 
     Attributes:
-      name: Of its files.
-      method: As rows call it.
-      config: Its settings.
-      ranks: At which it is evaluated; None is what it ends with.
+      name: The name of its files.
+      method: The method's name in rows.
+      config: The method's settings.
+      ranks: The ranks to evaluate at; by default its own at the end.
     """
 
     name: str
@@ -90,10 +90,10 @@ class Plan:
       tasks: The training tasks.
       settings: The rest of every run.
       entries: The methods.
-      steps: Of tasks that take other numbers of steps than `settings`.
+      steps: The numbers of steps of tasks that differ from `settings`.
       rates: The learning rates that each method tries.
-      outer: Those that it tries besides, where the best of `rates` is the first or the
-        last. As many: one compiled program for both.
+      outer: Further rates to try if the best of `rates` is the first or the
+        last; equally many, so that one compiled program serves both.
       search_seeds: The seeds of the search for the rate.
       other_seeds: As many members as in the search: one compiled program for both.
       cuts: Average ranks of children.
@@ -103,8 +103,8 @@ class Plan:
       energies: Kept shares of the energy.
       dropped: Numbers of strongest components to drop.
       retuned: Average ranks of the children that are trained on.
-      more: For how long, as shares of the parent's steps.
-      folders: Where models and data of the hub are.
+      more: The lengths of re-tuning, as shares of the parent's steps.
+      folders: The folders of models and data of the hub.
     """
 
     tasks: tuple[str, ...]

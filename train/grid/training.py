@@ -38,7 +38,7 @@ class Tried(NamedTuple):
     """The trained members of a run.
 
     Attributes:
-      run: Its settings.
+      run: The run's settings.
       learners: The members, leaves `[M, ...]`.
       validation: The accuracy of each.
     """
@@ -55,7 +55,7 @@ class Trained(NamedTuple):
       searched: The runs that tried rates, to choose one.
       rate: The learning rate that was chosen.
       learners: The members with this rate, leaves `[C, ...]`, on the host.
-      seeds: Theirs.
+      seeds: The members' seeds.
       validation: Their accuracies.
     """
 
@@ -70,7 +70,7 @@ def train(place: Place, config: Config, begin: Begin = runs.begin) -> Trained:
     """Train the method on all seeds, at the rate chosen by validation.
 
     Args:
-      place: Where.
+      place: The task with its settings.
       config: The method.
       begin: Returns the members at their start.
     """
@@ -132,10 +132,10 @@ def served_rows(
     """Test the members; return a row for each seed and each test set.
 
     Args:
-      place: Where.
+      place: The task with its settings.
       trained: The members.
       entry: The method.
-      policy: As rows call it.
+      policy: The policy's name in rows.
       served: The adapters to evaluate; by default those that the method ends with.
     """
     method = entry.config.method(place.settings.steps)
@@ -159,7 +159,7 @@ def tested(
     """Test each model on each test set; return a row for each pair.
 
     Args:
-      place: Where.
+      place: The task with its settings.
       models: The row of each, not tested.
       heads: The classifiers, leaves `[C, ...]`.
       lora: The adapters, as for `evaluate.accuracies`.

@@ -44,8 +44,8 @@ class Folder:
     Attributes:
       path: The folder.
       command: The command that makes them.
-      commit: Of the code.
-      plan: Which runs.
+      commit: The commit of the code.
+      plan: The plan of the runs.
       say: Called with a line on each result.
     """
 
@@ -81,9 +81,9 @@ def run(folder: Folder, tasks: Sequence[str], names: Sequence[str]) -> None:
     """Make each result that neither exists nor is in another process's hands.
 
     Args:
-      folder: Where to.
-      tasks: Of the plan.
-      names: Of its entries.
+      folder: The folder of the results.
+      tasks: Tasks of the plan.
+      names: Names of its entries.
     """
     places = load(tasks, folder.plan)
     chosen = [x for x in folder.plan.entries if x.name in names]

@@ -51,7 +51,7 @@ class AdaLora:
     """AdaLoRA in the settings of PARA's comparison.
 
     Attributes:
-      rank: Of every module at the start.
+      rank: The rank of every module at the start.
       target: The average rank at the end.
       scale: `alpha / rank`. The update is scaled by `alpha / (rank + 1e-5)`, with the
         rank of the start for ever.
@@ -152,7 +152,7 @@ def budget(
 
     Args:
       t: The step, from 0.
-      steps: Of the whole run.
+      steps: The number of steps of the whole run.
       periods: `t_init`, `t_final`, `delta_t`.
       start: The number of all triplets.
       end: The number of triplets to keep.

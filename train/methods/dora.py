@@ -51,7 +51,7 @@ class Dora:
     """DoRA in the settings of PARA's comparison.
 
     Attributes:
-      rank: Of every module at the start.
+      rank: The rank of every module at the start.
       target: The average rank at the end.
       scale: `alpha / rank`, with the rank of the start for ever. (The authors' alpha is
         8; here all methods have one scale.)
@@ -152,7 +152,7 @@ def pruned(t: int, steps: int, periods: Schedule, remove: int) -> int:
 
     Args:
       t: The step, from 1.
-      steps: Of the whole run.
+      steps: The number of steps of the whole run.
       periods: `t_init`, `t_final`, `delta_t`.
       remove: The number of components to remove by the end of the window.
     """

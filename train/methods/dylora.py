@@ -71,7 +71,7 @@ class Dylora:
         """Return the adapters cut at a rank, possibly a traced one.
 
         Args:
-          state: Of a run of any length.
+          state: The state of a run of any length.
           rank: From 1 to the highest. Components beyond it are zero.
         """
         keep = jnp.arange(self.rank) < rank

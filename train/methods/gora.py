@@ -42,7 +42,7 @@ class Gora:
       alpha: The scale is `alpha / sqrt(rank)` of each module.
       gamma: The norm of the first update, in gradients.
       gradient_batches: The number of batches to average the gradients over.
-      size: What a rank of a kernel `[m, n]` costs: `m + n`, as released, or its
+      size: The cost of a rank of a kernel `[m, n]`: `m + n`, as released, or its
         square root.
       rounding: `official` rounds a module's share to an integer and the rank down;
         `nearest` rounds the rank alone.
@@ -89,7 +89,7 @@ class Gora:
         """Return the rank of each module. Traceable under `jit`.
 
         Args:
-          importance: Of the modules, in any unit.
+          importance: The importance of the modules, in any unit.
           shapes: `(m, n)` of their kernels.
         """
         # In float32, as the importances are: the quotient is rounded below.

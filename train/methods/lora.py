@@ -24,10 +24,10 @@ class Lora:
     """LoRA of one rank.
 
     Attributes:
-      rank: Of every adapted module.
+      rank: The rank of every adapted module.
       scale: `alpha / rank`.
-      share: The share of the modules that are adapted. Below 1 the seed draws which:
-        so there is LoRA at an average rank below one.
+      share: The share of the adapted modules. Below 1 the seed draws them,
+        which gives LoRA at an average rank below one.
     """
 
     rank: int = 16
@@ -54,7 +54,7 @@ class RsLora:
     """Rank-stabilized LoRA.
 
     Attributes:
-      rank: Of every module.
+      rank: The rank of every module.
       alpha: The scale is `alpha / sqrt(rank)`: at the default, 2 at rank 16.
     """
 

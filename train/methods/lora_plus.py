@@ -19,7 +19,7 @@ class LoraPlus:
     """LoRA with two learning rates.
 
     Attributes:
-      rank: Of every module.
+      rank: The rank of every module.
       scale: `alpha / rank`.
       ratio: The learning rate of `b` over the learning rate of `a`.
     """

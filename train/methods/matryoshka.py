@@ -31,7 +31,7 @@ class Matryoshka:
     Attributes:
       ranks: The ranks that are trained, ascending.
       target: The one that a run ends with. `at_rank` gives the others.
-      weight: That of a rank `s`: 1, `1 / s` or `1 / sqrt(s)`, as in the authors'
+      weight: The weight of a rank `s`: 1, `1 / s` or `1 / sqrt(s)`, as in the authors'
         example.
     """
 
@@ -66,7 +66,7 @@ class Matryoshka:
         """Return the adapters cut at a rank, possibly a traced one.
 
         Args:
-          state: Of a run of any length.
+          state: The state of a run of any length.
           rank: From 1 to the highest. Components beyond it are zero.
         """
         return _adapters(State(state.params, self._cut(rank)))

@@ -88,7 +88,7 @@ class Method:
         the gradients of `params` that it took (clipped, the penalty's included), and
         its number, from 0.
       gradient_batches: The number of batches of gradients for `init`.
-      note: What to tell of the settings, such as a schedule that was shrunk to fit the
+      note: A remark on the settings, such as a schedule that was shrunk to fit the
         run; mostly nothing.
     """
 

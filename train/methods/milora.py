@@ -18,7 +18,7 @@ class Milora:
     """MiLoRA.
 
     Attributes:
-      rank: Of every module; the adapters' nominal rank.
+      rank: The rank of every module; the adapters' nominal rank.
       scale: `alpha / rank`. The authors set `alpha = rank`.
     """
 

@@ -31,7 +31,7 @@ class Pissa:
     """PiSSA with the exact SVD.
 
     Attributes:
-      rank: Of every module; the adapters' nominal rank.
+      rank: The rank of every module; the adapters' nominal rank.
       scale: `alpha / rank`. The authors set `alpha = rank`.
     """
 
@@ -51,7 +51,7 @@ def of_components(part: slice, rank: int, scale: float) -> Method:
     """Return LoRA started from components of the kernels.
 
     Args:
-      part: Which components, of the kernels' singular values in descending order.
+      part: The slice of components, in descending order of singular values.
       rank: The number of components.
       scale: `alpha / rank`.
 

@@ -43,14 +43,14 @@ class Sora:
     """SoRA in the settings of PARA's comparison.
 
     Attributes:
-      rank: Of every module at the start.
+      rank: The rank of every module at the start.
       scale: `alpha / rank`.
       variant: "paper" or "official".
       target_sparsity: The share of all gates that is to be 0 at the end.
       hard_finish: Whether the last step reaches the target by setting the components
         of smallest `|g| ||a|| ||b||` of the whole model to 0, where training has not.
         SoRA itself has no such step: tell its results apart.
-      warmup: Of "paper": how many steps come before the first threshold; fitted to the
+      warmup: Of "paper": the number of steps before the first threshold; fitted to the
         run.
       gate_lr: Of "paper": the constant learning rate of the gates. "official" trains
         them at the rate of the factors.

@@ -24,7 +24,7 @@ class Adapted:
     """The kernels of a model with adapters.
 
     Attributes:
-      blocks: Where the blocks are, such as `bert/encoder/layer`.
+      blocks: The path of the blocks, such as `bert/encoder/layer`.
       modules: The modules of a block, by their paths in it.
       stack: The number of blocks `L` if their kernels are one array a module; None if
         each block has its own.

@@ -78,7 +78,7 @@ def load(
       leaves: The tensors of the params, by slash-joined path.
       dtype: The dtype of all params. By default the tensors' own.
       ignored: Patterns, as in `text_model.*`, of tensors that are not wanted.
-      bases: What may stand before all names of `leaves`: a model is saved alone, or as
+      bases: Possible prefixes of all names of `leaves`: a model is saved alone, or as
         the part `vision_model.` of another. The first that a tensor has is taken.
 
     Raises:

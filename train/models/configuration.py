@@ -39,7 +39,7 @@ def build(
     Args:
       kind: The dataclass. A field that `values` lacks has its default there.
       values: Values by name; names other than the fields are ignored.
-      folder: Where they were read, for the errors.
+      folder: The folder of the values, for the errors.
       form: What is written here of the architecture: values, where given, are these.
 
     Raises:

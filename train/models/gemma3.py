@@ -217,7 +217,7 @@ class Gemma3(nn.Module):
 
     Attributes:
       config: The model's shape.
-      dtype: That of activations, and of weights as they are used. Norms, rotations,
+      dtype: The dtype of activations, and of weights in products. Norms, rotations,
         softmax and logits are computed in float32.
       implementation: Attention's: `cudnn` for training on an Nvidia GPU in 16 bits.
         With a cache, and where products are capped, it is always `xla`.
@@ -259,7 +259,7 @@ class Gemma3(nn.Module):
 
         Args:
           ids: Tokens.
-          positions: Theirs in the sequences, with a cache; else 0, 1, 2, ...
+          positions: The tokens' positions, with a cache; else 0, 1, 2, ...
           cache: The keys and values so far, from `empty_cache` at first.
         """
         if positions is None:

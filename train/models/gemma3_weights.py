@@ -26,7 +26,7 @@ def leaves(config: Config, *, prefix: str = "model.") -> dict[str, Leaf]:
 
     Args:
       config: The shape of the model.
-      prefix: What precedes the tensors' names; that of a text model by default.
+      prefix: The prefix of the tensors' names; a text model's by default.
     """
     d, whole = config.hidden_size, functools.partial(_whole, prefix)
     params = {

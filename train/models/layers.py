@@ -44,9 +44,9 @@ class Layers(nn.Module):
     Attributes:
       block: Makes a block, such as `functools.partial(Block, config)`.
       count: The number of blocks `L`.
-      remat: What a backward pass recomputes. `none`: nothing, all intermediate values
-        are kept. `full`: all of a block but its input. `dots`: all but the products
-        of activations and weights. `named`: all but what a block calls `SAVED`.
+      remat: The values to recompute in a backward pass. `none`: none, all intermediate
+        values are kept. `full`: all of a block but its input. `dots`: all but the
+        products of activations and weights. `named`: all but those named `SAVED`.
     """
 
     block: Callable[[], nn.Module]
@@ -152,7 +152,7 @@ def stacked(
     Args:
       adapters: By path. Stacked ones, and those outside of the layers, stay.
       count: The number of layers `L`.
-      path: Where the layers are.
+      path: The path of the layers.
 
     Raises:
       ValueError: if there is no such layer, or kernels of one stack differ in shape.
@@ -189,7 +189,7 @@ def unstacked(
     Args:
       adapters: Stacks of the layers, as `layers/mlp/up` with `a: [L, m, r]`; or their
         members, as `layers/mlp/up/3`, which is what a ragged child consists of.
-      path: Where the layers are.
+      path: The path of the layers.
     """
     # `unstack` puts the layer's number last; PEFT has it after the path.
     pattern = re.compile(rf"{re.escape(path)}/(.*\D.*)/(\d+)")

@@ -116,7 +116,7 @@ class Roberta(nn.Module):
     """The encoder, without a pooler.
 
     Attributes:
-      config: Its shape.
+      config: The model's shape.
       remat: The values to recompute in a backward pass, see `Layers`.
     """
 

@@ -191,7 +191,7 @@ class Siglip(nn.Module):
     are resized.
 
     Attributes:
-      config: Its shape.
+      config: The model's shape.
       remat: The values to recompute in a backward pass, see `Layers`.
     """
 

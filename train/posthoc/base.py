@@ -65,8 +65,8 @@ def statistics(params: Mapping[str, Any]) -> dict[str, Statistics]:
     They take some seconds, and serve all parents on the same base.
 
     Args:
-      params: Of `train.models.bert.BertClassifier`, or of any model with its encoder
-        at `bert`.
+      params: The params of `train.models.bert.BertClassifier`, or of any model with
+        its encoder at `bert`.
     """
     values = {path: np.asarray(x) for path, x in unnest(params).items()}
     normalised = layer_norm(values, "bert/embeddings/LayerNorm")

@@ -1,7 +1,8 @@
 """Children of a run's members, each in its own folder within the run's.
 
-A child's folder is complete when its results are there. When those of all are, nothing
-is done; otherwise all are cut again.
+`train.posthoc.cuts` says which children there are; this module cuts, evaluates and
+saves them. A child's folder is complete once it holds results. If all folders are
+complete, nothing is done; otherwise all children are cut again.
 """
 
 import pathlib
@@ -28,10 +29,10 @@ def cut(
 
     Args:
       name: The method's name.
-      settings: Which children.
+      settings: The settings of the children.
       run: The settings of the parent's run.
-      parent: Its folder, complete.
-      folders: Where models and data sets of the hub are.
+      parent: The run's folder, complete.
+      folders: The folders of models and data sets of the hub.
 
     Raises:
       OSError: if a folder cannot be written.

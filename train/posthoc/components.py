@@ -84,7 +84,7 @@ def applied(
     """Return `a @ left` and `right @ b` of each module, in float64.
 
     Args:
-      spectra: In the coordinates of the adapters' factors.
+      spectra: The spectra, in the coordinates of the adapters' factors.
       adapters: The factors that `spectra` are applied to. Their scales are in `left`
         and `right` already.
     """
@@ -126,7 +126,7 @@ def stack(
         logits = jax.vmap(run)(lora)  # [C, B, classes]
 
     Args:
-      children: Of any ranks and scales, from any method.
+      children: Children of any ranks and scales, from any method.
       like: The parent, or anything with room for all.
 
     Raises:

@@ -1,7 +1,7 @@
 """Settings of the methods after training, by name: the children of a parent.
 
-A parent is the adapter of one member; each method makes one child or more of it. Runs
-on the host.
+A parent is the adapter of one member; each method makes one child or more of it.
+`train.posthoc.children` evaluates and saves them. Runs on the host.
 """
 
 import dataclasses

@@ -51,7 +51,7 @@ def batches(
       examples: `[N, T]`. Rows without a label are left out.
       size: The examples of a batch.
       count: The batches.
-      seed: Of the shuffle.
+      seed: The seed of the shuffle.
 
     Raises:
       ValueError: if there are none.

@@ -67,8 +67,8 @@ def information(
     Memory: one batch of the factors' gradients in `example`, one gradient in `batch`.
 
     Args:
-      loss: Of one example.
-      factors: Of the whole parent, nothing pruned.
+      loss: The loss of one example.
+      factors: The factors of the whole parent, nothing pruned.
       examples: Arrays `[S, B, ...]`.
       weights: 1, or 0 for what only fills up a batch, in no batch for all.
       mode: The unit to square: each example's gradient, or each batch's.

@@ -30,7 +30,7 @@ class Parent:
       adapters: One kernel each.
       model: Maps inputs to logits.
       params: The model's: base and classifier.
-      statistics: Of the base, see `train.posthoc.base.statistics`.
+      statistics: The base's, see `train.posthoc.base.statistics`.
       validation: Labelled examples `[N, ...]` that no result is reported on.
       batch: The examples of a batch.
       fisher_batches: The number of batches for Fisher-PARA; 50 in the paper.

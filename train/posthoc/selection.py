@@ -34,7 +34,7 @@ def choose(
 
     Args:
       components: The parent's.
-      scores: Of each component, `[k]` by path. Higher is better.
+      scores: The score of each component, `[k]` by path. Higher is better.
       policy: `Rank`, `Gamma`, `Params` or `Bytes`. Its score is not used.
 
     Raises:

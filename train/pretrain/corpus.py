@@ -31,11 +31,11 @@ class Corpus(NamedTuple):
     """Rows of tokens, with each document between `BOS` and `EOS`, cut at the row's end.
 
     Attributes:
-      train: To learn from.
+      train: The rows to train on.
       validation: One row of 100.
       sums: Sums that are in no document, one a row, filled up with `PAD`.
-      results: Where the digits of their results are.
-      tokenizer: As in tokenizer.json.
+      results: The places of the digits of their results.
+      tokenizer: The contents of tokenizer.json.
     """
 
     train: UInt16[np.ndarray, "N T"]

@@ -31,9 +31,9 @@ def save(
     """Write a model in bfloat16.
 
     Args:
-      folder: Where to; it is made if it is not there.
+      folder: The target; it is made if necessary.
       params: Nested params.
-      leaves: Which tensors each of them is made of.
+      leaves: The tensors of each of them.
       config: The values of `config.json`, without the dtype.
       base: The prefix of the tensors' names.
 

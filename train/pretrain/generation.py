@@ -155,7 +155,7 @@ def right(guesses: Int[np.ndarray, "K S"], data: corpus.Corpus) -> float:
     """Return the share of the sums with the right tokens at all places of the result.
 
     Args:
-      guesses: What is taken to follow each token of `data.sums`.
+      guesses: The predicted token after each token of `data.sums`.
       data: The sums.
     """
     follows = guesses[:, :-1] == data.sums[:, 1:]

@@ -67,10 +67,10 @@ class Settings(Generic[Config]):
     """A model, and the settings of its training.
 
     Attributes:
-      model: Its shape.
+      model: The model's shape.
       batch: The number of examples of an update.
       rate: The learning rate, and its decay and clipping.
-      budget: When to stop.
+      budget: The limits of training.
     """
 
     model: Config
@@ -137,10 +137,10 @@ def train(
 
     Args:
       loss: The loss to minimise, on a batch drawn from the data with the key.
-      params: Where to start, in float32. They are used up.
+      params: The start, in float32. They are donated.
       data: Arrays on the device.
-      budget: When to stop. The last chunk begins within it.
-      rate: How fast to learn.
+      budget: The limits of training. The last chunk begins within them.
+      rate: The learning rate.
       key: The key to draw batches with.
       report: Called after each chunk.
 

@@ -44,8 +44,8 @@ def fit(
     Args:
       run: The settings.
       place: The run's folder.
-      config: What its config.json is to hold; see `train.runs.folder.opened`.
-      folders: Where models and data sets of the hub are.
+      config: The contents of its config.json; see `train.runs.folder.opened`.
+      folders: The folders of models and data sets of the hub.
       every: Steps between two checkpoints.
       on_steps: Called at the start, and after every few steps.
 

@@ -31,8 +31,8 @@ def opened(folder: pathlib.Path, config: Settings) -> Iterator[None]:
 
     Args:
       folder: The folder.
-      config: What is written to a new one. The part `run` is compared with that of one
-        that is there: a run goes on only with equal settings.
+      config: The settings of a new one. The part `run` is compared with an existing
+        one: a run is resumed only with equal settings.
 
     Raises:
       OSError: if it holds something else, or another process runs in it.

@@ -25,8 +25,8 @@ class Member(NamedTuple):
     """One member of a run, after training.
 
     Attributes:
-      seed: Its seed.
-      rate: Its learning rate.
+      seed: The member's seed.
+      rate: The member's learning rate.
       adapter: The trained adapter, with its classifier; None if it diverged.
     """
 
@@ -50,8 +50,8 @@ def trained(
 
     Args:
       given: The run.
-      learners: Its members at their end.
-      diverged: At which step each was lost, if it was.
+      learners: The members at their end.
+      diverged: The step of each member's divergence, or None.
       peft: The model's entries in the adapters' configuration.
     """
     learners, method = jax.device_get(learners), given.trainer.method
@@ -82,7 +82,7 @@ def load(rows: Sequence[Mapping[str, Any]], place: pathlib.Path) -> list[Member]
 
     Args:
       rows: The rows of `rows` for the members.
-      place: Where they were saved.
+      place: The folder of `save`.
     """
     result = []
     for row in rows:

@@ -45,14 +45,14 @@ class Run:
     Attributes:
       task: One of `train.subjects`.
       method: The method that trains the adapters, with its own settings.
-      seeds: Of the members: they draw the classifier, the factors and the batches.
-      learning_rates: Of the members: each seed trains with each of them.
+      seeds: The members' seeds, for the classifier, the factors and the batches.
+      learning_rates: The members' rates: each seed trains with each of them.
       steps: The number of steps, whatever the size of the data.
       batch: Examples a step.
       max_length: The maximal number of tokens of a sentence; the rest is dropped.
       warmup: The share of the steps in which the learning rate rises; then it falls
         to zero.
-      weight_decay: Of AdamW.
+      weight_decay: The weight decay of AdamW.
       clip: The largest norm of a gradient.
       accumulate: The number of parts of a batch, computed one after the other.
       dtype: The dtype of the computations; the trained params are float32.
@@ -132,7 +132,7 @@ class Inputs(NamedTuple):
     """The inputs of a run, on the device.
 
     Attributes:
-      run: Its settings.
+      run: The run's settings.
       trainer: The settings of its program.
       base: The frozen params, without the classifier.
       data: The training data, on the device or streamed to it.
@@ -156,7 +156,7 @@ class Progress(NamedTuple):
     Attributes:
       learners: The members.
       step: The number of finished steps.
-      metrics: Of the steps since the last progress, `[M, S]` each.
+      metrics: Metrics of the steps since the last progress, `[M, S]` each.
     """
 
     learners: trainer.Learner

@@ -53,7 +53,7 @@ class Metrics(NamedTuple):
     Attributes:
       loss: Cross entropy, the method's penalty excluded.
       accuracy: On the batch: the share of the labels that count.
-      norm: Of the gradient, before clipping.
+      norm: The norm of the gradient, before clipping.
     """
 
     loss: Float[jax.Array, "*steps"]
@@ -69,9 +69,9 @@ class Trainer:
       model: Maps the inputs of a batch to logits.
       config: The method that trains the adapters, by its settings: equal ones share a
         compiled program.
-      steps: In all. The learning rate rises, then falls to zero at this step.
+      steps: All steps. The learning rate rises, then falls to zero at this step.
       warmup: The share of the steps in which the learning rate rises.
-      weight_decay: Of AdamW.
+      weight_decay: The weight decay of AdamW.
       clip: The largest norm of a gradient.
       accumulate: The number of parts of a batch, computed one after the other.
       dtype: The dtype of the computations. The trained params are float32.

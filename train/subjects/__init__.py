@@ -42,8 +42,8 @@ def load(run: Run, folders: Folders = ANYWHERE) -> Subject:
     """Load the subject of a run.
 
     Args:
-      run: Its settings.
-      folders: Where models and data sets of the hub are.
+      run: The run's settings.
+      folders: The folders of models and data sets of the hub.
 
     Raises:
       OSError: if a pretrained model or a data set is not there.

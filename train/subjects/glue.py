@@ -39,8 +39,8 @@ def load(run: Run, folders: Folders) -> Subject:
     """Load the subject of a run.
 
     Args:
-      run: Its settings.
-      folders: Where the encoder and the sentences are.
+      run: The run's settings.
+      folders: The folders of the encoder and the sentences.
 
     Raises:
       OSError: if the encoder or the sentences are not there.

@@ -65,8 +65,8 @@ class Evaluated(Sequence[Batch]):
     """Images in batches, decoded anew in every pass.
 
     Attributes:
-      images: In their order.
-      size: Of the model's images, in pixels.
+      images: The images, in their order.
+      size: The side of the model's images, in pixels.
     """
 
     images: Images
@@ -93,8 +93,8 @@ def load(run: Run, folders: Folders) -> Subject:
     """Load the subject of a run.
 
     Args:
-      run: Its settings; `max_length` says nothing here.
-      folders: Where the encoder and the images are.
+      run: The run's settings; `max_length` has no effect here.
+      folders: The folders of the encoder and the images.
 
     Raises:
       OSError: if the encoder or the images are not there.

@@ -54,8 +54,8 @@ class Corpus(NamedTuple):
     Attributes:
       learned: The examples to learn from.
       tested: The pairs of each test set.
-      graders: How the answers of each set are graded.
-      is_right: How those held out are.
+      graders: The comparison of answers of each set.
+      is_right: The comparison for the held-out examples.
       tokens: The greatest number of new tokens.
     """
 
@@ -70,8 +70,8 @@ def load(run: Run, folders: Folders) -> Subject:
     """Load the subject of a run.
 
     Args:
-      run: Its settings.
-      folders: Where the model and the corpora are.
+      run: The run's settings.
+      folders: The folders of the model and the corpora.
 
     Raises:
       OSError: if the model or a corpus is not there.

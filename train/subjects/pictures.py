@@ -37,7 +37,7 @@ def load(run: Run, folder: pathlib.Path = ENCODER) -> Subject:
     """Load the subject of a run.
 
     Args:
-      run: Its settings; `max_length` says nothing here.
+      run: The run's settings; `max_length` has no effect here.
       folder: The encoder's folder.
 
     Raises:

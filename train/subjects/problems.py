@@ -39,7 +39,7 @@ def load(run: Run, folder: pathlib.Path = MODEL) -> Subject:
     """Load the subject of a run.
 
     Args:
-      run: Its settings; `max_length` says nothing here, sequences are as long as the
+      run: The run's settings; `max_length` has no effect, sequences are as long as the
         longest problem with its solution.
       folder: The model's folder.
 

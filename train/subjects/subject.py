@@ -17,11 +17,11 @@ class Subject(NamedTuple):
       base: Its frozen params, without the classifier.
       data: The training data.
       validation: The part to choose by.
-      tests: What to report, by the name of the set; a task that is its only set has
-        its own name. The mean over tasks, or over sets, does not weigh them.
+      tests: The parts to report on, by the name of the set; a task that is its only
+        set has its own name. The mean over tasks, or over sets, does not weigh them.
       peft: The model's entries in the `adapter_config.json` of its adapters.
-      measures: What to report beside `tests`, of a task that is its only set. Nothing
-        is chosen by it, and no mean has it: some are no accuracies.
+      measures: Further measures to report, of a task that is its only set. Nothing
+        is chosen by them, and no mean includes them: some are not accuracies.
     """
 
     model: Model

@@ -33,7 +33,7 @@ class Task:
     """An adapter, its base, and the test part of its data.
 
     Attributes:
-      name: Its name.
+      name: The name of the task.
       parent: The folder of the adapter.
       noun: The name of the examples.
       model: Maps the inputs of a batch to logits.

@@ -14,7 +14,7 @@ def accuracies(
 
     Args:
       found: By the name of the table's row.
-      title: Of the table.
+      title: The title of the table.
       first: The name of the first column.
       notes: Below the table.
     """
@@ -47,7 +47,7 @@ def differences(
 
     Args:
       pairs: Left and right, by the name of the table's row.
-      title: Of the table.
+      title: The title of the table.
       first: The name of the first column.
       notes: Below the table.
     """

@@ -27,7 +27,7 @@ class Table:
     Attributes:
       title: The subject of the table.
       columns: Their names.
-      rows: As many cells each as there are columns.
+      rows: The cells, one for each column.
       notes: Sentences below it.
     """
 

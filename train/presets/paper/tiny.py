@@ -75,7 +75,7 @@ def shrunk(plan: Plan, folder: pathlib.Path) -> Plan:
 
     Args:
       plan: A preset's.
-      folder: Where models and data go, below `tiny`.
+      folder: The folder for models and data, in `tiny` below it.
     """
     settings = dataclasses.replace(
         plan.settings, steps=12, batch=4, max_length=80, dtype="float32"
@@ -101,7 +101,7 @@ def make(folder: pathlib.Path) -> Folders:
     """Write the models and the sets of all presets, unless they exist.
 
     Args:
-      folder: Where to; `weights` and `data` are made in it.
+      folder: The target; `weights` and `data` are made in it.
     """
     folders = Folders(weights=folder / "weights", data=folder / "data", subset=True)
     # The mark is written last: an interrupted make starts over.
@@ -119,8 +119,8 @@ def write_data(folder: pathlib.Path, rows: Mapping[str, int] = ROWS) -> None:
     """Write all sets as `DatasetDict.save_to_disk` does.
 
     Args:
-      folder: Where each is at its repository's name.
-      rows: Of each split, by the beginning of its name.
+      folder: The folder of the sets, by repository.
+      rows: The rows of each split, by the beginning of its name.
     """
     for source in sources.IMAGES:
         _set(folder / source.hub, source, _pictures, rows)
@@ -135,7 +135,7 @@ def write_tokenizers(folder: pathlib.Path, gemma_words: int) -> None:
     """Write the tokenizers of the language models, of the words in the sets.
 
     Args:
-      folder: Where each model is at its repository's name.
+      folder: The folder of the models, by repository.
       gemma_words: The size of Gemma's vocabulary.
     """
     vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *_WORDS]
