@@ -2,10 +2,10 @@
 
     python -m train demo
 
-Both parents have rank 16. That of `movie` was trained by PEFT, for three-way sentiment
-of film reviews and the sentence encoder all-MiniLM-L6-v2; that of `armenian` by
-`python -m train run armenian`, for 76 letters and the small vision encoder that ships.
-It takes less than three minutes on two CPU cores, most of them to classify 2,170
+Both parents have rank 16. PEFT trained the `movie` adapter, for three-way sentiment of
+film reviews and the sentence encoder all-MiniLM-L6-v2; `python -m train run armenian`
+trained the `armenian` adapter, for 76 letters and the small vision encoder that ships.
+The demo takes less than three minutes on two CPU cores, mostly to classify 2,170
 sentences eight times. Expect these accuracies, of the parent and of its children:
 
               parent   gamma 0.25   gamma 0.0625

@@ -1,7 +1,7 @@
 """The needs of a preset, and a survey of those present.
 
-Folders of models and data sets are those of `train.models.repository` and of
-`train.data.hub`, and the same environment variables name them.
+Folders of models and data sets are found as in `train.models.repository` and
+`train.data.hub`, by the same environment variables.
 
 Nothing is downloaded, trained or allocated. Runs on the host.
 """

@@ -2,9 +2,9 @@
 
     python -m train run PRESET [--method NAME] [--seed N] [overrides] [--out DIR]
 
-A run's folder is runs/TASK/METHOD-HASH, where the hash is of all settings. It goes on
-where it was stopped, and is skipped when it is complete. The learning rate is chosen
-on the validation part; the test part is read for that learning rate alone.
+A run's folder is runs/TASK/METHOD-HASH; the hash covers all settings. A stopped run
+resumes from its newest checkpoint, and a complete one is skipped. The learning rate is
+chosen on the validation part; the test part is read for that rate alone.
 """
 
 import dataclasses

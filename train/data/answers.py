@@ -1,10 +1,10 @@
 r"""Final answers: finding them in a text, and testing two for equality.
 
-A text gives its answer behind "The answer is:" (MetaMath), behind "####" (GSM8K), or in
-`\boxed{}` (MATH). Numbers are compared exactly. What else mathematics has is compared
-by the library math-verify, through SymPy, in a process that can be stopped: an answer
-like 9^{9^{9^9}} would never come to an end. A text is parsed, and never run as code.
-Runs on the host.
+A text gives its answer after "The answer is:" (MetaMath), after "####" (GSM8K), or in
+`\boxed{}` (MATH). Numbers are compared exactly. Other mathematics is compared by the
+library math-verify, through SymPy, in a process that can be stopped: an answer like
+9^{9^{9^9}} would never finish. A text is parsed, and never run as code. Runs on the
+host.
 """
 
 import contextlib
@@ -42,9 +42,9 @@ _START_SECONDS = 60
 def final(text: str) -> str | None:
     r"""Return the final answer of a text, or None.
 
-    Behind the last of the first marker that is there, to the end of the line and
-    without its full stop; if there is none, in the last box. A box behind a marker
-    counts as what is in it.
+    The answer follows the last occurrence of the first marker in the text, up to
+    the end of the line and without its full stop. Without a marker, it is the
+    content of the last box. A box after a marker counts as its content.
     """
     for marker in MARKERS:
         if marker in text:
@@ -79,9 +79,9 @@ def boxed(text: str) -> str | None:
 def number(text: str) -> fractions.Fraction | None:
     """Return the first number in a text, exactly; None if there is none.
 
-    Thousands may be separated by commas, and a currency may come first: "-$1,234.50" is
-    -1234.5. "3/4" is a fraction. What is longer than `LONGEST` is no number: Python
-    reads no more than some thousands of digits.
+    Thousands may be separated by commas, and a currency may come first:
+    "-$1,234.50" is -1234.5. "3/4" is a fraction. Text longer than `LONGEST` is not
+    a number: Python limits the digits that it reads.
     """
     found = _NUMBER.search(text.translate(_CLEAN))
     if not found or len(found.group()) > LONGEST or not int(found["below"] or 1):
@@ -123,8 +123,9 @@ class Grader:
     def same(self, want: str, got: str | None) -> bool:
         """Test whether `got` equals the right answer `want`.
 
-        In doubt it is not: the sine of an angle in degrees, and the period of a
-        decimal, are not understood. Units are not compared: "5 cm" says what "5" does.
+        In doubt, answers count as unequal: the sine of an angle in degrees and
+        the period of a decimal are not understood. Units are ignored: "5 cm"
+        equals "5".
         """
         if got is None:
             return False

@@ -105,8 +105,9 @@ def filled_up(rows: np.ndarray, multiple: int | None = None) -> np.ndarray:
 def order(seed: int, examples: int, steps: int, batch: int) -> Int[np.ndarray, "S B"]:
     """Return the rows for each step: one shuffled epoch after another.
 
-    It depends on the seed alone, so that methods of equal seeds see the same batches,
-    and a resumed run goes on where it stopped. A batch may span two epochs.
+    It depends on the seed alone, so that methods of equal seeds see the same
+    batches, and a resumed run continues with the right ones. A batch may span two
+    epochs.
     """
     epochs = -(-steps * batch // examples)
     # A second number in the seed, so that no other generator of this seed agrees.

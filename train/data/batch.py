@@ -46,8 +46,9 @@ class Stream(Protocol):
     ) -> Iterator[Examples]:
         """Yield the batches of every `size` steps, from `start` until `stop`.
 
-        Row `i * batch + j` of a chunk is example `j` of its step `i`. What a step reads
-        depends on the seed and on the step alone, so that a run can be resumed.
+        Row `i * batch + j` of a chunk is example `j` of its step `i`. A step's
+        examples depend on the seed and on the step alone, so that a run can be
+        resumed.
 
         Args:
           seed: The seed of the order, and of random changes to an example.

@@ -101,8 +101,9 @@ def written(task: str) -> Images:
 def draw(task: str, faces: Sequence[fonts.Face]) -> glyphs.Glyphs:
     """Draw the pictures of `georgian`, `armenian` or `letters`.
 
-    Each is turned, made smaller and moved a little, as the names of what it shows seed
-    it. What two fonts draw alike is taken from the first.
+    Each is turned, made smaller and moved a little, seeded by the names of its face
+    and character. If two fonts draw a character alike, the first one's drawing is
+    taken.
     """
     classes = _DRAWN[task]
     label = {x: number for number, group in enumerate(classes) for x in group}

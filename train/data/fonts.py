@@ -1,11 +1,11 @@
 """The free fonts of this machine, and pictures of their characters.
 
-The fonts are those that matplotlib ships (DejaVu, STIX) and those under
-`/usr/share/fonts`. `PACKAGES` names packages of Debian and Ubuntu that add many; their
-licences let anyone use and share them, and each face carries its own.
+The fonts come with matplotlib (DejaVu, STIX) or lie under `/usr/share/fonts`.
+`PACKAGES` names packages of Debian and Ubuntu with many more; their licences let anyone
+use and share them, and each face carries its own.
 
-What reads and draws fonts is imported where it is used: a machine that only trains on
-the pictures need not have it. Runs on the host.
+Libraries for fonts are imported on first use: a machine that only trains on the
+pictures need not have them. Runs on the host.
 """
 
 import collections
@@ -118,7 +118,7 @@ def draw(
 ) -> dict[str, UInt8[np.ndarray, "48 48"]]:
     """Draw those of the `characters` in the face, white on black.
 
-    What is drawn fills `_INK` pixels with its longer side and is centred, so that a
+    A drawing fills `_INK` pixels with its longer side and is centred, so that a
     class is a shape and not a size. A character without ink is left out.
     """
     wanted = [x for x in characters if x in face.characters]
@@ -156,7 +156,7 @@ def _face(path: pathlib.Path, index: int, font: Any) -> Face:
 def _characters(cmap: dict[int, str]) -> frozenset[str]:
     """Return the characters with a glyph to themselves, or nearly.
 
-    What has none, and would be drawn as an empty box, is not in a character map.
+    A character drawn as an empty box is not in a character map.
     """
     # One glyph for many characters is the font's replacement box.
     uses = collections.Counter(cmap.values())

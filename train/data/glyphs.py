@@ -1,9 +1,9 @@
 """Pictures of thousands of characters in hundreds of fonts, to pretrain an encoder on.
 
-What the encoder is later adapted to is never among them: no digit and no other number,
-no letter of two whole scripts, no face of some twenty families. Neither are the forms
-that Unicode keeps for compatibility, which show such a character in disguise: a digit
-in a circle, a letter of double width.
+The pictures hold out everything that the encoder is later adapted to: all digits and
+other numbers, all letters of two scripts, and the faces of some twenty families. They
+also leave out Unicode's compatibility forms of such characters: a digit in a circle, a
+letter of double width.
 
     python -m train.data.glyphs --out out/glyphs.npz
 
@@ -100,9 +100,9 @@ def collect(
 ) -> Glyphs:
     """Draw the pictures for pretraining, `least` to `most` of each class.
 
-    Characters that look alike in at least half of the faces that draw both, as the
-    Latin, Greek and Cyrillic A do, are one class, and those that look like a digit are
-    left out. Of its pictures no two are equal; if there are too many, a hash of the
+    Characters that look alike in at least half of the faces with both, such as
+    Latin, Greek and Cyrillic A, are one class, and look-alikes of digits are left
+    out. The pictures of a class are distinct; if there are too many, a hash of the
     faces' names chooses.
 
     Raises:

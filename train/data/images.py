@@ -69,10 +69,10 @@ def eurosat_split(
 ) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "test"]]:
     """Split EuroSAT: return the training images, four fifths, and the test images.
 
-    EuroSAT has no official split. The images, in the order of the hub's parts train,
-    validation and test, are sorted by the SHA-256 of "SEED INDEX"; the last fifth, so
-    5,400 of 27,000, is tested on. No generator of random numbers takes part, whose
-    numbers another version could change.
+    EuroSAT has no official split. The images, in the order of the hub's parts
+    train, validation and test, are sorted by the SHA-256 of "SEED INDEX"; the last
+    fifth, 5,400 of 27,000, is the test part. A random generator could change
+    between versions; a hash does not.
 
     Args:
       count: The number of images.

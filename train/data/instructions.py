@@ -1,9 +1,8 @@
 """Instructions with their responses, in the template of Alpaca.
 
-One template for all, in training and in testing: that of Stanford Alpaca, which
-LLM-Adapters and MetaMath use too. LLM-Adapters' own code indents its lines and ends the
-first in a remark of the linter, in training only; neither is repeated here. Runs on the
-host.
+Training and testing share one template, Stanford Alpaca's, as in LLM-Adapters and
+MetaMath. LLM-Adapters' own code indents its lines and ends the first with a linter's
+remark, in training only; neither is repeated here. Runs on the host.
 """
 
 from typing import NamedTuple

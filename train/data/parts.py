@@ -1,8 +1,8 @@
 """Examples held out of a training part, for the choice of the learning rate.
 
-The paper's sets have a part to train on and one to test on, and GLUE's development
-parts are tested on, as in the paper. So what chooses is cut from the training part.
-Axis letter: `N` examples. Runs on the host.
+The paper's sets have a training and a test part; of GLUE, the development part is the
+test, as in the paper. The validation part is therefore cut from the training part. Axis
+letter: `N` examples. Runs on the host.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ def held_out(
     """Split the examples into a training and a validation part.
 
     They are sorted by the SHA-256 of "validation SEED INDEX", and the last tenth is
-    held out, `LARGEST` at most. No generator of random numbers takes part, whose
-    numbers another version could change.
+    held out, `LARGEST` at most. A random generator could change between versions; a
+    hash does not.
 
     Args:
       count: The number of examples.

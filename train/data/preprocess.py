@@ -1,10 +1,9 @@
 """Images as batches of pixels, made while the model computes.
 
-What a step reads depends on the seed and the step alone, so a run that is resumed at
-step k asks for the batches from k on, and nothing has to be saved. Pillow lets go of
-Python's lock while it decodes and resizes: threads are enough. Batches are bytes, which
-`normalise` turns into the model's inputs on the device, since bytes travel there four
-times as fast.
+A step's images depend on the seed and the step alone, so a run resumed at step k asks
+for the batches from k on, and nothing needs to be saved. Pillow releases Python's lock
+while it decodes and resizes, so threads are enough. Batches are bytes, converted by
+`normalise` on the device, since bytes travel there four times as fast.
 
 Axis letters: `B` images a batch, `S` steps, `H` and `W` pixels. Host code, but for
 `normalise`.

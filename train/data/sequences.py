@@ -1,8 +1,8 @@
 """Prompts with responses, to train a causal language model on the responses.
 
-The label of a position is the token after it: that of a prompt's last token is the
-response's first. Labels of prompts and of padding do not count. Axis letters: `N`
-sequences, `T` tokens, `B` sequences of a batch. Host code, but for `batch`.
+The label of a position is the token after it: the label of a prompt's last token is the
+response's first token. Prompts and padding have no labels. Axis letters: `N` sequences,
+`T` tokens, `B` sequences of a batch. Runs on the host, except for `batch`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -53,8 +53,8 @@ def encode(
 ) -> list[Pair]:
     """Tokenize prompts and responses.
 
-    A prompt begins as the tokenizer begins every text. A response goes on with the same
-    text, and ends with the token `end`.
+    A prompt has the tokenizer's special tokens at its start. A response continues
+    the same text, and ends with the token `end`.
 
     Args:
       tokenizer: The model's tokenizer.

@@ -1,7 +1,7 @@
 """Addresses of the paper's data sets, and their expected contents.
 
-The names are those of repositories on the Hugging Face hub. A size is what a first
-load downloads, rounded, where it is known. Runs on the host.
+The names are repositories on the Hugging Face hub. A size is the first load's download,
+rounded, if known. Runs on the host.
 """
 
 import dataclasses

@@ -74,7 +74,7 @@ def joined(
 ) -> Iterator[tuple[Examples, Int[np.ndarray, "K S B"]]]:
     """Yield chunks for several seeds, on the device, and the place of each batch.
 
-    The next chunk is made and sent by a thread meanwhile. The arguments are those of
+    A thread makes and sends the next chunk meanwhile. The arguments are as for
     `Stream.chunks`.
     """
     parts = [

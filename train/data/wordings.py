@@ -1,6 +1,6 @@
 """Wordings of the stories of `train.data.problems`, different in each part.
 
-`{n}` is who the story is about, `{o}` somebody else, `{t}` what is counted, `{a}` and
+`{n}` is the person of the story, `{o}` another one, `{t}` the counted things, `{a}` and
 `{b}` are numbers.
 """
 

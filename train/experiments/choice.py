@@ -1,10 +1,9 @@
 """The choice of the learning rate, by validation accuracy alone.
 
-Each method gets the same small grid. For each task, method and policy the rate with
-the largest mean over seeds is taken, and only its models meet the test part; where
-several sets test what was trained once, it is one rate for all of them. A model
-that serves several ranks (DyLoRA) would have another rate at each if all were tried at
-each; the grid tries them at the target, and the other ranks have one rate.
+Each method gets the same small grid. For each task, method and policy the rate with the
+largest mean over seeds is taken, and only its models meet the test part; a task with
+several test sets has one rate for all of them. A model that serves several ranks
+(DyLoRA) is searched at the target rank only, and all its ranks have that one rate.
 """
 
 from collections import defaultdict

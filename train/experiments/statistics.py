@@ -1,7 +1,7 @@
 """Means over seeds, and paired confidence intervals of differences.
 
-A sample is a number for each seed. Two methods are paired by seed: what the seed draws
-(the order of the data, the head's start) is equal, and what it adds cancels.
+A sample is a number for each seed. Two methods are paired by seed: both share the
+seed's draws (the order of the data, the head's start), so their effect cancels.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The cost of a step by each method: time, and memory, of one member.
 
-The memory is what the compiled program holds at once by XLA's own account, the frozen
-base and the data included; the time is the best of some calls of the program.
+The memory is the compiled program's peak by XLA's own account, including the frozen
+base and the data; the time is the best of some calls of the program.
 """
 
 import dataclasses

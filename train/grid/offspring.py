@@ -1,7 +1,7 @@
 """All children of the parents of one task: pruned, stacked, and evaluated together.
 
-A child is made by a pruner within a budget. PARA is the score `sigma`; what it also has
-is the local ablation, the energy sweep and the opposite of PARA, which drops the top.
+A child is made by a pruner within a budget. PARA is the score `sigma`; with it go the
+local ablation, the energy sweep, and the opposite of PARA, which drops the top.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,6 +1,6 @@
 """Re-tuned children: LoRA started from a parent's updates, cut.
 
-The members are those of the parent: each seed goes on from its own parent's child and
+Each member starts from the child of its own seed's parent and from that parent's
 classifier, with fresh moments, at the rate that the same protocol chooses.
 """
 

@@ -1,6 +1,6 @@
 """One method on one task: the search for its learning rate, and all its seeds.
 
-Axis letters: `M` members of a run, `C` of those that are kept, in the order of seeds.
+Axis letters: `M` members of a run, `C` kept members, in the order of seeds.
 """
 
 import dataclasses

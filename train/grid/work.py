@@ -1,8 +1,8 @@
 """The grid as resumable work, shared by several processes of one machine.
 
-An entry of the plan is locked by the process that trains it, on all tasks, so that its
-program is compiled once. Each result is a file of its own; what is there is not made
-again. The lock ends with its process, however that ends. Runs on the host.
+A process locks an entry of the plan and trains it on all tasks, so that its program is
+compiled once. Each result is a file of its own; existing ones are kept. The lock ends
+with its process, even when it is killed. Runs on the host.
 """
 
 import contextlib

@@ -8,9 +8,9 @@ differ, the code.
 
 A triplet is a column of `a` (a row of the paper's Q), an entry of `e` (its Lambda) and
 a row of `b` (a column of its P). Each entry's importance is a smoothed `|w * gradient|`
-times its smoothed deviation; a triplet's is that of `e_k` plus the means of those of
-its two vectors. Triplets below one threshold for the whole model get `e_k = 0`, and may
-grow again until the last of them is chosen.
+times its smoothed deviation; a triplet's is the importance of `e_k` plus the mean
+importance of each of its two vectors. Triplets below one threshold for the whole model
+get `e_k = 0`, and may grow again until the last masking.
 
 Axis letters: `m` inputs, `n` outputs, `r` rank. All but `budget` and `finish` is
 traced.

@@ -8,9 +8,9 @@ the code. Not the weight-decomposed adaptation of the same name.
 
 A component's score is a smoothed `||c_k a_k b_k|| / ||delta||`, so that a module with a
 small update competes on equal terms. The lowest of the whole model get `c_k = 0`, few
-at first and most at the end, and may grow again until the last pruning. So training
-sees all components up to then, and `finish` leaves out at any step what the last
-pruning took.
+at first and most at the end, and may grow again until the last pruning. Training sees
+all components up to then, and `finish` leaves out, at any step, the components of the
+latest pruning.
 
 Axis letters: `m` inputs, `n` outputs, `r` rank. All but `pruned` and `finish` is
 traced.
@@ -145,10 +145,9 @@ class Dora:
 def pruned(t: int, steps: int, periods: Schedule, remove: int) -> int:
     """Return the number of zero components after step `t`; 0 if it does not prune.
 
-    A pruning comes every `delta_t` steps from `t_init` on, and at the end of the
-    window, `t_final` steps before that of the run. The count is
-    `remove * (share of the window)^3`, cut to an integer, but at least 1. Runs on the
-    host.
+    Pruning happens every `delta_t` steps from `t_init` on, and at the end of the
+    window, `t_final` steps before the end of the run. The count is `remove * (share
+    of the window)^3`, cut to an integer, but at least 1. Runs on the host.
 
     Args:
       t: The step, from 1.

@@ -4,13 +4,13 @@ H. He et al., "GoRA: Gradient-Driven Adaptive Low Rank Adaptation", 2025.
 
 Before training, `g = dloss / dkernel` is averaged over some batches. A module's share
 of the budget is its share of the importance `mean |kernel * g|`, which gives its rank.
-Then `a` is drawn as in LoRA, and `b` is what makes the first update the best descent
-step within the columns of `a`,
+Then `a` is drawn as in LoRA, and `b` makes the first update the best descent step
+within the columns of `a`,
 
     b = -xi * pinv(a) @ g,    xi = gamma * sqrt(m) / alpha,
 
-so that with the scale `alpha / sqrt(r)` its norm is about `gamma` times that of `g`.
-The update is not zero at the start, and nothing is taken out of the kernel.
+so that with the scale `alpha / sqrt(r)` its norm is about `gamma` times the norm of
+`g`. The update is not zero at the start, and the kernel is not changed.
 
 The factors have `most` columns. Those beyond a module's rank are zero in both, hence
 without gradient, and stay zero.

@@ -123,7 +123,7 @@ class Config(Protocol):
 def kaiming(key: jax.Array, kernels: Kernels, rank: int) -> dict[str, jax.Array]:
     """Draw a first factor `[m, rank]` for each kernel, in float32.
 
-    Uniform in `+-1/sqrt(m)`: what PyTorch's `kaiming_uniform_(a=sqrt(5))` draws. A
+    Uniform in `+-1/sqrt(m)`, as PyTorch's `kaiming_uniform_(a=sqrt(5))` draws. A
     module's draw depends on the key and on its place among the sorted paths.
     """
     # Sorted, so that the draw does not depend on the order of the dictionary.

@@ -7,7 +7,7 @@ With `kernel = U S V^T` the factors start at the largest components,
 
     a0 = U_r sqrt(S_r / scale),    b0 = sqrt(S_r / scale) V_r^T,
 
-and what they hold is taken out of the kernel. Here the kernel stays as it is and the
+and their product is subtracted from the kernel. Here the kernel does not change and the
 model sees the difference, which is the same function:
 
     kernel - scale * a0 @ b0 + scale * a @ b = kernel + scale * [a, a0] @ [b; -b0].

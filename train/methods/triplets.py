@@ -1,7 +1,7 @@
 """An update in removable components: `scale * a @ diag(e) @ b`.
 
-What AdaLoRA, SoRA and DoRA train. `e` is AdaLoRA's Lambda, SoRA's gate `g`, DoRA's `c`.
-Where it is 0, its column of `a` and its row of `b` have no effect.
+AdaLoRA, SoRA and DoRA train these: `e` is AdaLoRA's Lambda, SoRA's gate `g`, DoRA's
+`c`. Where it is 0, its column of `a` and its row of `b` have no effect.
 
 Axis letters: `m` inputs, `n` outputs, `r` rank. Traceable under `jit`.
 """

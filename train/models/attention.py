@@ -1,7 +1,7 @@
 """Causal attention, full or over a sliding window, and its cache.
 
-The key at index `s` is that of position `s`: sequences begin at index 0, and what
-pads them comes after their end, where no query of theirs looks.
+The key at index `s` has position `s`: sequences begin at index 0, and padding comes
+after their end, where none of their queries looks.
 
 Axis letters: `L` layers, `B` sequences, `T` queries, `S` keys, `h` heads, `g` heads of
 keys and values, each for `h / g` queries, `e` their width. Traceable under `jit`.

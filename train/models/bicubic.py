@@ -1,8 +1,8 @@
 """Bicubic interpolation of grids of vectors, as in PyTorch.
 
-That of `torch.nn.functional.interpolate` with `align_corners=False`, by which vision
-models of transformers resize what they learned of positions. `jax.image.resize` has
-another kernel: its parameter is -1/2 where PyTorch's is -3/4.
+The kernel is that of `torch.nn.functional.interpolate` with `align_corners=False`, with
+which vision models of transformers resize learned position embeddings.
+`jax.image.resize` has another kernel: its parameter is -1/2 where PyTorch's is -3/4.
 
 R. Keys, "Cubic Convolution Interpolation for Digital Image Processing", 1981. Traceable
 under `jit`.

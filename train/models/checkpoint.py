@@ -1,8 +1,8 @@
 """Weights of Hugging Face models, read tensor by tensor into nested params.
 
-The files are safetensors: one `model.safetensors`, or shards that
-`model.safetensors.index.json` lists. A model says what it wants of them by `Leaf`, and
-every tensor on either side must find its counterpart. Runs on the host.
+The files are safetensors: one `model.safetensors`, or shards listed in
+`model.safetensors.index.json`. A model states its tensors as `Leaf`s, and every tensor
+on either side must find its counterpart. Runs on the host.
 """
 
 import dataclasses
@@ -70,8 +70,8 @@ def load(
 ) -> dict[str, Any]:
     """Load the params of a model from its folder, as NumPy arrays.
 
-    Never takes more memory than the params and one tensor. What does not fit is found
-    out from the files' headers, before any tensor is read.
+    It never takes more memory than the params and one tensor. Mismatches are found
+    in the files' headers, before any tensor is read.
 
     Args:
       folder: The folder with the files of the model.

@@ -1,7 +1,7 @@
 """The shape of a Gemma 3 text model, from the `config.json` of transformers.
 
-Google's own files leave out what has its default, and older ones have older names; so
-the defaults are those of transformers' `Gemma3TextConfig`.
+Google's own files leave out defaults, and older ones have older names; the defaults
+here are those of transformers' `Gemma3TextConfig`.
 """
 
 import dataclasses
@@ -65,7 +65,8 @@ class Config:
 def read_config(folder: pathlib.Path) -> Config:
     """Read the configuration in a model folder of transformers.
 
-    Of a model with a vision tower (`model_type` gemma3) it is that of its text.
+    For a model with a vision tower (`model_type` gemma3), it is the configuration
+    of the text part.
 
     Raises:
       FileNotFoundError: if it has no `config.json`.

@@ -38,8 +38,8 @@ _POLICIES = {
 class Layers(nn.Module):
     """`count` blocks in the scope of one: `x = block(x, scanned[i], *shared)`.
 
-    A block takes what the one before it returned, of the same shapes. Caches that the
-    blocks write are part of that.
+    A block takes the previous block's output, of the same shapes. It includes any
+    caches that the blocks write.
 
     Attributes:
       block: Makes a block, such as `functools.partial(Block, config)`.

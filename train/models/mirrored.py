@@ -1,6 +1,6 @@
 """Tensors of the params for models with the module names of transformers.
 
-In the stack `encoder/layer`, `encoder/layer/output/dense/kernel` is what was saved as
+In the stack `encoder/layer`, `encoder/layer/output/dense/kernel` stacks the tensors
 `encoder.layer.0.output.dense.weight`, `encoder.layer.1.output.dense.weight`, ...
 """
 

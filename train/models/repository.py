@@ -60,8 +60,8 @@ def command(repo: str, folder: pathlib.Path) -> str:
 def sha256(folder: pathlib.Path) -> str:
     """Return the hash of a model's tensors.
 
-    Of one file of tensors, it is the file's; of several, that of their lines of names
-    and hashes, as `sha256sum *.safetensors` prints them.
+    It is the hash of the one file of tensors; of several, the hash of their lines
+    of names and hashes, as `sha256sum *.safetensors` prints them.
 
     Raises:
       FileNotFoundError: if there are no tensors.

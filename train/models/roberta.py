@@ -7,8 +7,7 @@ each layer's number as in PEFT: see `train.models.layers`.
 Y. Liu et al., "RoBERTa: A Robustly Optimized BERT Pretraining Approach", 2019.
 
 Axis letters: `B` sentences, `T` tokens, `d` model width, `c` classes. Traceable under
-`jit`, except for
-what reads files.
+`jit`, except for reading files.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """A model's score on the labels of a batch: loss and accuracy.
 
-A model may compute it in its own way, as one does whose logits are too many to exist at
-once. Traceable under `jit`.
+A model may compute it in its own way, for example if its logits are too many to be in
+memory at once. Traceable under `jit`.
 """
 
 from collections.abc import Mapping

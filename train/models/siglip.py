@@ -9,8 +9,7 @@ M. Tschannen et al., "SigLIP 2: Multilingual Vision-Language Encoders with Impro
 Semantic Understanding, Localization, and Dense Features", 2025.
 
 Axis letters: `B` images, `H W C` their height, width and channels, `T` patches, `S`
-queries, `d` model width, `c` classes. Traceable under `jit`, except for what reads
-files.
+queries, `d` model width, `c` classes. Traceable under `jit`, except for reading files.
 """
 
 import dataclasses
@@ -85,7 +84,7 @@ class Config:
 def read_config(folder: pathlib.Path) -> Config:
     """Read the vision encoder's configuration in a model folder of transformers.
 
-    The folder is that of a whole SigLIP or of its vision encoder alone.
+    The folder has a whole SigLIP or its vision encoder alone.
 
     Raises:
       FileNotFoundError: if it has no `config.json`.

@@ -73,8 +73,8 @@ class Para:
 class Local:
     """Equal ranks for every module: the paper's ablation.
 
-    Ranks that do not divide evenly go to the modules whose next value is the largest,
-    so that the total is that of PARA.
+    Ranks left over by the division go to the modules with the largest next value,
+    so that the total equals PARA's.
 
     Attributes:
       gammas: Shares of the ranks to keep, a child each.

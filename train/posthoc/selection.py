@@ -1,8 +1,8 @@
 """The best components by any score, within a budget. Runs on the host.
 
-For the singular values themselves as the score this is what `para_jax.masks` does, and
-the budgets are its policies. Any other score may prefer a later component of a module
-to an earlier one, so what is kept is a set and not a prefix.
+With the singular values as the score, this is `para_jax.masks`, and the budgets are its
+policies. Any other score may prefer a later component of a module to an earlier one, so
+the kept ones are a set and not a prefix.
 
 `N` components in all, `k` of one module.
 """
@@ -23,14 +23,15 @@ def choose(
 ) -> dict[str, Bool[np.ndarray, " k"]]:
     """Select the components with the highest scores, within the budget.
 
-    Components are bought in the order of their scores until the next one does not fit:
-    none is skipped for a cheaper one after it, so children nest. Of equal scores, the
-    earlier layer's goes first. What counts as zero is never bought.
+    Components are bought in the order of their scores until the next one does not
+    fit: none is skipped for a cheaper one after it, so children nest. Of equal
+    scores, the earlier layer's goes first. Components that count as zero are never
+    bought.
 
-    With `scope="local"` every module buys as many as any other, its own best first; of
-    what is left, `remainder="greedy"` buys one more for the modules whose next
-    component scores highest. So global and local children have the same total of ranks,
-    and below one rank a module a local child has one component of each of some modules.
+    With `scope="local"` every module buys equally many, its own best first; with
+    the rest, `remainder="greedy"` buys one more for the modules with the highest
+    next scores. So global and local children have the same total of ranks, and
+    below one rank a module a local child has one component of each of some modules.
 
     Args:
       components: The parent's.

@@ -1,12 +1,12 @@
 """Components ordered by their effect on the outputs: whitening by the inputs.
 
-The error of a child `delta_k` where it is felt is that of the outputs. With the inputs'
-second moments `C = E[x^T x]`, for any root `R^T R = C`,
+The error of a child `delta_k` that matters is the error of the outputs. With the
+inputs' second moments `C = E[x^T x]`, for any root `R^T R = C`,
 
     E||x delta - x delta_k||^2 = ||R delta - R delta_k||_F^2.
 
-By Eckart-Young no `delta_k` of rank `k` does better than the truncated SVD of
-`R delta = U S V^T`, whose error is the sum of the dropped `s^2`, and
+By Eckart-Young no `delta_k` of rank `k` does better than the truncated SVD of `R delta
+= U S V^T`, with the sum of the dropped `s^2` as its error, and
 
     delta_k = delta V_k V_k^T
 

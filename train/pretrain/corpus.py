@@ -48,7 +48,7 @@ class Corpus(NamedTuple):
 def learn_tokenizer(documents: Sequence[str], vocabulary: int) -> tokenizers.Tokenizer:
     """Learn a tokenizer of at most `vocabulary` tokens from `documents`.
 
-    It begins every text with `BOS`, and decodes what it encoded to the same text.
+    It begins every text with `BOS`, and decodes its encodings to the same text.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

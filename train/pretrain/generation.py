@@ -75,8 +75,8 @@ def pretrain(
 ) -> Any:
     """Train a `gemma3.Gemma3`; return its params in float32.
 
-    Computed in bfloat16, but for what the model computes in float32 always, the sums
-    and the weights that are updated.
+    Products are in bfloat16; sums, the updated weights and the model's own float32
+    parts are in float32.
     """
     model = gemma3.Gemma3(settings.model, dtype=jnp.bfloat16)
 
@@ -135,8 +135,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the loss of the held-out rows, and the accuracy of held-out sums.
 
-    A sum is right if every digit of its result, and the full stop, is what the model
-    would have written.
+    A sum is right if the model predicts every digit of its result, and the full
+    stop.
     """
     model = gemma3.Gemma3(settings.model, dtype=jnp.bfloat16)
     loss = jax.jit(lambda params, rows: _loss(model, params, rows))

@@ -2,7 +2,7 @@
 
 The rate rises over the first twentieth of the budget and falls to zero along a cosine
 at its end, whatever the machine's speed. Weights are updated in float32; the loss
-decides what it computes in. Runs on the host, around one compiled program.
+chooses the dtype of its computation. Runs on the host, around one compiled program.
 """
 
 import dataclasses

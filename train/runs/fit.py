@@ -1,9 +1,8 @@
 """A run from its settings to a complete folder, resumable after an interruption.
 
-On one device, a run that was killed and goes on gives the same numbers, bit for bit:
-its state, its batches and its compiled program are the same. On a GPU the program is
-only with XLA's flag xla_gpu_deterministic_ops, which the command sets. Runs on the
-host.
+On one device, a killed and resumed run gives the same numbers, bit for bit: its state,
+its batches and its compiled program are the same. On a GPU the program is the same only
+with XLA's flag xla_gpu_deterministic_ops, which the command sets. Runs on the host.
 """
 
 import pathlib

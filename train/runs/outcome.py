@@ -98,10 +98,10 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Evaluate the members; return a row a member, as plain JSON values.
 
-    `validation` and `test` are accuracies; where a task has several sets to test on,
-    `test` is the mean of `tests`, which has each. `measures` are what else its subject
-    reports. They are null but for the members of the best learning rate. All values of
-    one that diverged are null.
+    `validation` and `test` are accuracies; if a task has several test sets, `test`
+    is the mean of `tests`, which has each. `measures` are further metrics of the
+    subject. All three are null except for members of the best learning rate. All
+    values of a diverged member are null.
 
     Args:
       members: The members to evaluate.

@@ -1,8 +1,8 @@
 """Records of the steps of a run: lines of JSON, one a step. Runs on the host.
 
-Each line has the step and the examples per second, and the loss, the accuracy, the
-norm of the gradient and the learning rate of every member. What is not finite is null.
-The first steps after a start have their time of compilation in them.
+Each line has the step and the examples per second, and the loss, the accuracy, the norm
+of the gradient and the learning rate of every member. Values that are not finite are
+null. The first steps after a start include compilation.
 """
 
 import json

@@ -204,8 +204,7 @@ def advance(
 ) -> Iterator[Progress]:
     """Yield the members after every `chunk` steps, from `step` to the last.
 
-    The members that were given are donated to the program: only what is yielded is
-    valid.
+    The given members are donated to the program: only the yielded ones are valid.
     """
     # Params are replicated and batches sharded: data parallelism.
     whole, divided = _placers(given.run.devices)
@@ -224,8 +223,8 @@ def chunks(
 ) -> Iterator[tuple[Examples, Int[np.ndarray, "M S B"]]]:
     """Yield the batches of the steps from `start` until `stop`, `size` steps at a time.
 
-    The rows are those of the examples beside them. A stream's next examples are made
-    while these are in use; each seed has its own, which its members share.
+    The rows index the examples beside them. A stream's next examples are made while
+    these are in use; each seed has its own, shared by its members.
     """
     run = given.run
     if isinstance(given.data, Stream):

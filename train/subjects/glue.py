@@ -1,9 +1,9 @@
 """Five tasks of GLUE, by RoBERTa-base.
 
 Its head, a dense layer with tanh and a linear classifier, is trained with the adapters.
-The official development part is tested on, as in the paper; what chooses the learning
-rate is cut from the training part, see `train.data.parts`. GLUE's own measures of CoLA
-and MRPC, and the second development part of MNLI, are reported beside the accuracy.
+The official development part is the test, as in the paper; the validation part is cut
+from the training part, see `train.data.parts`. GLUE's own metrics of CoLA and MRPC, and
+the second development part of MNLI, are reported beside the accuracy.
 """
 
 import functools

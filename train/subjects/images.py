@@ -1,8 +1,8 @@
 """The paper's image sets, by the vision encoder of SigLIP2-Base at 224 pixels.
 
 A linear classifier on the pooled embedding is trained with the adapters; the pooling
-head has none. Flowers has a validation part; that of every other set is cut from what
-it has to train on, see `train.data.parts`.
+head has no adapters. Flowers has a validation part; the other sets cut theirs from the
+training part, see `train.data.parts`.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """Word problems, by a small language model pretrained on English and arithmetic.
 
 The model has Gemma 3's form: 6 layers of width 256. It ships; `python -m
-train.pretrain.generation` made it, in four minutes on a GPU. No problem is among what
-it has read. It learns to write solutions, and is right where the number that it ends
-with is.
+train.pretrain.generation` made it, in four minutes on a GPU. Its corpus contains none
+of the problems. It learns to write solutions; a solution is right if it ends with the
+right number.
 """
 
 import pathlib

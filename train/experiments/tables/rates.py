@@ -36,7 +36,7 @@ def tables(files: Files) -> list[Table]:
 def _tried(rows: Iterable[Row]) -> dict[tuple[str, str], set[float]]:
     """Return the rates of the search, by method and policy.
 
-    A model of many ranks is searched at one of them: the others have what it chose.
+    A model of many ranks is searched at one of them, and the others use its rate.
     """
     tried: dict[tuple[str, str], dict[str, set[float]]] = {}
     for x in rows:
