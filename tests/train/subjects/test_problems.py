@@ -72,7 +72,7 @@ def whole(run, tmp_path_factory):
 def test_its_data_are_all_problems_with_their_solutions(run):
     subject = subjects.load(run)
 
-    decode = subject.validation.accuracies.__self__.tokenizer.decode
+    decode = subject.validation.accuracies.counter.__self__.tokenizer.decode
     assert subject.data.examples == 21
     parts = {"validation": subject.validation, "test": subject.tests["problems"]}
     for part, (batches, _) in parts.items():
