@@ -8,8 +8,7 @@ from typing import Any
 import tyro
 
 from train import presets
-from train.commands import arguments, check, demo, grid, tables
-from train.commands import run as command
+from train.commands import arguments, check, demo, grid, run, tables
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "demo": demo.main,
@@ -20,7 +19,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collect": grid.collect,
     "check": check.command(presets.NEEDS, presets.READY),
 }
-"""Commands whose words are a function's arguments."""
+"""Commands with a function's arguments as their words."""
 
 
 def _call(name: str, words: Sequence[str]) -> None:
@@ -28,13 +27,13 @@ def _call(name: str, words: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "run": command.main,
+    "run": run.main,
     **{name: functools.partial(_call, name) for name in FUNCTIONS},
 }
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Runs the command that `words` name; by default those of the process.
+    """Run a command; by default the one in the arguments of the process.
 
     Exits with 2 after a user's mistake, with 1 if a training diverged, and with 130
     after Ctrl-C.
@@ -50,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> None:
     except FloatingPointError as error:
         _stop(error, 1)
     except (OSError, ValueError) as error:
-        # What is wrong is for the user to put right: no traceback needed.
+        # The user can correct these; a traceback would only hide the sentence.
         _stop(error, 2)
     except SystemExit as stop:
         if not isinstance(stop.code, str):
@@ -59,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _help() -> str:
-    functions = {"run": command.main, **FUNCTIONS}
+    functions = {"run": run.main, **FUNCTIONS}
     docs = {name: (x.__doc__ or "").splitlines()[0] for name, x in functions.items()}
     lines = "".join(f"\n  {name:10}{doc}" for name, doc in docs.items())
     return f"usage: python -m train COMMAND ...\n{lines}"

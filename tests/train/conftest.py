@@ -99,7 +99,7 @@ def backbone(folder, tmp_path_factory) -> tuple[pathlib.Path, str]:
 
 
 def _tensor_shapes(place: pathlib.Path) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a model's tensors under the names of transformers."""
+    """Return the shapes of a model's tensors under the names of transformers."""
     from train.models import bert, pretrained
 
     return {
@@ -110,7 +110,7 @@ def _tensor_shapes(place: pathlib.Path) -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def settings(backbone) -> Any:
-    """A run of seconds: four members with the tiny BERT, which its module finds."""
+    """A run of seconds: four members with the tiny BERT, found by its module."""
     from train.methods import lora
     from train.models import pretrained
     from train.runs.settings import Run

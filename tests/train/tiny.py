@@ -1,4 +1,4 @@
-"""A BERT that trains in a blink, for tests."""
+"""A tiny BERT for tests, trained in a blink."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ _CONFIG = bert.Config(
     type_vocab_size=2,
     layer_norm_eps=1e-12,
 )
-"""Unequal small sizes, so that a transposition fails."""
+"""Unequal small sizes: a transposition fails."""
 
 
 def config(**changes):
@@ -26,7 +26,7 @@ def config(**changes):
 
 
 def params(model, generator, *, scale=0.3):
-    """Returns a model's parameters, drawn by NumPy: nothing is compiled."""
+    """Return a model's parameters, drawn by NumPy: nothing is compiled."""
     tokens = bert.Tokens(np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
     return jax.tree.map(

@@ -1,4 +1,4 @@
-"""The small language model's folder, with a model that is smaller still, for tests."""
+"""The small language model's folder for tests, with a smaller model still."""
 
 import dataclasses
 import hashlib
@@ -19,14 +19,14 @@ def config(**changes):
 
 
 def tokenizer():
-    """One that has seen `TEXTS`."""
+    """A tokenizer trained on `TEXTS`."""
     from train.pretrain import corpus
 
     return corpus.learn_tokenizer(TEXTS, 271)
 
 
 def write(folder: pathlib.Path) -> str:
-    """Writes the folder as pretraining does; returns the hash of its weights."""
+    """Write the folder as pretraining does; returns the hash of its weights."""
     from tests.train.models import tiny_gemma3
     from train.pretrain import generation
 

@@ -1,4 +1,4 @@
-"""The words after `python -m train run`, and what is wrong with them, in one sentence.
+"""Parser of the words after `python -m train run`, with one-sentence errors.
 
 tyro reads the values; its complaints, which are boxes, become sentences here.
 """
@@ -25,16 +25,16 @@ PROG = "python -m train run"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Words:
-    """What is asked for.
+    """The request of one `run` command.
 
     Attributes:
       preset: The preset's name.
       name: The method's name.
-      run: The settings, with those of the method that trains.
-      cut: What is cut from the trained parent, if anything.
+      run: The settings, including the method's.
+      cut: The cut of the trained parent, if there is one.
       out: The run's folder, if not the default.
-      folders: Where models and data sets of the hub are: no setting of the run, whose
-        backbone has a hash.
+      folders: The folders of models and data sets of the hub. They are not settings
+        of the run: its backbone has a hash.
       checkpoint_every: Steps between two checkpoints.
     """
 
@@ -52,12 +52,12 @@ class _Settings:
     """Train adapters on a task.
 
     Attributes:
-      run: What decides the numbers.
-      method: The method that trains; --method NAME picks another.
-      out: The run's folder, instead of one in runs/.
+      run: The settings that determine the numbers.
+      method: The training method; --method NAME picks another.
+      out: The run's folder, by default one in runs/.
       weights: A folder of models, instead of the hub.
       data: A folder of data sets, instead of the hub.
-      checkpoint_every: Steps between two checkpoints, to go on from.
+      checkpoint_every: Steps between two checkpoints.
     """
 
     run: tyro.conf.OmitArgPrefixes[Run]
@@ -73,14 +73,14 @@ class _CutSettings(_Settings):
     """Train a parent on a task, and cut smaller adapters from it.
 
     Attributes:
-      cut: What to cut from the trained parent.
+      cut: The cut of the trained parent.
     """
 
     cut: Any
 
 
 def parse(words: Sequence[str]) -> Words:
-    """Returns what the words ask for.
+    """Parse the words of a `run` command.
 
     Raises:
       SystemExit: after printing the help.
@@ -117,21 +117,23 @@ def parse(words: Sequence[str]) -> Words:
 
 
 def known(what: str, got: str, names: Iterable[str]) -> str:
-    """Returns `got`, which must be one of `names`.
+    """Return `got` if it is one of `names`.
 
     Raises:
-      ValueError: if it is not; it says what there is, and what may be meant.
+      ValueError: if it is not; the message lists the names, and the likely one.
     """
     names = list(names)
     if got in names:
         return got
+    # One suggestion: the full list follows anyway.
     close = difflib.get_close_matches(got, names, n=1)
     meant = f" Did you mean '{close[0]}'?" if close else ""
     raise ValueError(f"Unknown {what} '{got}'.{meant} There are: {', '.join(names)}.")
 
 
 def _taken(words: Sequence[str], flag: str, default: str) -> tuple[str, list[str]]:
-    """Returns the value of `--flag VALUE` or `--flag=VALUE`, and the other words."""
+    """Return the value of `--flag VALUE` or `--flag=VALUE`, and the other words."""
+    # By hand: the method decides which options tyro knows.
     rest, words = [], list(words)
     value = default
     while words:
@@ -152,6 +154,7 @@ def _parsed(words: Sequence[str], default: _Settings, prog: str) -> _Settings:
     words = [x.replace("--seed", "--seeds", 1) if _is_seed(x) else x for x in words]
     said = io.StringIO()
     try:
+        # tyro prints its errors in a box; here one sentence goes to the user.
         with contextlib.redirect_stderr(said):
             found, unknown = tyro.cli(
                 type(default),
@@ -162,6 +165,7 @@ def _parsed(words: Sequence[str], default: _Settings, prog: str) -> _Settings:
                 return_unknown_args=True,
             )
     except SystemExit as stop:
+        # The status of --help is 0.
         if not stop.code:  # After --help.
             raise
         raise ValueError(_sentence(said.getvalue())) from None
@@ -179,7 +183,7 @@ def _is_seed(word: str) -> bool:
 
 
 def _overrides(settings: _Settings) -> list[str]:
-    """Returns all options, as they are written."""
+    """Return all options, as written."""
     parts: dict[str, Any] = {"": settings.run, "method.": settings.method}
     if isinstance(settings, _CutSettings):
         parts["cut."] = settings.cut
@@ -193,7 +197,7 @@ def _overrides(settings: _Settings) -> list[str]:
 
 
 def _sentence(box: str) -> str:
-    """Returns what tyro says in a box, without the box and its advice."""
+    """Return tyro's error message without its box and advice."""
     # Sides and rules are of other characters where the output is not in UTF-8. Below
     # the title there is one rule or none, and what follows another repeats the help.
     rows = [row.strip("│ ") for row in box.splitlines()[1:]]

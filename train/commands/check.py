@@ -1,8 +1,8 @@
-"""The command that says what a preset needs before it starts, and would download.
+"""The command `check`: the needs of a preset, and the size of its downloads.
 
     python -m train check PRESET [--data DIR] [--weights DIR]
 
-Nothing is downloaded, trained or allocated to find out. Host code.
+Nothing is downloaded, trained or allocated. Runs on the host.
 """
 
 import pathlib
@@ -10,11 +10,10 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-import rich.box
 import rich.console
 import rich.table
 
-from train.commands import needs
+from train.commands import needs, output
 from train.commands.needs import Finding, Needs
 from train.data import hub
 
@@ -22,10 +21,10 @@ from train.data import hub
 def command(
     presets: Mapping[str, Needs], ready: Collection[str] = ()
 ) -> Callable[..., None]:
-    """Returns the command `check`.
+    """Return the command `check`.
 
     Args:
-      presets: What presets need, by their names.
+      presets: The needs of presets, by name.
       ready: The presets that download nothing.
     """
 
@@ -36,7 +35,7 @@ def command(
         data: pathlib.Path | None = None,
         weights: pathlib.Path | None = None,
     ) -> None:
-        """Says what a preset needs, what is missing, and what would be downloaded.
+        """Show the needs of a preset: present, missing, and to be downloaded.
 
         Args:
           preset: The preset's name.
@@ -56,7 +55,7 @@ def command(
         console = rich.console.Console()
         console.print(table(found, title=preset))
         for line in summary(found):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            output.say(console, line)
         if not all(x.there for x in found):
             sys.exit(1)
 
@@ -64,15 +63,8 @@ def command(
 
 
 def table(found: Sequence[Finding], *, title: str) -> rich.table.Table:
-    """Returns a table, a row for each thing that is needed."""
-    result = rich.table.Table(
-        title=title,
-        title_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
+    """Return a table of the needs, a row each."""
+    result = output.table(title)
     for name in ("need", "name", "there"):
         result.add_column(name, no_wrap=True)
     result.add_column("download", justify="right", no_wrap=True)
@@ -90,7 +82,7 @@ def table(found: Sequence[Finding], *, title: str) -> rich.table.Table:
 
 
 def summary(found: Sequence[Finding]) -> list[str]:
-    """Returns what the table comes to, in a few lines."""
+    """Summarise the table in a few lines."""
     missing = [x for x in found if not x.there]
     if not missing:
         return ["All is there."]
@@ -120,5 +112,6 @@ def _cache() -> pathlib.Path:
 
 
 def _free(place: pathlib.Path) -> int:
+    # The cache may not exist yet; its file system does.
     existing = next(x for x in (place, *place.parents) if x.exists())
     return shutil.disk_usage(existing).free

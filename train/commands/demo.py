@@ -1,11 +1,11 @@
-"""The demo: two real adapters, smaller ones cut from them, and what each still does.
+"""The demo: two real adapters, smaller ones cut from them, and their accuracies.
 
     python -m train demo
 
-Both parents have rank 16. That of `movie` was trained by PEFT, for three-way sentiment
-of film reviews and the sentence encoder all-MiniLM-L6-v2; that of `armenian` by
-`python -m train run armenian`, for 76 letters and the small vision encoder that ships.
-It takes less than three minutes on two CPU cores, most of them to classify 2,170
+Both parents have rank 16. PEFT trained the `movie` adapter, for three-way sentiment of
+film reviews and the sentence encoder all-MiniLM-L6-v2; `python -m train run armenian`
+trained the `armenian` adapter, for 76 letters and the small vision encoder that ships.
+The demo takes less than three minutes on two CPU cores, mostly to classify 2,170
 sentences eight times. Expect these accuracies, of the parent and of its children:
 
               parent   gamma 0.25   gamma 0.0625
@@ -23,7 +23,7 @@ import rich.progress
 
 import para_jax as para
 from para_jax import plot
-from train.commands import summary
+from train.commands import output, summary
 from train.subjects import tasks
 
 POLICIES = (
@@ -38,11 +38,11 @@ POLICIES = (
 """The children. The last cuts every module alike, the paper's ablation."""
 
 DRAWN = para.Gamma(0.25)
-"""The child whose ranks are drawn: the policy of the paper's Figure 1."""
+"""The child with its ranks drawn: the policy of the paper's Figure 1."""
 
 
 def save(children: Sequence[para.Child], out: pathlib.Path) -> list[pathlib.Path]:
-    """Writes each child in both formats, and returns the folders by child."""
+    """Write each child in both formats; return the folders by child."""
     folders = [out / child.report.policy.replace(" ", "-") for child in children]
     for child, folder in zip(children, folders, strict=True):
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def save(children: Sequence[para.Child], out: pathlib.Path) -> list[pathlib.Path
 
 
 def draw(children: Sequence[para.Child], out: pathlib.Path) -> None:
-    """Writes the two pictures: the ranks of one child, and the thresholds of all."""
+    """Write the two pictures: the ranks of one child, and the thresholds of all."""
     reports = {child.report.policy: child.report for child in children}
     drawn = reports[DRAWN.name]
     thresholds = {
@@ -68,11 +68,11 @@ def main(
     limit: int | None = None,
     folder: pathlib.Path | None = None,
 ) -> None:
-    """Cuts two real adapters into smaller ones, and evaluates all of them.
+    """Cut two real adapters into smaller ones, and evaluate all of them.
 
     Args:
-      out: Where the adapters and the pictures go; those of an earlier run are replaced.
-      limit: Evaluate on so many sentences, and so many pictures, only. By default on
+      out: The folder of the adapters and pictures; earlier ones are replaced.
+      limit: The number of sentences, and of pictures, to evaluate on. By default
         all 2,170 and all 608.
       folder: The files of all-MiniLM-L6-v2. By default those of the installed package.
     """
@@ -87,7 +87,7 @@ def main(
 
 
 def _show(task: tasks.Task, out: pathlib.Path, console: rich.console.Console) -> None:
-    """Cuts the adapter of one task, evaluates parent and children, and prints all."""
+    """Cut the adapter of one task, evaluate parent and children, and print all."""
     with console.status(f"{task.name}: cutting {len(POLICIES)} children of one parent"):
         parent = para.load(task.parent)
         children = para.family(parent, POLICIES)
@@ -107,7 +107,8 @@ def _evaluate_all(
     folders: Sequence[pathlib.Path],
     console: rich.console.Console,
 ) -> list[float]:
-    """Returns the accuracies of the parent and of the children, as they were saved."""
+    """Evaluate the parent and the children, loaded back from disk."""
+    # Read back from disk, so that the table is of the files.
     adapters = [parent, *(para.load(folder / "peft") for folder in folders)]
     with rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
@@ -123,6 +124,7 @@ def _evaluate_all(
         for number, adapter in enumerate(adapters, 1):
             what = f"{task.name}: adapter {number} of {len(adapters)}"
             progress.update(bar, description=what)
+            # Padded to the parent, so that all adapters share one program.
             right = tasks.accuracy(
                 task, adapter, like=parent, on_batch=lambda n: progress.advance(bar, n)
             )
@@ -165,5 +167,5 @@ def _print_places(console: rich.console.Console, out: pathlib.Path) -> None:
         f"Pictures  {where}/ranks.png and {where}/spectrum.png",
     )
     for line in lines:  # A path is neither marked up nor broken over lines.
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        output.say(console, line)
     console.print()

@@ -32,7 +32,7 @@ def grid(
     tiny: bool = False,
     commit: str = "",
 ) -> None:
-    """Makes all results of a comparison; what is there already is kept.
+    """Make all results of a comparison; finished ones are kept.
 
     When the last of them is there, it joins them in `results` in the folder, prints all
     tables, and draws all figures into `figures`.
@@ -42,29 +42,32 @@ def grid(
         for i in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$i python -m train grid & done; wait
 
     Args:
-      preset: Which comparison: sentiment, vision, problems, paper/vision, paper/glue,
+      preset: The comparison: sentiment, vision, problems, paper/vision, paper/glue,
         paper/commonsense, paper/math.
-      out: Where results go, by default into runs/. Processes that share it share the
-        work.
-      tasks: Some of the comparison's, instead of all.
-      methods: Some of its entries, instead of all; see `train.grid.plan`.
-      steps: Of every run.
+      out: The folder of the results, by default in runs/. Processes that share it
+        share the work.
+      tasks: Some of the comparison's tasks, instead of all.
+      methods: Some of the comparison's entries, instead of all; see `train.grid.plan`.
+      steps: The number of steps of every run.
       rates: The only learning rates to try; 5e-5 is the paper's.
-      devices: Over how many devices a batch is divided.
+      devices: The number of devices to divide a batch over.
       weights: A folder of models, instead of the hub.
       data: A folder of data sets, instead of the hub.
       tiny: Use random tiny models and data, and a few steps, to see that all works.
-      commit: Of this code, where git cannot say it.
+      commit: The commit of this code, if git is not at hand.
     """
     out = _place(preset, out)
     plan = _plan(preset, out, weights, data, tiny=tiny)
     if steps is not None:
         settings = dataclasses.replace(plan.settings, steps=steps)
+        # `steps` of the user's applies to every task: the plan's own go.
         plan = dataclasses.replace(plan, settings=settings, steps={})
     if rates:
+        # Rates that were given are the whole search, without an extension.
         plan = dataclasses.replace(plan, rates=rates, outer=())
     settings = dataclasses.replace(plan.settings, devices=devices)
     plan = dataclasses.replace(plan, settings=settings)
+    # All words are checked before any training starts.
     for task in tasks:
         arguments.known("task", task, plan.tasks)
     names = _names(plan, methods)
@@ -83,17 +86,17 @@ def cost(
     tiny: bool = False,
     commit: str = "",
 ) -> None:
-    """Measures the time and the memory of a training step of each method.
+    """Measure the time and the memory of a training step of each method.
 
     Args:
-      preset: Of which comparison, as for `grid`; the step is one on its first task.
-      out: Where results go, by default where those of `grid` do. Processes that share
+      preset: The comparison, as for `grid`; the step is one on its first task.
+      out: The folder of the results, by default that of `grid`. Processes that share
         it share the work.
-      methods: Some of its entries, instead of all; see `train.grid.plan`.
+      methods: Some of the comparison's entries, instead of all; see `train.grid.plan`.
       weights: A folder of models, instead of the hub.
       data: A folder of data sets, instead of the hub.
       tiny: Use random tiny models and data, to see that all works.
-      commit: Of this code, where git cannot say it.
+      commit: The commit of this code, if git is not at hand.
     """
     out = _place(preset, out)
     plan = _plan(preset, out, weights, data, tiny=tiny)
@@ -104,11 +107,11 @@ def cost(
 def collect(
     *, source: pathlib.Path = pathlib.Path("runs/grid"), out: pathlib.Path | None = None
 ) -> None:
-    """Joins the results of `grid` into the files that tables and figures are made of.
+    """Join the results of `grid` into the files for tables and figures.
 
     Args:
-      source: What `grid` wrote.
-      out: Where the joined files go; by default `train/results`.
+      source: The folder of `grid`.
+      out: The folder of the joined files; by default `train/results`.
     """
     target = results.FOLDER if out is None else out
     folder.check_place(target)
@@ -118,11 +121,12 @@ def collect(
 
 
 def _show(place: work.Folder) -> None:
-    """Joins what a complete comparison has made, and shows it."""
+    """Join and show the results of a complete comparison."""
     if not work.is_complete(place):
         place.say(
             "The comparison is not complete. `python -m train collect --source "
             f"{place.path} --out DIR` joins what is there."
+            # Status 0: several processes may share the work, and each ends here.
         )
         return
     joined = place.path / "results"
@@ -152,13 +156,13 @@ def _plan(
 
 
 def _words(preset: str, *, tiny: bool) -> str:
-    """Returns what a command is told, to be shown with its results."""
+    """Return a command's arguments, to be shown with its results."""
     words = "" if preset == _SENTIMENT else f" --preset {preset}"
     return f"{words}{' --tiny' * tiny}"
 
 
 def _place(preset: str, out: pathlib.Path | None) -> pathlib.Path:
-    """Returns where results go, which is no file."""
+    """Return the folder of the results. It must not be a file."""
     if out is None:
         out = pathlib.Path("runs", "grid" if preset == _SENTIMENT else preset)
     folder.check_place(out)
@@ -175,6 +179,7 @@ def _names(plan: plans.Plan, methods: Sequence[str]) -> Sequence[str]:
 def _folder(
     plan: plans.Plan, out: pathlib.Path, commit: str, command: str
 ) -> work.Folder:
+    # Lines stay whole, so that logs can be searched.
     console = rich.console.Console(soft_wrap=True, highlight=False)
     return work.Folder(
         path=out,
@@ -188,12 +193,14 @@ def _folder(
 def _commit() -> str:
     try:
         asked = subprocess.run(
+            # `--dirty`: numbers of an uncommitted state must say so.
             ["git", "describe", "--always", "--dirty"],
             capture_output=True,
             text=True,
             check=True,
             cwd=pathlib.Path(__file__).parent,
         )
+    # Git, or the checkout, may be missing.
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return asked.stdout.strip()

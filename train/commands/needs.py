@@ -1,9 +1,9 @@
-"""What a preset needs, and what of it is there.
+"""The needs of a preset, and a survey of those present.
 
-Folders of models and data sets are those of `train.models.repository` and of
-`train.data.hub`, and the same environment variables name them.
+Folders of models and data sets are found as in `train.models.repository` and
+`train.data.hub`, by the same environment variables.
 
-Nothing is downloaded, trained or allocated to find out. Host code.
+Nothing is downloaded, trained or allocated. Runs on the host.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ class Weights:
 
     Attributes:
       repo: Its repository on the hub, or a folder with its files.
-      files: What has to be there beside the tensors.
+      files: The files needed beside the tensors.
       size: Bytes to download, if they are known.
-      remark: What has to be done before, such as to accept a licence.
+      remark: A step to take before, such as to accept a licence.
     """
 
     repo: str
@@ -43,7 +43,7 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What has to be there before a run starts.
+    """The models, data and memory of one run.
 
     Attributes:
       weights: The frozen model, if it does not ship with this package.
@@ -59,16 +59,16 @@ class Needs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is needed.
+    """One need, and whether it is met.
 
     Attributes:
       kind: Weights, data, packages or memory.
-      name: Which.
+      name: The needed thing.
       there: Whether it is.
-      note: Where it is, or what is missing.
-      remark: What else there is to know of what is missing: a licence, an oddity.
+      note: Its place, or the missing files.
+      remark: A remark on the missing thing: a licence, an oddity.
       download: Bytes that a run would download; None where it is not known.
-      command: What brings it here, if a command does.
+      command: The command to download it, if there is one.
     """
 
     kind: str
@@ -86,18 +86,19 @@ def survey(
     data: pathlib.Path | None = None,
     weights: pathlib.Path | None = None,
 ) -> list[Finding]:
-    """Returns what of `needs` is there.
+    """Look up each of the needs.
 
     A data set counts as there when the files of its parts are in its folder, or when
     the library has prepared it before. Its rows are counted when it is loaded.
 
     Args:
-      needs: Of a preset.
+      needs: The needs of a preset.
       data: A folder of data sets, see `hub`.
       weights: A folder of models, see `repository`.
     """
     result = [] if needs.weights is None else [_weights(needs.weights, weights)]
     if needs.data:
+        # Packages only matter for data sets of the hub.
         result.append(_packages())
     result += [_data(sources.find(name), data) for name in needs.data]
     if needs.memory_bytes:
@@ -106,8 +107,9 @@ def survey(
 
 
 def device_bytes() -> int | None:
-    """Returns the memory that JAX may take of its first device, if that is known."""
+    """Return the memory limit of JAX's first device, if known."""
     device = jax.devices()[0]
+    # JAX states no limit for CPUs; the machine's memory stands in.
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit is None and device.platform == "cpu":
         limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -134,7 +136,7 @@ def _weights(wanted: Weights, weights: pathlib.Path | None) -> Finding:
 
 
 def _folder(repo: str, place: pathlib.Path | None) -> tuple[pathlib.Path | None, str]:
-    """Returns where a model should be, and what brings it there, if a command does."""
+    """Return a model's folder, and the command to download it, if there is one."""
     own = pathlib.Path(repo)
     if own.is_absolute() or own.is_dir():  # No repository's name is that of a folder.
         return own, ""
@@ -144,16 +146,18 @@ def _folder(repo: str, place: pathlib.Path | None) -> tuple[pathlib.Path | None,
 
 
 def _missing(weights: Weights, folder: pathlib.Path | None) -> list[str]:
-    """Returns the files that are missing, the shards of an index among them."""
+    """Return the missing files, including the shards of an index."""
     import huggingface_hub
 
     def find(name: str) -> pathlib.Path | None:
         if folder is None:
+            # The cache is looked up by its own library: its layout is not a public one.
             place = huggingface_hub.try_to_load_from_cache(weights.repo, name)
             return pathlib.Path(place) if isinstance(place, str) else None
         return folder / name if (folder / name).is_file() else None
 
     wanted = [*weights.files]
+    # A sharded model has an index in place of the single file.
     if find(_SINGLE) is None and (index := find(_INDEX)):
         wanted += sorted(set(json.loads(index.read_text())["weight_map"].values()))
     else:
@@ -176,6 +180,7 @@ def _data(source: sources.Source, data: pathlib.Path | None) -> Finding:
     place = hub.root(data)
     folder = (place or pathlib.Path("DATA")) / source.hub
     where = "prepared" if place is None else f"in {folder}"
+    # Without the library there is no way to look.
     if importlib.util.find_spec("datasets") is None:
         missing = f"not {where}"
     else:
@@ -196,6 +201,7 @@ def _data(source: sources.Source, data: pathlib.Path | None) -> Finding:
 
 def _memory(wanted: int, got: int | None) -> Finding:
     if got is None:
+        # JAX preallocates a share of the memory, so the limit is what it has.
         note, there = f"{size(wanted)} needed; the device does not say", True
     else:
         note, there = f"{size(wanted)} needed, {size(got)} for JAX", got >= wanted
@@ -206,7 +212,7 @@ def _memory(wanted: int, got: int | None) -> Finding:
 
 
 def size(count: int | None) -> str:
-    """Returns bytes in words."""
+    """Format a number of bytes."""
     if count is None:
         return "unknown"
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

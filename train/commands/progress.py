@@ -1,4 +1,4 @@
-"""What a person sees of a run: how far it is, how well it does, what came of it."""
+"""The display of a run: its progress, its losses, its results."""
 
 import contextlib
 import datetime as dt
@@ -6,36 +6,37 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import rich.box
 import rich.console
 import rich.progress
 import rich.table
 
+from train.commands import output
 from train.runs.fit import Line, OnSteps
 
 _SMOOTHED = 100
-"""Steps that what is shown is the mean of."""
+"""Steps in a shown mean."""
 _PAUSE = 30.0
-"""Seconds between two lines, where no terminal shows a bar."""
+"""Seconds between two lines without a terminal, so that logs stay short."""
 
 
 @contextlib.contextmanager
 def shown(console: rich.console.Console, steps: int) -> Iterator[OnSteps]:
-    """Yields what to call as the run goes on: it shows a bar, or a line now and then.
+    """Yield a callback to show progress: a bar in a terminal, else occasional lines.
 
     Args:
-      console: Where to.
-      steps: How many the run has.
+      console: The console to print to.
+      steps: The number of steps of the run.
     """
     recent: list[Line] = []
     with contextlib.ExitStack() as stack:
         show = _plain(console, steps)
+        # Without a terminal, a bar would fill the log.
         if console.is_terminal:
             show = _bar(stack.enter_context(_columns(console)), steps)
 
         def on_steps(step: int, lines: Sequence[Line]) -> None:
             if step and not lines:
-                say(console, f"Goes on from step {step}.")
+                output.say(console, f"Goes on from step {step}.")
             recent.extend(lines)
             del recent[:-_SMOOTHED]
             show(step, recent)
@@ -73,25 +74,27 @@ def _plain(console: rich.console.Console, steps: int) -> OnSteps:
     def on_steps(step: int, lines: Sequence[Line]) -> None:
         nonlocal last
         now = time.monotonic()
-        if len(began) < 2:  # The time of the first steps is that of compilation.
+        if len(began) < 2:  # The first steps include compilation.
             began.append((step, now))
+        # The second entry, once there is one: it is past the compilation.
         first, start = began[-1]
         if lines and (step == steps or now - last > _PAUSE):
             left = ", evaluating" if step == steps else ""
             if first < step < steps:
                 seconds = (steps - step) * (now - start) / (step - first)
                 left = f", {dt.timedelta(seconds=round(seconds))} left"
-            say(console, f"step {step} of {steps}: {_state(lines)}{left}")
+            output.say(console, f"step {step} of {steps}: {_state(lines)}{left}")
             last = now
 
     return on_steps
 
 
 def _state(lines: Sequence[Line]) -> str:
-    """Returns the means over steps and members; those that are null do not count."""
+    """Return the means over steps and members, without nulls."""
     if not lines:
         return ""
     loss, accuracy = (
+        # Diverged members have null in their lines.
         np.array([x for line in lines for x in line[name] if x is not None])
         for name in ("loss", "accuracy")
     )
@@ -103,15 +106,8 @@ def _state(lines: Sequence[Line]) -> str:
 
 
 def table(rows: Sequence[Line], title: str) -> rich.table.Table:
-    """Returns the results, a row a member."""
-    result = rich.table.Table(
-        title=title,
-        title_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
+    """Return a table of the results, a row a member."""
+    result = output.table(title)
     for name in ("seed", "learning\nrate", "ranks", "parameters", "validation", "test"):
         result.add_column(name, justify="right", no_wrap=True)
     for row in rows:
@@ -124,8 +120,3 @@ def table(rows: Sequence[Line], title: str) -> rich.table.Table:
             "" if row["test"] is None else f"{row['test']:.2%}",
         )
     return result
-
-
-def say(console: rich.console.Console, text: str) -> None:
-    """Prints a line as it is: nothing in it is marked up, or broken."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

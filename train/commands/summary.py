@@ -1,4 +1,4 @@
-"""The demo's table: what each adapter costs, and what it achieves."""
+"""The demo's table: cost and accuracy of each adapter."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ class Row:
     """One adapter.
 
     Attributes:
-      name: Its policy.
+      name: The adapter's policy.
       average_rank: Over the modules that the parent adapts.
-      max_rank: What a server has to reserve.
-      parameters: Those of the LoRA factors.
+      max_rank: The rank to reserve in a server.
+      parameters: The number of parameters in the LoRA factors.
       size: The bytes of its file, all that is stored beside the factors included.
       energy: The kept share of the sum of squared singular values, 0 to 1.
       accuracy: 0 to 1.
@@ -31,7 +31,7 @@ class Row:
 
 
 def table(rows: Sequence[Row], *, title: str) -> rich.table.Table:
-    """Returns a table of at most 80 columns; the first row is the parent."""
+    """Return a table of at most 80 columns; the first row is the parent."""
     result = rich.table.Table(
         title=title,
         box=rich.box.SIMPLE_HEAD,

@@ -1,7 +1,7 @@
-"""The commands that show results: `python -m train table` and `python -m train figure`.
+"""The commands `python -m train table` and `python -m train figure`.
 
-Of all, what the results do not have the rows of is left out. What cannot be made for
-another reason says why, and does not keep the rest from being made.
+With `all`, those without rows in the results are left out. An error in one of them is
+reported, and the others are made all the same.
 """
 
 import os
@@ -27,14 +27,19 @@ _UNBOUNDED = 10_000
 
 
 def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -> None:
-    """Prints a table of the results.
+    """Print a table of the results.
 
-    Args:
-      name: One of a, b, ranks, epsilon, drop, scores, energy, stability, retuned, cost,
-        rates; or all.
-      write: Also put it in its place in docs/results.md and in the README.md of its
-        results.
-      folder: Where the JSON files of results are.
+        Args:
+          name: One of a, b, ranks, epsilon, drop, scores, energy, stability, retuned, cost,
+            rates; or all.
+    <<<<<<< HEAD
+          write: Also put it in its place in docs/results.md and in the README.md of its
+            results.
+          folder: Where the JSON files of results are.
+    =======
+          write: Also put it in its place in README.md and in the README.md of its results.
+          folder: The folder of the JSON files of results.
+    >>>>>>> wt-train
     """
     made, lacking, reasons = _make(name, TABLES, Files(folder))
     console = rich.console.Console()
@@ -66,12 +71,12 @@ def figure(
     folder: pathlib.Path = FOLDER,
     out: pathlib.Path | None = None,
 ) -> None:
-    """Draws a figure of the results, as a PNG.
+    """Draw a figure of the results, as a PNG.
 
     Args:
       name: One of rank-maps, spectra, drop, energy, ranks, fisher, stability, methods,
         scores, retuned; or all.
-      folder: Where the JSON files of results are.
+      folder: The folder of the JSON files of results.
       out: The folder to draw into, by default `figures` in that of the results.
     """
     made, lacking, reasons = _make(name, FIGURES, Files(folder))
@@ -88,7 +93,7 @@ def figure(
 def _make(
     name: str, makers: Mapping[str, Callable[[Files], T]], files: Files
 ) -> tuple[dict[str, T], dict[str, Missing], list[str]]:
-    """Returns what could be made, what the results lack for others, and errors.
+    """Make each block; return the blocks, the missing results, and the errors.
 
     Where nothing could be made, that the results lack it is an error too.
     """
@@ -96,19 +101,21 @@ def _make(
         sys.exit(f"'{name}' is unknown, expected one of {', '.join(makers)}; or all.")
     made, lacking, reasons = {}, {}, []
     for key in makers if name == "all" else [name]:
+        # One failure must not hide the other tables.
         try:
             made[key] = makers[key](files)
         except Missing as error:
             lacking[key] = error
         except ValueError as error:
             reasons.append(f"{key}: {error}")
+    # If nothing could be made, what is missing is the error.
     if not made:
         return {}, {}, [*reasons, *(f"{key}: {x}" for key, x in lacking.items())]
     return made, lacking, reasons
 
 
 def _end(lacking: Mapping[str, Missing], reasons: Sequence[str]) -> None:
-    """Says what was left out; where something is wrong, this ends the command."""
+    """Print the omissions, and exit with an error if anything is wrong."""
     if lacking:
         print("Left out:", ", ".join(f"{k} ({x.what})" for k, x in lacking.items()))
     if reasons:
@@ -116,5 +123,6 @@ def _end(lacking: Mapping[str, Missing], reasons: Sequence[str]) -> None:
 
 
 def _say(what: str, paths: list[pathlib.Path]) -> None:
+    # Relative paths can be pasted.
     for path in paths:
         print(what, os.path.relpath(path))

@@ -1,1 +1,1 @@
-"""The tasks, and how their sentences become batches."""
+"""The data sets, and their batches."""

@@ -1,10 +1,10 @@
-r"""Final answers: where they are in a text, and whether two of them are equal.
+r"""Final answers: finding them in a text, and testing two for equality.
 
-A text gives its answer behind "The answer is:" (MetaMath), behind "####" (GSM8K), or in
-`\boxed{}` (MATH). Numbers are compared exactly. What else mathematics has is compared
-by the library math-verify, through SymPy, in a process that can be stopped: an answer
-like 9^{9^{9^9}} would never come to an end. A text is parsed, and never run as code.
-Host code.
+A text gives its answer after "The answer is:" (MetaMath), after "####" (GSM8K), or in
+`\boxed{}` (MATH). Numbers are compared exactly. Other mathematics is compared by the
+library math-verify, through SymPy, in a process that can be stopped: an answer like
+9^{9^{9^9}} would never finish. A text is parsed, and never run as code. Runs on the
+host.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ import sys
 from types import TracebackType
 
 MARKERS = ("The answer is:", "####")
-"""What comes before an answer, the first of them that is there."""
+"""The marks before an answer, by priority."""
 
 LONGEST = 1000
-"""Answers with more characters are right only if they are the same text."""
+"""Longest answer to compare as mathematics; longer ones must be the same text."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 _NUMBER = re.compile(
@@ -40,21 +40,22 @@ _START_SECONDS = 60
 
 
 def final(text: str) -> str | None:
-    r"""Returns the answer that a text ends with, if it has one.
+    r"""Return the final answer of a text, or None.
 
-    Behind the last of the first marker that is there, to the end of the line and
-    without its full stop; if there is none, in the last box. A box behind a marker
-    counts as what is in it.
+    The answer follows the last occurrence of the first marker in the text, up to
+    the end of the line and without its full stop. Without a marker, it is the
+    content of the last box. A box after a marker counts as its content.
     """
     for marker in MARKERS:
         if marker in text:
+            # The last marker: the reasoning before may contain others.
             tail = text.rsplit(marker, 1)[1].strip().split("\n")[0]
             return boxed(tail) or _without_stop(tail) or None
     return boxed(text)
 
 
 def boxed(text: str) -> str | None:
-    r"""Returns what is in the last `\boxed{}` or `\fbox{}` of a text, braces balanced.
+    r"""Return the contents of the last `\boxed{}` or `\fbox{}`, braces balanced.
 
     `\boxed 5` has no braces and holds the next word. None if there is no box, or it is
     empty or does not end.
@@ -66,6 +67,7 @@ def boxed(text: str) -> str | None:
     if not rest.startswith("{"):
         words = re.split(r"[\s$]", rest, maxsplit=1)
         return _without_stop(words[0]) or None
+    # Braces nest, so a pattern alone cannot find the end.
     depth = 0
     for brace in re.finditer(r"\\.|[{}]", rest, re.DOTALL):
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)  # Not \{ and \}.
@@ -75,11 +77,11 @@ def boxed(text: str) -> str | None:
 
 
 def number(text: str) -> fractions.Fraction | None:
-    """Returns the first number in a text, exactly; None if there is none.
+    """Return the first number in a text, exactly; None if there is none.
 
-    Thousands may be separated by commas, and a currency may come first: "-$1,234.50" is
-    -1234.5. "3/4" is a fraction. What is longer than `LONGEST` is no number: Python
-    reads no more than some thousands of digits.
+    Thousands may be separated by commas, and a currency may come first:
+    "-$1,234.50" is -1234.5. "3/4" is a fraction. Text longer than `LONGEST` is not
+    a number: Python limits the digits that it reads.
     """
     found = _NUMBER.search(text.translate(_CLEAN))
     if not found or len(found.group()) > LONGEST or not int(found["below"] or 1):
@@ -89,21 +91,21 @@ def number(text: str) -> fractions.Fraction | None:
 
 
 def same_number(want: str, got: str | None) -> bool:
-    """Returns whether the first numbers in two answers are there and equal."""
+    """Test whether two answers have equal first numbers."""
     if got is None or (value := number(got)) is None:
         return False
     return value == number(want)
 
 
 class Grader:
-    """Says whether answers are equal as mathematics. Use it in `with`.
+    """A comparison of answers as mathematics. Use it in `with`.
 
     It keeps a process, which is started when it is first needed, and stopped and
     replaced when a comparison takes too long, needs too much memory, or ends it.
     """
 
     def __init__(self, seconds: float = 5) -> None:
-        """Sets how long one comparison may take; what takes longer is not equal."""
+        """Set the time limit of one comparison; beyond it, answers count as unequal."""
         self._seconds = seconds
         self._process: subprocess.Popen[str] | None = None
 
@@ -119,14 +121,16 @@ class Grader:
         self._stop()
 
     def same(self, want: str, got: str | None) -> bool:
-        """Returns whether `got` says the same as the right answer `want`.
+        """Test whether `got` equals the right answer `want`.
 
-        In doubt it is not: the sine of an angle in degrees, and the period of a
-        decimal, are not understood. Units are not compared: "5 cm" says what "5" does.
+        In doubt, answers count as unequal: the sine of an angle in degrees and
+        the period of a decimal are not understood. Units are ignored: "5 cm"
+        equals "5".
         """
         if got is None:
             return False
         want, got = plain(want), plain(got)
+        # Equal texts are equal answers, without a parser.
         if want == got:
             return True
         if not got or max(len(want), len(got)) > LONGEST:
@@ -134,12 +138,14 @@ class Grader:
         return self._ask(json.dumps([want, got])) == "true"
 
     def _ask(self, line: str) -> str:
-        """Returns the worker's reply, or nothing if it gave none."""
+        """Return the worker's reply, or nothing without one."""
+        # One process serves many questions: importing SymPy takes seconds.
         process = self._process or self._start()
         assert process.stdin is not None  # As `Popen` was asked for it.
         with contextlib.suppress(BrokenPipeError):  # There will be no reply then.
             process.stdin.write(f"{line}\n")
         reply = _line(process, self._seconds)
+        # A worker past its time limit is stuck in SymPy: replace it.
         if not reply:
             self._stop()
         return reply
@@ -170,7 +176,7 @@ class Grader:
 
 
 def plain(text: str) -> str:
-    """Returns an answer on one line, without dollar signs and a last full stop."""
+    """Normalise an answer: one line, no dollar signs, no final full stop."""
     return _without_stop(" ".join(_NEITHER.sub(" ", text).split()))
 
 
@@ -179,7 +185,8 @@ def _without_stop(text: str) -> str:
 
 
 def _line(process: subprocess.Popen[str], seconds: float) -> str:
-    """Returns the next line of a process, or nothing if it ends or takes too long."""
+    """Return the next line of a process, or nothing after its end or the time limit."""
     assert process.stdout is not None  # As `Popen` was asked for it.
+    # `select` on a pipe gives a time limit that `readline` lacks.
     ready, _, _ = select.select([process.stdout], [], [], seconds)
     return process.stdout.readline().strip() if ready else ""

@@ -1,4 +1,4 @@
-"""What is trained on as arrays that stay on the device, and the order to read it in.
+"""Training data as arrays on the device, and the order to read them in.
 
 Axis letters: `N` examples, `T` tokens, `S` steps, `B` examples a batch. Host code, but
 for `batch`.
@@ -20,25 +20,25 @@ ROWS = 8192
 
 
 class Sentences(NamedTuple):
-    """Sentences of one width. A pytree: a compiled program takes rows out of it."""
+    """Sentences of one width. A pytree, so that a compiled program can index it."""
 
     ids: Int[jax.Array | np.ndarray, "N T"]
     lengths: Int[jax.Array | np.ndarray, "N"]
     labels: Int[jax.Array | np.ndarray, "N"]
 
     def batch(self, rows: Int[jax.Array, "B"]) -> Batch:
-        """Returns some of the sentences. Traced."""
+        """Return some of the sentences. Traceable under `jit`."""
         ids, lengths, labels = (x[rows] for x in self)
         mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
         return Batch(Tokens(ids, mask), labels)
 
 
 class Data(NamedTuple):
-    """What a run learns from.
+    """The training data of a run.
 
     Attributes:
-      train: For batches of any rows.
-      examples: How many there are.
+      train: The examples, for batches of any rows.
+      examples: The number of examples.
     """
 
     train: Examples | Stream
@@ -52,7 +52,7 @@ def pack(
     width: int,
     classes: Sequence[str] = sentiment.CLASSES,
 ) -> Sentences:
-    """Returns sentences as arrays, filled up with zeros to `width` tokens.
+    """Pack sentences into arrays, padded with zeros to `width` tokens.
 
     The number of rows is a power of two, `ROWS` at least, so that tasks share compiled
     programs. No batch reads the rows of zeros behind the last sentence.
@@ -64,7 +64,7 @@ def pack(
       classes: The names of the classes.
 
     Raises:
-      ValueError: if there are none, one is too long, or a label is no class.
+      ValueError: if there are none, one is too long, or a label is not a class.
     """
     if not ids:
         raise ValueError("No sentences to train on: the split is empty.")
@@ -81,19 +81,21 @@ def pack(
     lengths = np.array([*map(len, ids)], np.int32)
     return Sentences(
         ids=filled_up(rows),
+        # At least one token: a mask of zeros would make attention NaN.
         lengths=np.maximum(filled_up(lengths), 1),
         labels=filled_up(np.array(labels, np.int32)),
     )
 
 
 def filled_up(rows: np.ndarray, multiple: int | None = None) -> np.ndarray:
-    """Returns more rows, of zeros, up to a number that tasks have in common.
+    """Pad the rows with zeros to a number common to several tasks.
 
     Args:
       rows: Any array.
-      multiple: What the number of rows is to be a multiple of. By default it becomes a
+      multiple: The divisor of the number of rows. By default it becomes a
         power of two, `ROWS` at least.
     """
+    # Powers of two: tasks of similar size share one compiled program.
     size = max(ROWS, 1 << (len(rows) - 1).bit_length())
     if multiple is not None:
         size = -(-len(rows) // multiple) * multiple
@@ -101,12 +103,15 @@ def filled_up(rows: np.ndarray, multiple: int | None = None) -> np.ndarray:
 
 
 def order(seed: int, examples: int, steps: int, batch: int) -> Int[np.ndarray, "S B"]:
-    """Returns which rows each step reads: one shuffled epoch after another.
+    """Return the rows for each step: one shuffled epoch after another.
 
-    It depends on the seed alone, so that methods of equal seeds see the same batches,
-    and a resumed run goes on where it stopped. A batch may span two epochs.
+    It depends on the seed alone, so that methods of equal seeds see the same
+    batches, and a resumed run continues with the right ones. A batch may span two
+    epochs.
     """
     epochs = -(-steps * batch // examples)
+    # A second number in the seed, so that no other generator of this seed agrees.
     generator = np.random.default_rng([seed, 0xDA7A])
+    # Whole epochs: each example is seen once before any is seen twice.
     rows = [generator.permutation(examples) for _ in range(epochs)]
     return np.concatenate(rows)[: steps * batch].reshape(steps, batch).astype(np.int32)

@@ -1,11 +1,11 @@
-"""Commonsense-170k, and the eight sets of questions that it is tested on.
+"""Commonsense-170k for training, and its eight test sets of questions.
 
 Z. Hu et al., "LLM-Adapters: An Adapter Family for Parameter-Efficient Fine-Tuning of
 Large Language Models", EMNLP 2023, wrote the questions of eight sets as instructions,
 with "the correct answer is X" to learn: 170,420 from their training parts. The parts
 to test on are put into the same words here. A response is graded by the first of the
 possible answers in it (github.com/AGI-Edgerunners/LLM-Adapters,
-commonsense_evaluate.py). Host code.
+commonsense_evaluate.py). Runs on the host.
 """
 
 import pathlib
@@ -28,15 +28,15 @@ class Question(NamedTuple):
 
 
 class Task(NamedTuple):
-    """How a set asks.
+    """The format of a set's questions.
 
     Attributes:
-      question: Of a row of the set.
-      opening: What comes before the question.
-      names: What the answers are called; a question may have fewer.
+      question: Makes the question of a row of the set.
+      opening: The text before the question.
+      names: The names of the answers; a question may have fewer.
       listed: Whether the answers themselves are written down.
-      between: What is put between two answers.
-      after: What is put behind the last one.
+      between: The text between two answers.
+      after: The text after the last one.
     """
 
     question: Callable[[Mapping[str, Any]], Question]
@@ -123,7 +123,7 @@ TASKS: dict[str, Task] = {
 def training(
     *, data: pathlib.Path | None = None, subset: bool = False
 ) -> list[Example]:
-    """Returns Commonsense-170k.
+    """Return Commonsense-170k.
 
     Args:
       data: A folder of data sets, see `hub`.
@@ -131,7 +131,7 @@ def training(
 
     Raises:
       OSError: if the set is not there.
-      ValueError: if it is not what it should be.
+      ValueError: if its contents are wrong.
     """
     rows = hub.load(TRAIN, "train", data=data, subset=subset)
     columns = (rows[x][:] for x in ("instruction", "output", "answer"))
@@ -144,7 +144,7 @@ def training(
 def questions(
     task: str, *, data: pathlib.Path | None = None, subset: bool = False
 ) -> list[Example]:
-    """Returns the questions that a set is tested on.
+    """Return the questions of a test set.
 
     Args:
       task: One of `TASKS`.
@@ -153,7 +153,7 @@ def questions(
 
     Raises:
       OSError: if the set is not there.
-      ValueError: if there is no such set, or it is not what it should be.
+      ValueError: if there is no such set, or its contents are wrong.
     """
     form = _form(task)
     rows = hub.load(task, "test", data=data, subset=subset)
@@ -161,7 +161,7 @@ def questions(
 
 
 def example(task: str, question: Question) -> Example:
-    """Returns a question in the words of Commonsense-170k.
+    """Format a question as in Commonsense-170k.
 
     Raises:
       ValueError: if there is no such task, or the question has too many answers.
@@ -189,7 +189,7 @@ def example(task: str, question: Question) -> Example:
 
 
 def extract(task: str, response: str) -> str | None:
-    """Returns the first of a task's possible answers in a response, if it has one."""
+    """Return the first of a task's possible answers in a response, or None."""
     found = re.search("|".join(_form(task).names), response)
     return found.group() if found else None
 

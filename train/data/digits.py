@@ -1,4 +1,4 @@
-"""Small image tasks that the pretraining on glyphs has not seen, and their splits.
+"""Small image tasks, unseen in the pretraining on glyphs, and their splits.
 
 `digits` and `mnist` are written by hand and come from packages: 8 x 8 pictures by E.
 Alpaydin and C. Kaynak (1998) from scikit-learn, and 5,000 of the MNIST database of
@@ -15,7 +15,7 @@ neither package: there, the environment variable `DIGITS_FOLDER` names it.
 A picture belongs to a part by a hash: of its pixels if it was written by hand, of the
 design of its font if it was drawn, so that no design is in two parts. (Since they are
 few, the designs take their places in the order of their hashes.)
-Axis letters: `N` pictures, `S` pixels. Host code.
+Axis letters: `N` pictures, `S` pixels. Runs on the host.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SIZE = 32
 """The side of a picture, in pixels."""
 
 FOLDER_VARIABLE = "DIGITS_FOLDER"
-"""The environment variable that names a folder with `digits.npz` and `mnist.npz`."""
+"""The environment variable with a folder of `digits.npz` and `mnist.npz`."""
 
 _DRAWN = {
     "georgian": tuple(map(chr, range(0x10D0, 0x10F1))),
@@ -46,7 +46,7 @@ _DRAWN = {
 }
 
 CLASSES = {"digits": tuple("0123456789"), "mnist": tuple("0123456789"), **_DRAWN}
-"""What each class of a task shows."""
+"""The characters of each class of a task."""
 
 TASKS = tuple(CLASSES)
 
@@ -56,14 +56,14 @@ _FACES_OF_A_DESIGN = 3  # In `letters`: of 18 weights of one design, most add li
 
 
 class Images(NamedTuple):
-    """Pictures, white on black, and the class that each shows."""
+    """Pictures, white on black, and their classes."""
 
     images: UInt8[np.ndarray, "N 32 32"]
     labels: Int[np.ndarray, "N"]
 
 
 def load(task: str, part: str) -> Images:
-    """Returns one part of one task.
+    """Return one part of one task.
 
     Args:
       task: One of `TASKS`.
@@ -81,13 +81,14 @@ def load(task: str, part: str) -> Images:
         images, labels, place = data.images, data.labels, _design_buckets(data)
     else:
         images, labels = written(task)
+        # Pictures have no names: their own bytes decide the part.
         place = np.array([sentiment.bucket(x.tobytes().hex()) for x in images])
     rows = np.isin(place, sentiment.PARTS[part])
     return Images(images[rows], labels[rows])
 
 
 def written(task: str) -> Images:
-    """Returns all of `digits` or `mnist`, from `DIGITS_FOLDER` or from its package.
+    """Load all of `digits` or `mnist`, from `DIGITS_FOLDER` or from its package.
 
     The 8 x 8 pictures are enlarged, those of 28 x 28 get a margin.
     """
@@ -98,10 +99,11 @@ def written(task: str) -> Images:
 
 
 def draw(task: str, faces: Sequence[fonts.Face]) -> glyphs.Glyphs:
-    """Returns the pictures of `georgian`, `armenian` or `letters`.
+    """Draw the pictures of `georgian`, `armenian` or `letters`.
 
-    Each is turned, made smaller and moved a little, as the names of what it shows seed
-    it. What two fonts draw alike is taken from the first.
+    Each is turned, made smaller and moved a little, seeded by the names of its face
+    and character. If two fonts draw a character alike, the first one's drawing is
+    taken.
     """
     classes = _DRAWN[task]
     label = {x: number for number, group in enumerate(classes) for x in group}
@@ -110,9 +112,11 @@ def draw(task: str, faces: Sequence[fonts.Face]) -> glyphs.Glyphs:
     faces = _faces(task, faces)
     for number, face in enumerate(faces):
         for character, picture in fonts.draw(face, label).items():
+            # Fonts of one family often share glyphs exactly.
             if (drawn := (character, picture.tobytes())) not in seen:
                 seen.add(drawn)
                 for drawing in range(_DRAWINGS):
+                    # Seeded by name: adding a font moves no other picture.
                     seed = f"{face.name} {character} {drawing}"
                     rows.append((_moved(picture, seed), label[character], number))
     images, labels, shown = zip(*rows, strict=True)
@@ -126,7 +130,7 @@ def draw(task: str, faces: Sequence[fonts.Face]) -> glyphs.Glyphs:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the tasks to files: those drawn with fonts, or those from packages."""
+    """Write the tasks to files: the drawn ones, or those from packages."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--draw", type=pathlib.Path, metavar="FOLDER")
     parser.add_argument("--pack", type=pathlib.Path, metavar="FOLDER")
@@ -145,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _faces(task: str, faces: Sequence[fonts.Face]) -> list[fonts.Face]:
-    """Returns the faces to draw `task` with: they have all its characters."""
+    """Return the faces with all characters of `task`."""
     wanted = frozenset("".join(_DRAWN[task]))
     found = [face for face in faces if wanted <= face.characters]
     if task != "letters":
@@ -158,15 +162,16 @@ def _faces(task: str, faces: Sequence[fonts.Face]) -> list[fonts.Face]:
 
 
 def _design_buckets(data: glyphs.Glyphs) -> Int[np.ndarray, "N"]:
-    """Returns the bucket, of 100, of each picture: the place of its design."""
+    """Return the bucket, of 100, of each picture: that of its design."""
     designs = [fonts.design(name) for name in data.names]
     order = sorted(set(designs), key=lambda x: (sentiment.bucket(x), x))
+    # By rank of the bucket, so that few designs spread over all parts too.
     places = np.array([100 * order.index(x) // len(order) for x in designs])
     return places[data.faces]
 
 
 def _moved(picture: UInt8[np.ndarray, "s s"], seed: str) -> UInt8[np.ndarray, "32 32"]:
-    """Returns a picture turned by up to 15 degrees, smaller by up to a quarter."""
+    """Turn a picture by up to 15 degrees, and shrink it by up to a quarter."""
     from PIL import Image
 
     generator = np.random.default_rng([*seed.encode()])
@@ -174,12 +179,15 @@ def _moved(picture: UInt8[np.ndarray, "s s"], seed: str) -> UInt8[np.ndarray, "3
     scale = generator.uniform(1, 4 / 3)
     middle = len(picture) / 2
     c, s = scale * np.cos(angle), scale * np.sin(angle)
+    # A shift of up to 3 pixels keeps the drawing inside its margin.
     x, y = middle + generator.uniform(-3, 3, 2)
+    # PIL's matrix maps output pixels to input ones.
     matrix = (c, s, x - (c + s) * middle, -s, c, y + (s - c) * middle)
     turned = Image.fromarray(picture).transform(
         picture.shape, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
     )
     small = np.asarray(turned.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    # Sixteen grey levels compress to half the size.
     return np.rint(small / 17).astype(np.uint8) * np.uint8(17)
 
 

@@ -1,11 +1,11 @@
 """The free fonts of this machine, and pictures of their characters.
 
-The fonts are those that matplotlib ships (DejaVu, STIX) and those under
-`/usr/share/fonts`. `PACKAGES` names packages of Debian and Ubuntu that add many; their
-licences let anyone use and share them, and each face carries its own.
+The fonts come with matplotlib (DejaVu, STIX) or lie under `/usr/share/fonts`.
+`PACKAGES` names packages of Debian and Ubuntu with many more; their licences let anyone
+use and share them, and each face carries its own.
 
-What reads and draws fonts is imported where it is used: a machine that only trains on
-the pictures need not have it. Host code.
+Libraries for fonts are imported on first use: a machine that only trains on the
+pictures need not have them. Runs on the host.
 """
 
 import collections
@@ -28,7 +28,7 @@ PACKAGES = (
     "fonts-nanum fonts-noto-core fonts-oldstandard fonts-open-sans fonts-paratype "
     "fonts-quattrocento fonts-sil-andika fonts-sil-charis fonts-sil-gentiumplus"
 )
-"""What to give to `apt-get install` for the shipped sets and the shipped encoder."""
+"""The packages for `apt-get install`, for the shipped sets and the shipped encoder."""
 
 SIZE = 48
 """The side of a picture, in pixels."""
@@ -56,12 +56,12 @@ class Face(NamedTuple):
     """One style of a font family.
 
     Attributes:
-      path: Its file.
-      index: Which face of the file: some hold several.
-      family: As in `DejaVu Sans`.
-      style: As in `Bold Oblique`.
+      path: The font's file.
+      index: The number of the face in its file.
+      family: The family, such as `DejaVu Sans`.
+      style: The style, such as `Bold Oblique`.
       licence: The first line of what the font says of it.
-      characters: Those that it draws.
+      characters: The characters with a glyph.
     """
 
     path: pathlib.Path
@@ -77,7 +77,7 @@ class Face(NamedTuple):
 
 
 def folders() -> tuple[pathlib.Path, ...]:
-    """Returns where fonts are looked for."""
+    """Return the folders to search for fonts."""
     import matplotlib as mpl
 
     shipped = pathlib.Path(mpl.get_data_path()) / "fonts" / "ttf"
@@ -85,7 +85,7 @@ def folders() -> tuple[pathlib.Path, ...]:
 
 
 def find(places: Sequence[pathlib.Path]) -> list[Face]:
-    """Returns the faces below `places`, by name; of two with one name, the first.
+    """Find the faces below `places`, by name; of two with one name, the first.
 
     Raises:
       ValueError: if there are none.
@@ -104,7 +104,7 @@ def find(places: Sequence[pathlib.Path]) -> list[Face]:
 
 
 def design(name: str) -> str:
-    """Returns the design that a face of this name is of.
+    """Return the design of a face by its name.
 
     Faces of one design look alike: `Noto Sans Thai/Bold` is of the design `Noto Sans`.
     """
@@ -116,9 +116,9 @@ def design(name: str) -> str:
 def draw(
     face: Face, characters: Iterable[str]
 ) -> dict[str, UInt8[np.ndarray, "48 48"]]:
-    """Returns pictures of those `characters` that `face` draws, white on black.
+    """Draw those of the `characters` in the face, white on black.
 
-    What is drawn fills `_INK` pixels with its longer side and is centred, so that a
+    A drawing fills `_INK` pixels with its longer side and is centred, so that a
     class is a shape and not a size. A character without ink is left out.
     """
     wanted = [x for x in characters if x in face.characters]
@@ -132,6 +132,7 @@ def _faces(path: pathlib.Path) -> Iterator[Face]:
     several = path.suffix.lower() == ".ttc"
     with (ttLib.TTCollection if several else ttLib.TTFont)(path, lazy=True) as opened:
         fonts = opened.fonts if isinstance(opened, ttLib.TTCollection) else [opened]
+        # A collection shares one file: the index tells its faces apart.
         for index, font in enumerate(fonts):
             face = _face(path, index, font)
             if face.family not in _TEX and not face.family.startswith(_NOT_TEXT):
@@ -153,10 +154,11 @@ def _face(path: pathlib.Path, index: int, font: Any) -> Face:
 
 
 def _characters(cmap: dict[int, str]) -> frozenset[str]:
-    """Returns the characters that have a glyph to themselves, or nearly.
+    """Return the characters with a glyph to themselves, or nearly.
 
-    What has none, and would be drawn as an empty box, is not in a character map.
+    A character drawn as an empty box is not in a character map.
     """
+    # One glyph for many characters is the font's replacement box.
     uses = collections.Counter(cmap.values())
     return frozenset(
         chr(code)
@@ -185,8 +187,10 @@ def _picture(face: Face, character: str) -> UInt8[np.ndarray, "48 48"] | None:
         return None
     drawn = drawn.crop(box)
     ratio = _INK / max(drawn.size)
+    # At least one pixel: very flat characters would vanish.
     width, height = (max(1, round(x * ratio)) for x in drawn.size)
     picture = Image.new("L", (SIZE, SIZE))
     corner = ((SIZE - width) // 2, (SIZE - height) // 2)
+    # Centred, so that position tells nothing about the class.
     picture.paste(drawn.resize((width, height), Image.Resampling.BILINEAR), corner)
     return np.rint(np.asarray(picture) / _STEP).astype(np.uint8) * np.uint8(_STEP)

@@ -1,9 +1,9 @@
-"""Five tasks of GLUE: MNLI, SST-2, CoLA, QNLI and MRPC, and what each is measured by.
+"""Five tasks of GLUE: MNLI, SST-2, CoLA, QNLI and MRPC, and their metrics.
 
 A. Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
 Understanding", ICLR 2019. The labels of its test parts are secret, so "test" is the
 official development part here, as in the paper; MNLI has a second one, "mismatched",
-of other kinds of text. Axis letter: `N` sentences, or pairs of them. Host code.
+of other kinds of text. Axis letter: `N` sentences, or pairs of them. Runs on the host.
 """
 
 import math
@@ -19,18 +19,18 @@ from train.data import hub, sources
 TASKS = tuple(x.name for x in sources.GLUE)
 
 MAX_LENGTH = 128
-"""Tokens of a sentence or pair beyond so many are dropped, for RoBERTa."""
+"""The maximal number of tokens of a sentence or pair, for RoBERTa."""
 
 
 Score = Callable[[Int[np.ndarray, "N"], Int[np.ndarray, "N"]], float]
-"""Maps the predicted classes and the true ones to at most 1, for all right."""
+"""Map the predicted classes and the true ones to a score; 1 if all are right."""
 
 
 class Sentences(NamedTuple):
     """Sentences, or pairs of them, with their labels.
 
     Attributes:
-      texts: As a tokenizer's `encode_batch` takes them: strings, or pairs of strings.
+      texts: Strings, or pairs of strings, for a tokenizer's `encode_batch`.
       labels: Their classes.
       classes: The name of each class.
     """
@@ -43,7 +43,7 @@ class Sentences(NamedTuple):
 def load(
     task: str, part: str, *, data: pathlib.Path | None = None, subset: bool = False
 ) -> Sentences:
-    """Returns one part of one task.
+    """Return one part of one task.
 
     Args:
       task: One of `TASKS`.
@@ -53,7 +53,7 @@ def load(
 
     Raises:
       OSError: if the task is not there.
-      ValueError: if there is no such task or part, or it is not what it should be.
+      ValueError: if there is no such task or part, or its contents are wrong.
     """
     if task not in TASKS:
         raise ValueError(f"Unknown task '{task}', expected {', '.join(TASKS)}.")
@@ -62,24 +62,17 @@ def load(
     texts = first
     if "second" in rows.column_names:
         texts = list(zip(first, rows["second"][:], strict=True))
-    labels = np.asarray(rows["label"][:], np.int32)
-    count = sources.find(task).classes or 0
-    if bad := sorted({int(x) for x in labels} - set(range(count))):
-        raise ValueError(
-            f"'{task}', {part}, has the label {bad[0]}, expected 0 to {count - 1}. "
-            "GLUE's own test parts have no labels: is it one of those?"
-        )
-    names = tuple(hub.class_names(rows)) or tuple(map(str, range(count)))
-    return Sentences(tuple(texts), labels, names)
+    hint = "GLUE's own test parts have no labels: is it one of those?"
+    return Sentences(tuple(texts), *hub.labels(rows, task, part=part, hint=hint))
 
 
 def parts(task: str) -> tuple[str, ...]:
-    """Returns the parts of a task, as `load` calls them."""
+    """Return the parts of a task, as `load` calls them."""
     return tuple(sources.find(task).parts)
 
 
 def scores(task: str) -> dict[str, Score]:
-    """Returns what a task is measured by beside its accuracy.
+    """Return the metrics of a task beside its accuracy.
 
     It is "matthews" for CoLA and "f1" for MRPC; nothing for the others.
 
@@ -91,7 +84,7 @@ def scores(task: str) -> dict[str, Score]:
 
 
 def matthews(predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]) -> float:
-    """Returns the correlation of two classes with their predictions.
+    """Return Matthews' correlation of two classes with their predictions.
 
         (tp tn - fp fn) / sqrt((tp + fp) (tp + fn) (tn + fp) (tn + fn))
 
@@ -103,7 +96,7 @@ def matthews(predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]) ->
 
 
 def f1(predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]) -> float:
-    """Returns 2 tp / (2 tp + fp + fn), of class 1; 0 where no case is positive."""
+    """Return 2 tp / (2 tp + fp + fn) of class 1; 0 without true positives."""
     tp, fp, fn, _ = _counts(predictions, labels)
     return 2 * tp / (2 * tp + fp + fn) if tp else 0.0
 
@@ -114,7 +107,7 @@ _SCORES = {"matthews": matthews, "f1": f1}
 def _counts(
     predictions: Int[np.ndarray, "N"], labels: Int[np.ndarray, "N"]
 ) -> tuple[int, int, int, int]:
-    """Returns the true and false positives, and the false and true negatives."""
+    """Count the true and false positives, and the false and true negatives."""
     # As Python's integers: the product of four counts is too large for NumPy's.
     pairs = ((1, 1), (1, 0), (0, 1), (0, 0))
     tp, fp, fn, tn = (int(np.sum((predictions == p) & (labels == y))) for p, y in pairs)

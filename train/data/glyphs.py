@@ -1,13 +1,13 @@
 """Pictures of thousands of characters in hundreds of fonts, to pretrain an encoder on.
 
-What the encoder is later adapted to is never among them: no digit and no other number,
-no letter of two whole scripts, no face of some twenty families. Neither are the forms
-that Unicode keeps for compatibility, which show such a character in disguise: a digit
-in a circle, a letter of double width.
+The pictures hold out everything that the encoder is later adapted to: all digits and
+other numbers, all letters of two scripts, and the faces of some twenty families. They
+also leave out Unicode's compatibility forms of such characters: a digit in a circle, a
+letter of double width.
 
     python -m train.data.glyphs --out out/glyphs.npz
 
-Axis letters: `N` pictures, `S` pixels. Host code.
+Axis letters: `N` pictures, `S` pixels. Runs on the host.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from jaxtyping import Int, UInt8
 from train.data import fonts, sentiment
 
 SCRIPTS_HELD_OUT = ("ARMENIAN", "GEORGIAN")
-"""As the names of their characters begin in Unicode."""
+"""Scripts by the beginning of their characters' names in Unicode."""
 
 FAMILIES_HELD_OUT = (
     "Andika",
@@ -48,10 +48,10 @@ FAMILIES_HELD_OUT = (
     "PT ",
     "Quattrocento",
 )
-"""As the names of the families begin."""
+"""Families by the beginning of their names."""
 
 LEAST, MOST = 4, 28
-"""How many pictures a class has."""
+"""The smallest and the largest number of pictures of a class."""
 
 _DIGITS = frozenset("0123456789")
 _LETTERS = frozenset({"Ll", "Lu", "Lt", "Lo", "Sm", "Sc"})
@@ -61,13 +61,13 @@ _LARGE = ("CJK UNIFIED", "HANGUL SYLLABLE")
 
 
 class Glyphs(NamedTuple):
-    """Pictures, white on black, and what they show.
+    """Pictures, white on black, and their characters.
 
     Attributes:
       images: The pictures.
-      labels: Which class each shows.
-      faces: Which face each was drawn with.
-      classes: The characters of each class: those that look alike are one.
+      labels: The class of each picture.
+      faces: The face of each picture.
+      classes: The characters of each class; look-alikes share one.
       names: The names of the faces, as in `DejaVu Sans/Bold: its licence`.
     """
 
@@ -79,7 +79,7 @@ class Glyphs(NamedTuple):
 
 
 def is_seen(character: str) -> bool:
-    """Returns whether pretraining may show `character`."""
+    """Test whether `character` belongs to the pretraining."""
     kind = unicodedata.category(character)
     name = unicodedata.name(character, "")
     return (
@@ -91,18 +91,18 @@ def is_seen(character: str) -> bool:
 
 
 def is_seen_face(face: fonts.Face) -> bool:
-    """Returns whether pretraining may show `face`."""
+    """Test whether `face` belongs to the pretraining."""
     return not face.family.startswith(FAMILIES_HELD_OUT)
 
 
 def collect(
     faces: Sequence[fonts.Face], *, least: int = LEAST, most: int = MOST
 ) -> Glyphs:
-    """Returns the pictures to pretrain on, `least` to `most` of each class.
+    """Draw the pictures for pretraining, `least` to `most` of each class.
 
-    Characters that look alike in at least half of the faces that draw both, as the
-    Latin, Greek and Cyrillic A do, are one class, and those that look like a digit are
-    left out. Of its pictures no two are equal; if there are too many, a hash of the
+    Characters that look alike in at least half of the faces with both, such as
+    Latin, Greek and Cyrillic A, are one class, and look-alikes of digits are left
+    out. The pictures of a class are distinct; if there are too many, a hash of the
     faces' names chooses.
 
     Raises:
@@ -111,12 +111,15 @@ def collect(
     faces = [face for face in faces if is_seen_face(face)]
     drawn = [
         {x: picture.tobytes() for x, picture in fonts.draw(face, _drawn(face)).items()}
+        # Bytes, so that equal pictures are equal keys.
         for face in faces
     ]
     classes = {}
     for characters in _lookalikes(drawn):
         rows = _rows(characters, drawn, [face.name for face in faces])
+        # Look-alikes of digits are held out with them.
         if len(rows) >= least and not set(characters) & _DIGITS:
+            # Rows are in the order of a hash: cutting them is an unbiased sample.
             classes[characters] = rows[:most]
     if not classes:
         raise ValueError(
@@ -137,16 +140,16 @@ def collect(
 
 
 def save(glyphs: Glyphs, path: pathlib.Path) -> None:
-    """Writes `glyphs` to a compressed .npz file. Inverse: `load`."""
+    """Write `glyphs` to a compressed .npz file. Inverse: `load`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **glyphs._asdict())
 
 
 def load(path: pathlib.Path) -> Glyphs:
-    """Returns what `save` wrote to `path`.
+    """Load the glyphs. Inverse: `save`.
 
     Raises:
-      FileNotFoundError: if there is no such file; it says how to make one.
+      FileNotFoundError: if there is no such file; the message says how to make one.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -161,12 +164,12 @@ def load(path: pathlib.Path) -> Glyphs:
 
 
 def _drawn(face: fonts.Face) -> list[str]:
-    """Returns what is seen, and the digits, to find out which letters look like one."""
+    """Return visible characters, and digits, to find letters with the same picture."""
     return sorted(x for x in face.characters if is_seen(x) or x in _DIGITS)
 
 
 def _lookalikes(drawn: Iterable[dict[str, bytes]]) -> list[str]:
-    """Returns the characters in groups, each sorted, by their first character."""
+    """Group the characters by equal pictures; each group is sorted."""
     drawn_by = collections.defaultdict(set)
     alike: collections.Counter[tuple[str, str]] = collections.Counter()
     for number, pictures in enumerate(drawn):
@@ -179,6 +182,7 @@ def _lookalikes(drawn: Iterable[dict[str, bytes]]) -> list[str]:
     pairs = [
         (one, two)
         for (one, two), count in alike.items()
+        # Alike in at least half of the faces with both.
         if 2 * count >= len(drawn_by[one] & drawn_by[two])
     ]
     return _groups(sorted(drawn_by), pairs)
@@ -189,6 +193,7 @@ def _groups(characters: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list
     edges = np.array([[index[x] for x in pair] for pair in pairs], int).reshape(-1, 2)
     size = len(characters)
     matrix = scipy.sparse.coo_array((np.ones(len(edges)), edges.T), shape=(size, size))
+    # Look-alikes are transitive: classes are connected components.
     count, label = scipy.sparse.csgraph.connected_components(matrix, directed=False)
     groups = [""] * count
     for character, group in zip(characters, label, strict=True):
@@ -199,7 +204,7 @@ def _groups(characters: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list
 def _rows(
     characters: str, drawn: Sequence[dict[str, bytes]], names: Sequence[str]
 ) -> list[tuple[bytes, int]]:
-    """Returns different pictures of a class and their faces, in the order of a hash."""
+    """Return the distinct pictures of a class and their faces, ordered by a hash."""
     pairs = {
         pictures[x]: number
         for number, pictures in enumerate(drawn)
@@ -212,7 +217,7 @@ def _rows(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draws the pictures with the fonts of this machine and says what they are."""
+    """Draw the pictures with the fonts of this machine, and summarise them."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=pathlib.Path, default="out/glyphs.npz")
     out = parser.parse_args(arguments).out

@@ -1,4 +1,4 @@
-"""Rows of a data set, from the Hugging Face hub or from a folder that mirrors it.
+"""Rows of a data set, from the Hugging Face hub or from a mirroring folder.
 
 A folder DATA holds each repository under its name on the hub, as
 
@@ -6,13 +6,16 @@ A folder DATA holds each repository under its name on the hub, as
 
 leaves it: parquet or JSON files and, for several configurations, the README that lists
 them. What `DatasetDict.save_to_disk` wrote there is read too; a configuration has a
-folder of its own then. Host code.
+folder of its own then. Runs on the host.
 """
 
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from jaxtyping import Int
 
 from train.data import sources
 from train.data.sources import Part, Source
@@ -21,16 +24,16 @@ if TYPE_CHECKING:
     import datasets
 
 FOLDER_VARIABLE = "PARA_DATA"
-"""The environment variable that names a folder of data sets."""
+"""The environment variable for the folder of data sets."""
 
 _SAVED = "dataset_dict.json"
 
 _SHOWN = 3
-"""Names of what is missing: a set may have many."""
+"""Missing names to show; a set may have many."""
 
 
 def root(data: pathlib.Path | None = None) -> pathlib.Path | None:
-    """Returns the folder of data sets: `data`, or that of `PARA_DATA`, or none."""
+    """Return the folder of data sets: `data`, or `PARA_DATA`, or none."""
     if data is None and FOLDER_VARIABLE in os.environ:
         data = pathlib.Path(os.environ[FOLDER_VARIABLE])
     return data
@@ -39,7 +42,7 @@ def root(data: pathlib.Path | None = None) -> pathlib.Path | None:
 def load(
     name: str, part: str, *, data: pathlib.Path | None = None, subset: bool = False
 ) -> "datasets.Dataset":
-    """Returns the rows of one part of a set, with the columns that are read.
+    """Load one part of a set, with only the columns in use.
 
     Columns have the names that `Source.columns` gives them. Images are decoded when a
     row is taken, not before.
@@ -80,7 +83,7 @@ def load(
 def _split(
     source: Source, config: str, split: str, place: pathlib.Path | None
 ) -> "datasets.Dataset":
-    """Returns one split as the library reads it."""
+    """Load one split with the library."""
     import datasets
 
     if place is None:
@@ -124,7 +127,7 @@ def _download(source: Source, config: str, split: str) -> "datasets.Dataset":
 
 
 def command(source: Source, folder: pathlib.Path) -> str:
-    """Returns the command that downloads a set to `folder`."""
+    """Return the command to download a set to `folder`."""
     revision = f" --revision {source.revision}" if source.revision else ""
     return (
         f"hf download {source.hub} --repo-type dataset{revision} --local-dir {folder}"
@@ -134,7 +137,7 @@ def command(source: Source, folder: pathlib.Path) -> str:
 def _columns(
     source: Source, rows: "datasets.Dataset", where: str
 ) -> "datasets.Dataset":
-    """Returns `rows` with the columns that are read, under our names."""
+    """Return `rows` with only the columns in use, under our names."""
     if missing := sorted(set(source.columns.values()) - set(rows.column_names)):
         raise ValueError(
             f"{where} has the columns {sorted(rows.column_names)}, and not {missing}. "
@@ -167,12 +170,36 @@ def _check(
 
 
 def class_names(rows: "datasets.Dataset") -> Sequence[str]:
-    """Returns the names of the classes in the column "label"; empty if it has none."""
+    """Return the names of the classes in the column "label"; empty if it has none."""
     return tuple(getattr(rows.features.get("label"), "names", None) or ())
 
 
+def labels(
+    rows: "datasets.Dataset", name: str, *, part: str = "", hint: str
+) -> tuple[Int[np.ndarray, "N"], tuple[str, ...]]:
+    """Return the column "label" and the name of each class, by default its number.
+
+    Args:
+      rows: The rows of one part of a set.
+      name: The set's name.
+      part: The part's name, for the message.
+      hint: What to check if a label is out of range, for the message.
+
+    Raises:
+      ValueError: if a label is not the number of a class.
+    """
+    count = sources.find(name).classes or 0
+    result = np.asarray(rows["label"][:], np.int32)
+    if bad := sorted({int(x) for x in result} - set(range(count))):
+        where = f"'{name}', {part}," if part else f"'{name}'"
+        raise ValueError(
+            f"{where} has the label {bad[0]}, expected 0 to {count - 1}. {hint}"
+        )
+    return result, tuple(class_names(rows)) or tuple(map(str, range(count)))
+
+
 def missing(source: Source, data: pathlib.Path | None = None) -> str:
-    """Returns what `load` would not find without a download; empty if it finds all.
+    """Describe the files missing for `load`; empty if there are none.
 
     It looks for the files of every part, and reads no rows: how many there are is found
     out by loading them.
@@ -198,7 +225,7 @@ def missing(source: Source, data: pathlib.Path | None = None) -> str:
 
 
 def _found(folder: pathlib.Path, config: str) -> set[str]:
-    """Returns the splits of a configuration that have files, where `_split` looks."""
+    """Return the splits of a configuration with files, as `_split` finds them."""
     import datasets
 
     saved = folder / config
@@ -212,7 +239,7 @@ def _found(folder: pathlib.Path, config: str) -> set[str]:
 
 
 def _cached(source: Source, config: str) -> bool:
-    """Returns whether the library has prepared a configuration from the hub before."""
+    """Test whether the library has prepared a configuration from the hub before."""
     import datasets
 
     namespace, name = source.hub.split("/")

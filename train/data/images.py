@@ -1,6 +1,6 @@
 """Sets of labelled images: CIFAR-10, CIFAR-100, EuroSAT, Flowers, Pets, Cars, Food-101.
 
-Axis letter: `N` images. Host code.
+Axis letter: `N` images. Runs on the host.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 NAMES = tuple(x.name for x in sources.IMAGES)
-"""The sets."""
+"""The names of the sets."""
 
 _EUROSAT = "eurosat"
 
@@ -40,7 +40,7 @@ class Images(NamedTuple):
 def load(
     name: str, part: str, *, data: pathlib.Path | None = None, subset: bool = False
 ) -> Images:
-    """Returns one part of a set.
+    """Return one part of a set.
 
     Args:
       name: One of `NAMES`.
@@ -50,12 +50,13 @@ def load(
 
     Raises:
       OSError: if the set is not there.
-      ValueError: if there is no such set or part, or it is not what it should be.
+      ValueError: if there is no such set or part, or its contents are wrong.
     """
     if name not in NAMES:
         raise ValueError(f"Unknown images '{name}', expected {', '.join(NAMES)}.")
     if name != _EUROSAT:
         return _images(hub.load(name, part, data=data, subset=subset), name)
+    # EuroSAT has one part on the hub that is read as a whole.
     rows = hub.load(name, "all", data=data, subset=subset)
     parts = dict(zip(("train", "test"), eurosat_split(len(rows)), strict=True))
     if part not in parts:
@@ -66,15 +67,15 @@ def load(
 def eurosat_split(
     count: int = 27_000, seed: int = 0
 ) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "test"]]:
-    """Returns which images to train on, four fifths of them, and which to test on.
+    """Split EuroSAT: return the training images, four fifths, and the test images.
 
-    EuroSAT has no official split. The images, in the order of the hub's parts train,
-    validation and test, are sorted by the SHA-256 of "SEED INDEX"; the last fifth, so
-    5,400 of 27,000, is tested on. No generator of random numbers takes part, whose
-    numbers another version could change.
+    EuroSAT has no official split. The images, in the order of the hub's parts
+    train, validation and test, are sorted by the SHA-256 of "SEED INDEX"; the last
+    fifth, 5,400 of 27,000, is the test part. A random generator could change
+    between versions; a hash does not.
 
     Args:
-      count: Of the images.
+      count: The number of images.
       seed: Another seed gives another split.
     """
     digests = [hashlib.sha256(f"{seed} {x}".encode()).digest() for x in range(count)]
@@ -84,13 +85,6 @@ def eurosat_split(
 
 
 def _images(rows: "datasets.Dataset", name: str) -> Images:
-    count = sources.find(name).classes or 0
-    pictures: Any = rows["image"]  # A column decodes no more than what is taken of it.
-    labels = np.asarray(rows["label"][:], np.int32)
-    if bad := sorted({int(x) for x in labels} - set(range(count))):
-        raise ValueError(
-            f"'{name}' has the label {bad[0]}, expected 0 to {count - 1}. Are its "
-            "labels numbers of classes, from 0?"
-        )
-    names = tuple(hub.class_names(rows)) or tuple(map(str, range(count)))
-    return Images(pictures, labels, names)
+    pictures: Any = rows["image"]  # A column decodes images on access only.
+    hint = "Are its labels numbers of classes, from 0?"
+    return Images(pictures, *hub.labels(rows, name, hint=hint))

@@ -1,8 +1,8 @@
-"""Instructions with their responses, as a language model reads them.
+"""Instructions with their responses, in the template of Alpaca.
 
-One template for all, in training and in testing: that of Stanford Alpaca, which
-LLM-Adapters and MetaMath use too. LLM-Adapters' own code indents its lines and ends the
-first in a remark of the linter, in training only; neither is repeated here. Host code.
+Training and testing share one template, Stanford Alpaca's, as in LLM-Adapters and
+MetaMath. LLM-Adapters' own code indents its lines and ends the first with a linter's
+remark, in training only; neither is repeated here. Runs on the host.
 """
 
 from typing import NamedTuple
@@ -15,12 +15,12 @@ TEMPLATE = (
 
 
 class Example(NamedTuple):
-    """What a model is given, and what it should say.
+    """A prompt with the wanted response.
 
     Attributes:
       prompt: The instruction in its template.
       response: The rest of the text to learn; empty where only `answer` is known.
-      answer: What a response is graded by.
+      answer: The answer to grade a response by.
     """
 
     prompt: str
@@ -29,10 +29,10 @@ class Example(NamedTuple):
 
 
 def prompt(instruction: str) -> str:
-    """Returns an instruction in the template."""
+    """Format an instruction in the template."""
     return TEMPLATE.format(instruction=instruction)
 
 
 def response(text: str) -> str:
-    """Returns what a model wrote up to where it begins an instruction of its own."""
+    """Cut a response before the next instruction that the model invents."""
     return text.split("\n### Instruction:")[0]

@@ -1,4 +1,4 @@
-"""MetaMathQA to learn from; GSM8K and MATH to test on.
+"""MetaMathQA for training; GSM8K and MATH for testing.
 
 L. Yu et al., "MetaMath: Bootstrap Your Own Mathematical Questions for Large Language
 Models", ICLR 2024: 395,000 questions with solutions that end in "The answer is: X".
@@ -6,7 +6,7 @@ K. Cobbe et al., "Training Verifiers to Solve Math Word Problems", 2021. D. Hend
 al., "Measuring Mathematical Problem Solving With the MATH Dataset", NeurIPS 2021.
 
 The prompt is the one that MetaMath publishes for its models, in training as well.
-Decoding is greedy, with at most `MAX_TOKENS` new tokens. Host code.
+Decoding is greedy, with at most `MAX_TOKENS` new tokens. Runs on the host.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ from train.data.instructions import Example
 TRAIN = "metamathqa"
 
 TASKS = ("gsm8k", "math")
-"""The sets to test on."""
+"""The test sets."""
 
 MAX_TOKENS = 1024
 
@@ -26,14 +26,14 @@ _STEPS = " Let's think step by step."
 
 
 def prompt(question: str) -> str:
-    """Returns a question as the model reads it."""
+    """Format a question as a prompt."""
     return instructions.prompt(question).rstrip("\n") + _STEPS
 
 
 def training(
     *, data: pathlib.Path | None = None, subset: bool = False
 ) -> list[Example]:
-    """Returns MetaMathQA.
+    """Return MetaMathQA.
 
     Args:
       data: A folder of data sets, see `hub`.
@@ -41,7 +41,7 @@ def training(
 
     Raises:
       OSError: if the set is not there.
-      ValueError: if it is not what it should be.
+      ValueError: if its contents are wrong.
     """
     return _examples(TRAIN, "train", data, subset=subset)
 
@@ -53,7 +53,7 @@ def problems(
     data: pathlib.Path | None = None,
     subset: bool = False,
 ) -> list[Example]:
-    """Returns one part of a set.
+    """Return one part of a set.
 
     Args:
       task: One of `TASKS`.
@@ -63,7 +63,7 @@ def problems(
 
     Raises:
       OSError: if the set is not there.
-      ValueError: if there is no such set or part, or it is not what it should be.
+      ValueError: if there is no such set or part, or its contents are wrong.
     """
     _known(task)
     found = _examples(task, part, data, subset=subset)
@@ -78,16 +78,16 @@ def problems(
 def correct(
     task: str, responses: Sequence[str], wanted: Sequence[str], *, seconds: float = 5
 ) -> list[bool]:
-    """Returns which responses have the wanted answer.
+    """Test whether each response has the wanted answer.
 
     Of GSM8K as an exact number, of MATH as mathematics; a response without an answer
     is wrong.
 
     Args:
       task: One of `TASKS`.
-      responses: What a model wrote.
+      responses: The generated responses.
       wanted: The right answers, as in `Example.answer`.
-      seconds: How long one comparison may take.
+      seconds: The time limit of one comparison.
     """
     _known(task)
     pairs = [

@@ -1,8 +1,8 @@
-"""Examples held out of a training part, to choose the learning rate by.
+"""Examples held out of a training part, for the choice of the learning rate.
 
-The paper's sets have a part to train on and one to test on, and GLUE's development
-parts are tested on, as in the paper. So what chooses is cut from the training part.
-Axis letter: `N` examples. Host code.
+The paper's sets have a training and a test part; of GLUE, the development part is the
+test, as in the paper. The validation part is therefore cut from the training part. Axis
+letter: `N` examples. Runs on the host.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 LARGEST = 2000
-"""Examples that are held out, at most; otherwise a tenth."""
+"""Held-out examples, at most; otherwise a tenth."""
 
 T = TypeVar("T")
 
@@ -21,14 +21,14 @@ T = TypeVar("T")
 def held_out(
     count: int, seed: int = 0
 ) -> tuple[Int[np.ndarray, "train"], Int[np.ndarray, "validation"]]:
-    """Returns which examples to train on, and which to choose by.
+    """Split the examples into a training and a validation part.
 
     They are sorted by the SHA-256 of "validation SEED INDEX", and the last tenth is
-    held out, `LARGEST` at most. No generator of random numbers takes part, whose
-    numbers another version could change.
+    held out, `LARGEST` at most. A random generator could change between versions; a
+    hash does not.
 
     Args:
-      count: Of the examples.
+      count: The number of examples.
       seed: Another seed holds out others.
     """
     digests = [
@@ -40,7 +40,7 @@ def held_out(
 
 
 class Some(Sequence[T]):
-    """Some items of a sequence, each taken when it is asked for."""
+    """Some items of a sequence, each taken on demand."""
 
     def __init__(self, items: Sequence[T], rows: Int[np.ndarray, " N"]) -> None:
         self._items, self._rows = items, rows

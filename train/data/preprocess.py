@@ -1,10 +1,9 @@
 """Images as batches of pixels, made while the model computes.
 
-What a step reads depends on the seed and the step alone, so a run that is resumed at
-step k asks for the batches from k on, and nothing has to be saved. Pillow lets go of
-Python's lock while it decodes and resizes: threads are enough. Batches are bytes, which
-`normalise` turns into the model's inputs on the device, since bytes travel there four
-times as fast.
+A step's images depend on the seed and the step alone, so a run resumed at step k asks
+for the batches from k on, and nothing needs to be saved. Pillow releases Python's lock
+while it decodes and resizes, so threads are enough. Batches are bytes, converted by
+`normalise` on the device, since bytes travel there four times as fast.
 
 Axis letters: `B` images a batch, `S` steps, `H` and `W` pixels. Host code, but for
 `normalise`.
@@ -28,10 +27,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIZE = 224
-"""Of the model's images, in pixels."""
+"""The side of the model's images, in pixels."""
 
 AREA = (0.08, 1.0)
-"""The smallest and the largest share of an image that a random crop keeps."""
+"""The smallest and the largest share of an image in a random crop."""
 
 RATIO = (3 / 4, 4 / 3)
 """The smallest and the largest width of a random crop, in heights."""
@@ -43,7 +42,7 @@ _Result = TypeVar("_Result")
 
 
 class Batch(NamedTuple):
-    """Pixels, and labels, which are `tokens.NO_LABEL` for rows that fill up a batch."""
+    """Pixels, and labels, which are `tokens.NO_LABEL` for filling rows."""
 
     images: UInt8[np.ndarray, "B H W 3"]
     labels: Int[np.ndarray, "B"]
@@ -52,7 +51,7 @@ class Batch(NamedTuple):
 def training(
     picture: "Image", generator: np.random.Generator, size: int = SIZE
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Returns a random part of a picture, in half of the cases mirrored.
+    """Cut out a random part of a picture, mirrored in half of the cases.
 
     The part's area is uniform in `AREA`, its ratio log-uniform in `RATIO`, after
     C. Szegedy et al., "Going Deeper with Convolutions", CVPR 2015.
@@ -69,14 +68,14 @@ def training(
 def evaluation(
     picture: "Image", size: int = SIZE
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Returns the largest square in the middle of a picture."""
+    """Cut out the largest square in the middle of a picture."""
     return np.asarray(_resized(picture, _square(*picture.size), size))
 
 
 def normalise(
     pixels: UInt8[jax.Array | np.ndarray, "*B H W 3"],
 ) -> Float[jax.Array | np.ndarray, "*B H W 3"]:
-    """Returns pixels from -1 to 1: SigLIP2's mean and deviation are 1/2. Traced."""
+    """Scale pixels to -1 to 1: SigLIP2's mean and deviation are 1/2."""
     return pixels.astype(np.float32) / 127.5 - 1
 
 
@@ -90,22 +89,23 @@ def training_batches(
     size: int = SIZE,
     threads: int | None = None,
 ) -> Iterator[Batch]:
-    """Returns the batches of the steps from `start` to `steps`.
+    """Return the batches of the steps from `start` to `steps`.
 
     Args:
-      images: What to learn from.
-      seed: It decides the order of the images and what is random in each.
-      steps: Of the whole run.
+      images: The training images.
+      seed: The seed of the order of the images and of their random changes.
+      steps: The number of steps of the whole run.
       batch: Images a step.
-      start: The first step whose batch is wanted.
-      size: Of the images.
-      threads: That make them; as many as there are cores by default.
+      start: The first step to yield a batch for.
+      size: The side of the images, in pixels.
+      threads: The number of threads; by default the number of cores.
     """
     order = arrays.order(seed, len(images.labels), steps, batch)
 
     def make(step: int) -> Batch:
         pictures = _pictures(images, order[step])
         pixels = [
+            # Seeded by step and place: any step can be made without those before it.
             training(picture, np.random.default_rng([seed, step, place]), size)
             for place, picture in enumerate(pictures)
         ]
@@ -117,13 +117,13 @@ def training_batches(
 def evaluation_batches(
     images: Images, *, batch: int, size: int = SIZE, threads: int | None = None
 ) -> Iterator[Batch]:
-    """Returns all images in their order; the last batch is filled up with zeros.
+    """Return all images in order; the last batch is padded with zeros.
 
     Args:
-      images: What to evaluate on.
+      images: The images to evaluate on.
       batch: Images in each.
-      size: Of the images.
-      threads: That make them; as many as there are cores by default.
+      size: The side of the images, in pixels.
+      threads: The number of threads; by default the number of cores.
     """
     count = len(images.labels)
 
@@ -146,7 +146,7 @@ def prefetched(
     threads: int | None = None,
     ahead: int | None = None,
 ) -> Iterator[_Result]:
-    """Yields `make(item)` of each item in order, made by threads beforehand.
+    """Yield `make(item)` of each item in order, made ahead by threads.
 
     An exception in `make` is raised where its result would be. The threads end with the
     iterator: when it is exhausted, raises, is closed, or is forgotten.
@@ -154,10 +154,11 @@ def prefetched(
     Args:
       make: Called in a thread, several at a time.
       items: Taken as results are asked for.
-      threads: As many as there are cores by default.
-      ahead: How many results may be under way; two a thread by default.
+      threads: The number of threads; by default the number of cores.
+      ahead: The number of results in progress; two a thread by default.
     """
     threads = threads or os.cpu_count() or 1
+    # Twice the threads, so that none waits for the consumer.
     ahead = ahead or 2 * threads
     waiting: collections.deque[concurrent.futures.Future[_Result]] = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(threads, "prefetch") as pool:
@@ -169,6 +170,7 @@ def prefetched(
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            # Without waiting: the consumer may have stopped early.
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -177,15 +179,16 @@ def _pictures(images: Images, rows: Int[np.ndarray, "B"]) -> "Iterator[Image]":
         try:
             yield images.pictures[row]
         except Exception as error:
+            # The library's error does not say which image it was.
             error.add_note(f"It is image {row} of {len(images.labels)}.")
             raise
 
 
 def _resized(picture: "Image", box: tuple[int, int, int, int], size: int) -> "Image":
-    """Returns the part of a picture in `box` in colours, by SigLIP2's interpolation."""
+    """Resize a picture's `box`, in colours, by SigLIP2's interpolation."""
     from PIL.Image import Resampling
 
-    # The crop first: what is outside of it is neither converted nor interpolated with.
+    # Crop first: pixels outside are then neither converted nor interpolated with.
     return picture.crop(box).convert("RGB").resize((size, size), Resampling.BILINEAR)
 
 
@@ -201,6 +204,7 @@ def _random_box(
     narrow, wide = map(math.log, RATIO)
     for _ in range(_TRIES):
         area = generator.uniform(*AREA) * width * height
+        # Log-uniform: 3:4 is as likely as 4:3.
         ratio = math.exp(generator.uniform(narrow, wide))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:

@@ -9,7 +9,7 @@ Problems", 2021), for a model small enough to train here:
 
 The sentences of a part are in no other part (`train.data.wordings`), so a model that
 learned sentences by heart fails in the test. An answer is right if it is the number.
-The same seed gives the same problems. Host code.
+The same seed gives the same problems. Runs on the host.
 """
 
 import random
@@ -19,13 +19,13 @@ from typing import NamedTuple
 from train.data import wordings
 
 SIZES = {"train": 8000, "validation": 1000, "test": 1000}
-"""The problems of each part, no two of which are equal."""
+"""The problems of each part, all different."""
 
 MARKER = "The answer is: "
-"""What precedes the answer in a solution."""
+"""The text before the answer in a solution."""
 
 LARGEST = 200
-"""No number of a story or a solution is larger, but for amounts of money and weight."""
+"""The largest number of a story, except for amounts of money and weight."""
 
 _MOST_MONEY = 999
 _STEPS = range(2, 4)
@@ -37,7 +37,7 @@ _SENTENCES: wordings.Wordings = {
 
 
 class Problem(NamedTuple):
-    """A story that ends in a question, its solution, and the number asked for.
+    """A story with a question, its solution, and the wanted number.
 
     The solution ends with the answer: `2 + 3 = 5. 5 * 4 = 20. The answer is: 20`.
     """
@@ -48,24 +48,26 @@ class Problem(NamedTuple):
 
 
 def load(part: str) -> tuple[Problem, ...]:
-    """Returns the problems of one part.
+    """Return the problems of one part.
 
     Raises:
       ValueError: if there is no such part.
     """
     if part not in SIZES:
         raise ValueError(f"Unknown part '{part}', expected {', '.join(SIZES)}.")
+    # Seeded by a string, so that parts are independent streams.
     generator = random.Random(f"word problems: {part}")
     found: dict[str, Problem] = {}
     while len(found) < SIZES[part]:
         problem = _problem(generator, part)
         if problem is not None:
+            # Numbers and names may repeat; each text is kept once.
             found.setdefault(problem.question, problem)
     return tuple(found.values())
 
 
 def answer(text: str) -> int | None:
-    """Returns the number after the last marker in what a model wrote, if there is one.
+    """Return the number after the last marker in a response, or None.
 
     Its thousands may be separated by commas.
     """
@@ -76,7 +78,7 @@ def answer(text: str) -> int | None:
 
 
 def _problem(generator: random.Random, part: str) -> Problem | None:
-    """Returns a problem, or None if its numbers turn out badly."""
+    """Make a problem, or return None if its numbers turn out badly."""
     kinds = _kinds(generator)
     name, other = generator.sample(wordings.NAMES, 2)
     words = {"n": name, "o": other, "t": generator.choice(wordings.THINGS)}
@@ -85,6 +87,7 @@ def _problem(generator: random.Random, part: str) -> Problem | None:
         numbers, steps = _amounts(kind, generator, count)
         for left, sign, right in steps:
             count = _result(left, sign, right)
+            # Rejected, not clipped: the solution must stay consistent.
             if count < 2 or count > (_MOST_MONEY if kind == "price" else LARGEST):
                 return None
             solution.append(f"{left} {sign} {right} = {count}.")
@@ -97,7 +100,7 @@ def _problem(generator: random.Random, part: str) -> Problem | None:
 
 
 def _kinds(generator: random.Random) -> list[str]:
-    """Returns what is told: an opening, one or two events, a question."""
+    """Return the sentences of a story: an opening, one or two events, a question."""
     opening = generator.choice(list(wordings.OPENINGS))
     events = generator.sample(list(wordings.EVENTS), generator.randint(1, 2))
     return [opening, *events, generator.choice(list(wordings.QUESTIONS))]
@@ -106,12 +109,12 @@ def _kinds(generator: random.Random) -> list[str]:
 def _amounts(
     kind: str, generator: random.Random, count: int
 ) -> tuple[dict[str, int], list[tuple[int, str, int]]]:
-    """Returns the numbers that a sentence tells, and what is to be computed from them.
+    """Return the numbers in a sentence, and the operation on them.
 
     Args:
       kind: One of the sentences of `train.data.wordings`.
-      generator: What to draw from.
-      count: How many things there are before.
+      generator: The source of randomness.
+      count: The number of things before.
     """
     few, some, many = (generator.randint(*x) for x in ((2, 9), (2, 12), (3, 50)))
     match kind:
@@ -139,7 +142,7 @@ def _amounts(
 
 
 def _result(left: int, sign: str, right: int) -> int:
-    """Returns what a step gives, 0 if that is no whole number."""
+    """Return the result of a step, or 0 if it is not a whole number."""
     if sign == "/":
         return 0 if left % right else left // right
     return {"+": left + right, "-": left - right, "*": left * right}[sign]

@@ -3,7 +3,7 @@
 C.J. Hutto and E. Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment
 Analysis of Social Media Text", ICWSM 2014, give each sentence the mean of about 20
 ratings in [-4, 4]. A sentence belongs to a part by the hash of its text, so that the
-split depends on no order and no seed. Host code.
+split depends on no order and no seed. Runs on the host.
 """
 
 import gzip
@@ -24,22 +24,23 @@ _ASSETS = pathlib.Path(__file__).parent.parent / "assets" / "sentiment"
 
 
 class Sentences(NamedTuple):
-    """Texts and their labels, which index `CLASSES`."""
+    """Texts and their labels, indices into `CLASSES`."""
 
     texts: tuple[str, ...]
     labels: tuple[int, ...]
 
 
 def bucket(text: str) -> int:
-    """Returns the sentence's bucket, 0 to 99, by which the data is split."""
+    """Return the sentence's bucket, 0 to 99, for the split."""
+    # Python's own `hash` differs between processes.
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 100
 
 
 def label(rating: float) -> int:
-    """Returns the class of a mean rating: neutral from -0.5 to 0.5, both included.
+    """Return the class of a mean rating: neutral from -0.5 to 0.5, both included.
 
     Raises:
-      ValueError: if it is no rating.
+      ValueError: if it is not a rating.
     """
     if not -4 <= rating <= 4:  # Nor is NaN.
         raise ValueError(f"A mean rating is {rating:g}, expected -4 to 4.")
@@ -47,7 +48,7 @@ def label(rating: float) -> int:
 
 
 def parse(tsv: str) -> Sentences:
-    """Returns the sentences of a file of the VADER data: id, mean rating, text.
+    """Parse a file of the VADER data: id, mean rating, text.
 
     Raises:
       ValueError: if a line has not three fields, or its rating is none.
@@ -66,7 +67,7 @@ def parse(tsv: str) -> Sentences:
 
 
 def load(task: str, part: str) -> Sentences:
-    """Returns one part of one task; all of them ship with this package.
+    """Return one part of one task; all of them ship with this package.
 
     Args:
       task: One of `TASKS`.
@@ -83,7 +84,7 @@ def load(task: str, part: str) -> Sentences:
 
 
 def select(sentences: Sentences, buckets: range) -> Sentences:
-    """Returns the sentences in `buckets`.
+    """Return the sentences in `buckets`.
 
     Raises:
       ValueError: if there are none.
@@ -100,13 +101,14 @@ def select(sentences: Sentences, buckets: range) -> Sentences:
 
 
 def pack(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Writes the original file `source`, compressed, to `target`.
+    """Compress the original file `source` to `target`.
 
     The same source gives the same bytes: the header holds no time and no file name.
     """
     data = source.read_bytes().replace(b"\r\n", b"\n")
     with (
         target.open("wb") as file,
+        # Without name and time: equal contents give equal files.
         gzip.GzipFile("", "wb", compresslevel=9, fileobj=file, mtime=0) as packed,
     ):
         packed.write(data)

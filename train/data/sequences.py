@@ -1,8 +1,8 @@
-"""Prompts with their responses, to train a causal language model on the responses.
+"""Prompts with responses, to train a causal language model on the responses.
 
-The label of a position is the token after it: that of a prompt's last token is the
-response's first. Labels of prompts and of padding do not count. Axis letters: `N`
-sequences, `T` tokens, `B` sequences of a batch. Host code, but for `batch`.
+The label of a position is the token after it: the label of a prompt's last token is the
+response's first token. Prompts and padding have no labels. Axis letters: `N` sequences,
+`T` tokens, `B` sequences of a batch. Runs on the host, except for `batch`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,19 +19,19 @@ from train.data.batch import NO_LABEL, Batch
 
 
 class Pair(NamedTuple):
-    """The tokens of a prompt, and of the response that goes on from it."""
+    """The tokens of a prompt, and of the response to it."""
 
     prompt: Sequence[int]
     response: Sequence[int]
 
 
 class Sequences(NamedTuple):
-    """Sequences of one width. A pytree: a compiled program takes rows out of it.
+    """Sequences of one width. A pytree, so that a compiled program can index it.
 
     Attributes:
       ids: Prompt, response, and zeros behind them.
       lengths: The tokens of both together.
-      prompts: Those of the prompts alone.
+      prompts: The lengths of the prompts alone.
     """
 
     ids: Int[jax.Array | np.ndarray, "N T"]
@@ -39,9 +39,10 @@ class Sequences(NamedTuple):
     prompts: Int[jax.Array | np.ndarray, "N"]
 
     def batch(self, rows: Int[jax.Array | np.ndarray, "B"]) -> Batch:
-        """Returns some of the sequences, with labels `[B, T]`. Traced."""
+        """Return some of the sequences, with labels `[B, T]`. Traceable under `jit`."""
         ids, lengths, prompts = (x[rows] for x in self)
         following = jnp.pad(ids[:, 1:], [(0, 0), (0, 1)])
+        # A label is the next token, so places are shifted by one.
         places = 1 + jnp.arange(ids.shape[1])[None]
         counts = (places >= prompts[:, None]) & (places < lengths[:, None])
         return Batch(ids, jnp.where(counts, following, NO_LABEL))
@@ -50,18 +51,19 @@ class Sequences(NamedTuple):
 def encode(
     tokenizer: tokenizers.Tokenizer, texts: Iterable[tuple[str, str]], *, end: int
 ) -> list[Pair]:
-    """Returns prompts and responses as tokens.
+    """Tokenize prompts and responses.
 
-    A prompt begins as the tokenizer begins every text. A response goes on with the same
-    text, and ends with the token `end`.
+    A prompt has the tokenizer's special tokens at its start. A response continues
+    the same text, and ends with the token `end`.
 
     Args:
-      tokenizer: That of the model.
+      tokenizer: The model's tokenizer.
       texts: Each prompt with its response.
-      end: What the model is to write after a response.
+      end: The token for the model to write after a response.
     """
     prompts, responses = zip(*texts, strict=True)
     begun = tokenizer.encode_batch(list(prompts))
+    # Without special tokens: a response continues its prompt.
     more = tokenizer.encode_batch(list(responses), add_special_tokens=False)
     return [Pair(x.ids, [*y.ids, end]) for x, y in zip(begun, more, strict=True)]
 
@@ -69,13 +71,13 @@ def encode(
 def pack(
     pairs: Sequence[Pair], *, width: int, multiple: int | None = None
 ) -> Sequences:
-    """Returns sequences as arrays, filled up with zeros to `width` tokens.
+    """Pack sequences into arrays, padded with zeros to `width` tokens.
 
     Args:
       pairs: The sequences.
       width: Tokens of a row.
-      multiple: Of the number of rows, as for `arrays.filled_up`. Rows that fill up have
-        no labels.
+      multiple: The divisor of the number of rows, as for `arrays.filled_up`.
+        Rows that fill up have no labels.
 
     Raises:
       ValueError: if there are none, one is too long, or a part of one is empty.
@@ -94,7 +96,7 @@ def pack(
 
 
 def batches(pairs: Sequence[Pair], *, width: int, size: int) -> list[Batch]:
-    """Returns all sequences in batches of one size, in their order, on the host.
+    """Return all sequences in batches of one size, in order, on the host.
 
     Args:
       pairs: The sequences.

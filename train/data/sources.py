@@ -1,7 +1,7 @@
-"""Where the paper's data sets are, and what has to be in them.
+"""Addresses of the paper's data sets, and their expected contents.
 
-The names are those of repositories on the Hugging Face hub. A size is what a first
-load downloads, rounded, where it is known. Host code.
+The names are repositories on the Hugging Face hub. A size is the first load's download,
+rounded, if known. Runs on the host.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 
 class Part(NamedTuple):
-    """A part of a set: the hub's splits joined by "+", and how many rows they have."""
+    """A part of a set: the hub's splits joined by "+", and their number of rows."""
 
     split: str
     count: int
@@ -21,15 +21,15 @@ class Source:
     """One data set.
 
     Attributes:
-      name: What the readers call it.
-      hub: Its repository.
+      name: The name in this package.
+      hub: The repository on the hub.
       configs: The repository's configurations that belong to it, joined in this order;
         none where there is only one.
       revision: The branch or commit, if not the newest.
       parts: By our names: "train", "test", ...
       columns: The names of the columns that are read, by ours.
-      classes: How many there are; none for tasks of free text.
-      metrics: What is reported, the paper's first.
+      classes: The number of classes; None for tasks of free text.
+      metrics: The reported metrics, the paper's first.
       remark: Licence and oddities.
       size: Bytes to download; None where it is not known.
     """
@@ -129,7 +129,7 @@ def _glue(
     metrics: tuple[str, ...],
     size: int,
 ) -> Source:
-    """Returns a task of GLUE. Its test labels are secret: the dev set is tested on."""
+    """Return a task of GLUE. Its test labels are secret: the dev set is the test."""
     return Source(
         name=name,
         hub="nyu-mll/glue",
@@ -175,7 +175,7 @@ _CONVERTED = "refs/convert/parquet"
 
 
 def _choices(name: str, hub: str, test: Part, columns: str, **more: Any) -> Source:
-    """Returns a test set of questions with given answers; columns keep their names."""
+    """Return a test set of questions with given answers; columns keep their names."""
     names = {x: x for x in columns.split()}
     return Source(name=name, hub=hub, parts={"test": test}, columns=names, **more)
 
@@ -280,7 +280,7 @@ SOURCES: Mapping[str, Source] = {
 
 
 def find(name: str) -> Source:
-    """Returns the set of this name.
+    """Return the set by its name.
 
     Raises:
       ValueError: if there is none.

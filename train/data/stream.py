@@ -1,4 +1,4 @@
-"""Images that come to the device in chunks of batches, made while it computes.
+"""Images for the device in chunks of batches, made while it computes.
 
 A large set does not fit there: Food-101 takes 11 GB at 224 pixels, and every epoch
 crops it anew. A chunk of 100 batches of 32 takes 480 MB, and there are three at a time:
@@ -22,13 +22,13 @@ from train.data.batch import Batch, Examples, Stream
 
 
 class Pixels(NamedTuple):
-    """Images as bytes, and their classes. A pytree: a program takes rows out of it."""
+    """Images as bytes, and their classes. A pytree, so that a program can index it."""
 
     images: UInt8[jax.Array | np.ndarray, "N H W 3"]
     labels: Int[jax.Array | np.ndarray, "N"]
 
     def batch(self, rows: Int[jax.Array | np.ndarray, "B"]) -> Batch:
-        """Returns some of the images, as bytes. Traced."""
+        """Return some of the images, as bytes. Traceable under `jit`."""
         return Batch(self.images[rows], self.labels[rows])
 
 
@@ -37,8 +37,8 @@ class Pictures:
     """A set of images as a stream: random crops, half of them mirrored.
 
     Attributes:
-      images: To learn from.
-      size: Of the model's images, in pixels.
+      images: The training images.
+      size: The side of the model's images, in pixels.
     """
 
     images: images.Images
@@ -47,7 +47,7 @@ class Pictures:
     def chunks(
         self, seed: int, *, steps: int, batch: int, start: int, stop: int, size: int
     ) -> Iterator[Examples]:
-        """Yields the batches of `preprocess.training_batches`; see `Stream`."""
+        """Yield the batches of `preprocess.training_batches`; see `Stream`."""
         batches = preprocess.training_batches(
             self.images,
             seed=seed,
@@ -56,6 +56,7 @@ class Pictures:
             start=start,
             size=self.size,
         )
+        # Lazily: a chunk is made when it is asked for.
         wanted = itertools.islice(batches, stop - start)
         while some := list(itertools.islice(wanted, size)):
             yield Pixels(*map(np.concatenate, zip(*some, strict=True)))
@@ -71,9 +72,9 @@ def joined(
     stop: int,
     size: int,
 ) -> Iterator[tuple[Examples, Int[np.ndarray, "K S B"]]]:
-    """Yields chunks on the device for several seeds, and where each one's batches are.
+    """Yield chunks for several seeds, on the device, and the place of each batch.
 
-    The next chunk is made and sent by a thread meanwhile. The arguments are those of
+    A thread makes and sends the next chunk meanwhile. The arguments are as for
     `Stream.chunks`.
     """
     parts = [
@@ -83,6 +84,7 @@ def joined(
 
     def make(first: int) -> tuple[Examples, np.ndarray]:
         some = [next(part) for part in parts]
+        # Seeds are concatenated: one transfer a chunk.
         data = jax.tree.map(lambda *x: jax.device_put(np.concatenate(x)), *some)
         count = min(size, stop - first)
         rows = np.arange(len(seeds) * count * batch, dtype=np.int32)
@@ -90,4 +92,5 @@ def joined(
 
     # One thread, so that chunks are taken in their order.
     firsts = range(start, stop, size)
+    # Two ahead: one on the device, one in the making.
     yield from preprocess.prefetched(make, firsts, threads=1, ahead=2)

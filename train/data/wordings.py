@@ -1,11 +1,11 @@
-"""How the stories of `train.data.problems` are told, in each part in other words.
+"""Wordings of the stories of `train.data.problems`, different in each part.
 
-`{n}` is who the story is about, `{o}` somebody else, `{t}` what is counted, `{a}` and
+`{n}` is the person of the story, `{o}` another one, `{t}` the counted things, `{a}` and
 `{b}` are numbers.
 """
 
 Wordings = dict[str, dict[str, tuple[str, ...]]]
-"""The sentences of each part, by what they tell."""
+"""The sentences of each part, by kind of event."""
 
 NAMES = (
     "Anna",

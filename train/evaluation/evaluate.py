@@ -1,31 +1,65 @@
-"""How many examples classifiers get right, each with its own adapters.
+"""Accuracy of classifiers, and the evaluator for many adapters on one base.
 
-Many adapters are evaluated in one call: they are stacked, and mapped over, beside one
-frozen base. Adapters of equal shapes run in the same compiled program: `para_jax.pad`
-brings a child to the shapes of its parent, exactly, with zeros.
+An evaluator stacks adapters and maps over them beside one frozen base. Adapters of
+equal shapes share a compiled program: `para_jax.pad` brings a child to the shapes of
+its parent, exactly, with zeros.
 
-Axis letters: `C` classifiers with their adapters, `B` examples.
+A counter grades the answers. There are three: right classes (here), predictions against
+labels (`predict`), and generated answers (`exact_match`).
+
+Axis letters: `C` models with their adapters, `G` models in one call, `B` examples.
 """
 
+import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from train.data.batch import Batch
 from train.models.adapted import Model
 
 AT_ONCE = 32
-"""Classifiers in one call: a compiled program has one shape, and memory an end."""
+"""Models in one call; bounds the memory and the sizes to compile for."""
 
 
-@runtime_checkable
-class Accuracies(Protocol):
-    """What evaluates many adapters on one base, as `accuracies` does."""
+class Group(NamedTuple):
+    """The models in one call of a compiled program.
+
+    Attributes:
+      heads: The classifiers, leaves `[G, ...]`.
+      lora: The adapters, leaves `[G, ...]`.
+      count: The number of models before the repetitions that fill up the last group.
+    """
+
+    heads: Any
+    lora: Any
+    count: int
+
+
+Count = Callable[[Group], Shaped[np.ndarray, "G ..."]]
+"""Grade the models of a group. Results of repetitions may be missing or arbitrary."""
+
+Counter = Callable[[Model, Mapping[str, Any], Sequence[Batch]], Count]
+"""Prepare to grade on a model, its frozen params on the device, and the batches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Evaluate many adapters on one base.
+
+    Attributes:
+      counter: Grades the models of one group on all batches.
+      limit: Returns the number of models that fit into memory.
+    """
+
+    counter: Counter
+    limit: Callable[[Model, Sequence[Batch]], int] = lambda model, batches: sys.maxsize
 
     def __call__(
         self,
@@ -36,9 +70,25 @@ class Accuracies(Protocol):
         batches: Sequence[Batch],
         *,
         at_once: int = AT_ONCE,
-    ) -> Float[np.ndarray, "C"]:
-        """Returns the share of the examples that each of them gets right."""
-        ...
+    ) -> Shaped[np.ndarray, "C ..."]:
+        """Return the counter's result for each of many models.
+
+        Args:
+          model: Maps the inputs of a batch to logits.
+          base: The frozen params, without the classifier.
+          heads: The classifiers, leaves `[C, ...]`; empty for causal models.
+          lora: Their adapters, as `para_jax.to_params` gives them, leaves `[C, ...]`.
+          batches: The examples.
+          at_once: The greatest number of models in one call of the compiled program.
+
+        Raises:
+          ValueError: if there are no batches.
+        """
+        check(batches)
+        size = min(at_once, self.limit(model, batches))
+        count = self.counter(model, jax.tree.map(jnp.asarray, base), batches)
+        found = [count(x)[: x.count] for x in groups(heads, lora, size)]
+        return np.concatenate(found)
 
 
 def accuracy(
@@ -49,7 +99,7 @@ def accuracy(
     *,
     on_batch: Callable[[int], object] = lambda examples: None,
 ) -> float:
-    """Returns the share of the examples that the model classifies rightly.
+    """Return the accuracy of one model.
 
     Args:
       model: Maps the inputs of a batch to logits.
@@ -62,7 +112,7 @@ def accuracy(
       ValueError: if there are no batches.
     """
     check(batches)
-    # Once, not with every batch.
+    # Move the weights once here; a NumPy argument is copied with every call.
     variables = jax.tree.map(jnp.asarray, {"params": params, "lora": lora})
     right = total = 0
     for batch in batches:
@@ -72,37 +122,25 @@ def accuracy(
     return right / total
 
 
-def accuracies(
-    model: Model,
-    base: Mapping[str, Any],
-    heads: Mapping[str, Any],
-    lora: Mapping[str, Any],
-    batches: Sequence[Batch],
-    *,
-    at_once: int = AT_ONCE,
-) -> Float[np.ndarray, "C"]:
-    """Returns the accuracy of each of many classifiers on one base.
-
-    Args:
-      model: Maps the inputs of a batch to logits.
-      base: The frozen params, without the classifier.
-      heads: The classifiers: leaves `[C, ...]`.
-      lora: Their adapters, as `para_jax.to_params` gives them, with leaves `[C, ...]`.
-      batches: The examples.
-      at_once: How many of the classifiers are in one call of the compiled program.
-
-    Raises:
-      ValueError: if there are no batches.
-    """
-    check(batches)
-    count = len(jax.tree.leaves((heads, lora))[0])
-    base = jax.tree.map(jnp.asarray, base)
+def _count_right_classes(
+    model: Model, base: Mapping[str, Any], batches: Sequence[Batch]
+) -> Count:
+    """Grade classifiers by their accuracy."""
     total = sum(batch.examples for batch in batches)
-    rights = []
-    for some in groups((heads, lora), at_once):
-        counts = [_count_each_right(model, base, *some, batch) for batch in batches]
-        rights.append(np.sum(jax.device_get(counts), axis=0))
-    return np.concatenate(rights)[:count] / total
+
+    def share(group: Group) -> Float[np.ndarray, "G"]:
+        # One transfer for all batches, so that the device never waits for the host.
+        counts = [
+            _count_each_right(model, base, group.heads, group.lora, batch)
+            for batch in batches
+        ]
+        return np.sum(jax.device_get(counts), axis=0) / total
+
+    return share
+
+
+accuracies = Evaluator(_count_right_classes)
+"""Return the accuracy of each of many classifiers."""
 
 
 class Part(NamedTuple):
@@ -110,27 +148,29 @@ class Part(NamedTuple):
 
     Attributes:
       batches: The examples.
-      accuracies: How; by default as classifiers.
+      accuracies: The evaluator; by default for classifiers.
     """
 
     batches: Sequence[Batch]
-    accuracies: Accuracies = accuracies
+    accuracies: Evaluator = accuracies
 
 
-def groups(members: Any, size: int) -> Iterator[Any]:
-    """Yields `size` members at a time, on the device.
+def groups(heads: Any, lora: Any, size: int) -> Iterator[Group]:
+    """Yield `size` models at a time, on the device.
 
-    The last of them are filled up with repetitions, so that all have one shape.
+    The last group is filled up with repetitions, so that all have one shape.
 
     Args:
-      members: A tree of leaves `[C, ...]`.
-      size: How many of them to yield at a time.
+      heads: The classifiers, leaves `[C, ...]`.
+      lora: The adapters, leaves `[C, ...]`.
+      size: The number of models to yield at a time.
     """
-    count = len(jax.tree.leaves(members)[0])
-    for start in range(0, count, size):
+    total = len(jax.tree.leaves((heads, lora))[0])
+    for start in range(0, total, size):
         places = np.arange(start, start + size)
-        places = np.where(places < count, places, start)
-        yield jax.tree.map(lambda x: jnp.asarray(x[places]), members)  # noqa: B023
+        places = np.where(places < total, places, start)
+        some = jax.tree.map(lambda x: jnp.asarray(x[places]), (heads, lora))  # noqa: B023
+        yield Group(some[0], some[1], min(size, total - start))
 
 
 def on_each(
@@ -139,17 +179,17 @@ def on_each(
     heads: Mapping[str, Any],
     lora: Mapping[str, Any],
 ) -> jax.Array:
-    """Returns what a function of a model's variables gives for each classifier. Traced.
+    """Map a function of a model's variables over classifiers. Traceable under `jit`.
 
     Args:
-      function: Of the variables of one of them.
+      function: Maps the variables of one model to an array.
       base: The frozen params, without the classifier.
       heads: The classifiers: leaves `[C, ...]`.
       lora: Their adapters, leaves `[C, ...]`.
     """
 
     def one(head: Any, lora: Any) -> jax.Array:
-        # Whatever a GPU does by default: children differ by little.
+        # GPUs round float32 products to TF32 by default; children differ by less.
         with jax.default_matmul_precision("float32"):
             return function({"params": {**base, "classifier": head}, "lora": lora})
 
@@ -157,7 +197,7 @@ def on_each(
 
 
 def check(batches: Sequence[Batch]) -> None:
-    """Checks that there is something to evaluate.
+    """Check that `batches` is not empty.
 
     Raises:
       ValueError: if there are no batches.

@@ -1,10 +1,10 @@
-"""The classes that classifiers name, each with its own adapters, and scores of them.
+"""Predicted classes of classifiers, each with its own adapters, and scores of them.
 
-`train.evaluation.evaluate` counts what is right. Other measures, such as Matthews'
+`train.evaluation.evaluate` counts correct answers. Other measures, such as Matthews'
 correlation, need each prediction beside its label.
 
-Axis letters: `C` classifiers with their adapters, `B` examples of a batch, `N` of all
-batches. Host code around one compiled program.
+Axis letters: `G` classifiers in one call, `B` examples of a batch, `N` of all batches.
+Runs on the host, around one compiled program.
 """
 
 import functools
@@ -23,64 +23,51 @@ from train.models.adapted import Model
 
 def scored(
     score: Callable[[Int[np.ndarray, "N"], Int[np.ndarray, "N"]], float],
-) -> evaluate.Accuracies:
-    """Returns what evaluates many classifiers by a score, as `accuracies` by a share.
+) -> evaluate.Evaluator:
+    """Return the evaluator of classifiers by a score.
 
     Args:
-      score: Of the predictions of one of them, and the labels.
+      score: Maps the predictions of one classifier and the labels to a number.
     """
 
-    def scores(
-        model: Model,
-        base: Mapping[str, Any],
-        heads: Mapping[str, Any],
-        lora: Mapping[str, Any],
-        batches: Sequence[Batch],
-        *,
-        at_once: int = evaluate.AT_ONCE,
-    ) -> Float[np.ndarray, "C"]:
-        found = predictions(model, base, heads, lora, batches, at_once=at_once)
-        wanted = labels(batches)
-        return np.array([score(x, wanted) for x in found], float)
+    def counter(
+        model: Model, base: Mapping[str, Any], batches: Sequence[Batch]
+    ) -> evaluate.Count:
+        predict, wanted = _predict(model, base, batches), labels(batches)
 
-    return scores
+        def scores(group: evaluate.Group) -> Float[np.ndarray, "G"]:
+            return np.array([score(x, wanted) for x in predict(group)], float)
+
+        return scores
+
+    return evaluate.Evaluator(counter)
 
 
-def predictions(
-    model: Model,
-    base: Mapping[str, Any],
-    heads: Mapping[str, Any],
-    lora: Mapping[str, Any],
-    batches: Sequence[Batch],
-    *,
-    at_once: int = evaluate.AT_ONCE,
-) -> Int[np.ndarray, "C N"]:
-    """Returns the class that each of many classifiers names, in the order of `labels`.
-
-    Args:
-      model: Maps the inputs of a batch to logits.
-      base: The frozen params, without the classifier.
-      heads: The classifiers: leaves `[C, ...]`.
-      lora: Their adapters, as `para_jax.to_params` gives them, with leaves `[C, ...]`.
-      batches: The examples, with a label each; rows that fill up are left out.
-      at_once: How many of the classifiers are in one call of the compiled program.
-
-    Raises:
-      ValueError: if there are no batches.
-    """
-    evaluate.check(batches)
-    count = len(jax.tree.leaves((heads, lora))[0])
-    base = jax.tree.map(jnp.asarray, base)
+def _predict(
+    model: Model, base: Mapping[str, Any], batches: Sequence[Batch]
+) -> Callable[[evaluate.Group], Int[np.ndarray, "G N"]]:
     counts = np.concatenate([np.asarray(x.labels) != NO_LABEL for x in batches])
-    found = []
-    for some in evaluate.groups((heads, lora), at_once):
-        named = [_predict_each(model, base, *some, batch.inputs) for batch in batches]
-        found.append(np.concatenate(jax.device_get(named), axis=1)[:, counts])
-    return np.concatenate(found)[:count]
+
+    def predict(group: evaluate.Group) -> Int[np.ndarray, "G N"]:
+        named = [
+            _predict_each(model, base, group.heads, group.lora, batch.inputs)
+            for batch in batches
+        ]
+        found = np.concatenate(jax.device_get(named), axis=1)
+        return found[: group.count, counts]
+
+    return predict
+
+
+predictions = evaluate.Evaluator(_predict)
+"""Return the predicted class of each classifier, `[C, N]`, in the order of `labels`.
+
+Each example has one label; rows that fill up a batch are left out.
+"""
 
 
 def labels(batches: Sequence[Batch]) -> Int[np.ndarray, "N"]:
-    """Returns the labels that count, one batch after the other."""
+    """Return the labels of all batches, without filling rows."""
     found = np.concatenate([np.asarray(x.labels) for x in batches])
     return found[found != NO_LABEL]
 

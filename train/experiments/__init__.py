@@ -1,1 +1,1 @@
-"""What the experiments found: rows of results, and the tables and figures of them."""
+"""Results of the experiments: rows, and tables and figures of them."""

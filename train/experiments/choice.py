@@ -1,10 +1,9 @@
 """The choice of the learning rate, by validation accuracy alone.
 
-Each method gets the same small grid. For each task, method and policy the rate with
-the largest mean over seeds is taken, and only its models meet the test part; where
-several sets test what was trained once, it is one rate for all of them. A model
-that serves several ranks (DyLoRA) would have another rate at each if all were tried at
-each; the grid tries them at the target, and the other ranks have one rate.
+Each method gets the same small grid. For each task, method and policy the rate with the
+largest mean over seeds is taken, and only its models meet the test part; a task with
+several test sets has one rate for all of them. A model that serves several ranks
+(DyLoRA) is searched at the target rank only, and all its ranks have that one rate.
 """
 
 from collections import defaultdict
@@ -13,14 +12,14 @@ from collections.abc import Iterable, Mapping
 from train.experiments.rows import Row
 
 Group = tuple[str, str, str]
-"""The task that was trained on, method, policy."""
+"""The training task, method, policy."""
 
 _ROUNDING = 2e-6
-"""What two means may differ by and still be equal: files have six digits."""
+"""Means this close are equal: files have six digits."""
 
 
 def rates(rows: Iterable[Row]) -> dict[Group, float]:
-    """Returns the learning rate of the largest mean validation accuracy.
+    """Return the learning rate of the largest mean validation accuracy.
 
     The mean is over the seeds that all rates of the group were tried with. Of equal
     rates it is the one that met the test part, or else the smallest. A group with one
@@ -37,7 +36,7 @@ def rates(rows: Iterable[Row]) -> dict[Group, float]:
 
 
 def chosen(rows: Iterable[Row]) -> list[Row]:
-    """Returns the rows that have the rate that `rates` chose for their group."""
+    """Return the rows with the rate of their group in `rates`."""
     rows = list(rows)
     best = rates(rows)
     return [x for x in rows if x.learning_rate == best[_group(x)]]
@@ -50,6 +49,7 @@ def _group(row: Row) -> Group:
 def _best(found: Mapping[float, Mapping[int, Row]], group: Group) -> float:
     if len(found) == 1:
         return next(iter(found))
+    # Seeds in common, so that a rate does not win by an easier seed.
     seeds = set.intersection(*(set(by_seed) for by_seed in found.values()))
     values = {
         rate: [found[rate][seed].validation for seed in seeds] for rate in sorted(found)
@@ -62,6 +62,7 @@ def _best(found: Mapping[float, Mapping[int, Row]], group: Group) -> float:
         )
     means = {k: sum(x for x in v if x is not None) / len(v) for k, v in values.items()}
     equal = [x for x in means if means[x] > max(means.values()) - _ROUNDING]
+    # Of equal rates, one with test results: it was chosen before.
     tested = [
         x for x in equal if any(y.accuracy is not None for y in found[x].values())
     ]

@@ -1,4 +1,4 @@
-"""What was measured of one method under one policy: on each task, and on average."""
+"""Measurements of one method under one policy: on each task, and on average."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class Measured(NamedTuple):
       accuracy: By task, and then `mean`: a number for each seed.
       rank: The average rank, over tasks and seeds.
       params: The parameters of the LoRA factors, over tasks and seeds.
-      measures: What else was measured, by task and measure, such as `cola, matthews`: a
+      measures: Further measures, by task and name, such as `cola, matthews`: a
         number for each seed.
     """
 
@@ -38,20 +38,22 @@ class Measured(NamedTuple):
 
 
 def tasks(rows: Iterable[Row]) -> tuple[str, ...]:
-    """Returns the tasks that rows are of, in the order of every table."""
+    """Return the tasks of the rows, in the order of every table."""
     found = {row.task for row in rows}
+    # In the order of TASKS, not of the files.
     return tuple(task for task in TASKS if task in found)
 
 
 def policies(rows: Iterable[Row], method: str, kind: str) -> list[str]:
-    """Returns the policies of a kind, such as `rank`, from the largest value down."""
+    """Return the policies of a kind, such as `rank`, from the largest value down."""
     found = {x.policy for x in rows if x.method == method}
+    # Two words: `rank 4 steps 0.1` is a policy of another kind.
     found = {x for x in found if x.split(" ")[0] == kind and len(x.split(" ")) == 2}
     return sorted(found, key=value, reverse=True)
 
 
 def value(policy: str) -> float:
-    """Returns the number in a policy: 0.25 of `params 0.25`.
+    """Return the number in a policy: 0.25 of `params 0.25`.
 
     Raises:
       ValueError: if it has none.
@@ -66,14 +68,14 @@ def value(policy: str) -> float:
 
 
 def has(rows: Iterable[Row], method: str, policy: str) -> bool:
-    """Returns whether there are any rows of this method and policy."""
+    """Test whether there are rows of this method and policy."""
     return any(x.method == method and x.policy == policy for x in rows)
 
 
 def partial(rows: Iterable[Row], method: str, policy: str) -> dict[str, float]:
-    """Returns the mean accuracies by task, if the method is not on all tasks of rows.
+    """Return the mean accuracies by task, if the method lacks a task of the rows.
 
-    Empty if it is, or if there are no rows of it.
+    Empty if it has all tasks, or no rows.
     """
     rows = list(rows)
     mine = [x for x in rows if x.method == method and x.policy == policy]
@@ -87,7 +89,7 @@ def partial(rows: Iterable[Row], method: str, policy: str) -> dict[str, float]:
 
 
 def measure(rows: Sequence[Row], method: str, policy: str) -> Measured:
-    """Returns what the rows of one method and policy say.
+    """Summarise the rows of one method and policy.
 
     Raises:
       Missing: if there are none, or none of a task that others were measured on.
@@ -117,6 +119,7 @@ def measure(rows: Sequence[Row], method: str, policy: str) -> Measured:
         }
         for task in tasks(rows)
     }
+    # Averaged by seed, so that differences can be paired.
     accuracy[MEAN] = statistics.average(list(accuracy.values()))
     return Measured(
         accuracy=accuracy,
@@ -127,7 +130,7 @@ def measure(rows: Sequence[Row], method: str, policy: str) -> Measured:
 
 
 def _measures(rows: Sequence[Row]) -> dict[str, Sample]:
-    """Returns what the rows of one method and policy measure beside the accuracy."""
+    """Return the further measures of one method and policy, beside the accuracy."""
     found: dict[str, dict[int, float]] = {}
     for task in tasks(rows):
         for row in rows:
@@ -137,7 +140,7 @@ def _measures(rows: Sequence[Row]) -> dict[str, Sample]:
 
 
 def columns(found: Iterable[Measured]) -> tuple[str, ...]:
-    """Returns the columns of all, which have to be the same.
+    """Return the columns of all, which must be the same.
 
     Raises:
       Missing: if they were measured on different tasks.
@@ -154,7 +157,7 @@ def columns(found: Iterable[Measured]) -> tuple[str, ...]:
 
 
 def differences(left: Measured, right: Measured) -> dict[str, Interval]:
-    """Returns the interval of `left - right`, paired by seed, for each column.
+    """Return the interval of `left - right`, paired by seed, for each column.
 
     Raises:
       Missing: if the two were measured on different tasks.

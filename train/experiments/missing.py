@@ -1,11 +1,11 @@
-"""What is said when results do not have what a table or a figure is made of."""
+"""The error for results without the rows of a table or a figure."""
 
 
 class Missing(ValueError):
-    """There are no such results: not an error of those that are there.
+    """The results do not exist; the existing ones are correct.
 
     Attributes:
-      what: In a few words, such as `no cost.json`.
+      what: The missing thing in a few words, such as `no cost.json`.
     """
 
     def __init__(self, message: str, *, what: str) -> None:

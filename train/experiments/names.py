@@ -1,4 +1,4 @@
-"""How methods are called in tables and figures."""
+"""Names of the methods in tables and figures."""
 
 LABELS = {
     "lora": "LoRA",
@@ -31,5 +31,5 @@ LABELS = {
 
 
 def label(method: str) -> str:
-    """Returns what readers know the method as; scores keep the names they have."""
+    """Return the method's label for readers; scores keep their names."""
     return LABELS.get(method, method)

@@ -1,4 +1,4 @@
-"""The folder of results, each file read when it is first asked for."""
+"""The folder of results; each file is read on first use."""
 
 import pathlib
 import re
@@ -11,7 +11,7 @@ from train.experiments.missing import Missing
 from train.experiments.rows import Cost, Row, Spectrum
 
 FOLDER = pathlib.Path(__file__).parent.parent / "results"
-"""Where the committed results are."""
+"""The folder of the committed results."""
 
 _GRID = "python -m train grid && python -m train collect"
 MADE_BY = {
@@ -21,7 +21,7 @@ MADE_BY = {
     "spectra": _GRID,
     "cost": "python -m train cost",
 }
-"""Each file, and the command that makes it of the sentiment tasks."""
+"""The command for each file, on the sentiment tasks."""
 
 PARENT = ("lora", "rank 16")
 """The method and the policy of the parents of all children."""
@@ -34,14 +34,15 @@ class Files:
 
     def __init__(self, folder: pathlib.Path = FOLDER) -> None:
         self.folder = folder
+        # Read once: tables share the files.
         self._files: dict[str, store.Results[Any]] = {}
         self._rows: dict[str, Sequence[Row]] = {}
 
     def file(self, name: str) -> store.Results[Any]:
-        """Returns all that a file holds: every learning rate that was tried.
+        """Return all rows of a file: every learning rate in the search.
 
         Raises:
-          Missing: if it is not there; the message names what makes it.
+          Missing: if it is not there; the message names the command to make it.
           ValueError: if it is corrupt, or not of this form.
         """
         if name not in self._files:
@@ -54,7 +55,7 @@ class Files:
         return self._files[name]
 
     def rows(self, name: str) -> Sequence[Row]:
-        """Returns the rows of the learning rates that the validation part chose.
+        """Return the rows of the learning rates chosen by validation.
 
         Args:
           name: `trained`, `children` or `retuned`.
@@ -68,7 +69,7 @@ class Files:
         return self._rows[name]
 
     def measure(self, name: str, method: str, policy: str) -> Measured:
-        """Returns what a file says of one method under one policy.
+        """Return the measurements of one method under one policy.
 
         Args:
           name: `trained`, `children` or `retuned`.
@@ -89,27 +90,28 @@ class Files:
             ) from None
 
     def remedy(self, name: str) -> str:
-        """Returns what makes a file, or what it lacks, as the end of a sentence.
+        """Return the remedy for a missing file or row, as the end of a sentence.
 
-        It is what made the file, or others of its folder.
+        The remedy is the command for the file, or for others of its folder.
         """
         there = [x for x in (name, *MADE_BY) if self._path(x).is_file()]
         if not there:
             return f"`{MADE_BY[name]}` makes it."
         verb = "cost" if name == "cost" else "grid"
+        # The file's own command, with its options.
         made = re.sub("train (grid|cost)", f"train {verb}", self.file(there[0]).command)
         return f"`{made}` and then `collect` make it, if that comparison has it."
 
     def parent(self) -> Measured:
-        """Returns what was measured of the parents."""
+        """Return the measurements of the parents."""
         return self.measure("trained", *PARENT)
 
     def has(self, name: str, method: str, policy: str) -> bool:
-        """Returns whether a file has any rows of this method and policy."""
+        """Test whether a file has rows of this method and policy."""
         return measured.has(self.rows(name), method, policy)
 
     def partial(self, name: str, method: str, policy: str) -> dict[str, float]:
-        """Returns the accuracies by task, of what was not measured on all tasks."""
+        """Return the accuracies by task, for a method without results on all tasks."""
         return measured.partial(self.rows(name), method, policy)
 
     def _path(self, name: str) -> pathlib.Path:

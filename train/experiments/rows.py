@@ -1,4 +1,4 @@
-"""What a row of results says: a model that was evaluated, a spectrum, a cost."""
+"""Rows of results: an evaluated model, a spectrum, a cost."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ SETS = {
         ("mathematics", sources.MATHEMATICS),
     )
 }
-"""The tasks that are trained on once and tested on several sets, and these sets."""
+"""Training tasks with several test sets, and these sets."""
 
 TASKS = (
     *sentiment.TASKS,
@@ -23,7 +23,7 @@ TASKS = (
     *(x.name for x in (*sources.IMAGES, *sources.GLUE)),
     *(name for task, sets in SETS.items() for name in (task, *sets)),
 )
-"""Those of all comparisons, in the order of every table."""
+"""The tasks of all comparisons, in the order of every table."""
 
 _TRAINED_ON = {name: task for task, sets in SETS.items() for name in sets}
 _SHARE = (0.0, 1.0)
@@ -33,24 +33,24 @@ _POSITIVE = (5e-324, math.inf)  # The smallest float above zero.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One model, evaluated.
+    """An evaluated model.
 
     Attributes:
       task: One of `TASKS`. Of those in `SETS` it is the set that it was evaluated on;
         a model that lost the search for the learning rate was evaluated on none.
-      method: What trained it; or what cut it out of its parent.
-      policy: What it was to cost, such as `rank 4` (on average), `params 0.25` (of its
+      method: The training method, or the method of cutting the parent.
+      policy: The budget, such as `rank 4` (on average), `params 0.25` (of its
         parent's), `epsilon 0.99`, `drop 8`; empty if it was not told.
-      seed: Of the training, or of the parent's.
+      seed: The seed of the training, or of the parent's.
       rank_total: Over all modules.
-      modules: How many kernels have an adapter in the parent.
-      params: Those of the LoRA factors alone.
+      modules: The number of kernels with an adapter in the parent.
+      params: The number of parameters in the LoRA factors alone.
       accuracy: On the test part, 0 to 1; None if it was not looked at.
       validation: The accuracy on the validation part.
-      learning_rate: Of the training, or of the parent's.
+      learning_rate: The rate of the training, or of the parent's.
       config: The name of its configuration in the file.
       steps: Of its training; those after the cut if it was trained on.
-      measures: What else GLUE reports of the task, -1 to 1: `matthews` of CoLA, `f1` of
+      measures: Further metrics of GLUE's task, -1 to 1: `matthews` of CoLA, `f1` of
         MRPC, and the accuracy on the part `mismatched` of MNLI. No mean has it.
     """
 
@@ -82,12 +82,12 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, int, float]:
-        """What no two rows of a file share."""
+        """The unique key of a row in its file."""
         return self.task, self.method, self.policy, self.seed, self.learning_rate
 
     @property
     def trained_on(self) -> str:
-        """The task of its training; several sets may test what came of it."""
+        """The training task; several test sets may share one."""
         return _TRAINED_ON.get(self.task, self.task)
 
     @property
@@ -101,10 +101,10 @@ class Spectrum:
 
     Attributes:
       task: One of `TASKS`.
-      seed: Of the training.
+      seed: The seed of the training.
       module: The kernel's path.
-      m: Its inputs.
-      n: Its outputs.
+      m: The number of inputs.
+      n: The number of outputs.
       values: Descending.
     """
 
@@ -124,19 +124,19 @@ class Spectrum:
 
     @property
     def key(self) -> tuple[str, int, str]:
-        """What no two rows of a file share."""
+        """The unique key of a row in its file."""
         return self.task, self.seed, self.module
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What training by one method takes.
+    """The training cost of one method.
 
     Attributes:
-      method: Its name.
-      policy: What the result costs, such as `rank 16`.
+      method: The method's name.
+      policy: The budget of the result, such as `rank 16`.
       step_seconds: The time of one step.
-      peak_bytes: What the compiled program of a step holds at once, by XLA's account;
+      peak_bytes: The peak memory of a step's compiled program, by XLA's account;
         None if it does not say.
     """
 
@@ -149,5 +149,5 @@ class Cost:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What no two rows of a file share."""
+        """The unique key of a row in its file."""
         return self.method, self.policy

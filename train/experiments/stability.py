@@ -1,4 +1,4 @@
-"""Rank maps out of spectra, and how far they agree over seeds and tasks."""
+"""Rank maps from spectra, and their correlation over seeds and over tasks."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ class Agreement(NamedTuple):
     """The correlations of pairs of rank maps, over modules.
 
     Attributes:
-      pearson: Of the ranks, one number a pair.
-      spearman: Of the order of the modules.
+      pearson: The correlation of the ranks, one number a pair.
+      spearman: The correlation of the modules' order.
     """
 
     pearson: Sequence[float]
@@ -31,7 +31,7 @@ class Agreement(NamedTuple):
 
 
 def maps(spectra: Sequence[Spectrum], rank: float = RANK) -> Maps:
-    """Returns the ranks that PARA gives every module of every parent.
+    """Return PARA's ranks for every module of every parent.
 
     Args:
       spectra: The singular values of all modules.
@@ -41,6 +41,7 @@ def maps(spectra: Sequence[Spectrum], rank: float = RANK) -> Maps:
     for x in spectra:
         parents.setdefault((x.task, x.seed), {})[x.module] = _as_spectrum(x)
     result: dict[str, dict[int, dict[str, int]]] = {}
+    # Tasks in their order, whatever that of the file.
     for task in TASKS:
         for (name, seed), modules in parents.items():
             if name == task:
@@ -51,7 +52,7 @@ def maps(spectra: Sequence[Spectrum], rank: float = RANK) -> Maps:
 
 
 def over_seeds(found: Maps) -> dict[str, Agreement]:
-    """Returns the agreement of each two seeds of the same task.
+    """Return the agreement of each two seeds of the same task.
 
     Raises:
       Missing: if there are less than two seeds.
@@ -63,7 +64,7 @@ def over_seeds(found: Maps) -> dict[str, Agreement]:
 
 
 def over_tasks(found: Maps) -> Agreement:
-    """Returns the agreement of each two tasks, of the same seed: what tasks share.
+    """Return the agreement of each two tasks of the same seed.
 
     Raises:
       Missing: if there are less than two tasks with a seed in common.
@@ -77,8 +78,9 @@ def over_tasks(found: Maps) -> Agreement:
 
 
 def _as_spectrum(x: Spectrum) -> para.Spectrum:
-    """Returns what `para.ranks` takes; it reads the values and sizes alone."""
+    """Return the argument of `para.ranks`, which reads the values and sizes alone."""
     values = jnp.asarray(x.values)
+    # The bases are not read; any matrices of the right size will do.
     unread = jnp.eye(values.size)
     return para.Spectrum(
         s=values,
@@ -100,6 +102,7 @@ def _agreement(
             what="no pairs in spectra.json",
         )
     ranks = [
+        # Both maps in the order of the left one's modules.
         ([left[path] for path in left], [right[path] for path in left])
         for left, right in pairs
     ]

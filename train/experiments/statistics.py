@@ -1,7 +1,7 @@
 """Means over seeds, and paired confidence intervals of differences.
 
-A sample is a number for each seed. Two methods are paired by seed: what the seed draws
-(the order of the data, the head's start) is equal, and what it adds cancels.
+A sample is a number for each seed. Two methods are paired by seed: both share the
+seed's draws (the order of the data, the head's start), so their effect cancels.
 """
 
 import math
@@ -21,7 +21,7 @@ class Interval(NamedTuple):
     Attributes:
       mean: The middle.
       half: Half its width; infinite if there is one seed only.
-      seeds: How many there are.
+      seeds: The number of seeds.
     """
 
     mean: float
@@ -30,24 +30,25 @@ class Interval(NamedTuple):
 
     @property
     def side(self) -> int:
-        """1 if all of it is above zero, -1 if below, 0 if it holds zero."""
+        """1 if the interval is above zero, -1 if below, 0 if it contains zero."""
         return int(np.sign(self.mean)) if abs(self.mean) > self.half else 0
 
 
 def mean(sample: Sample) -> float:
-    """Returns the mean over seeds."""
+    """Return the mean over seeds."""
     return float(np.mean(list(sample.values())))
 
 
 def std(sample: Sample) -> float:
-    """Returns the sample standard deviation over seeds; NaN for one seed."""
+    """Return the sample standard deviation over seeds; NaN for one seed."""
     if len(sample) < 2:
+        # One seed has no spread.
         return math.nan
     return float(np.std(list(sample.values()), ddof=1))
 
 
 def average(samples: Sequence[Sample]) -> dict[int, float]:
-    """Returns the mean over samples, by the seeds that all of them have.
+    """Average over samples, for the seeds common to all of them.
 
     Raises:
       ValueError: if they have no seed in common.
@@ -59,12 +60,12 @@ def average(samples: Sequence[Sample]) -> dict[int, float]:
 
 
 def paired(left: Sample, right: Sample, *, confidence: float = 0.95) -> Interval:
-    """Returns the interval of the mean of `left - right`, by Student's t.
+    """Return the interval of the mean of `left - right`, by Student's t.
 
     Args:
       left: One number a seed.
-      right: The same for what it is compared with. Only seeds in both count.
-      confidence: Of the two-sided interval.
+      right: The numbers to compare with. Only seeds in both count.
+      confidence: The confidence of the two-sided interval.
 
     Raises:
       ValueError: if they have no seed in common.
@@ -73,8 +74,10 @@ def paired(left: Sample, right: Sample, *, confidence: float = 0.95) -> Interval
     differences = np.array([left[seed] - right[seed] for seed in seeds])
     n = len(seeds)
     middle = float(differences.mean())
+    # One difference has no variance.
     if n == 1:
         return Interval(middle, math.inf, 1)
+    # Student's t: there are few seeds.
     error = differences.std(ddof=1) / math.sqrt(n)
     return Interval(middle, float(stats.t.ppf((1 + confidence) / 2, n - 1) * error), n)
 
@@ -82,6 +85,7 @@ def paired(left: Sample, right: Sample, *, confidence: float = 0.95) -> Interval
 def _common(samples: Sequence[Sample]) -> list[int]:
     seeds = set.intersection(*(set(sample) for sample in samples))
     if not seeds:
+        # The message lists the seeds, since their sets are the mistake.
         held = "; ".join(", ".join(map(str, sorted(x))) for x in samples)
         raise ValueError(f"Samples without a common seed cannot be paired: {held}.")
     return sorted(seeds)

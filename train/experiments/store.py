@@ -1,6 +1,7 @@
-"""Files of rows: JSON with one row a line, and what made them at the head.
+"""Files of rows: JSON with one row a line, and their circumstances at the head.
 
-Reading says which file, row and field is wrong. Floats have six digits. Host code.
+Reading says which file, row and field is wrong. Floats have six digits. Runs on the
+host.
 """
 
 import dataclasses
@@ -18,13 +19,13 @@ R = TypeVar("R", Row, Spectrum, Cost)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results(Generic[R]):
-    """One file.
+    """The contents of one file.
 
     Attributes:
-      command: What made it.
-      commit: Of the code that did.
-      versions: Of the libraries, by name.
-      device: What it ran on.
+      command: The command behind the rows.
+      commit: The commit of that code.
+      versions: The versions of the libraries, by name.
+      device: The device of the runs.
       configs: The settings of each run, by the name that rows have for them.
       rows: The results.
     """
@@ -42,37 +43,41 @@ _HEAD |= {"configs": dict, "rows": list}
 
 
 def write(path: pathlib.Path, results: Results[R]) -> None:
-    """Writes the file, as a whole or not at all.
+    """Write the file atomically.
 
     Raises:
-      ValueError: as `read` would, of what it is about to write.
+      ValueError: as `read` would, of the written file.
     """
     raw = {name: getattr(results, name) for name in _HEAD}
     raw["rows"] = [_record(row) for row in results.rows]
     if results.rows:
+        # Validated as a reader would, so that no unreadable file is written.
         _parse(raw, type(results.rows[0]), path)
+    # One row a line: a change of results is readable in git.
     head = [f'"{k}": {_json(raw[k])}' for k in _HEAD if k not in ("configs", "rows")]
     configs = [f"{_json(k)}: {_json(v)}" for k, v in raw["configs"].items()]
     head.append('"configs": {\n' + ",\n".join(configs) + "\n}")
     head.append('"rows": [\n' + ",\n".join(map(_json, raw["rows"])) + "\n]")
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed into place: readers see the old file or the new one.
     part = path.with_name(f"{path.name}.part")
     part.write_text("{\n" + ",\n".join(head) + "\n}\n")
     part.replace(path)
 
 
 def read(path: pathlib.Path, kind: type[R]) -> Results[R]:
-    """Returns the file's results.
+    """Read a file of results.
 
     Args:
-      path: What `write` wrote.
-      kind: What its rows are.
+      path: A file by `write`.
+      kind: The type of its rows.
 
     Raises:
       FileNotFoundError: if there is no file.
       ValueError: if it is not of this form. The message names file, row and field.
     """
     try:
+        # JSON has no NaN, but Python's reader accepts it.
         raw = json.loads(path.read_text(), parse_constant=_refuse)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
@@ -140,7 +145,7 @@ def _types(kind: type[Any]) -> dict[str, Any]:
 def _value(
     value: Any, wanted: Any, limits: tuple[float, float] | None, where: str
 ) -> Any:
-    """Returns the value, with a tuple in the place of a list."""
+    """Return the value, with lists converted to tuples."""
     accepts, words = _TYPES[wanted]
     if not accepts(value):
         raise ValueError(f"{where} is {_name(value)}, expected {words}.")
@@ -154,13 +159,14 @@ def _value(
 
 
 def _numbers(x: Any) -> Sequence[Any]:
-    """Returns each number of a value."""
+    """Return all numbers in a value."""
     if isinstance(x, Mapping):
         return tuple(x.values())
     return x if isinstance(x, tuple) else (x,)
 
 
 def _is_int(x: Any) -> bool:
+    # In Python a bool is an int.
     return isinstance(x, int) and not isinstance(x, bool)
 
 
@@ -188,13 +194,14 @@ _TYPES: dict[Any, tuple[Callable[[Any], bool], str]] = {
 
 
 def _record(row: Row | Spectrum | Cost) -> dict[str, Any]:
-    """Returns the row without what is None, floats rounded."""
+    """Return the row without None, floats rounded."""
     values = {x.name: getattr(row, x.name) for x in dataclasses.fields(row)}
     return {name: _rounded(x) for name, x in values.items() if x is not None}
 
 
 def _rounded(x: Any) -> Any:
     if isinstance(x, float):
+        # Six digits: reproducible across machines, and half the size.
         return float(f"{x:.6g}")
     if isinstance(x, Mapping):
         return {name: _rounded(y) for name, y in x.items()}

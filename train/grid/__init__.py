@@ -1,1 +1,1 @@
-"""All runs behind the tables and figures: what they are, and how they are made."""
+"""All runs behind the tables and figures: their plans, and how they are made."""

@@ -1,7 +1,7 @@
-"""Every child of the parents of one task: pruned, stacked, and evaluated side by side.
+"""All children of the parents of one task: pruned, stacked, and evaluated together.
 
-A child is made by a pruner within a budget. PARA is the score `sigma`; what it also has
-is the local ablation, the energy sweep and the opposite of PARA, which drops the top.
+A child is made by a pruner within a budget. PARA is the score `sigma`; with it go the
+local ablation, the energy sweep, and the opposite of PARA, which drops the top.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ PARA = "sigma"
 
 
 class Child(NamedTuple):
-    """One child, and how its row calls it."""
+    """One child, and its names in a row."""
 
     method: str
     policy: str
@@ -32,7 +32,7 @@ class Parent(NamedTuple):
     """One trained parent.
 
     Attributes:
-      seed: Of its training.
+      seed: The seed of its training.
       adapters: One kernel each, NumPy arrays.
       head: The classifier.
     """
@@ -43,7 +43,8 @@ class Parent(NamedTuple):
 
 
 def parents(trained: training.Trained) -> list[Parent]:
-    """Returns the members that were trained, by seed."""
+    """Return the trained members, by seed."""
+    # Finishing needs no schedule, so any number of steps will do.
     method = plan.PARENT.config.method(0)
     result = []
     for i, seed in enumerate(trained.seeds):
@@ -58,15 +59,16 @@ def parents(trained: training.Trained) -> list[Parent]:
 def rows(
     place: training.Place, rate: float, parent: Parent, base: Mapping[str, Any]
 ) -> list[Row]:
-    """Returns the rows of all children of one parent, on each set to test on.
+    """Evaluate all children of one parent on each test set; return their rows.
 
     Args:
-      place: Where the parent was trained.
+      place: The task of the parent's training.
       rate: The learning rate that it was trained with.
       parent: It.
-      base: What `posthoc.statistics` says of the base.
+      base: The statistics of the base, from `posthoc.statistics`.
     """
     family = list(children(place, parent, base))
+    # All children in one stack: one compiled program for a parent.
     lora = posthoc.stack([x.adapters for x in family], like=parent.adapters)
     heads = jax.tree.map(lambda x: np.stack([x] * len(family)), dict(parent.head))
     collection = place.subject.model.adapted.collection(lora)
@@ -77,7 +79,7 @@ def rows(
 def children(
     place: training.Place, parent: Parent, base: Mapping[str, Any]
 ) -> Iterator[Child]:
-    """Yields the children of one parent."""
+    """Yield the children of one parent."""
     given = posthoc.Parent(
         adapters=parent.adapters,
         model=place.subject.model,
@@ -85,6 +87,7 @@ def children(
         statistics=base,
         validation=posthoc.examples_of(place.subject.validation.batches),
     )
+    # Shares are of the parent's parameters, as the budget counts them.
     total = sum(x.parameters for x in parent.adapters.values())
     ranks = {f"rank {x:g}": para.Rank(x) for x in place.plan.cuts}
     shares = {f"params {x:g}": para.Params(int(x * total)) for x in place.plan.shares}
@@ -97,7 +100,7 @@ def children(
 
 
 def spectra(place: training.Place, parent: Parent) -> list[Spectrum]:
-    """Returns the singular values of one parent."""
+    """Return the singular values of one parent."""
     return [
         Spectrum(
             task=place.task,
@@ -128,7 +131,7 @@ def _row(place: training.Place, rate: float, parent: Parent, child: Child) -> Ro
 
 
 def _of_para(parent: Parent, budgets: plan.Plan) -> Iterator[Child]:
-    """Yields what only the singular values have: local, by energy, and the opposite."""
+    """Yield comparisons from singular values alone: local, by energy, and drop-top."""
     parts = posthoc.decompose(parent.adapters)
     scores = {path: x.s for path, x in parts.items()}
     found = {path: x.spectrum for path, x in parts.items()}
@@ -137,6 +140,7 @@ def _of_para(parent: Parent, budgets: plan.Plan) -> Iterator[Child]:
         masks = posthoc.choose(parts, scores, local)
         yield Child("local", f"rank {cut:g}", posthoc.child(parts, masks))
     for energy in budgets.energies:
+        # Epsilon has no budget: the ranks follow from the spectrum.
         ranks = para.ranks(found, para.Epsilon(energy))
         masks = {p: np.arange(len(x.s)) < ranks[p] for p, x in found.items()}
         yield Child("para", f"epsilon {energy:g}", posthoc.child(parts, masks))

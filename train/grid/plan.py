@@ -1,4 +1,4 @@
-"""Which runs a comparison takes, and the one protocol that all of them follow.
+"""The runs of a comparison, and their common protocol.
 
 Every method of every task trains at each rate of one small grid with the first seeds,
 and where the best of them is at an end of the grid, at those outside it too. The rate
@@ -16,7 +16,7 @@ from train.runs.settings import Run
 from train.subjects import Folders, problems
 
 RANKS = (16, 8, 4, 2, 1)
-"""Native ranks, and those at which a model of many ranks is evaluated."""
+"""Native ranks, and evaluation ranks of the models with many ranks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,10 @@ class Entry:
     """One method of the grid.
 
     Attributes:
-      name: Of its files.
-      method: As rows call it.
-      config: Its settings.
-      ranks: At which it is evaluated; None is what it ends with.
+      name: The name of its files.
+      method: The method's name in rows.
+      config: The method's settings.
+      ranks: The ranks to evaluate at; by default its own at the end.
     """
 
     name: str
@@ -87,24 +87,24 @@ class Plan:
     """One comparison.
 
     Attributes:
-      tasks: What is trained on.
+      tasks: The training tasks.
       settings: The rest of every run.
       entries: The methods.
-      steps: Of tasks that take other numbers of steps than `settings`.
+      steps: The numbers of steps of tasks that differ from `settings`.
       rates: The learning rates that each method tries.
-      outer: Those that it tries besides, where the best of `rates` is the first or the
-        last. As many: one compiled program for both.
-      search_seeds: Those that choose the rate.
+      outer: Further rates to try if the best of `rates` is the first or the
+        last; equally many, so that one compiled program serves both.
+      search_seeds: The seeds of the search for the rate.
       other_seeds: As many members as in the search: one compiled program for both.
       cuts: Average ranks of children.
       shares: Parameters of children, as shares of the parent's: those of `cuts` on
         average.
-      pruners: What makes these children, of `train.posthoc`.
+      pruners: The pruners of these children, from `train.posthoc`.
       energies: Kept shares of the energy.
-      dropped: How many of the strongest components are dropped.
+      dropped: Numbers of strongest components to drop.
       retuned: Average ranks of the children that are trained on.
-      more: For how long, as shares of the parent's steps.
-      folders: Where models and data of the hub are.
+      more: The lengths of re-tuning, as shares of the parent's steps.
+      folders: The folders of models and data of the hub.
     """
 
     tasks: tuple[str, ...]
@@ -128,12 +128,12 @@ class Plan:
     folders: Folders = dataclasses.field(default_factory=Folders)
 
     def settings_of(self, task: str) -> Run:
-        """Returns the settings of every run on a task."""
+        """Return the settings of every run on a task."""
         steps = self.steps.get(task, self.settings.steps)
         return dataclasses.replace(self.settings, task=task, steps=steps)
 
     def search(self, task: str, config: Config, settings: Run) -> Run:
-        """Returns the run that tries the learning rates of one method on one task."""
+        """Return the search over the learning rates of one method on one task."""
         return dataclasses.replace(
             settings,
             task=task,
@@ -143,21 +143,21 @@ class Plan:
         )
 
     def outside(self, search: Run) -> Run:
-        """Returns the run of the learning rates outside of those that were tried."""
+        """Return the run of the learning rates just outside the search."""
         return dataclasses.replace(search, learning_rates=self.outer)
 
     def rest(self, search: Run, rate: float) -> Run:
-        """Returns the run of the other seeds, at the rate that was chosen."""
+        """Return the run of the other seeds, at the chosen rate."""
         return dataclasses.replace(
             search, seeds=self.other_seeds, learning_rates=(rate,)
         )
 
 
 _OF_BERT = ("at-inputs", "at-embeddings", "whitened", "whitened-diagonal")
-"""Pruners that read the form of BERT's blocks."""
+"""Pruners for BERT's blocks only."""
 
 PRUNERS = tuple(x for x in posthoc.PRUNERS if x not in _OF_BERT)
-"""Those for models of any form."""
+"""Pruners for models of any form."""
 
 SENTIMENT = Plan(tasks=sentiment.TASKS)
 VISION = Plan(
@@ -168,7 +168,7 @@ VISION = Plan(
     pruners=PRUNERS,
     retuned=(),
 )
-"""Half the seeds of sentiment: most of these tasks leave few mistakes to tell apart."""
+"""Half the seeds of sentiment: most of these tasks leave few mistakes to compare."""
 PROBLEMS = Plan(
     tasks=problems.TASKS,
     settings=Run(task=problems.TASKS[0], steps=1000, backbone=""),
@@ -185,4 +185,4 @@ PROBLEMS = Plan(
     retuned=(8, 4, 2),
     more=(0.1,),
 )
-"""Answers are written, which takes long: native ranks, and what PARA leaves of them."""
+"""Generation takes long: native ranks, and PARA's children, only."""

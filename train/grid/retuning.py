@@ -1,6 +1,6 @@
-"""Children that are trained on for a while: the parent's updates, cut, as a start.
+"""Re-tuned children: LoRA started from a parent's updates, cut.
 
-The members are those of the parent: each seed goes on from its own parent's child and
+Each member starts from the child of its own seed's parent and from that parent's
 classifier, with fresh moments, at the rate that the same protocol chooses.
 """
 
@@ -17,7 +17,7 @@ from train import posthoc
 from train.experiments.rows import Row
 from train.grid import offspring, plan, training
 from train.methods import lora
-from train.runs import settings as run
+from train.runs import settings as runs
 from train.runs import trainer
 
 
@@ -27,7 +27,7 @@ def rows(
     rank: float,
     share: float,
 ) -> list[Row]:
-    """Returns the rows of children of one rank, trained on for a share of the steps."""
+    """Train children of one rank for a share of the steps; return their rows."""
     steps = max(1, round(share * place.settings.steps))
     shorter = dataclasses.replace(place.settings, steps=steps)
     config = lora.Lora()
@@ -42,20 +42,23 @@ def rows(
 def _start(
     parent: offspring.Parent, rank: float, config: lora.Lora
 ) -> tuple[Any, Mapping[str, np.ndarray]]:
-    """Returns the factors that LoRA of the parent's shapes starts from, and the head.
+    """Return LoRA's starting factors in the parent's shapes, and the head.
 
-    What was cut is zero in both factors, and stays it.
+    Dropped components are zero in both factors, and stay zero.
     """
     parts = posthoc.decompose(parent.adapters)
     masks = posthoc.choose(parts, {p: x.s for p, x in parts.items()}, para.Rank(rank))
+    # Padded to the parent's shapes: one program trains all ranks.
     child = para.pad(posthoc.child(parts, masks), like=parent.adapters)
+    # LoRA's own scale is applied again by the method.
     factors = {path: {"a": x.a, "b": x.b / config.scale} for path, x in child.items()}
     return factors, dict(parent.head)
 
 
-def _begin(given: run.Inputs, starts: Mapping[int, Any]) -> trainer.Learner:
-    """Returns the members at the children of their seeds."""
-    learners = run.begin(given)
+def _begin(given: runs.Inputs, starts: Mapping[int, Any]) -> trainer.Learner:
+    """Start the members at the children of their seeds."""
+    learners = runs.begin(given)
     members = [starts[seed] for seed, _ in given.run.members]
+    # In the order of the members: seeds first, then rates.
     params, head = jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *members)
     return learners._replace(state=learners.state._replace(params=params), head=head)

@@ -1,6 +1,6 @@
 """One method on one task: the search for its learning rate, and all its seeds.
 
-Axis letters: `M` members of a run, `C` of those that are kept, in the order of seeds.
+Axis letters: `M` members of a run, `C` kept members, in the order of seeds.
 """
 
 import dataclasses
@@ -17,45 +17,45 @@ from train.evaluation import evaluate
 from train.experiments.rows import Row
 from train.grid import plan
 from train.methods.method import Adapters, Config, State, size
-from train.runs import settings as run
+from train.runs import settings as runs
 from train.runs import trainer
 from train.subjects.subject import Subject
 
-Begin = Callable[[run.Inputs], trainer.Learner]
+Begin = Callable[[runs.Inputs], trainer.Learner]
 Served = Callable[[State], Adapters]
 
 
 class Place(NamedTuple):
-    """Where runs happen, by one plan."""
+    """A task, its subject, and a plan's settings for it."""
 
     task: str
     subject: Subject
-    settings: run.Run
+    settings: runs.Run
     plan: plan.Plan
 
 
 class Tried(NamedTuple):
-    """A run's members at their end.
+    """The trained members of a run.
 
     Attributes:
-      run: Its settings.
+      run: The run's settings.
       learners: The members, leaves `[M, ...]`.
       validation: The accuracy of each.
     """
 
-    run: run.Run
+    run: runs.Run
     learners: trainer.Learner
     validation: Float[np.ndarray, " M"]
 
 
 class Trained(NamedTuple):
-    """One method on one task.
+    """The trained members of one method on one task.
 
     Attributes:
       searched: The runs that tried rates, to choose one.
       rate: The learning rate that was chosen.
       learners: The members with this rate, leaves `[C, ...]`, on the host.
-      seeds: Theirs.
+      seeds: The members' seeds.
       validation: Their accuracies.
     """
 
@@ -66,17 +66,18 @@ class Trained(NamedTuple):
     validation: Float[np.ndarray, " C"]
 
 
-def train(place: Place, config: Config, begin: Begin = run.begin) -> Trained:
-    """Returns the method's members on all seeds, at the rate that validation chose.
+def train(place: Place, config: Config, begin: Begin = runs.begin) -> Trained:
+    """Train the method on all seeds, at the rate chosen by validation.
 
     Args:
-      place: Where.
+      place: The task with its settings.
       config: The method.
       begin: Returns the members at their start.
     """
     search = place.plan.search(place.task, config, place.settings)
     searched = (_tried(place, search, begin),)
     ends = search.learning_rates[0], search.learning_rates[-1]
+    # The best rate at an end of the grid may lie beyond it.
     if place.plan.outer and _best(searched)[0] in ends:
         searched += (_tried(place, place.plan.outside(search), begin),)
     rate, first = _best(searched)
@@ -89,8 +90,9 @@ def train(place: Place, config: Config, begin: Begin = run.begin) -> Trained:
 
 
 def _best(searched: Sequence[Tried]) -> tuple[float, tuple[trainer.Learner, Any]]:
-    """Returns the rate of the best mean validation accuracy, and its members."""
+    """Return the rate of the best mean validation accuracy, and its members."""
     found = [
+        # Members are ordered seeds first, so that one rate's are a stride apart.
         (tried.validation[at :: len(tried.run.learning_rates)].mean(), at, tried)
         for tried in searched
         for at in range(len(tried.run.learning_rates))  # Members: seeds come first.
@@ -101,7 +103,7 @@ def _best(searched: Sequence[Tried]) -> tuple[float, tuple[trainer.Learner, Any]
 
 
 def rows(place: Place, trained: Trained, entry: plan.Entry) -> list[Row]:
-    """Returns what was tried and what came out; this is where the tests are read."""
+    """Return the rows of the search and of the results. This reads the test parts."""
     if entry.ranks is None:
         return all_rows(place, trained, entry, _policy(entry.config))
     # One run, one rate, many ranks: what else was tried was for the target alone.
@@ -115,7 +117,7 @@ def rows(place: Place, trained: Trained, entry: plan.Entry) -> list[Row]:
 def all_rows(
     place: Place, trained: Trained, entry: plan.Entry, policy: str
 ) -> list[Row]:
-    """Returns the rows of the learning rates that lost, and of the one that won."""
+    """Return the rows of the losing learning rates, and of the best one."""
     searched = _searched(place, trained, entry, policy)
     return searched + served_rows(place, trained, entry, policy)
 
@@ -127,13 +129,13 @@ def served_rows(
     policy: str,
     served: Served | None = None,
 ) -> list[Row]:
-    """Returns a row for each seed and each set to test on, with the accuracy.
+    """Test the members; return a row for each seed and each test set.
 
     Args:
-      place: Where.
+      place: The task with its settings.
       trained: The members.
       entry: The method.
-      policy: As rows call it.
+      policy: The policy's name in rows.
       served: The adapters to evaluate; by default those that the method ends with.
     """
     method = entry.config.method(place.settings.steps)
@@ -154,10 +156,10 @@ def served_rows(
 def tested(
     place: Place, models: Sequence[Row], heads: Any, lora: Mapping[str, Any]
 ) -> list[Row]:
-    """Returns a row for each model and each set to test on, with all that is measured.
+    """Test each model on each test set; return a row for each pair.
 
     Args:
-      place: Where.
+      place: The task with its settings.
       models: The row of each, not tested.
       heads: The classifiers, leaves `[C, ...]`.
       lora: The adapters, as for `evaluate.accuracies`.
@@ -181,11 +183,12 @@ def tested(
 def _searched(
     place: Place, trained: Trained, entry: plan.Entry, policy: str
 ) -> list[Row]:
-    """Returns the rows of the learning rates that were not chosen."""
+    """Return the rows of the losing learning rates."""
     method = entry.config.method(place.settings.steps)
     result = []
     for tried in trained.searched:
         for i, (seed, rate) in enumerate(tried.run.members):
+            # The winning rate's rows come from `served_rows`, with test accuracies.
             if rate == trained.rate:
                 continue
             final = method.finish(_member(tried.learners.state, i))
@@ -194,12 +197,13 @@ def _searched(
     return result
 
 
-def _tried(place: Place, settings: run.Run, begin: Begin) -> Tried:
+def _tried(place: Place, settings: runs.Run, begin: Begin) -> Tried:
     subject = place.subject
-    given = run.inputs(settings, subject.model, subject.base, subject.data)
+    given = runs.inputs(settings, subject.model, subject.base, subject.data)
     learners = begin(given)
-    for progress in run.advance(given, learners):
+    for progress in runs.advance(given, learners):
         learners = progress.learners
+    # To the host: the next run needs the device's memory.
     learners = jax.device_get(learners)
     lora = _collection(place, learners.state, given.trainer.method.adapters)
     validation = _accuracies(place, learners.head, lora, subject.validation)
@@ -207,7 +211,7 @@ def _tried(place: Place, settings: run.Run, begin: Begin) -> Tried:
 
 
 def _collection(place: Place, state: State, served: Served) -> Any:
-    """Returns the adapters of all members as the model takes them, on the host."""
+    """Return the adapters of all members in the model's form, on the host."""
     adapters = jax.jit(jax.vmap(served))(state)
     return jax.device_get(place.subject.model.adapted.collection(adapters))
 

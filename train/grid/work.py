@@ -1,8 +1,8 @@
-"""The grid as work that several processes of one machine share, and that can resume.
+"""The grid as resumable work, shared by several processes of one machine.
 
-An entry of the plan is locked by the process that trains it, on all tasks, so that its
-program is compiled once. Each result is a file of its own; what is there is not made
-again. The lock ends with its process, however that ends. Host code.
+A process locks an entry of the plan and trains it on all tasks, so that its program is
+compiled once. Each result is a file of its own; existing ones are kept. The lock ends
+with its process, even when it is killed. Runs on the host.
 """
 
 import contextlib
@@ -32,20 +32,20 @@ KINDS: dict[str, Any] = {
     "spectra": Spectrum,
     "cost": Cost,
 }
-"""The files of results, and what their rows are."""
+"""The files of results, and the types of their rows."""
 
 _OF_PARENTS = ("trained", "children", "spectra")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Folder:
-    """Where results go, and what is said of how they came to be.
+    """The folder of the results, and the circumstances to record.
 
     Attributes:
       path: The folder.
-      command: What makes them.
-      commit: Of the code.
-      plan: Which runs.
+      command: The command that makes them.
+      commit: The commit of the code.
+      plan: The plan of the runs.
       say: Called with a line on each result.
     """
 
@@ -56,13 +56,13 @@ class Folder:
     say: Callable[[str], object]
 
     def file(self, kind: str, name: str) -> pathlib.Path:
-        """Returns where one result lies."""
+        """Return the path of one result."""
         return self.path / kind / f"{name}.json"
 
     def write(
         self, kind: str, name: str, rows: Sequence[Any], settings: runs.Run
     ) -> None:
-        """Writes one result of runs with these settings."""
+        """Write one result of runs with these settings."""
         entries = {x.name: x for x in self.plan.entries}
         used = sorted({row.config for row in rows if isinstance(row, Row)})
         configs = {x: _described(settings, entries[x].config) for x in used}
@@ -78,17 +78,19 @@ class Folder:
 
 
 def run(folder: Folder, tasks: Sequence[str], names: Sequence[str]) -> None:
-    """Makes what no other process makes, and what is not there yet.
+    """Make each result that neither exists nor is in another process's hands.
 
     Args:
-      folder: Where to.
-      tasks: Of the plan.
-      names: Of its entries.
+      folder: The folder of the results.
+      tasks: Tasks of the plan.
+      names: Names of its entries.
     """
     places = load(tasks, folder.plan)
     chosen = [x for x in folder.plan.entries if x.name in names]
+    # Before the loop: after it, everything exists.
     there = all(_is_made(folder, task, x) for x in chosen for task in tasks)
     for entry in chosen:
+        # One lock for all tasks of an entry, since these share a compiled program.
         with locked(folder.path / f"{entry.name}.lock") as ours:
             for place in places if ours else ():
                 _make(folder, place, entry)
@@ -97,13 +99,13 @@ def run(folder: Folder, tasks: Sequence[str], names: Sequence[str]) -> None:
 
 
 def is_complete(folder: Folder) -> bool:
-    """Returns whether the results of the whole comparison are there."""
+    """Test whether the whole comparison has results."""
     plan = folder.plan
     return all(_is_made(folder, task, x) for x in plan.entries for task in plan.tasks)
 
 
 def measure(folder: Folder, names: Sequence[str]) -> None:
-    """Measures what no other process measures: the cost of each method's steps."""
+    """Measure the cost of each method's steps, unless another process does."""
     (place,) = load(folder.plan.tasks[:1], folder.plan)
     for entry in folder.plan.entries:
         with locked(folder.path / f"{entry.name}.cost.lock") as ours:
@@ -118,7 +120,7 @@ def measure(folder: Folder, names: Sequence[str]) -> None:
 
 
 def load(tasks: Sequence[str], plan: plans.Plan) -> list[training.Place]:
-    """Returns the places of the tasks."""
+    """Load the places of the tasks."""
     return [_place(task, plan) for task in tasks]
 
 
@@ -130,7 +132,7 @@ def _place(task: str, plan: plans.Plan) -> training.Place:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[bool]:
-    """Locks a file while the context lasts, and says whether it is ours."""
+    """Lock a file while the context lasts; yield whether the lock is ours."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     with atomic.held(path) as ours:
@@ -138,7 +140,7 @@ def locked(path: pathlib.Path) -> Iterator[bool]:
 
 
 def collect(source: pathlib.Path, target: pathlib.Path) -> dict[str, int]:
-    """Joins the results of a grid's folder into one file a kind; returns their rows.
+    """Join the results of a grid's folder into one file a kind; return their rows.
 
     Raises:
       FileNotFoundError: if there are none.
@@ -174,19 +176,19 @@ def collect(source: pathlib.Path, target: pathlib.Path) -> dict[str, int]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of what the numbers depend on."""
+    """Return the versions of the libraries behind the numbers."""
     names = ("jax", "jaxlib", "flax", "optax", "numpy")
     found = {name: importlib.metadata.version(name) for name in names}
     return {"python": platform.python_version(), **found}
 
 
 def device() -> str:
-    """Returns the kind of device that JAX computes on."""
+    """Return the kind of JAX's device."""
     return jax.devices()[0].device_kind
 
 
 def _each(values: Iterable[str]) -> str:
-    """Returns the different ones of some values, for all that was joined."""
+    """Return the distinct values, joined."""
     return ", ".join(sorted(set(values)))
 
 
@@ -195,7 +197,7 @@ def _name(task: str, entry: plans.Entry) -> str:
 
 
 def _files(folder: Folder, task: str, entry: plans.Entry) -> list[pathlib.Path]:
-    """Returns the results of one entry on one task."""
+    """Return the files with the results of one entry on one task."""
     wanted: tuple[str, ...] = ("trained",)
     if entry == plans.PARENT:
         wanted = (*_OF_PARENTS, "retuned") if folder.plan.retuned else _OF_PARENTS
@@ -211,13 +213,14 @@ def _make(folder: Folder, place: training.Place, entry: plans.Entry) -> None:
     if _is_made(folder, place.task, entry):
         _check(files[0], place.settings, entry)
         return
-    for file in files:  # What belongs together comes from one training.
+    for file in files:  # These belong together only if from one training.
         file.unlink(missing_ok=True)
     start = time.monotonic()
     trained = training.train(place, entry.config)
     rows = training.rows(place, trained, entry)
     folder.write("trained", name, rows, place.settings)
     tested = [x.accuracy for x in rows if x.accuracy is not None]
+    # Of several ranks, the last one's accuracies are shown.
     last = tested[-len(trained.seeds) * len(place.subject.tests) :]
     folder.say(
         f"{entry.name} {place.task}: rate {trained.rate:g}, test "
@@ -259,15 +262,16 @@ def _retune(
 
 
 def _statistics(place: training.Place) -> dict[str, posthoc.Statistics]:
-    """Returns what the base says of its kernels; of BERT's inputs, too."""
+    """Return the statistics of the base's kernels; for BERT, of their inputs too."""
     model, base = place.subject.model, place.subject.base
+    # Only BERT's blocks have a known form to propagate moments through.
     if "bert" in base:
         return posthoc.statistics(base)
     return posthoc.of_kernels(model.adapted.kernels(base))
 
 
 def _check(file: pathlib.Path, settings: runs.Run, entry: plans.Entry) -> None:
-    """Raises ValueError if a result is there of other settings than those asked for."""
+    """Raise ValueError if an existing result has other settings than this run."""
     found = store.read(file, Row).configs[entry.name]
     # As JSON has them: a tuple comes back as a list.
     wanted = json.loads(json.dumps(_described(settings, entry.config)))
@@ -280,7 +284,7 @@ def _check(file: pathlib.Path, settings: runs.Run, entry: plans.Entry) -> None:
 
 
 def _described(settings: runs.Run, config: Any) -> dict[str, Any]:
-    """Returns the settings of a run as plain values, the method's among them."""
+    """Return the settings of a run as plain values, including the method's."""
     method = {"name": type(config).__name__} | dataclasses.asdict(config)
     values = dataclasses.asdict(settings) | {"method": method}
     for name in ("task", "seeds", "learning_rates"):

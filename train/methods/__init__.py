@@ -1,4 +1,4 @@
-"""The methods that train adapters, one paper a file; `METHODS` names them all."""
+"""Training methods for adapters, one paper a file; `METHODS` names them all."""
 
 from train.methods import (
     adalora,

@@ -1,4 +1,4 @@
-"""AdaLoRA: a budget of triplets, handed out by importance while the model trains.
+"""AdaLoRA: a budget of triplets, allocated by importance during training.
 
 Q. Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient
 Fine-Tuning", ICLR 2023; where print and the authors' code (QingruZhang/AdaLoRA)
@@ -8,9 +8,9 @@ differ, the code.
 
 A triplet is a column of `a` (a row of the paper's Q), an entry of `e` (its Lambda) and
 a row of `b` (a column of its P). Each entry's importance is a smoothed `|w * gradient|`
-times its smoothed deviation; a triplet's is that of `e_k` plus the means of those of
-its two vectors. Triplets below one threshold for the whole model get `e_k = 0`, and may
-grow again until the last of them is chosen.
+times its smoothed deviation; a triplet's is the importance of `e_k` plus the mean
+importance of each of its two vectors. Triplets below one threshold for the whole model
+get `e_k = 0`, and may grow again until the last masking.
 
 Axis letters: `m` inputs, `n` outputs, `r` rank. All but `budget` and `finish` is
 traced.
@@ -33,7 +33,7 @@ from train.methods.triplets import Triplets
 
 
 class Memory(NamedTuple):
-    """What AdaLoRA remembers.
+    """Statistics of AdaLoRA.
 
     Attributes:
       importance: The smoothed sensitivity of each entry, the paper's I.
@@ -51,7 +51,7 @@ class AdaLora:
     """AdaLoRA in the settings of PARA's comparison.
 
     Attributes:
-      rank: Of every module at the start.
+      rank: The rank of every module at the start.
       target: The average rank at the end.
       scale: `alpha / rank`. The update is scaled by `alpha / (rank + 1e-5)`, with the
         rank of the start for ever.
@@ -59,8 +59,8 @@ class AdaLora:
       t_final: Steps at the end through which the ranks stay as they are.
       delta_t: Steps between two maskings. All three are fitted to the run.
       orth_weight: The weight of the penalty that keeps `a` and `b` orthonormal.
-      beta1: How much of the importance a step keeps.
-      beta2: How much of the uncertainty a step keeps.
+      beta1: The decay of the smoothed importance, a step.
+      beta2: The decay of the smoothed uncertainty, a step.
     """
 
     rank: int = 16
@@ -74,13 +74,13 @@ class AdaLora:
     beta2: float = 0.85
 
     def schedule(self, steps: int) -> Schedule:
-        """Returns the three periods of a run of `steps` steps."""
+        """Return the three periods of a run of `steps` steps."""
         return schedule.fit(
             steps, t_init=self.t_init, t_final=self.t_final, delta_t=self.delta_t
         )
 
     def method(self, steps: int) -> Method:
-        """Returns AdaLoRA for a run of `steps` steps.
+        """Return AdaLoRA for a run of `steps` steps.
 
         Raises:
           ValueError: if the target is above the rank, or the run is too short.
@@ -100,12 +100,13 @@ class AdaLora:
     def _init(
         self, key: jax.Array, kernels: Kernels, gradients: Kernels | None
     ) -> State:
-        params = _draw(key, kernels, self.rank)
+        params = triplets.draw(key, kernels, self.rank, _normal)
         zeros = jax.tree.map(jnp.zeros_like, params)
         keep = {path: jnp.ones(self.rank, bool) for path in kernels}
         return State(params, Memory(zeros, zeros, keep))
 
     def _adapters(self, state: State) -> Adapters:
+        # As in the authors' code, which divides by `rank + 1e-5`.
         scale = self.scale * self.rank / (self.rank + 1e-5)
         return triplets.fold(state.params, scale)
 
@@ -122,13 +123,17 @@ class AdaLora:
         step: jax.Array,
     ) -> State:
         (params, memory), modules = after, len(after.params.e)
+        # The budget is of the whole model: one threshold ranks triplets across modules.
         start, end = self.rank * modules, round(self.target * modules)
+        # As a table of constants: the cubic must be rounded in float64, on the host.
         table = [budget(t, steps, periods, start=start, end=end) for t in range(steps)]
         budgets, masked = (np.array(column) for column in zip(*table, strict=True))
         learned = observe(memory, params, grads, beta1=self.beta1, beta2=self.beta2)
+        # During the last `t_final` steps the ranks are final, and so are the averages.
         memory = optax.tree.where(step < steps - periods.t_final, learned, memory)
         low = triplets.lowest(scores(memory), start - jnp.asarray(budgets)[step])
         now = jnp.asarray(masked)[step]
+        # Only `e` becomes 0. Its vectors keep training, so that a triplet can return.
         e = {p: jnp.where(now & low[p], 0, x) for p, x in params.e.items()}
         keep = {p: jnp.where(now, ~low[p], x) for p, x in memory.keep.items()}
         return State(params._replace(e=e), memory._replace(keep=keep))
@@ -137,7 +142,7 @@ class AdaLora:
 def budget(
     t: int, steps: int, periods: Schedule, *, start: int, end: int
 ) -> tuple[int, bool]:
-    """Returns how many triplets are left after step `t`, and whether it masks.
+    """Return the number of triplets left after step `t`, and whether it masks.
 
     With `last = steps - t_final`, a cubic leads from `start` at `t_init` to `end` at
     `last`, cut to an integer; masking happens there at the multiples of `delta_t`, at
@@ -147,10 +152,10 @@ def budget(
 
     Args:
       t: The step, from 0.
-      steps: Of the whole run.
+      steps: The number of steps of the whole run.
       periods: `t_init`, `t_final`, `delta_t`.
       start: The number of all triplets.
-      end: How many are to remain.
+      end: The number of triplets to keep.
     """
     last = steps - periods.t_final
     if t <= periods.t_init:
@@ -169,11 +174,12 @@ def observe(
     beta1: ScalarLike,
     beta2: ScalarLike,
 ) -> Memory:
-    """Returns the memory with one more step in its averages.
+    """Update the averages with one more step.
 
     With `s = |w * gradient|`, of the parameters after the step and the gradient that it
     took: `I' = beta1 I + (1 - beta1) s`, `U' = beta2 U + (1 - beta2) |s - I'|`.
     """
+    # First order: the change of the loss when the entry becomes 0.
     seen = jax.tree.map(lambda w, g: jnp.abs(w * g), params, grads)
     importance = jax.tree.map(
         lambda i, s: beta1 * i + (1 - beta1) * s, memory.importance, seen
@@ -188,19 +194,21 @@ def observe(
 
 
 def scores(memory: Memory) -> dict[str, Float[Array, " r"]]:
-    """Returns the score of each triplet: `I U` of `e_k`, and its means over a and b."""
+    """Return the score of each triplet: `I U` of `e_k`, and its means over a and b."""
     entries = jax.tree.map(jnp.multiply, memory.importance, memory.uncertainty)
     return {
+        # Means, not sums, so that wide modules do not win by their size alone.
         path: e + jnp.mean(entries.a[path], 0) + jnp.mean(entries.b[path], 1)
         for path, e in entries.e.items()
     }
 
 
 def orthogonality(params: Triplets) -> Scalar:
-    """Returns the mean of `||a^T a - I||` and `||b b^T - I||` over all modules.
+    """Return the mean of `||a^T a - I||` and `||b b^T - I||` over all modules.
 
     Frobenius norms, not squared.
     """
+    # TF32 would hide deviations from orthogonality below 1e-3.
     gram = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     grams = [gram(a.mT, a) for a in params.a.values()]
     grams += [gram(b, b.mT) for b in params.b.values()]
@@ -214,15 +222,5 @@ def _norm(x: Float[Array, "r r"]) -> Scalar:
     return jnp.where(square > 0, root, 0)
 
 
-def _draw(key: jax.Array, kernels: Kernels, rank: int) -> Triplets:
-    paths = sorted(kernels)
-    keys = dict(zip(paths, jax.random.split(key, (len(paths), 2)), strict=True))
-
-    def draw(key: jax.Array, *shape: int) -> jax.Array:
-        return 0.02 * jax.random.normal(key, shape)
-
-    return Triplets(
-        a={p: draw(keys[p][0], x.shape[0], rank) for p, x in kernels.items()},
-        e={p: jnp.zeros(rank) for p in kernels},
-        b={p: draw(keys[p][1], rank, x.shape[1]) for p, x in kernels.items()},
-    )
+def _normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    return 0.02 * jax.random.normal(key, shape)

@@ -8,9 +8,9 @@ the code. Not the weight-decomposed adaptation of the same name.
 
 A component's score is a smoothed `||c_k a_k b_k|| / ||delta||`, so that a module with a
 small update competes on equal terms. The lowest of the whole model get `c_k = 0`, few
-at first and most at the end, and may grow again until the last pruning. So training
-sees all components up to then, and `finish` leaves out at any step what the last
-pruning took.
+at first and most at the end, and may grow again until the last pruning. Training sees
+all components up to then, and `finish` leaves out, at any step, the components of the
+latest pruning.
 
 Axis letters: `m` inputs, `n` outputs, `r` rank. All but `pruned` and `finish` is
 traced.
@@ -33,12 +33,12 @@ from train.methods.triplets import Triplets
 
 
 class Memory(NamedTuple):
-    """What DoRA remembers.
+    """Statistics of DoRA.
 
     Attributes:
       score: The smoothed scores `[r]` by path.
       keep: Booleans `[r]` by path: the components that the last pruning left.
-      steps: How many steps were taken.
+      steps: The number of steps taken.
     """
 
     score: dict[str, jax.Array]
@@ -51,7 +51,7 @@ class Dora:
     """DoRA in the settings of PARA's comparison.
 
     Attributes:
-      rank: Of every module at the start.
+      rank: The rank of every module at the start.
       target: The average rank at the end.
       scale: `alpha / rank`, with the rank of the start for ever. (The authors' alpha is
         8; here all methods have one scale.)
@@ -60,7 +60,7 @@ class Dora:
       delta_t: Steps between two prunings. All three are fitted to the run.
       eta: The weight of the penalty on the variance of `a` and `b`. By the paper's
         formula, which divides by half as much, it would be half of this.
-      beta: How much of its score a component keeps in a step.
+      beta: The decay of the smoothed score, a step.
     """
 
     rank: int = 16
@@ -73,13 +73,13 @@ class Dora:
     beta: float = 0.9
 
     def schedule(self, steps: int) -> Schedule:
-        """Returns the three periods of a run of `steps` steps."""
+        """Return the three periods of a run of `steps` steps."""
         return schedule.fit(
             steps, t_init=self.t_init, t_final=self.t_final, delta_t=self.delta_t
         )
 
     def method(self, steps: int) -> Method:
-        """Returns DoRA for a run of `steps` steps.
+        """Return DoRA for a run of `steps` steps.
 
         Raises:
           ValueError: if the target is above the rank, or the run is too short.
@@ -100,7 +100,8 @@ class Dora:
         self, key: jax.Array, kernels: Kernels, gradients: Kernels | None
     ) -> State:
         _refuse_vectors(kernels)
-        params = _draw(key, kernels, self.rank)
+        params = triplets.draw(key, kernels, self.rank, _kaiming)
+        # Zero scores: the first pruning is ordered by the steps since the start.
         score = jax.tree.map(jnp.zeros_like, params.e)
         keep = {path: jnp.ones(self.rank, bool) for path in kernels}
         return State(params, Memory(score, keep, jnp.zeros((), jnp.int32)))
@@ -112,6 +113,7 @@ class Dora:
         return method.kept(self._adapters(state), state.memory.keep)
 
     def _penalty(self, last: int, state: State) -> Scalar:
+        # After the last pruning the factors are trained by the loss alone.
         on = state.memory.steps < last
         return jnp.where(on, self.eta * variance(state.params), 0)
 
@@ -126,41 +128,45 @@ class Dora:
     ) -> State:
         (params, memory), modules = after, len(after.params.e)
         remove = self.rank * modules - round(self.target * modules)
+        # As a table of constants: the cubic must be rounded in float64, on the host.
         table = [pruned(t + 1, steps, periods, remove) for t in range(steps)]
         count, last = jnp.asarray(np.array(table))[step], steps - periods.t_final
         smoothed = smooth(memory.score, params, self.beta)
         score = optax.tree.where(step < last, smoothed, memory.score)
         low = triplets.lowest(score, count)
         keep = {p: jnp.where(count > 0, ~low[p], x) for p, x in memory.keep.items()}
+        # After the last pruning every step zeroes again: the optimizer's momentum would
+        # revive them.
         out = {p: ((count > 0) | (step >= last)) & ~x for p, x in keep.items()}
         params = params._replace(e=triplets.zeroed(params.e, out))
         return State(params, Memory(score, keep, memory.steps + 1))
 
 
 def pruned(t: int, steps: int, periods: Schedule, remove: int) -> int:
-    """Returns how many components are 0 after step `t`; 0 where it does not prune.
+    """Return the number of zero components after step `t`; 0 if it does not prune.
 
-    A pruning comes every `delta_t` steps from `t_init` on, and at the end of the
-    window, `t_final` steps before that of the run. The count is
-    `remove * (share of the window)^3`, cut to an integer, but at least 1. Host code.
+    Pruning happens every `delta_t` steps from `t_init` on, and at the end of the
+    window, `t_final` steps before the end of the run. The count is `remove * (share
+    of the window)^3`, cut to an integer, but at least 1. Runs on the host.
 
     Args:
       t: The step, from 1.
-      steps: Of the whole run.
+      steps: The number of steps of the whole run.
       periods: `t_init`, `t_final`, `delta_t`.
-      remove: How many components are to go by the end of the window.
+      remove: The number of components to remove by the end of the window.
     """
     now, window = t - periods.t_init, steps - periods.t_final - periods.t_init
     due = now % periods.delta_t == 0 or now == window
     if remove == 0 or not 0 <= now <= window or not due:
         return 0
+    # At the start of the window the share is 0, and yet one component goes.
     return max(int(remove * (now / window) ** 3), 1)
 
 
 def smooth(
     score: dict[str, jax.Array], params: Triplets, beta: float
 ) -> dict[str, jax.Array]:
-    """Returns `beta * score + (1 - beta) * share` for every module."""
+    """Return `beta * score + (1 - beta) * share` for every module."""
     a, c, b = params
     return {
         path: beta * old + (1 - beta) * share(a[path], c[path], b[path])
@@ -171,7 +177,7 @@ def smooth(
 def share(
     a: Float[Array, "m r"], c: Float[Array, " r"], b: Float[Array, "r n"]
 ) -> jax.Array:
-    """Returns `||c_k a_k b_k|| / (||a diag(c) b|| + 1e-8)`, Frobenius norms.
+    """Return `||c_k a_k b_k|| / (||a diag(c) b|| + 1e-8)`, Frobenius norms.
 
     In closed form, `m x n` is never formed: the upper is `|c_k| ||a_k|| ||b_k||`, the
     lower the root of `sum_kl (a^T a)_kl (c b b^T c)_kl`.
@@ -180,11 +186,12 @@ def share(
     cb = c[:, None] * b
     parts = jnp.linalg.norm(a, axis=0) * jnp.linalg.norm(cb, axis=1)
     square = jnp.sum(gram(a.mT, a) * gram(cb, cb.mT))
+    # Rounding can make a sum of products negative; the root would be NaN.
     return parts / (jnp.sqrt(jnp.maximum(square, 0)) + 1e-8)
 
 
 def variance(params: Triplets) -> Scalar:
-    """Returns the mean over all columns of `a` and rows of `b` of their variance.
+    """Return the mean variance of the columns of `a` and the rows of `b`.
 
     The unbiased one, over the `m` or `n` entries. The paper's DEM.
     """
@@ -203,18 +210,7 @@ def _refuse_vectors(kernels: Kernels) -> None:
             )
 
 
-def _draw(key: jax.Array, kernels: Kernels, rank: int) -> Triplets:
-    """Both factors as PyTorch's `kaiming_uniform_(a=0)` draws them: `b` is large."""
-    paths = sorted(kernels)
-    keys = dict(zip(paths, jax.random.split(key, (len(paths), 2)), strict=True))
-
-    def draw(key: jax.Array, shape: tuple[int, int], inputs: int) -> jax.Array:
-        bound = np.sqrt(6 / inputs)
-        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-
-    sizes = {path: x.shape for path, x in kernels.items()}
-    return Triplets(
-        a={p: draw(keys[p][0], (m, rank), m) for p, (m, _) in sizes.items()},
-        e={p: jnp.zeros(rank) for p in kernels},
-        b={p: draw(keys[p][1], (rank, n), rank) for p, (_, n) in sizes.items()},
-    )
+def _kaiming(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Draw a factor as PyTorch's `kaiming_uniform_(a=0)` does: `b` is large too."""
+    bound = np.sqrt(6 / shape[0])
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)

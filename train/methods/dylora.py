@@ -1,4 +1,4 @@
-"""DyLoRA: one LoRA that is trained to be cut at any rank.
+"""DyLoRA: one LoRA, trained for every rank up to its own.
 
 M. Valipour, M. Rezagholizadeh, I. Kobyzev, A. Ghodsi, "DyLoRA: Parameter-Efficient
 Tuning of Pre-trained Models using Dynamic Search-Free Low-Rank Adaptation", EACL 2023.
@@ -40,7 +40,7 @@ class Dylora:
     strict: bool = False
 
     def method(self, steps: int) -> Method:
-        """Returns DyLoRA, which draws ranks until step `steps`.
+        """Return DyLoRA, drawing ranks until step `steps`.
 
         Raises:
           ValueError: if not `1 <= target <= rank`.
@@ -54,7 +54,9 @@ class Dylora:
             before: State, after: State, grads: Any, step: jax.Array
         ) -> State:
             params = self._restored(before, after) if self.strict else after.params
+            # Typed keys cannot be saved: checkpoints hold arrays of numbers.
             memory = self._drawn(jax.random.wrap_key_data(before.memory["key"]))
+            # The last state is served, and that must have the target's rank.
             last = jnp.where(step == steps - 1, self.target, memory["rank"])
             return State(params, memory | {"rank": last})
 
@@ -66,13 +68,14 @@ class Dylora:
         )
 
     def at_rank(self, state: State, rank: int | jax.Array) -> Adapters:
-        """Returns the adapters cut at a rank, which may be traced.
+        """Return the adapters cut at a rank, possibly a traced one.
 
         Args:
-          state: Of a run of any length.
-          rank: From 1 to the highest. What lies beyond it is zero.
+          state: The state of a run of any length.
+          rank: From 1 to the highest. Components beyond it are zero.
         """
         keep = jnp.arange(self.rank) < rank
+        # DyLoRA scales by the rank drawn, not by the highest one.
         scale = jnp.where(keep, self.alpha / rank, 0)
         return {
             path: Adapter(a=pair["a"] * keep[None], b=pair["b"] * scale[:, None])
@@ -88,7 +91,7 @@ class Dylora:
         return State(params, self._drawn(sampler))
 
     def _drawn(self, key: jax.Array) -> dict[str, jax.Array]:
-        """Returns the next step's rank, and the key as integers, for checkpoints."""
+        """Draw the next step's rank; return the key as integers, for checkpoints."""
         key, sampler = jax.random.split(key)
         rank = jax.random.randint(sampler, (), 1, self.rank + 1)
         return {"rank": rank, "key": jax.random.key_data(key)}
@@ -99,6 +102,7 @@ class Dylora:
 
     def _adapters(self, state: State) -> Adapters:
         rank = state.memory["rank"]
+        # Frozen components still act in the forward pass, without a gradient.
         fixed = jax.tree.map(lax.stop_gradient, state.params)
         params = self._chosen(self._trained(rank), state.params, fixed)
         return self.at_rank(State(params), rank)
@@ -108,7 +112,7 @@ class Dylora:
         return self._chosen(trained, after.params, before.params)
 
     def _chosen(self, where: jax.Array, params: Any, others: Any) -> Any:
-        """Returns the components of `params` where `where`, else those of `others`."""
+        """Select the components of `params` by a mask, else those of `others`."""
         return {
             path: {
                 "a": jnp.where(where[None], pair["a"], others[path]["a"]),

@@ -1,4 +1,4 @@
-"""LoRA, and rsLoRA, which differs in its scale alone.
+"""LoRA, and rsLoRA, with another scale.
 
 E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
 D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023.
@@ -24,10 +24,10 @@ class Lora:
     """LoRA of one rank.
 
     Attributes:
-      rank: Of every adapted module.
+      rank: The rank of every adapted module.
       scale: `alpha / rank`.
-      share: The share of the modules that are adapted. Below 1 the seed draws which:
-        so there is LoRA at an average rank below one.
+      share: The share of the adapted modules. Below 1 the seed draws them,
+        which gives LoRA at an average rank below one.
     """
 
     rank: int = 16
@@ -39,7 +39,7 @@ class Lora:
         return self.rank * self.share
 
     def method(self, steps: int) -> Method:
-        """Returns LoRA, which has no schedule.
+        """Return LoRA; it has no schedule.
 
         Raises:
           ValueError: if the share is none.
@@ -54,7 +54,7 @@ class RsLora:
     """Rank-stabilized LoRA.
 
     Attributes:
-      rank: Of every module.
+      rank: The rank of every module.
       alpha: The scale is `alpha / sqrt(rank)`: at the default, 2 at rank 16.
     """
 
@@ -66,13 +66,13 @@ class RsLora:
         return self.rank
 
     def method(self, steps: int) -> Method:
-        """Returns LoRA with the scale of rsLoRA."""
+        """Return LoRA with the scale of rsLoRA."""
         _check(self.rank)
         return plain(self.rank, self.alpha / math.sqrt(self.rank))
 
 
 def plain(rank: int, scale: float, *, share: float = 1.0) -> Method:
-    """Returns LoRA with the scale `scale`, on a share of the modules.
+    """Return LoRA with the scale `scale`, on a share of the modules.
 
     A module without an adapter has zeros in both factors, which stay zeros: neither
     factor has a gradient.
@@ -83,6 +83,7 @@ def plain(rank: int, scale: float, *, share: float = 1.0) -> Method:
     _check(rank)
 
     def init(key: jax.Array, kernels: Kernels, gradients: Kernels | None) -> State:
+        # A share of 1 leaves the key alone: plain LoRA's draw.
         key, place = (key, None) if share == 1 else jax.random.split(key)
         a, b = method.kaiming(key, kernels, rank), method.zeros(kernels, rank)
         if place is not None:
@@ -93,6 +94,8 @@ def plain(rank: int, scale: float, *, share: float = 1.0) -> Method:
         return {path: Adapter(**x, scale=scale) for path, x in state.params.items()}
 
     def finish(state: State) -> Adapters:
+        # Columns of zeros in both factors never train: each gradient has the other
+        # factor in it.
         keep = {path: (x["a"] != 0).any(0) for path, x in state.params.items()}
         return method.kept(adapters(state), keep)
 
@@ -107,10 +110,12 @@ def _check(rank: int) -> None:
 def _some(
     key: jax.Array, a: dict[str, jax.Array], share: float
 ) -> dict[str, jax.Array]:
-    """Returns the factors with those of all but a share of the modules zero."""
+    """Zero the factors of all but a share of the modules."""
+    # 1e-9: 0.3 * 10 is 2.999... in floating point.
     count = max(1, math.floor(share * len(a) + 1e-9))
     place = jax.random.permutation(key, len(a))
     return {
         path: jnp.where(place[i] < count, a[path], 0)
+        # Sorted paths, so that the draw does not depend on the dictionary.
         for i, path in enumerate(sorted(a))
     }

@@ -1,4 +1,4 @@
-"""LoRA+: LoRA whose second factor learns faster than the first.
+"""LoRA+: LoRA with a higher learning rate for the second factor.
 
 S. Hayou, N. Ghosh, B. Yu, "LoRA+: Efficient Low Rank Adaptation of Large Models",
 ICML 2024.
@@ -19,9 +19,9 @@ class LoraPlus:
     """LoRA with two learning rates.
 
     Attributes:
-      rank: Of every module.
+      rank: The rank of every module.
       scale: `alpha / rank`.
-      ratio: The learning rate of `b` is that of `a` times this.
+      ratio: The learning rate of `b` over the learning rate of `a`.
     """
 
     rank: int = 4
@@ -33,7 +33,7 @@ class LoraPlus:
         return self.rank
 
     def method(self, steps: int) -> Method:
-        """Returns LoRA with the optimizer of LoRA+."""
+        """Return LoRA with the optimizer of LoRA+."""
         return dataclasses.replace(
             lora.plain(self.rank, self.scale), optimizer=self._optimizer
         )
@@ -41,7 +41,7 @@ class LoraPlus:
     def _optimizer(
         self, learning_rate: optax.Schedule, weight_decay: float
     ) -> optax.GradientTransformation:
-        """Returns AdamW for `a`, and AdamW with the higher rate for `b`."""
+        """Return AdamW for `a`, and AdamW with the higher rate for `b`."""
 
         def faster(step: ArrayLike) -> ArrayLike:
             return self.ratio * jnp.asarray(learning_rate(step))

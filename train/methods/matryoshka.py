@@ -31,7 +31,7 @@ class Matryoshka:
     Attributes:
       ranks: The ranks that are trained, ascending.
       target: The one that a run ends with. `at_rank` gives the others.
-      weight: That of a rank `s`: 1, `1 / s` or `1 / sqrt(s)`, as in the authors'
+      weight: The weight of a rank `s`: 1, `1 / s` or `1 / sqrt(s)`, as in the authors'
         example.
     """
 
@@ -40,7 +40,7 @@ class Matryoshka:
     weight: Literal["one", "inverse", "inverse_sqrt"] = "inverse_sqrt"
 
     def method(self, steps: int) -> Method:
-        """Returns MatryoshkaLoRA, which changes to its target after step `steps`.
+        """Return MatryoshkaLoRA, changing to its target after step `steps`.
 
         Raises:
           ValueError: if the ranks do not ascend from 1 or more, or lack the target.
@@ -51,6 +51,7 @@ class Matryoshka:
             before: State, after: State, grads: Any, step: jax.Array
         ) -> State:
             last = step == steps - 1
+            # The validation of the last step, and the export, are at the target.
             weights = jnp.where(last, self._cut(self.target), before.memory)
             return State(after.params, weights)
 
@@ -62,16 +63,16 @@ class Matryoshka:
         )
 
     def at_rank(self, state: State, rank: int | jax.Array) -> Adapters:
-        """Returns the adapters cut at a rank, which may be traced.
+        """Return the adapters cut at a rank, possibly a traced one.
 
         Args:
-          state: Of a run of any length.
-          rank: From 1 to the highest. What lies beyond it is zero.
+          state: The state of a run of any length.
+          rank: From 1 to the highest. Components beyond it are zero.
         """
         return _adapters(State(state.params, self._cut(rank)))
 
     def sums(self) -> Float[jax.Array, " r"]:
-        """Returns `p`, the weights of the components in training."""
+        """Return `p`, the weights of the components in training."""
         return jnp.stack([self._cut(s) for s in self.ranks]).sum(0)
 
     def _check(self) -> None:
@@ -83,7 +84,7 @@ class Matryoshka:
             )
 
     def _cut(self, rank: int | jax.Array) -> jax.Array:
-        """Returns the weights of the components for one rank: zero beyond it."""
+        """Return the weights of the components for one rank: zero beyond it."""
         power = {"one": 0.0, "inverse": -1.0, "inverse_sqrt": -0.5}[self.weight]
         weight = jnp.asarray(rank, jnp.float32) ** power
         return jnp.where(jnp.arange(self.ranks[-1]) < rank, weight, 0)
@@ -115,7 +116,7 @@ def aurac(
     *,
     axis: Literal["linear", "log2"] = "linear",
 ) -> float:
-    """Returns the area under the curve of score by rank, over the ranks' range.
+    """Return the area under the curve of score by rank, over the ranks' range.
 
     An average score in which a rank counts by the gap to its neighbours, by the
     trapezoidal rule.
@@ -126,5 +127,6 @@ def aurac(
       axis: Whether a gap is a difference or a ratio of ranks.
     """
     x = np.asarray(ranks, np.float64)
+    # On a logarithmic axis each doubling of the rank weighs the same.
     x = np.log2(x) if axis == "log2" else x
     return float(np.trapezoid(scores, x) / (x[-1] - x[0]))

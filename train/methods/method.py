@@ -1,4 +1,4 @@
-"""What a method of training adapters is: a record of pure functions.
+"""The interface of a training method for adapters: a record of pure functions.
 
 The model never knows which method trains it. It is given adapters, and a method says
 where they come from:
@@ -33,7 +33,7 @@ Kernels = Mapping[str, jax.Array]
 
 
 class State(NamedTuple):
-    """What a method trains and what it remembers.
+    """The trained parameters of a method, and its statistics.
 
     Attributes:
       params: Arrays that the optimizer moves.
@@ -47,19 +47,19 @@ class State(NamedTuple):
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """How a method wants its `params` to be moved."""
+    """The optimizer of a method's `params`."""
 
     def __call__(
         self, learning_rate: optax.Schedule, weight_decay: float
     ) -> optax.GradientTransformation:
-        """Returns the optimizer of `State.params`."""
+        """Return the optimizer of `State.params`."""
         ...
 
 
 def adamw(
     learning_rate: optax.Schedule, weight_decay: float
 ) -> optax.GradientTransformation:
-    """Returns what most methods, and every classifier, are trained by."""
+    """Return the optimizer of most methods, and of every classifier."""
     return optax.adamw(learning_rate, weight_decay=weight_decay)
 
 
@@ -81,14 +81,14 @@ class Method:
       adapters: `state -> adapters`: what the model sees, everything folded in. After
         the last step they are the update that `finish` exports.
       finish: `state -> adapters` without what the method took out: ragged, NumPy
-        arrays. A module that keeps nothing is absent. Host code.
+        arrays. A module that keeps nothing is absent. Runs on the host.
       penalty: `state -> scalar`, added to the loss.
       optimizer: Makes the optimizer of `state.params`.
       after_step: `(before, after, grads, step) -> state`: the states around one update,
         the gradients of `params` that it took (clipped, the penalty's included), and
         its number, from 0.
-      gradient_batches: How many batches of gradients `init` asks for.
-      note: What to tell of the settings, such as a schedule that was shrunk to fit the
+      gradient_batches: The number of batches of gradients for `init`.
+      note: A remark on the settings, such as a schedule that was shrunk to fit the
         run; mostly nothing.
     """
 
@@ -108,11 +108,11 @@ class Config(Protocol):
 
     @property
     def target(self) -> float:
-        """The average rank that the method is to end with."""
+        """The average rank at the end of training."""
         ...
 
     def method(self, steps: int) -> Method:
-        """Returns the method, its schedules set for a run of `steps` steps.
+        """Return the method, with its schedules for a run of `steps` steps.
 
         Raises:
           ValueError: if a setting is impossible, or a schedule does not fit.
@@ -121,11 +121,12 @@ class Config(Protocol):
 
 
 def kaiming(key: jax.Array, kernels: Kernels, rank: int) -> dict[str, jax.Array]:
-    """Returns a first factor `[m, rank]` for each kernel, in float32.
+    """Draw a first factor `[m, rank]` for each kernel, in float32.
 
-    Uniform in `+-1/sqrt(m)`: what PyTorch's `kaiming_uniform_(a=sqrt(5))` draws. A
+    Uniform in `+-1/sqrt(m)`, as PyTorch's `kaiming_uniform_(a=sqrt(5))` draws. A
     module's draw depends on the key and on its place among the sorted paths.
     """
+    # Sorted, so that the draw does not depend on the order of the dictionary.
     paths = sorted(kernels)
     keys = dict(zip(paths, jax.random.split(key, len(paths)), strict=True))
 
@@ -138,23 +139,24 @@ def kaiming(key: jax.Array, kernels: Kernels, rank: int) -> dict[str, jax.Array]
 
 
 def zeros(kernels: Kernels, rank: int) -> dict[str, jax.Array]:
-    """Returns a second factor of zeros, `[rank, n]`, for each kernel."""
+    """Return a second factor of zeros, `[rank, n]`, for each kernel."""
     return {path: jnp.zeros((rank, x.shape[1])) for path, x in kernels.items()}
 
 
 def whole(adapters: Mapping[str, Adapter]) -> Adapters:
-    """Returns the adapters as they are, as NumPy arrays. Host code."""
+    """Return the adapters unchanged, as NumPy arrays. Runs on the host."""
     return jax.tree.map(np.asarray, dict(adapters))
 
 
 def kept(adapters: Mapping[str, Adapter], keep: Mapping[str, Array]) -> Adapters:
-    """Returns the components with a true value in `keep`, as NumPy arrays. Host code.
+    """Return the kept components of the adapters, as NumPy arrays. Runs on the host.
 
     Args:
       adapters: Adapters of one kernel each.
       keep: Booleans `[r]` by path. A module without a true value is absent.
     """
     result = {}
+    # On the host: kept components change shapes.
     for path, adapter in whole(adapters).items():
         mask = np.asarray(keep[path])
         if mask.any():
@@ -164,11 +166,12 @@ def kept(adapters: Mapping[str, Adapter], keep: Mapping[str, Array]) -> Adapters
 
 
 def size(adapters: Mapping[str, Adapter]) -> tuple[int, int]:
-    """Returns the ranks and the parameters of adapters, as budgets count them.
+    """Count the ranks and the parameters of adapters, as budgets do.
 
     Without components that are zero; and an adapter that starts from the kernel's own
     components counts the rank it was trained at.
     """
+    # PiSSA serves 2 r columns for a nominal rank of r.
     ranks = {path: x.nominal or _rank(x) for path, x in adapters.items()}
     costs = {path: x.inputs + x.outputs for path, x in adapters.items()}
     return sum(ranks.values()), sum(ranks[path] * costs[path] for path in ranks)
@@ -176,4 +179,5 @@ def size(adapters: Mapping[str, Adapter]) -> tuple[int, int]:
 
 def _rank(adapter: Adapter) -> int:
     a, b = np.asarray(adapter.a), np.asarray(adapter.b)
+    # A component needs both vectors: one of zeros adds nothing.
     return int(((a != 0).any(0) & (b != 0).any(1)).sum())

@@ -18,7 +18,7 @@ class Milora:
     """MiLoRA.
 
     Attributes:
-      rank: Of every module; the adapters' nominal rank.
+      rank: The rank of every module; the adapters' nominal rank.
       scale: `alpha / rank`. The authors set `alpha = rank`.
     """
 
@@ -30,5 +30,5 @@ class Milora:
         return self.rank
 
     def method(self, steps: int) -> Method:
-        """Returns MiLoRA, which has no schedule."""
+        """Return MiLoRA; it has no schedule."""
         return pissa.of_components(slice(-self.rank, None), self.rank, self.scale)

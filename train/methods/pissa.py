@@ -1,4 +1,4 @@
-"""PiSSA: LoRA that starts from the base's own principal components.
+"""PiSSA: LoRA started from the base's own principal components.
 
 F. Meng, Z. Wang, M. Zhang, "PiSSA: Principal Singular Values and Singular Vectors
 Adaptation of Large Language Models", NeurIPS 2024.
@@ -7,7 +7,7 @@ With `kernel = U S V^T` the factors start at the largest components,
 
     a0 = U_r sqrt(S_r / scale),    b0 = sqrt(S_r / scale) V_r^T,
 
-and what they hold is taken out of the kernel. Here the kernel stays as it is and the
+and their product is subtracted from the kernel. Here the kernel does not change and the
 model sees the difference, which is the same function:
 
     kernel - scale * a0 @ b0 + scale * a @ b = kernel + scale * [a, a0] @ [b; -b0].
@@ -31,7 +31,7 @@ class Pissa:
     """PiSSA with the exact SVD.
 
     Attributes:
-      rank: Of every module; the adapters' nominal rank.
+      rank: The rank of every module; the adapters' nominal rank.
       scale: `alpha / rank`. The authors set `alpha = rank`.
     """
 
@@ -43,16 +43,16 @@ class Pissa:
         return self.rank
 
     def method(self, steps: int) -> Method:
-        """Returns PiSSA, which has no schedule."""
+        """Return PiSSA; it has no schedule."""
         return of_components(slice(self.rank), self.rank, self.scale)
 
 
 def of_components(part: slice, rank: int, scale: float) -> Method:
-    """Returns LoRA that starts from components of the kernels.
+    """Return LoRA started from components of the kernels.
 
     Args:
-      part: Which components, of the kernels' singular values in descending order.
-      rank: How many these are.
+      part: The slice of components, in descending order of singular values.
+      rank: The number of components.
       scale: `alpha / rank`.
 
     Raises:
@@ -65,6 +65,7 @@ def of_components(part: slice, rank: int, scale: float) -> Method:
     def init(key: jax.Array, kernels: Kernels, gradients: Kernels | None) -> State:
         _check(kernels, rank)
         pairs = _components(kernels, part, scale)
+        # The start is remembered: the adapter is the difference to it.
         return State(params=pairs, memory=pairs)
 
     def adapters(state: State) -> Adapters:
@@ -87,7 +88,7 @@ def of_components(part: slice, rank: int, scale: float) -> Method:
 def _undecayed(
     learning_rate: optax.Schedule, weight_decay: float
 ) -> optax.GradientTransformation:
-    """Returns AdamW without weight decay, as the authors of both methods train.
+    """Return AdamW without weight decay, as in the code of both papers.
 
     The factors are a part of the pretrained weights, which decay would take away.
     """
@@ -106,15 +107,17 @@ def _check(kernels: Kernels, rank: int) -> None:
 def _components(
     kernels: Kernels, part: slice, scale: float
 ) -> dict[str, dict[str, jax.Array]]:
-    """Returns the balanced factors of components `part` of each kernel over `scale`.
+    """Return the balanced factors of components `part` of each kernel over `scale`.
 
     Kernels of one shape are decomposed together, in float32.
     """
     result = {}
+    # Equal shapes are decomposed in one batched call.
     for shape in sorted({kernel.shape for kernel in kernels.values()}):
         paths = sorted(path for path, x in kernels.items() if x.shape == shape)
         stack = jnp.stack([kernels[path] for path in paths]).astype(jnp.float32)
         u, s, vt = linalg.svd(stack)
+        # Balanced: both factors have the same norms.
         root = jnp.sqrt(s[:, part] / scale)
         a, b = u[:, :, part] * root[:, None, :], root[:, :, None] * vt[:, part]
         result |= {path: {"a": a[i], "b": b[i]} for i, path in enumerate(paths)}

@@ -1,8 +1,9 @@
-"""When a method of dynamic rank takes components out: three periods, fitted to a run.
+"""Pruning schedules of methods with dynamic rank: three periods, fitted to a run.
 
 Components go between step `t_init` and `t_final` steps before the end, about every
 `delta_t` steps. The published settings are made for long runs; a run that is too short
-for them gets periods in the same proportion, and `Schedule.note` says so. Host code.
+for them gets periods in the same proportion, and `Schedule.note` says so. Runs on the
+host.
 """
 
 from typing import NamedTuple
@@ -14,10 +15,10 @@ class Schedule(NamedTuple):
     """The periods of one run.
 
     Attributes:
-      t_init: How many steps come before the first component goes.
-      t_final: How many steps come after the last has gone.
+      t_init: The number of steps before the first component goes.
+      t_final: The number of steps after the last has gone.
       delta_t: The steps between two prunings.
-      note: What was changed to fit the run, in a sentence; empty if nothing was.
+      note: The change made to fit the run, in a sentence; empty if there is none.
     """
 
     t_init: int
@@ -27,7 +28,7 @@ class Schedule(NamedTuple):
 
 
 def fit(steps: int, *, t_init: int, t_final: int, delta_t: int) -> Schedule:
-    """Returns the periods, shrunk in proportion where they are too long for the run.
+    """Return the periods, shrunk in proportion if they are too long for the run.
 
     They fit if two prunings lie between the first and the last period:
     `t_init + t_final + 2 * delta_t <= steps`. Otherwise the longest becomes a sixth of
@@ -63,7 +64,7 @@ def _note(steps: int, before: tuple[int, ...], after: tuple[int, ...]) -> str:
 
 
 def warmup(steps: int, length: int) -> Schedule:
-    """Returns a schedule that starts after `length` steps and takes out at every step.
+    """Return a schedule with pruning at every step after the first `length` steps.
 
     It is shrunk as the `t_init` of `fit` is when all three periods are equal, so that
     methods of one setting begin to take out at one step.
@@ -83,7 +84,7 @@ def warmup(steps: int, length: int) -> Schedule:
 
 
 def check(rank: int, target: float) -> None:
-    """Refuses a target that cannot be reached.
+    """Raise unless the target is reachable.
 
     Raises:
       ValueError: if the rank is not positive, or the target not in `(0, rank]`.

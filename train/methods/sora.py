@@ -43,14 +43,14 @@ class Sora:
     """SoRA in the settings of PARA's comparison.
 
     Attributes:
-      rank: Of every module at the start.
+      rank: The rank of every module at the start.
       scale: `alpha / rank`.
       variant: "paper" or "official".
       target_sparsity: The share of all gates that is to be 0 at the end.
       hard_finish: Whether the last step reaches the target by setting the components
         of smallest `|g| ||a|| ||b||` of the whole model to 0, where training has not.
         SoRA itself has no such step: tell its results apart.
-      warmup: Of "paper": how many steps come before the first threshold; fitted to the
+      warmup: Of "paper": the number of steps before the first threshold; fitted to the
         run.
       gate_lr: Of "paper": the constant learning rate of the gates. "official" trains
         them at the rate of the factors.
@@ -72,17 +72,17 @@ class Sora:
 
     @property
     def target(self) -> float:
-        """4.8 at the defaults: a sparsity of .7 is not a quarter of the rank."""
+        """The average rank at the end: 4.8 at the defaults, not a quarter of `rank`."""
         return self.rank * (1 - self.target_sparsity)
 
     def schedule(self, steps: int) -> Schedule:
-        """Returns the warm-up of a run of `steps` steps, as `t_init`."""
+        """Return the warm-up of a run of `steps` steps, as `t_init`."""
         if self.variant == "official":
             return Schedule(t_init=0, t_final=0, delta_t=1)
         return schedule.warmup(steps, self.warmup)
 
     def method(self, steps: int) -> Method:
-        """Returns SoRA for a run of `steps` steps.
+        """Return SoRA for a run of `steps` steps.
 
         Raises:
           ValueError: if a setting is impossible, or the run is too short.
@@ -128,7 +128,7 @@ class Sora:
         return method.kept(self._adapters(state), keep)
 
     def _penalty(self, state: State) -> ScalarLike:
-        if self.variant == "paper":  # The proximal step stands for it.
+        if self.variant == "paper":  # The proximal step takes its place.
             return 0.0
         gates = jnp.concatenate(list(state.params.e.values()))
         return self.sparse_lambda * jnp.mean(jnp.abs(gates))
@@ -169,17 +169,17 @@ class Sora:
 
 
 def zeros(sparsity: float, gates: int) -> int:
-    """Returns how many of `gates` gates must be 0 for that sparsity. Host code."""
+    """Return the number of zero gates for a sparsity. Runs on the host."""
     return math.ceil(round(sparsity * gates, 6))  # .7 * 10 may be 7.000...1.
 
 
 def soft_threshold(g: Float[Array, " r"], tau: ScalarLike) -> Float[Array, " r"]:
-    """Returns `argmin_z (z - g)^2 / 2 + tau |z|`: `g` moved to 0 by `tau`."""
+    """Return `argmin_z (z - g)^2 / 2 + tau |z|`: `g` moved to 0 by `tau`."""
     return jnp.sign(g) * jnp.maximum(jnp.abs(g) - tau, 0)
 
 
 def shrink_twice(g: Float[Array, " r"], xi: float) -> Float[Array, " r"]:
-    """Returns what the authors' code makes of the gates, which is no soft threshold.
+    """Shrink the gates as the authors' code does, unlike a soft threshold.
 
     Its last line tests the values that the first two have moved: `|g| < 2 xi` becomes
     0, but `|g| = xi` stays, and from `2 xi` on it is a soft threshold.
@@ -194,7 +194,7 @@ def _count(where: dict[str, jax.Array]) -> Scalar:
 
 
 def _sizes(params: Triplets) -> dict[str, jax.Array]:
-    """The Frobenius norm of each component, `|g| ||a|| ||b||`."""
+    """Return the Frobenius norm of each component, `|g| ||a|| ||b||`."""
     norm = jnp.linalg.norm
     return {
         path: jnp.abs(g) * norm(params.a[path], axis=0) * norm(params.b[path], axis=1)

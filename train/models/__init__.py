@@ -1,1 +1,1 @@
-"""Linen models that look for their LoRA adapters in the collection `lora`."""
+"""Linen models with LoRA adapters in the collection `lora`."""

@@ -1,11 +1,11 @@
-"""Which kernels of a model take adapters, and adapters in the form that it reads.
+"""The adapted kernels of a model, and adapters in the model's own form.
 
 A method of training knows one kernel `[m, n]` a module, under the name that PEFT has
 for it: `encoder/layers/3/mlp/fc1`. A model may hold the kernels of all its blocks as
 one array `[L, m, n]`, at `encoder/layers/mlp/fc1`; it is then given its adapters in the
 same form where they have one rank, which compiles the blocks once.
 
-Axis letters: `L` blocks, `m` inputs, `n` outputs, `r` rank. Traced.
+Axis letters: `L` blocks, `m` inputs, `n` outputs, `r` rank. Traceable under `jit`.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from para_jax import Adapter, Array, folded, nest, unnest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapted:
-    """The kernels of a model that take adapters.
+    """The kernels of a model with adapters.
 
     Attributes:
-      blocks: Where the blocks are, such as `bert/encoder/layer`.
+      blocks: The path of the blocks, such as `bert/encoder/layer`.
       modules: The modules of a block, by their paths in it.
       stack: The number of blocks `L` if their kernels are one array a module; None if
         each block has its own.
@@ -35,7 +35,7 @@ class Adapted:
     stack: int | None = None
 
     def kernels(self, base: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the kernels `[m, n]`, by the path of their module."""
+        """Return the kernels `[m, n]`, by the path of their module."""
         leaves = unnest(base)
         if self.stack is not None:
             return {
@@ -50,7 +50,7 @@ class Adapted:
     def replaced(
         self, base: Mapping[str, Any], kernels: Mapping[str, Array]
     ) -> dict[str, Any]:
-        """Returns the params with other kernels, for all that `kernels` returns."""
+        """Return the params with other kernels, by path."""
         changed = {f"{path}/kernel": x for path, x in kernels.items()}
         if self.stack is not None:
             changed = {
@@ -60,7 +60,7 @@ class Adapted:
         return nest(unnest(base) | changed)
 
     def collection(self, adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-        """Returns the collection `lora` of adapters by the paths of `kernels`.
+        """Return the collection `lora` of adapters by the paths of `kernels`.
 
         Args:
           adapters: Factors `[..., m, r]` and `[..., r, n]`. Where the adapters of a
@@ -98,17 +98,17 @@ class Adapted:
 
 @runtime_checkable
 class Model(Protocol):
-    """A Linen model whose adapters can be trained. Static: equal ones are one."""
+    """A Linen model with trainable adapters. Static: equal ones are one."""
 
     @property
     def adapted(self) -> Adapted:
-        """Which of its kernels take adapters."""
+        """The kernels with adapters."""
         ...
 
     def apply(self, variables: Mapping[str, Any], inputs: Any) -> Any:
-        """Returns the logits `[..., classes]` of a batch."""
+        """Return the logits `[..., classes]` of a batch."""
         ...
 
     def init(self, rngs: Any, inputs: Any) -> Any:
-        """Returns variables of the shapes that `apply` reads."""
+        """Initialise variables, with the shapes that `apply` reads."""
         ...

@@ -1,10 +1,10 @@
-"""Causal attention over a window or over all that came before, and its cache.
+"""Causal attention, full or over a sliding window, and its cache.
 
-The key at index `s` is that of position `s`: sequences begin at index 0, and what
-pads them comes after their end, where no query of theirs looks.
+The key at index `s` has position `s`: sequences begin at index 0, and padding comes
+after their end, where none of their queries looks.
 
 Axis letters: `L` layers, `B` sequences, `T` queries, `S` keys, `h` heads, `g` heads of
-keys and values, each for `h / g` queries, `e` their width. Traced.
+keys and values, each for `h / g` queries, `e` their width. Traceable under `jit`.
 """
 
 from typing import Literal, NamedTuple
@@ -25,7 +25,7 @@ class Cache(NamedTuple):
 
 
 def empty(shape: tuple[int, int, int, int, int], dtype: DTypeLike) -> Cache:
-    """Returns a cache of the shape `[L, B, S, g, e]` with nothing in it."""
+    """Return an empty cache of the shape `[L, B, S, g, e]`."""
     return Cache(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype))
 
 
@@ -35,8 +35,9 @@ def write(
     positions: Int[jax.Array, "#B T"],
     k: Float[jax.Array, "B T g e"],
     v: Float[jax.Array, "B T g e"],
+    # Explicit rows: each sequence writes at its own positions.
 ) -> Cache:
-    """Returns the cache with keys and values of one layer at these positions."""
+    """Write keys and values of one layer at these positions."""
     rows = jnp.arange(k.shape[0])[:, None]
     places = (layer, rows, jnp.broadcast_to(positions, k.shape[:2]))
     return Cache(
@@ -52,14 +53,15 @@ def visible(
     sliding: Bool[jax.Array, ""],
     window: int,
 ) -> Bool[jax.Array, "#B T S"]:
-    """Returns what each query looks at.
+    """Return the mask of visible keys of each query.
 
     Args:
-      positions: Those of the queries.
+      positions: The positions of the queries.
       keys: The number of keys `S`.
       sliding: Whether to look at no more than the last keys.
-      window: How many these are, that of the query itself among them.
+      window: The number of visible keys, including the query's own.
     """
+    # Keys after the query's position are padding or not written yet.
     back = positions[:, :, None] - jnp.arange(keys)[None, None, :]
     return (back >= 0) & (~sliding | (back < window))
 
@@ -73,16 +75,17 @@ def masked(
     scale: float,
     softcap: float | None = None,
 ) -> Float[jax.Array, "B T h e"]:
-    """Returns the values' averages under `softmax(scale * q k^T)` of what is visible.
+    """Return the values' averages under `softmax(scale * q k^T)`, masked.
 
     Args:
       q: The queries.
       k: The keys.
       v: The values.
       mask: From `visible`.
-      scale: That of the products.
+      scale: The scale of the products.
       softcap: If given, what the scaled products `x` are bound by: `c tanh(x / c)`.
     """
+    # JAX's own has no cap on scores, but is faster.
     if softcap is None:
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale)
     grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
@@ -90,6 +93,7 @@ def masked(
         "btgje,bsge->bgjts", grouped, k, preferred_element_type=jnp.float32
     )
     scores = softcap * jnp.tanh(scores * (scale / softcap))
+    # A finite minimum: a row without visible keys gives NaN with -inf.
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bgjts,bsge->btgje", weights, v).reshape(q.shape)
@@ -104,7 +108,7 @@ def flash(
     window: int,
     scale: float,
 ) -> Float[jax.Array, "B T h e"]:
-    """Returns `masked(...)` of whole sequences by cuDNN, which stores no scores.
+    """Compute `masked(...)` of whole sequences by cuDNN, without storing the scores.
 
     On an Nvidia GPU, in bfloat16 or float16.
     """
@@ -120,6 +124,7 @@ def flash(
             implementation="cudnn",
         )
 
+    # The window covers everything; one kernel serves both kinds of layer.
     if q.shape[1] <= window:
         return attend(None)
     # A window is a constant of the kernel, and the layer's kind is none of the scan.

@@ -8,7 +8,7 @@ J. Devlin, M.-W. Chang, K. Lee, K. Toutanova, "BERT: Pre-training of Deep Bidire
 Transformers for Language Understanding", NAACL 2019.
 
 Axis letters: `B` sentences, `T` tokens, `d` model width, `h`
-heads, `e` their width, `c` classes. Traced.
+heads, `e` their width, `c` classes. Traceable under `jit`.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ ADAPTED = (
     "intermediate/dense",
     "output/dense",
 )
-"""The modules of a block that take adapters: all its linear layers."""
+"""The adapted modules of a block: all its linear layers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Config:
 
 
 def read_config(folder: pathlib.Path) -> Config:
-    """Returns the configuration in a model folder of transformers.
+    """Read the configuration in a model folder of transformers.
 
     Raises:
       ValueError: if the model is of another architecture than the one written here.
@@ -72,7 +72,7 @@ def read_config(folder: pathlib.Path) -> Config:
 
 
 class Tokens(NamedTuple):
-    """A batch of sentences as BERT reads them."""
+    """A batch of tokenized sentences."""
 
     ids: Int[jax.Array | np.ndarray, "B T"]
     mask: Bool[jax.Array | np.ndarray, "B T"]  # False where a sentence is padded.
@@ -99,7 +99,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention with several heads, without the projection that joins them."""
+    """Attention with several heads, without the output projection."""
 
     config: Config
 
@@ -114,6 +114,7 @@ class SelfAttention(nn.Module):
 
         q, k, v = project("query"), project("key"), project("value")
         scores = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(d // heads)
+        # A finite minimum: a row of padding alone would be NaN with -inf.
         scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
         # In float32 at least: in bfloat16, many weights of a long sentence are lost.
         wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
@@ -155,6 +156,7 @@ class Intermediate(nn.Module):
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B T d"]) -> Float[jax.Array, "B T m"]:
         y = Dense(self.config.intermediate_size, name="dense")(x)
+        # BERT's GELU is exact, unlike the tanh form of later models.
         return jax.nn.gelu(y, approximate=False)
 
 
@@ -187,7 +189,7 @@ class Layers(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The container that transformers puts around the blocks."""
+    """The scope of transformers around the blocks."""
 
     config: Config
 
@@ -205,6 +207,7 @@ class Pooler(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B T d"]) -> Float[jax.Array, "B d"]:
+        # The first token is [CLS].
         return jnp.tanh(Dense(self.config.hidden_size, name="dense")(x[:, 0]))
 
 

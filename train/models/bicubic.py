@@ -1,10 +1,11 @@
-"""Grids of vectors at another resolution, by bicubic interpolation as in PyTorch.
+"""Bicubic interpolation of grids of vectors, as in PyTorch.
 
-That of `torch.nn.functional.interpolate` with `align_corners=False`, by which vision
-models of transformers resize what they learned of positions. `jax.image.resize` has
-another kernel: its parameter is -1/2 where PyTorch's is -3/4.
+The kernel is that of `torch.nn.functional.interpolate` with `align_corners=False`, with
+which vision models of transformers resize learned position embeddings.
+`jax.image.resize` has another kernel: its parameter is -1/2 where PyTorch's is -3/4.
 
-R. Keys, "Cubic Convolution Interpolation for Digital Image Processing", 1981. Traced.
+R. Keys, "Cubic Convolution Interpolation for Digital Image Processing", 1981. Traceable
+under `jit`.
 """
 
 import jax
@@ -20,19 +21,23 @@ _KERNEL = -0.75
 def resized(
     table: Float[Array, "h w d"], height: int, width: int
 ) -> Float[jax.Array, "height width d"]:
-    """Returns the values of `table` at the points of another grid."""
+    """Interpolate `table` at the points of another grid."""
+    # Bit for bit the table at the trained resolution.
     if table.shape[:2] == (height, width):
         return jnp.asarray(table)
     rows, columns = map(_bicubic, table.shape[:2], (height, width))
     wide = table.astype(jnp.promote_types(table.dtype, jnp.float32))
+    # TF32 would err by more than PyTorch's own rounding.
     highest = jax.lax.Precision.HIGHEST
     result = jnp.einsum("ih,jw,hwd->ijd", rows, columns, wide, precision=highest)
     return result.astype(table.dtype)
 
 
 def _bicubic(size: int, new: int) -> Float[np.ndarray, "new size"]:
-    """Returns the matrix from the values at `size` points to those at `new`."""
+    """Return the interpolation matrix from `size` points to `new`."""
+    # Centres of pixels, as with `align_corners=False`.
     centers = (np.arange(new) + 0.5) * size / new - 0.5
+    # Each point is a mean of its four nearest neighbours.
     taps = np.floor(centers)[:, None] + np.arange(-1, 3)
     x = np.abs(centers[:, None] - taps)
     a = _KERNEL

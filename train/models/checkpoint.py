@@ -1,8 +1,8 @@
 """Weights of Hugging Face models, read tensor by tensor into nested params.
 
-The files are safetensors: one `model.safetensors`, or shards that
-`model.safetensors.index.json` lists. A model says what it wants of them by `Leaf`, and
-every tensor on either side must find its counterpart. Host code.
+The files are safetensors: one `model.safetensors`, or shards listed in
+`model.safetensors.index.json`. A model states its tensors as `Leaf`s, and every tensor
+on either side must find its counterpart. Runs on the host.
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ INDEX = "model.safetensors.index.json"
 
 
 def unchanged(x: np.ndarray) -> np.ndarray:
-    """Returns the tensor itself."""
+    """Return the tensor itself."""
     return x
 
 
 def transposed(x: np.ndarray) -> np.ndarray:
-    """Returns a kernel `[*window, m, n]` from PyTorch's weight `[n, m, *window]`."""
+    """Convert PyTorch's weight `[n, m, *window]` to a kernel `[*window, m, n]`."""
     return np.transpose(x, (*range(2, x.ndim), 1, 0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of the params, and the tensors of the file that it is made of.
+    """One array of the params, and its tensors in the file.
 
     Attributes:
       names: The tensors. Several are stacked on a leading layer axis in this order. One
         tensor may be in several leaves, each with its part of it.
       shape: The array's shape, with that axis.
-      convert: What makes a slice of the array out of one tensor, such as `transposed`.
+      convert: Makes a slice of the array out of one tensor, such as `transposed`.
       stacked: Whether there is a layer axis, which may be of size 1.
     """
 
@@ -51,7 +51,7 @@ class Leaf:
 
     @property
     def part(self) -> tuple[int, ...]:
-        """The shape that one tensor has to give."""
+        """The required shape of one tensor."""
         return self.shape[1:] if self.stacked else self.shape
 
 
@@ -68,17 +68,17 @@ def load(
     ignored: Sequence[str] = (),
     bases: Sequence[str] = ("",),
 ) -> dict[str, Any]:
-    """Returns the params of a model from its folder, in NumPy's arrays.
+    """Load the params of a model from its folder, as NumPy arrays.
 
-    Never takes more memory than the params and one tensor. What does not fit is found
-    out from the files' headers, before any tensor is read.
+    It never takes more memory than the params and one tensor. Mismatches are found
+    in the files' headers, before any tensor is read.
 
     Args:
       folder: The folder with the files of the model.
-      leaves: What the params consist of, by slash-joined path.
-      dtype: The dtype of all params. By default that of the tensors.
+      leaves: The tensors of the params, by slash-joined path.
+      dtype: The dtype of all params. By default the tensors' own.
       ignored: Patterns, as in `text_model.*`, of tensors that are not wanted.
-      bases: What may stand before all names of `leaves`: a model is saved alone, or as
+      bases: Possible prefixes of all names of `leaves`: a model is saved alone, or as
         the part `vision_model.` of another. The first that a tensor has is taken.
 
     Raises:
@@ -88,6 +88,7 @@ def load(
         the model; it lists all that are missing, unexpected or misshapen.
     """
     found = _find(folder)
+    # The first prefix with any match: a head's tensors may lack it.
     base = next((x for x in bases if any(y.startswith(x) for y in found)), bases[0])
     leaves = {path: _below(base, leaf) for path, leaf in leaves.items()}
     wanted = [(name, leaf) for leaf in leaves.values() for name in leaf.names]
@@ -117,6 +118,8 @@ def _stack(
     for index, name in enumerate(leaf.names):
         part = leaf.convert(_read(found[name].file, name))
         if not index:
+            # Allocated once, so that the stack and its parts are not in memory
+            # together.
             result = np.empty(leaf.shape, part.dtype if dtype is None else dtype)
         if dtype is None and part.dtype != result.dtype:
             raise ValueError(
@@ -148,7 +151,9 @@ def _shards(folder: pathlib.Path) -> dict[str, _Tensor]:
     index = folder / INDEX
     places = tensor_files.read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(
-        isinstance(x, str) and pathlib.PurePath(x).name == x for x in places.values()
+        # A name with a folder in it could point outside of the model's.
+        isinstance(x, str) and pathlib.PurePath(x).name == x
+        for x in places.values()
     ):
         raise ValueError(
             f"'{index}' has no weight_map from tensors to files beside it. Download or "
@@ -159,6 +164,7 @@ def _shards(folder: pathlib.Path) -> dict[str, _Tensor]:
         raise FileNotFoundError(
             f"'{index}' names {absent}, not in '{folder}'. Download the missing shards."
         )
+    # Every shard's header, before any tensor is read: errors come early.
     headers = {name: _header(folder / name) for name in names}
     lost = [f"{x} in {name}" for x, name in places.items() if x not in headers[name]]
     if lost:
@@ -197,8 +203,8 @@ def _check(
 
 
 def _misfit(leaf: Leaf, shape: tuple[int, ...]) -> str:
-    """Returns what a tensor of this shape becomes, if that is not what is expected."""
-    # One number seen as a whole tensor: conversions are tried on what takes no memory.
+    """Describe a converted tensor of a wrong shape; empty if it is right."""
+    # One number, broadcast to a whole tensor: trying a conversion takes no memory.
     tensor = np.broadcast_to(np.zeros((), np.float32), shape)
     try:
         got = leaf.convert(tensor).shape

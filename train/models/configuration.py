@@ -1,4 +1,4 @@
-"""The `config.json` of Hugging Face models as dataclasses. Host code."""
+"""The `config.json` of Hugging Face models as dataclasses. Runs on the host."""
 
 import dataclasses
 import pathlib
@@ -13,11 +13,11 @@ FILE = "config.json"
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns all values of a model folder's `config.json`.
+    """Read all values of a model folder's `config.json`.
 
     Raises:
       FileNotFoundError: if there is none.
-      ValueError: if it is no JSON object.
+      ValueError: if it is not a JSON object.
     """
     if not (folder / FILE).is_file():
         raise FileNotFoundError(
@@ -34,12 +34,12 @@ def build(
     folder: pathlib.Path,
     form: Mapping[str, Any],
 ) -> _T:
-    """Returns the dataclass `kind` of the values of its fields.
+    """Build the dataclass `kind` from the values of its fields.
 
     Args:
       kind: The dataclass. A field that `values` lacks has its default there.
-      values: Values by name; others than those of the fields are passed over.
-      folder: Where they were read, for the errors.
+      values: Values by name; names other than the fields are ignored.
+      folder: The folder of the values, for the errors.
       form: What is written here of the architecture: values, where given, are these.
 
     Raises:
@@ -51,6 +51,7 @@ def build(
                 f"'{folder / FILE}': {key} is {values[key]!r}, expected {value!r}. "
                 "Only this form of the architecture is implemented."
             )
+    # An unbound type variable does not say that `kind` is a dataclass.
     fields = dataclasses.fields(kind)  # pyrefly: ignore[bad-argument-type]
     needed = [x.name for x in fields if x.default is dataclasses.MISSING]
     if missing := [name for name in needed if name not in values]:

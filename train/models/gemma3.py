@@ -7,7 +7,7 @@ at `model/layers/3/self_attn/q_proj` (see `train.models.layers`).
 Gemma Team, "Gemma 3 Technical Report", 2025.
 
 Axis letters: `L` layers, `B` sequences, `T` tokens, `d` model width, `h` heads, `g`
-heads of keys and values, `e` their width, `V` vocabulary. Traced.
+heads of keys and values, `e` their width, `V` vocabulary. Traceable under `jit`.
 """
 
 import functools
@@ -47,11 +47,11 @@ ADAPTED = (
     "mlp/up_proj",
     "mlp/down_proj",
 )
-"""The modules of a block that take adapters: all its linear layers."""
+"""The adapted modules of a block: all its linear layers."""
 
 
 class Kind(NamedTuple):
-    """What differs between layers besides their params; `[L, ...]` for all of them."""
+    """Constants of the layers, different for local and global ones: `[L, ...]`."""
 
     number: Int[jax.Array, "*L"]
     sliding: jax.Array  # Boolean `[L]`: whether it sees the last positions alone.
@@ -59,7 +59,7 @@ class Kind(NamedTuple):
 
 
 class State(NamedTuple):
-    """What goes from layer to layer."""
+    """The values passed from layer to layer."""
 
     x: jax.Array  # [B, T, d]
     cache: Cache | None
@@ -80,11 +80,11 @@ class RMSNorm(nn.Module):
 
 
 class Layer(nn.Module):
-    """What the modules of a layer have in common.
+    """The base class of a layer's modules.
 
     Attributes:
       config: The model's shape.
-      dtype: That of activations, and of weights as they are used.
+      dtype: The dtype of activations, and of weights in products.
       implementation: Attention's, of whole sequences.
     """
 
@@ -97,6 +97,7 @@ class Layer(nn.Module):
 
     def project(self, size: int, name: str, x: jax.Array) -> jax.Array:
         y = Dense(size, use_bias=False, dtype=self.dtype, name=name)(x)
+        # Named, so that `remat="named"` keeps products and recomputes the rest.
         return checkpoint_name(y, layers.SAVED)
 
 
@@ -136,9 +137,11 @@ class Attention(Layer):
         c = self.config
         scale = c.query_pre_attn_scalar**-0.5
         span: Any = {"sliding": kind.sliding, "window": c.sliding_window}
+        # The cuDNN kernel takes whole sequences only, not a cache.
         if cache is None and self.implementation == "cudnn":
             return attention.flash(q, k, v, scale=scale, **span), None
         if cache is not None:
+            # Rotated keys are cached: their positions never change.
             cache = attention.write(cache, kind.number, positions, k, v)
             k, v = cache.k[kind.number], cache.v[kind.number]
         mask = attention.visible(positions, k.shape[1], **span)
@@ -160,7 +163,7 @@ class MLP(Layer):
 
 
 class Block(Layer):
-    """One layer: both halves are normalised before and after."""
+    """One layer, with norms before and after both halves."""
 
     @nn.compact
     def __call__(
@@ -180,7 +183,7 @@ class Decoder(Layer):
     """The embeddings, the layers and the last norm.
 
     Attributes:
-      remat: What a backward pass recomputes, see `layers.Layers`.
+      remat: The values to recompute in a backward pass, see `layers.Layers`.
     """
 
     remat: layers.Remat = "none"
@@ -214,11 +217,11 @@ class Gemma3(nn.Module):
 
     Attributes:
       config: The model's shape.
-      dtype: That of activations, and of weights as they are used. Norms, rotations,
+      dtype: The dtype of activations, and of weights in products. Norms, rotations,
         softmax and logits are computed in float32.
       implementation: Attention's: `cudnn` for training on an Nvidia GPU in 16 bits.
         With a cache, and where products are capped, it is always `xla`.
-      remat: What a backward pass recomputes, see `layers.Layers`.
+      remat: The values to recompute in a backward pass, see `layers.Layers`.
     """
 
     config: Config
@@ -230,15 +233,16 @@ class Gemma3(nn.Module):
     def adapted(self) -> Adapted:
         """All projections of the layers, stacked."""
         count = self.config.num_hidden_layers
-        return Adapted(blocks="model/layers", modules=ADAPTED, stack=count)
+        return Adapted(blocks=STACK, modules=ADAPTED, stack=count)
 
     def setup(self) -> None:
         capped = self.config.attn_logit_softcapping is not None
+        # cuDNN's kernel has no cap on scores.
         implementation = "xla" if capped else self.implementation
         self.model = Decoder(self.config, self.dtype, implementation, self.remat)
 
     def __call__(self, ids: Int[Array, "B T"]) -> Float[jax.Array, "B T V"]:
-        """Returns the logits, float32.
+        """Return the logits, float32.
 
         Args:
           ids: Sequences from their beginning. What pads them comes after their end.
@@ -251,19 +255,19 @@ class Gemma3(nn.Module):
         positions: Int[jax.Array, "#B T"] | None = None,
         cache: Cache | None = None,
     ) -> State:
-        """Returns what the logits are made of, and the cache with these tokens.
+        """Return the last hidden states, and the cache with these tokens.
 
         Args:
           ids: Tokens.
-          positions: Theirs in the sequences, with a cache; else 0, 1, 2, ...
-          cache: What came before, from `empty_cache` at first.
+          positions: The tokens' positions, with a cache; else 0, 1, 2, ...
+          cache: The keys and values so far, from `empty_cache` at first.
         """
         if positions is None:
             positions = jnp.arange(ids.shape[1])[None]
         return self.model(jnp.asarray(ids), positions, cache)
 
     def logits(self, x: Float[jax.Array, "*B d"]) -> Float[jax.Array, "*B V"]:
-        """Returns the logits of what `hidden` returned, float32."""
+        """Return the logits of the hidden states, float32."""
         table = self.variables["params"]["model"]["embed_tokens"]["embedding"]
         y = jnp.matmul(x, table.T.astype(x.dtype), preferred_element_type=jnp.float32)
         cap = self.config.final_logit_softcapping
@@ -271,16 +275,16 @@ class Gemma3(nn.Module):
 
     @nn.nowrap
     def score(self, variables: Mapping[str, Any], batch: Batch) -> Score:
-        """Returns the score of labels `[B, T]`, the next tokens; few logits at a time.
+        """Return the score of labels `[B, T]`, the next tokens; few logits at a time.
 
         Args:
-          variables: What the model is applied with.
+          variables: The variables for `apply`.
           batch: Tokens and labels.
         """
         return loss.causal_score(self, variables, batch)
 
     def empty_cache(self, batch: int, length: int) -> Cache:
-        """Returns the cache of so many sequences of up to so many tokens."""
+        """Return an empty cache for a number of sequences and of tokens."""
         c = self.config
         shape = (batch, length, c.num_key_value_heads, c.head_dim)
         return attention.empty((c.num_hidden_layers, *shape), self.dtype)
@@ -291,5 +295,6 @@ def _kinds(c: Config) -> Kind:
     local = rope.frequencies(c.head_dim, c.rope_local_base_freq)
     numbers = np.arange(c.num_hidden_layers, dtype=np.int32)
     sliding = ~np.isin(numbers, c.global_layers)
+    # Both kinds' angles in one array, so that a scan can run over the layers.
     angles = np.where(sliding[:, None], local[None], whole[None])
     return Kind(jnp.asarray(numbers), jnp.asarray(sliding), jnp.asarray(angles))

@@ -1,7 +1,7 @@
-"""The shape of a Gemma 3 text model, as `config.json` of transformers states it. Host.
+"""The shape of a Gemma 3 text model, from the `config.json` of transformers.
 
-Google's own files leave out what has its default, and older ones have older names; so
-the defaults are those of transformers' `Gemma3TextConfig`.
+Google's own files leave out defaults, and older ones have older names; the defaults
+here are those of transformers' `Gemma3TextConfig`.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ class Config:
       num_attention_heads: The heads `h` of queries.
       num_key_value_heads: The heads `g` of keys and values.
       head_dim: Their width `e`.
-      sliding_window: How many positions a sliding layer sees, the own one among them.
+      sliding_window: The number of positions a sliding layer sees, including its own.
       global_layers: The numbers of the layers that see all positions.
       rope_theta: The base of the rotations in global layers.
-      rope_factor: What global layers divide positions by.
+      rope_factor: The divisor of positions in global layers.
       rope_local_base_freq: The base of the rotations in sliding layers.
       query_pre_attn_scalar: Attention's products are divided by its square root.
-      rms_norm_eps: What norms add to a mean square.
+      rms_norm_eps: The term added to a mean square in norms.
       attn_logit_softcapping: The bound of attention's products, or None.
       final_logit_softcapping: The bound of the logits, or None.
     """
@@ -63,9 +63,10 @@ class Config:
 
 
 def read_config(folder: pathlib.Path) -> Config:
-    """Returns the configuration in a model folder of transformers.
+    """Read the configuration in a model folder of transformers.
 
-    Of a model with a vision tower (`model_type` gemma3) it is that of its text.
+    For a model with a vision tower (`model_type` gemma3), it is the configuration
+    of the text part.
 
     Raises:
       FileNotFoundError: if it has no `config.json`.
@@ -89,7 +90,7 @@ def _global_layers(values: Mapping[str, Any], layers: int) -> tuple[int, ...]:
 
 
 def _rope(folder: pathlib.Path, values: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the values about rotations that are not under the names of `Config`."""
+    """Return the rotation's values, which the file has under other names."""
     kinds = values.get("rope_parameters") or {}
     local, whole = kinds.get(_SLIDING) or {}, kinds.get(_FULL) or {}
     whole = {**whole, **(values.get("rope_scaling") or {})}

@@ -1,4 +1,4 @@
-"""Weights of Gemma 3 from the files of transformers. Host code."""
+"""Weights of Gemma 3 from the files of transformers. Runs on the host."""
 
 import functools
 import pathlib
@@ -22,11 +22,11 @@ _IGNORED = (
 
 
 def leaves(config: Config, *, prefix: str = "model.") -> dict[str, Leaf]:
-    """Returns where each of the params of `gemma3.Gemma3(config)` is stored.
+    """Return the stored tensors of each of the params of `gemma3.Gemma3(config)`.
 
     Args:
       config: The shape of the model.
-      prefix: What precedes the tensors' names; that of a text model by default.
+      prefix: The prefix of the tensors' names; a text model's by default.
     """
     d, whole = config.hidden_size, functools.partial(_whole, prefix)
     params = {
@@ -52,18 +52,18 @@ def leaves(config: Config, *, prefix: str = "model.") -> dict[str, Leaf]:
 def load(
     folder: pathlib.Path, config: Config, dtype: DTypeLike | None = None
 ) -> dict[str, Any]:
-    """Returns the params of `gemma3.Gemma3(config)` from a model folder.
+    """Load the params of `gemma3.Gemma3(config)` from a model folder.
 
     Tensors of a vision tower are left out.
 
     Args:
       folder: The folder with model.safetensors, or its shards.
       config: The shape of the model, as from `read_config`.
-      dtype: That of the params; by default that of the files.
+      dtype: The dtype of the params; by default the files' own.
 
     Raises:
       FileNotFoundError: if there are no weights.
-      ValueError: if the tensors are not those of the model; it lists all.
+      ValueError: if the tensors do not match the model; the message lists all.
     """
     return checkpoint.load(
         folder,
@@ -79,7 +79,7 @@ def _whole(prefix: str, module: str, *shape: int) -> Leaf:
 
 
 def _block(config: Config) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the params of one layer, by module."""
+    """Return the shapes of the params of one layer, by module."""
     d, wide, e = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_attention_heads * e, config.num_key_value_heads * e
     return {

@@ -8,7 +8,8 @@ blocks are run, on the same params:
 - under the layer's number, `layers/3/mlp/up/a: [m, r]`, as PEFT names them: each layer
   has its own rank, or no adapter, and the blocks are compiled one by one.
 
-`stacked` and `unstacked` go from one to the other. Traced but for these and `check`.
+`stacked` and `unstacked` go from one to the other. Traceable under `jit`, except for
+these and `check`.
 """
 
 import re
@@ -25,7 +26,7 @@ from para_jax.flax import linen
 Remat = Literal["none", "full", "dots", "named"]
 
 SAVED = "saved"
-"""The `jax.ad_checkpoint.checkpoint_name` of what `remat="named"` keeps."""
+"""The `jax.ad_checkpoint.checkpoint_name` of the values kept by `remat="named"`."""
 
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -37,15 +38,15 @@ _POLICIES = {
 class Layers(nn.Module):
     """`count` blocks in the scope of one: `x = block(x, scanned[i], *shared)`.
 
-    A block takes what the one before it returned, of the same shapes. Caches that the
-    blocks write are part of that.
+    A block takes the previous block's output, of the same shapes. It includes any
+    caches that the blocks write.
 
     Attributes:
       block: Makes a block, such as `functools.partial(Block, config)`.
       count: The number of blocks `L`.
-      remat: What a backward pass recomputes. `none`: nothing, all intermediate values
-        are kept. `full`: all of a block but its input. `dots`: all but the products
-        of activations and weights. `named`: all but what a block calls `SAVED`.
+      remat: The values to recompute in a backward pass. `none`: none, all intermediate
+        values are kept. `full`: all of a block but its input. `dots`: all but the
+        products of activations and weights. `named`: all but those named `SAVED`.
     """
 
     block: Callable[[], nn.Module]
@@ -54,20 +55,22 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any, scanned: Any, *shared: Any) -> Any:
-        """Returns what the last block returned.
+        """Return the output of the last block.
 
         Args:
-          x: What the first block takes: any tree of arrays.
+          x: The input of the first block: any tree of arrays.
           scanned: Constants of the layers, any tree of `[L, ...]`, or None. A block
             gets the slices of its layer.
-          *shared: What all blocks get.
+          *shared: The further arguments of all blocks.
 
         Raises:
           ValueError: if some adapters are stacked and others under a layer's number,
             or there is no such layer.
         """
         block = self.block()
+        # The block's params appear under the name of `Layers` itself.
         nn.share_scope(self, block)
+        # Init always scans: the params are stacked either way.
         unrolled = not self.is_initializing() and self._has_own_adapters()
         body = self._body(unrolled)
         if unrolled:
@@ -78,6 +81,7 @@ class Layers(nn.Module):
             return x
         scan = nn.scan(
             body,
+            # Stacked on their first axis, one slice a layer.
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(0, *[nn.broadcast] * len(shared)),
@@ -107,9 +111,31 @@ class Layers(nn.Module):
         return bool(numbers)
 
 
+class Container(nn.Module):
+    """The scope of transformers around the blocks, with `Layers` in it.
+
+    Attributes:
+      block: As for `Layers`.
+      count: The number of blocks `L`.
+      remat: As for `Layers`.
+      within: The name of the blocks in this scope.
+    """
+
+    block: Callable[[], nn.Module]
+    count: int
+    remat: Remat
+    within: str
+
+    @nn.compact
+    def __call__(self, x: Any, *shared: Any) -> Any:
+        layers = Layers(self.block, self.count, self.remat, name=self.within)
+        return layers(x, None, *shared)
+
+
 def _of_layer(body: Callable[..., Any], index: int) -> Callable[..., Any]:
     def pick(variables: Mapping[str, Any]) -> dict[str, Any]:
         params = jax.tree.map(lambda x: x[index], variables["params"])
+        # A layer without adapters gets an empty collection.
         return {"params": params, "lora": variables["lora"].get(str(index), {})}
 
     return nn.map_variables(body, ["params", "lora"], trans_in_fn=pick)
@@ -118,15 +144,15 @@ def _of_layer(body: Callable[..., Any], index: int) -> Callable[..., Any]:
 def stacked(
     adapters: Mapping[str, Adapter], count: int, *, path: str = "model/layers"
 ) -> dict[str, Adapter]:
-    """Returns the adapters of all layers as stacks, for one scan. Inverse: `unstacked`.
+    """Stack the adapters of all layers, for one scan. Inverse: `unstacked`.
 
     `layers/0/mlp/up`, `layers/2/mlp/up` become `layers/mlp/up` with `a: [L, m, r]`,
     padded with zeros to the largest rank; a layer without an adapter has zeros alone.
 
     Args:
-      adapters: By path. Those that are stacked already, or of no layer, stay.
+      adapters: By path. Stacked ones, and those outside of the layers, stay.
       count: The number of layers `L`.
-      path: Where the layers are.
+      path: The path of the layers.
 
     Raises:
       ValueError: if there is no such layer, or kernels of one stack differ in shape.
@@ -148,6 +174,7 @@ def _stack(name: str, layers: Mapping[int, Adapter], count: int) -> Adapter:
             f"'{name}' has an adapter of layer {max(layers)}, expected 0 to "
             f"{count - 1}. Was it trained on this model?"
         )
+    # All layers get the largest rank; zeros do not change the product.
     widest = max(layers.values(), key=lambda x: x.rank)
     members = {f"{name}/{i}": x for i, x in layers.items()}
     padded = para.pad(members, like={f"{name}/{i}": widest for i in range(count)})
@@ -157,13 +184,14 @@ def _stack(name: str, layers: Mapping[int, Adapter], count: int) -> Adapter:
 def unstacked(
     adapters: Mapping[str, Adapter], *, path: str = "model/layers"
 ) -> dict[str, Adapter]:
-    """Returns every layer's own adapters, under its number. Inverse: `stacked`.
+    """Give every layer its own adapters, under its number. Inverse: `stacked`.
 
     Args:
       adapters: Stacks of the layers, as `layers/mlp/up` with `a: [L, m, r]`; or their
         members, as `layers/mlp/up/3`, which is what a ragged child consists of.
-      path: Where the layers are.
+      path: The path of the layers.
     """
+    # `unstack` puts the layer's number last; PEFT has it after the path.
     pattern = re.compile(rf"{re.escape(path)}/(.*\D.*)/(\d+)")
     return {
         pattern.sub(rf"{path}/\2/\1", name): adapter
@@ -172,7 +200,7 @@ def unstacked(
 
 
 def check(lora: Mapping[str, Any], params: Mapping[str, Any]) -> None:
-    """Checks that every adapter has a kernel that it fits, as `linen.check` does.
+    """Check adapters against kernels as `linen.check` does, also within stacks.
 
     It knows of layers' own adapters: `layers/3/mlp/up` fits into a slice of
     `layers/mlp/up/kernel`.
@@ -186,6 +214,7 @@ def check(lora: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         for number in re.finditer(r"/(\d+)(?=/)", path):
             stack = path[: number.start()] + path[number.end() :]
             whole = kernels.get(f"{stack}/kernel")
+            # A view of one layer, so that the common check sees plain kernels.
             if whole is not None and int(number[1]) < whole.shape[0]:
                 slice_ = jax.ShapeDtypeStruct(whole.shape[1:], whole.dtype)
                 view[f"{path}/kernel"] = slice_

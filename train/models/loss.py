@@ -5,7 +5,7 @@ float32, and their gradients as much again. Here they exist for some tokens at a
 the gradient is computed with the loss, so that nothing is computed twice.
 
 Axis letters: `B` sequences, `T` tokens, `n` tokens of all sequences, `d` model width,
-`V` vocabulary. Traced.
+`V` vocabulary. Traceable under `jit`.
 """
 
 import functools
@@ -23,18 +23,18 @@ from train.data.batch import NO_LABEL, Batch
 from train.models.score import Score
 
 CHUNK = 1024
-"""The number of tokens whose logits exist at a time."""
+"""The number of tokens with logits in memory at a time."""
 
 
 class Targets(NamedTuple):
-    """The tokens to predict, and how much each counts."""
+    """The tokens to predict, and their weights."""
 
     ids: Int[jax.Array, "..."]
     weights: Float[jax.Array, "..."]
 
 
 class Sums(NamedTuple):
-    """Weighted sums over tokens: of the cross entropy, and of those that are right.
+    """Weighted sums over tokens: of the cross entropy, and of correct predictions.
 
     A token is right if no other has a larger logit, nor an equal one before it.
     """
@@ -53,23 +53,25 @@ def causal_score(
     *,
     chunk: int = CHUNK,
 ) -> Score:
-    """Returns the mean cross entropy of the labels, and the share that is most likely.
+    """Return the mean cross entropy of the labels, and the accuracy.
 
     Args:
       model: A model with `hidden`, and its embeddings as its head, such as
         `gemma3.Gemma3`.
       variables: Its params and, in the collection `lora`, any adapters.
       batch: Tokens `[B, T]`, and after each of them the next one, as far as it counts.
-      chunk: The number of tokens whose logits exist at a time.
+      chunk: The number of tokens with logits in memory at a time.
     """
     state: Any = model.apply(variables, batch.inputs, method="hidden")
     x = state.x.reshape(-1, state.x.shape[-1])
     table = variables["params"]["model"]["embed_tokens"]["embedding"]
     labels = jnp.asarray(batch.labels).reshape(-1)
     counts = labels != NO_LABEL
+    # Any valid index: its weight is 0.
     targets = Targets(jnp.where(counts, labels, 0), counts.astype(jnp.float32))
     softcap = model.config.final_logit_softcapping
     sums = cross_entropy(x, table, targets, softcap, min(chunk, len(x)))
+    # A batch of padding alone has a loss of 0, not NaN.
     total = jnp.maximum(counts.sum(), 1)
     return Score(sums.loss / total, jax.lax.stop_gradient(sums.right) / total)
 
@@ -82,16 +84,17 @@ def causal_loss(
     *,
     chunk: int = CHUNK,
 ) -> Float[jax.Array, ""]:
-    """Returns the mean cross entropy of the tokens of `mask`, each given all before it.
+    """Return the mean cross entropy of the tokens of `mask`, each given all before it.
 
     Args:
       model: As for `causal_score`.
       variables: Likewise.
-      ids: Sequences from their beginning. What pads them comes after their end.
+      ids: Sequences from their beginning, padded after their end.
       mask: True for the tokens to learn: neither prompts nor padding. A first token is
         never learned, since nothing precedes it.
       chunk: As for `causal_score`.
     """
+    # The last position has no next token.
     learned = jnp.roll(mask, -1, axis=1).at[:, -1].set(False)
     labels = jnp.where(learned, jnp.roll(ids, -1, axis=1), NO_LABEL)
     return causal_score(model, variables, Batch(ids, labels), chunk=chunk).loss
@@ -105,19 +108,20 @@ def cross_entropy(
     softcap: float | None,
     chunk: int,
 ) -> Sums:
-    """Returns sums over tokens whose probabilities are `softmax(x @ table.T)`.
+    """Return sums over tokens with probabilities `softmax(x @ table.T)`.
 
     The loss is differentiable in `x` and, at the cost of another product, in `table`.
     In float32; products of bfloat16 are summed in float32.
 
     Args:
-      x: What the logits are made of.
+      x: The hidden states behind the logits.
       table: The head.
       targets: `[n]`.
-      softcap: If given, what logits are bound by: `c tanh(x / c)`.
-      chunk: The number of tokens whose logits exist at a time.
+      softcap: If given, the bound of logits: `c tanh(x / c)`.
+      chunk: The number of tokens with logits in memory at a time.
     """
 
+    # Logits of one chunk at a time: all of them would take `n V` floats.
     def add(total: Sums, part: Any) -> tuple[Sums, None]:
         sums, _ = _part(part, table, softcap)
         return jax.tree.map(jnp.add, total, sums), None
@@ -128,7 +132,8 @@ def cross_entropy(
 def _forward(
     x: Any, table: Any, targets: Any, softcap: float | None, chunk: int
 ) -> tuple[Sums, Any]:
-    """Returns the sums, and the gradients of the loss by what is differentiated."""
+    """Return the sums, and the gradients of the loss by `x` and `table`."""
+    # A frozen table needs no gradient, and saves `V d` floats.
     wanted, head = table.perturbed, table.value
     known = jax.tree.map(
         lambda a: a.value, targets, is_leaf=lambda a: hasattr(a, "perturbed")
@@ -137,6 +142,7 @@ def _forward(
     def add(sums: Any, part: Any) -> tuple[Any, jax.Array]:
         found, slope = _part(part, head, softcap)
         total, by_table = sums
+        # Accumulated in float32: bfloat16 sums over thousands of tokens lose digits.
         if wanted:
             by_table += jnp.matmul(slope.T, part[0], preferred_element_type=jnp.float32)
         total = jax.tree.map(jnp.add, total, found)
@@ -153,6 +159,7 @@ def _backward(
     softcap: float | None, chunk: int, gradients: Any, cotangent: Sums
 ) -> tuple[Any, Any, None]:
     del softcap, chunk
+    # The forward pass made the gradients; here they are only scaled.
     by_x, by_table = jax.tree.map(
         lambda x: (cotangent.loss * x.astype(jnp.float32)).astype(x.dtype), gradients
     )
@@ -163,7 +170,7 @@ cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _chunks(x: jax.Array, targets: Targets, chunk: int) -> Any:
-    """Returns `(x, targets)` as `[chunks, chunk, ...]`; what fills them up weighs 0."""
+    """Return `(x, targets)` as `[chunks, chunk, ...]`, filled up with weights of 0."""
     more = -len(x) % chunk
 
     def split(a: Array) -> jax.Array:
@@ -178,16 +185,18 @@ def _part(
     table: Float[jax.Array, "V d"],
     softcap: float | None,
 ) -> tuple[Sums, Float[jax.Array, "n V"]]:
-    """Returns the sums of one chunk, and the loss's gradient by `x @ table.T`."""
+    """Return the sums of one chunk, and the loss's gradient by `x @ table.T`."""
     x, targets = part
     logits = jnp.matmul(x, table.T.astype(x.dtype), preferred_element_type=jnp.float32)
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    # One gather; a one-hot product would be as large as the logits.
     own = jnp.take_along_axis(logits, targets.ids[:, None], axis=-1)
     weights = targets.weights[:, None]
     here = jnp.arange(logits.shape[1])[None] == targets.ids[:, None]
     slope = weights * (jnp.exp(logits - total) - here)
+    # The derivative of `c tanh(z / c)` by `z`, from its own value.
     if softcap is not None:
         slope *= 1 - jnp.square(logits / softcap)
     right = logits.argmax(axis=-1) == targets.ids

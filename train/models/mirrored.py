@@ -1,6 +1,6 @@
-"""Where the params are of models whose modules are named as in transformers. Host code.
+"""Tensors of the params for models with the module names of transformers.
 
-In the stack `encoder/layer`, `encoder/layer/output/dense/kernel` is what was saved as
+In the stack `encoder/layer`, `encoder/layer/output/dense/kernel` stacks the tensors
 `encoder.layer.0.output.dense.weight`, `encoder.layer.1.output.dense.weight`, ...
 """
 
@@ -14,20 +14,21 @@ from para_jax import unnest
 from train.models import checkpoint
 from train.models.checkpoint import Leaf
 
-# What PyTorch calls the params of Flax's layers.
+# PyTorch's names of the params of Flax's layers.
 _NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
 
 
 def leaves(
     model: nn.Module, batch: Any, *, stacks: Mapping[str, int]
 ) -> dict[str, Leaf]:
-    """Returns what each of the params is made of, by path.
+    """Return the tensors of each of the params, by path.
 
     Args:
       model: The Linen model.
       batch: Anything that it can be called with; only shapes are computed.
       stacks: The number of layers of each stack, by its path.
     """
+    # Shapes only: nothing is allocated, whatever the model's size.
     variables = jax.eval_shape(model.init, jax.random.key(0), batch)
     params = unnest(variables["params"])
     return {path: _leaf(path, x.shape, stacks) for path, x in params.items()}

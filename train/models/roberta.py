@@ -6,8 +6,8 @@ each layer's number as in PEFT: see `train.models.layers`.
 
 Y. Liu et al., "RoBERTa: A Robustly Optimized BERT Pretraining Approach", 2019.
 
-Axis letters: `B` sentences, `T` tokens, `d` model width, `c` classes. Traced but for
-what reads files.
+Axis letters: `B` sentences, `T` tokens, `d` model width, `c` classes. Traceable under
+`jit`, except for reading files.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from train.models import bert, checkpoint, configuration, mirrored
 from train.models.adapted import Adapted
 from train.models.bert import Tokens
 from train.models.checkpoint import Leaf
-from train.models.layers import Layers, Remat
+from train.models.layers import Container, Remat
 
 STACK = "roberta/encoder/layer"
 """The path of the stacked blocks in a `RobertaClassifier`."""
 
 ADAPTED = bert.ADAPTED
-"""The modules of a block that take adapters: all its linear layers."""
+"""The adapted modules of a block: all its linear layers."""
 
 _FORM = {
     "model_type": "roberta",
@@ -58,7 +58,7 @@ class Config(bert.Config):
 
 
 def read_config(folder: pathlib.Path) -> Config:
-    """Returns the configuration in a model folder of transformers.
+    """Read the configuration in a model folder of transformers.
 
     Raises:
       FileNotFoundError: if it has no `config.json`.
@@ -89,7 +89,8 @@ class Embeddings(nn.Module):
 def _positions(
     config: Config, ids: Int[jax.Array, "B T"], mask: Bool[jax.Array, "B T"]
 ) -> Int[jax.Array, "B T"]:
-    """Returns each token's number, counted without the padding before it."""
+    """Return each token's position, counted without the padding before it."""
+    # The first rows belong to padding: positions start after `pad_token_id`.
     longest = config.max_position_embeddings - config.pad_token_id - 1
     if ids.shape[1] > longest:
         raise ValueError(
@@ -97,11 +98,12 @@ def _positions(
             "the model has no embeddings of later positions. Truncate the sentences."
         )
     real = mask & (ids != config.pad_token_id)
+    # A running count, so that padding on the left does not move the words.
     return jnp.cumsum(real, axis=1, dtype=ids.dtype) + config.pad_token_id
 
 
 class Block(bert.Block):
-    """BERT's block, as `Layers` calls it."""
+    """BERT's block, with the signature for `Layers`."""
 
     def __call__(
         self, x: Float[jax.Array, "B T d"], _: None, mask: Bool[jax.Array, "B T"]
@@ -109,27 +111,12 @@ class Block(bert.Block):
         return super().__call__(x, mask)
 
 
-class Encoder(nn.Module):
-    """The container that transformers puts around the blocks."""
-
-    config: Config
-    remat: Remat
-
-    @nn.compact
-    def __call__(
-        self, x: Float[jax.Array, "B T d"], mask: Bool[jax.Array, "B T"]
-    ) -> Float[jax.Array, "B T d"]:
-        block = functools.partial(Block, self.config)
-        count = self.config.num_hidden_layers
-        return Layers(block, count, self.remat, name="layer")(x, None, mask)
-
-
 class Roberta(nn.Module):
     """The encoder, without a pooler.
 
     Attributes:
-      config: Its shape.
-      remat: What a backward pass computes again, see `Layers`.
+      config: The model's shape.
+      remat: The values to recompute in a backward pass, see `Layers`.
     """
 
     config: Config
@@ -139,7 +126,10 @@ class Roberta(nn.Module):
     def __call__(self, tokens: Tokens) -> Float[jax.Array, "B T d"]:
         ids, mask = map(jnp.asarray, tokens)
         x = Embeddings(self.config, name="embeddings")(ids, mask)
-        return Encoder(self.config, self.remat, name="encoder")(x, mask)
+        block = functools.partial(Block, self.config)
+        count = self.config.num_hidden_layers
+        encoder = Container(block, count, self.remat, "layer", name="encoder")
+        return encoder(x, mask)
 
 
 class Head(nn.Module):
@@ -150,6 +140,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B T d"]) -> Float[jax.Array, "B c"]:
+        # RoBERTa has no pooler: the head's own dense layer takes its place.
         x = jnp.tanh(Dense(self.config.hidden_size, name="dense")(x[:, 0]))
         return Dense(self.classes, name="out_proj")(x)
 
@@ -180,7 +171,7 @@ class RobertaClassifier(nn.Module):
 
 
 def leaves(config: Config) -> dict[str, Leaf]:
-    """Returns what the params of `Roberta(config)` are made of."""
+    """Return the tensors of the params of `Roberta(config)`."""
     tokens = Tokens(np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
     stacks = {"encoder/layer": config.num_hidden_layers}
     return mirrored.leaves(Roberta(config), tokens, stacks=stacks)
@@ -191,7 +182,7 @@ def load(
     config: Config,
     dtype: jax.typing.DTypeLike | None = None,
 ) -> dict[str, Any]:
-    """Returns the params of `Roberta(config)`, whatever head it was saved with.
+    """Load the params of `Roberta(config)`, saved with or without a head.
 
     Raises:
       FileNotFoundError: as for `checkpoint.load`.
@@ -212,7 +203,7 @@ def load_classifier(
     classes: int,
     dtype: jax.typing.DTypeLike | None = None,
 ) -> dict[str, Any]:
-    """Returns the params of the head that a `RobertaForSequenceClassification` has.
+    """Return the params of the head of a `RobertaForSequenceClassification`.
 
     Raises:
       FileNotFoundError: as for `checkpoint.load`.

@@ -3,7 +3,8 @@
 J. Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
 The two halves of a head are rotated against each other, as transformers does.
 
-Axis letters: `B` sequences, `T` tokens, `h` heads, `e` their width. Traced.
+Axis letters: `B` sequences, `T` tokens, `h` heads, `e` their width. Traceable under
+`jit`.
 """
 
 import jax
@@ -15,12 +16,12 @@ from jaxtyping import Float, Int
 def frequencies(
     width: int, base: float, *, factor: float = 1.0
 ) -> Float[np.ndarray, " half"]:
-    """Returns the angle per position of each pair of coordinates, `base ** (-2i / e)`.
+    """Return the angle per position of each pair of coordinates, `base ** (-2i / e)`.
 
     Args:
       width: The width `e` of a head.
       base: The base of the wavelengths, `rope_theta`.
-      factor: What positions are divided by: transformers' linear scaling.
+      factor: The divisor of positions: transformers' linear scaling.
     """
     exponents = np.arange(0, width, 2) / width
     return (base**-exponents / factor).astype(np.float32)
@@ -31,9 +32,11 @@ def rotate(
     positions: Int[jax.Array, "#B T"],
     angles: Float[jax.Array, " half"],
 ) -> Float[jax.Array, "B T h e"]:
-    """Returns queries or keys, rotated by their positions. In float32, cast back."""
+    """Rotate queries or keys by their positions, in float32, and cast back."""
+    # In float32: bfloat16 has too few digits for large positions.
     turn = positions[:, :, None, None].astype(jnp.float32) * angles[None, None, None, :]
     cos, sin = jnp.cos(turn), jnp.sin(turn)
+    # Halves, not neighbours: transformers' order of the coordinates.
     one, two = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([one * cos - two * sin, two * cos + one * sin], axis=-1)
     return turned.astype(x.dtype)

@@ -1,7 +1,7 @@
-"""How well a model predicts the labels of a batch: its loss, and what it gets right.
+"""A model's score on the labels of a batch: loss and accuracy.
 
-A model may compute it in its own way, as one does whose logits are too many to exist at
-once. Traced.
+A model may compute it in its own way, for example if its logits are too many to be in
+memory at once. Traceable under `jit`.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from train.data.batch import NO_LABEL, Batch
 
 
 class Score(NamedTuple):
-    """Means over the labels of a batch that count; of none, both are 0.
+    """Means over the labels of a batch, without `NO_LABEL`; 0 if there are none.
 
     Attributes:
       loss: The cross entropy, float32.
@@ -29,20 +29,20 @@ class Score(NamedTuple):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """A model that computes its score in its own way."""
+    """A model with a method for its score."""
 
     def score(self, variables: Mapping[str, Any], batch: Batch) -> Score:
-        """Returns the score of a batch."""
+        """Return the score of a batch."""
         ...
 
 
 def score(model: Any, variables: Mapping[str, Any], batch: Batch) -> Score:
-    """Returns the score of a batch: the model's own, or that of all its logits.
+    """Return the score of a batch, by the model's own method or from all logits.
 
     Args:
       model: A `Scorer`, or a Linen module that maps the inputs of a batch to logits
         `[B, classes]`, or `[B, T, classes]` where labels are `[B, T]`.
-      variables: What it is applied with.
+      variables: The variables for `apply`.
       batch: Inputs and labels.
     """
     if isinstance(model, Scorer):
@@ -51,8 +51,11 @@ def score(model: Any, variables: Mapping[str, Any], batch: Batch) -> Score:
     labels = jnp.asarray(batch.labels)
     counts = labels != NO_LABEL
     losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.where(counts, labels, 0)
+        # Any valid class: these rows are left out of both means.
+        logits,
+        jnp.where(counts, labels, 0),
     )
     right = jnp.argmax(logits, axis=-1) == labels
+    # A batch of padding alone has a loss of 0, not NaN.
     total = jnp.maximum(counts.sum(), 1)
     return Score(losses.sum(where=counts) / total, right.sum(where=counts) / total)

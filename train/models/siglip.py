@@ -9,7 +9,7 @@ M. Tschannen et al., "SigLIP 2: Multilingual Vision-Language Encoders with Impro
 Semantic Understanding, Localization, and Dense Features", 2025.
 
 Axis letters: `B` images, `H W C` their height, width and channels, `T` patches, `S`
-queries, `d` model width, `c` classes. Traced but for what reads files.
+queries, `d` model width, `c` classes. Traceable under `jit`, except for reading files.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from para_jax.flax.linen import Dense
 from train.models import bicubic, checkpoint, configuration, mirrored
 from train.models.adapted import Adapted
 from train.models.checkpoint import Leaf
-from train.models.layers import Layers, Remat
+from train.models.layers import Container, Remat
 
 STACK = "vision_model/encoder/layers"
 """The path of the stacked blocks in a `SiglipClassifier`."""
@@ -42,14 +42,14 @@ ADAPTED = (
     "mlp/fc1",
     "mlp/fc2",
 )
-"""The modules of a block that take adapters: all its linear layers."""
+"""The adapted modules of a block: all its linear layers."""
 
 _FORM = {
     "model_type": "siglip_vision_model",
     "hidden_act": "gelu_pytorch_tanh",
     "vision_use_head": True,
 }
-# The text tower of a whole model, and what compares the two.
+# The text tower of a whole model, and the scales of the contrastive loss.
 _OTHERS = (
     "text_model.*",
     "logit_scale",
@@ -63,7 +63,7 @@ _OTHERS = (
 class Config:
     """The shape of a vision encoder, under the names of its `config.json`.
 
-    What that leaves out is that of SigLIP-Base at 224 pixels, as for transformers.
+    Defaults are SigLIP-Base at 224 pixels, as for transformers.
     """
 
     hidden_size: int = 768
@@ -82,15 +82,16 @@ class Config:
 
 
 def read_config(folder: pathlib.Path) -> Config:
-    """Returns the vision encoder's configuration in a model folder of transformers.
+    """Read the vision encoder's configuration in a model folder of transformers.
 
-    The folder is that of a whole SigLIP or of its vision encoder alone.
+    The folder has a whole SigLIP or its vision encoder alone.
 
     Raises:
       FileNotFoundError: if it has no `config.json`.
       ValueError: if the model is of another architecture than the one written here.
     """
     values = configuration.read(folder)
+    # A whole SigLIP nests the vision encoder's values.
     if values.get("model_type") == "siglip":
         values = values.get("vision_config", {})
     return configuration.build(Config, values, folder=folder, form=_FORM)
@@ -111,6 +112,7 @@ class Embeddings(nn.Module):
             padding="VALID",
             name="patch_embedding",
         )(images)
+        # As an Embed, so that its path is the one in transformers.
         table = nn.Embed(c.grid**2, c.hidden_size, name="position_embedding").embedding
         positions = bicubic.resized(table.reshape(c.grid, c.grid, -1), *x.shape[1:3])
         x = x + positions.astype(x.dtype)[None]
@@ -145,6 +147,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B T d"]) -> Float[jax.Array, "B T d"]:
         y = Dense(self.config.intermediate_size, name="fc1")(x)
+        # The tanh form, as `gelu_pytorch_tanh` in config.json says.
         y = jax.nn.gelu(y, approximate=True)
         return Dense(self.config.hidden_size, name="fc2")(y)
 
@@ -165,21 +168,8 @@ class Block(nn.Module):
         return x + Mlp(c, name="mlp")(y)
 
 
-class Encoder(nn.Module):
-    """The container that transformers puts around the blocks."""
-
-    config: Config
-    remat: Remat
-
-    @nn.compact
-    def __call__(self, x: Float[jax.Array, "B T d"]) -> Float[jax.Array, "B T d"]:
-        block = functools.partial(Block, self.config)
-        count = self.config.num_hidden_layers
-        return Layers(block, count, self.remat, name="layers")(x, None)
-
-
 class Pooling(nn.Module):
-    """A learned query that attends to all patches (MAP), and a network after it."""
+    """A learned query over all patches (MAP), and a network after it."""
 
     config: Config
 
@@ -200,8 +190,8 @@ class Siglip(nn.Module):
     are resized.
 
     Attributes:
-      config: Its shape.
-      remat: What a backward pass computes again, see `Layers`.
+      config: The model's shape.
+      remat: The values to recompute in a backward pass, see `Layers`.
     """
 
     config: Config
@@ -211,7 +201,9 @@ class Siglip(nn.Module):
     def __call__(self, images: Float[Array, "B H W C"]) -> Float[jax.Array, "B d"]:
         c = self.config
         x = Embeddings(c, name="embeddings")(images)
-        x = Encoder(c, self.remat, name="encoder")(x)
+        block, count = functools.partial(Block, c), c.num_hidden_layers
+        encoder = Container(block, count, self.remat, "layers", name="encoder")
+        x = encoder(x)
         x = nn.LayerNorm(c.layer_norm_eps, name="post_layernorm")(x)
         return Pooling(c, name="head")(x)
 
@@ -242,7 +234,7 @@ class SiglipClassifier(nn.Module):
 
 
 def leaves(config: Config) -> dict[str, Leaf]:
-    """Returns what the params of `Siglip(config)` are made of."""
+    """Return the tensors of the params of `Siglip(config)`."""
     size, d = config.image_size, config.hidden_size
     images = np.zeros((1, size, size, config.num_channels), np.float32)
     stacks = {"encoder/layers": config.num_hidden_layers}
@@ -257,6 +249,7 @@ def leaves(config: Config) -> dict[str, Leaf]:
 
 
 def _third(place: int, d: int, x: np.ndarray) -> np.ndarray:
+    # A ValueError: the reader reports it as a misshapen tensor.
     if x.shape[0] != 3 * d:
         raise ValueError(f"expected {3 * d} rows, got {x.shape[0]}")
     return x[place * d : (place + 1) * d].T
@@ -267,7 +260,7 @@ def load(
     config: Config,
     dtype: jax.typing.DTypeLike | None = None,
 ) -> dict[str, Any]:
-    """Returns the params of `Siglip(config)`, of the encoder alone or a whole SigLIP.
+    """Load the params of `Siglip(config)`, of the encoder alone or a whole SigLIP.
 
     Raises:
       FileNotFoundError: as for `checkpoint.load`.

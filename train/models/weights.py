@@ -1,11 +1,11 @@
-"""Whether a file of weights is the one that a run names. Host code."""
+"""Verification of a file of weights by its hash. Runs on the host."""
 
 import hashlib
 import pathlib
 
 
 def check(file: pathlib.Path, sha256: str, *, remedy: str) -> None:
-    """Checks that a file is there, and which one it is.
+    """Check the existence and the hash of a file.
 
     Args:
       file: The weights.
@@ -24,7 +24,7 @@ def check(file: pathlib.Path, sha256: str, *, remedy: str) -> None:
 
 
 def found(file: pathlib.Path, *, remedy: str) -> str:
-    """Returns the hash of a file of weights.
+    """Return the hash of a file of weights.
 
     Raises:
       FileNotFoundError: if there is no such file.

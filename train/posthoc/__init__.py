@@ -1,4 +1,4 @@
-"""Pruning a trained parent, in every way that the experiments compare.
+"""Pruning a trained parent, by all methods of the comparison.
 
     base = posthoc.statistics(params)
     parent = posthoc.Parent(adapters=..., model=model, params=params, statistics=base,

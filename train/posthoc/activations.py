@@ -1,4 +1,4 @@
-"""Second moments of what each adapter reads, from a few unlabelled sentences. Traced.
+"""Second moments of the adapters' inputs, from a few unlabelled sentences.
 
 Axis letters: `m` inputs, `r` rank, `S` batches, `B` sentences, `T` tokens.
 """
@@ -35,13 +35,14 @@ def inputs(
     tokens: Tokens,
     paths: Collection[str],
 ) -> dict[str, Float[jax.Array, "B T m"]]:
-    """Returns what the modules at `paths` are called with.
+    """Return the inputs of the modules at `paths`.
 
     Raises:
       ValueError: if the model calls no such module.
     """
     found: dict[str, jax.Array] = {}
 
+    # Linen keeps no inputs; an interceptor sees each module's call.
     def keep(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         path = "/".join(context.module.path)
         if context.method_name == "__call__" and path in paths:
@@ -62,7 +63,7 @@ def moments(
     adapters: dict[str, Adapter],
     batches: Tokens,
 ) -> dict[str, Moments]:
-    """Returns the moments of each adapter's inputs, with all adapters active.
+    """Return the moments of each adapter's inputs, with all adapters active.
 
     Args:
       model: Maps `Tokens` to anything.
@@ -81,6 +82,7 @@ def moments(
         return {p: _sums(x, adapters[p].a, mask) for p, x in found.items()}
 
     total = jnp.sum(batches.mask)
+    # One batch at a time: all activations at once would not fit.
     sums = jax.lax.map(one, batches)
     return jax.tree.map(lambda x: x.sum(0) / total, sums)
 
@@ -90,7 +92,9 @@ def _sums(
     a: Float[Array, "m r"],
     mask: Bool[jax.Array, "B T"],
 ) -> Moments:
+    # Padding must not count in the moments.
     x = jnp.where(mask[..., None], x, 0).reshape(-1, x.shape[-1])
+    # TF32 would lose the small eigenvalues of the Gram matrix.
     y = jnp.matmul(x, a, precision=jax.lax.Precision.HIGHEST)
     gram = jnp.matmul(y.T, y, precision=jax.lax.Precision.HIGHEST)
     return Moments(square=jnp.square(x).sum(0), gram=gram)

@@ -1,4 +1,4 @@
-"""What the base alone says about each adapted kernel, for scores without data. Host.
+"""Statistics of the base's adapted kernels, for scores without data.
 
 The inputs `x` of a kernel are taken as independent features with a mean and a variance
 that follow from the weights:
@@ -27,7 +27,7 @@ from para_jax import linalg, unnest
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
 _erf = np.vectorize(math.erf, otypes=[float])
 _POSITIONS = 64
-"""Tokens of the longest sentences that the tasks have."""
+"""Tokens of the longest sentences of the tasks."""
 
 
 class Features(NamedTuple):
@@ -43,7 +43,7 @@ class Features(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What is known of one kernel without data.
+    """Statistics of one kernel, without data.
 
     Attributes:
       frobenius: The Frobenius norm of the kernel.
@@ -60,13 +60,13 @@ class Statistics(NamedTuple):
 
 
 def statistics(params: Mapping[str, Any]) -> dict[str, Statistics]:
-    """Returns the statistics of all kernels of the encoder's blocks, by path.
+    """Return the statistics of all kernels of the encoder's blocks, by path.
 
     They take some seconds, and serve all parents on the same base.
 
     Args:
-      params: Of `train.models.bert.BertClassifier`, or of any model with its encoder
-        at `bert`.
+      params: The params of `train.models.bert.BertClassifier`, or of any model with
+        its encoder at `bert`.
     """
     values = {path: np.asarray(x) for path, x in unnest(params).items()}
     normalised = layer_norm(values, "bert/embeddings/LayerNorm")
@@ -82,7 +82,7 @@ def statistics(params: Mapping[str, Any]) -> dict[str, Statistics]:
 
 
 def of_kernels(kernels: Mapping[str, Any]) -> dict[str, Statistics]:
-    """Returns what kernels alone say, of any model, by path.
+    """Return the statistics of kernels of any model, by path.
 
     Args:
       kernels: `[m, n]` each, as `train.models.adapted.Adapted.kernels` gives them.
@@ -93,17 +93,19 @@ def of_kernels(kernels: Mapping[str, Any]) -> dict[str, Statistics]:
 
 def _of_kernel(kernel: Any) -> Statistics:
     kernel = np.asarray(kernel, np.float64)
+    # In float64: the largest singular value comes from a squared matrix.
     return Statistics(float(np.linalg.norm(kernel)), _spectral(kernel))
 
 
 def layer_norm(values: Mapping[str, np.ndarray], path: str) -> Features:
-    """Returns the features after the LayerNorm at `path`."""
+    """Return the features after the LayerNorm at `path`."""
+    # LayerNorm fixes both moments: mean `bias`, variance `scale^2`.
     gain, bias = (np.asarray(values[f"{path}/{x}"], float) for x in ("scale", "bias"))
     return Features(bias, gain**2)
 
 
 def embeddings(values: Mapping[str, np.ndarray]) -> Features:
-    """Returns the features after the embeddings' LayerNorm, all words as frequent.
+    """Return the features after the embeddings' LayerNorm, all words equally frequent.
 
     Over the whole vocabulary `[V, m]`, each word at the mean of the first positions.
     """
@@ -118,21 +120,22 @@ def embeddings(values: Mapping[str, np.ndarray]) -> Features:
 
 
 def dense(values: Mapping[str, np.ndarray], path: str, x: Features) -> Features:
-    """Returns the outputs of the dense layer at `path`, its inputs independent."""
+    """Return the outputs of the dense layer at `path`, for independent inputs."""
     kernel = np.asarray(values[f"{path}/kernel"], np.float64)
     bias = values[f"{path}/bias"]
+    # Independent inputs: variances add with squared weights.
     return Features(x.mean @ kernel + bias, x.variance @ kernel**2)
 
 
 def gelu_square(h: Features) -> Float[np.ndarray, " n"]:
-    """Returns E[gelu(h)^2] of normal `h`, by Gauss-Hermite quadrature."""
+    """Return E[gelu(h)^2] of normal `h`, by Gauss-Hermite quadrature."""
     nodes = h.mean + np.sqrt(h.variance) * _NODES[:, None]  # [q, n]
     gelu = nodes * (1 + _erf(nodes / math.sqrt(2))) / 2
     return _WEIGHTS @ gelu**2 / math.sqrt(2 * math.pi)
 
 
 def _squares(values: Mapping[str, np.ndarray], x: Features) -> dict[str, np.ndarray]:
-    """Returns the second moments of the inputs of all kernels, by path."""
+    """Return the second moments of the inputs of all kernels, by path."""
     result, number = {}, 0
     while f"{(block := f'bert/encoder/layer/{number}')}/output/dense/kernel" in values:
         for name in ("query", "key", "value"):
@@ -149,6 +152,7 @@ def _squares(values: Mapping[str, np.ndarray], x: Features) -> dict[str, np.ndar
 
 
 def _spectral(kernel: Float[np.ndarray, "m n"]) -> float:
-    """Returns the largest singular value, from the smaller of the two Gram matrices."""
+    """Return the largest singular value, from the smaller of the two Gram matrices."""
+    # The smaller Gram matrix has the same largest eigenvalue.
     wide = kernel if kernel.shape[0] <= kernel.shape[1] else kernel.T
     return float(np.sqrt(np.linalg.eigvalsh(wide @ wide.T)[-1]))

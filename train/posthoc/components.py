@@ -1,4 +1,4 @@
-"""A parent taken apart into components, and children made of some of them. Host.
+"""A parent's components, and children made of some of them. Runs on the host.
 
 A component is a pair of a column and a row, `delta = sum_j outer(a[:, j], b[j])`. Which
 ones a child keeps is for `choose` to say; they are computed once a parent, in float64,
@@ -38,7 +38,7 @@ class Components(NamedTuple):
 
     @property
     def resolved(self) -> Bool[np.ndarray, " k"]:
-        """Which components float32 factors tell from zero."""
+        """Masks of the components above float32's rounding error."""
         return self.s > self.spectrum.rank * RESOLUTION * self.s[0]
 
     @property
@@ -53,13 +53,14 @@ class Components(NamedTuple):
 
     @property
     def _weight(self) -> Float[np.ndarray, " k"]:
+        # Nothing is divided by a value that is rounding error.
         return np.where(
             self.resolved, 1 / np.sqrt(np.where(self.resolved, self.s, 1)), 0
         )
 
 
 def decompose(adapters: Mapping[str, Adapter]) -> dict[str, Components]:
-    """Returns the singular components of each update, scale folded in.
+    """Return the singular components of each update, scale folded in.
 
     `a = U sqrt(S)` and `b = sqrt(S) V^T`, the balanced split of PARA's Eq. 3.
 
@@ -80,15 +81,16 @@ def decompose(adapters: Mapping[str, Adapter]) -> dict[str, Components]:
 def applied(
     spectra: Mapping[str, Spectrum], adapters: Mapping[str, Adapter]
 ) -> dict[str, Components]:
-    """Returns `a @ left` and `right @ b` of each module, in float64.
+    """Return `a @ left` and `right @ b` of each module, in float64.
 
     Args:
-      spectra: In the coordinates of the adapters' factors.
+      spectra: The spectra, in the coordinates of the adapters' factors.
       adapters: The factors that `spectra` are applied to. Their scales are in `left`
         and `right` already.
     """
 
     def one(spectrum: Spectrum, adapter: Adapter) -> Components:
+        # In float64, once: rounding to the stored dtype happens in `child`.
         a, b = (np.asarray(x, np.float64) for x in (adapter.a, adapter.b))
         left, right = np.asarray(spectrum.left), np.asarray(spectrum.right)
         return Components(spectrum, a @ left, right @ b)
@@ -97,13 +99,14 @@ def applied(
 
 
 def child(components: Mapping[str, Components], masks: Masks) -> dict[str, Adapter]:
-    """Returns the update that the kept components make: ragged, of scale 1.
+    """Return the child with the kept components: ragged, of scale 1.
 
     In the parent's dtype. A module that keeps nothing is absent.
     """
     result = {}
     for path, x in components.items():
         kept = masks[path]
+        # A module without components is absent, as in PARA's children.
         if kept.any():
             a, b = (y.astype(x.spectrum.dtype) for y in (x.a[:, kept], x.b[kept]))
             result[path] = Adapter(a=a, b=b)
@@ -113,7 +116,7 @@ def child(components: Mapping[str, Components], masks: Masks) -> dict[str, Adapt
 def stack(
     children: Sequence[Mapping[str, Adapter]], *, like: Mapping[str, Adapter]
 ) -> dict[str, Adapter]:
-    """Returns many children as one: `a: [C, m, r]`, `b: [C, r, n]`, of scale 1.
+    """Stack many children: `a: [C, m, r]`, `b: [C, r, n]`, of scale 1.
 
     Each is filled up to the shapes of `like` with zeros, which changes no update. One
     program evaluates all of them:
@@ -123,7 +126,7 @@ def stack(
         logits = jax.vmap(run)(lora)  # [C, B, classes]
 
     Args:
-      children: Of any ranks and scales, from any method.
+      children: Children of any ranks and scales, from any method.
       like: The parent, or anything with room for all.
 
     Raises:
@@ -141,6 +144,7 @@ def stack(
         b = np.zeros((count, *room.b.shape), room.b.dtype)
         for i, adapters in enumerate(children):
             if path in adapters:
+                # Scales are folded in: a stack has one scale for all.
                 x = folded(adapters[path])
                 a[i, :, : x.rank], b[i, : x.rank] = x.a, x.b
         return Adapter(a=a, b=b)
@@ -149,7 +153,7 @@ def stack(
 
 
 def _check_fits(path: str, x: Adapter, like: Mapping[str, Adapter]) -> None:
-    """Raises ValueError unless there is room for `x` at `path`."""
+    """Raise ValueError unless there is room for `x` at `path`."""
     if path not in like:
         raise ValueError(f"'{path}' is not a module of the model to fill up to.")
     room = like[path]

@@ -1,6 +1,7 @@
-"""What can be cut from a trained parent: the methods after training, by their name.
+"""Settings of the methods after training, by name: the children of a parent.
 
-A parent is the adapter of one member; each method makes one child or more of it. Host.
+A parent is the adapter of one member; each method makes one child or more of it.
+`train.posthoc.children` evaluates and saves them. Runs on the host.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ class Cut(Protocol):
     """The settings of a method after training: a frozen dataclass of plain values."""
 
     def names(self) -> list[str]:
-        """What each child is called, such as `gamma-0.25`: equal names, equal settings.
+        """Return a name for each child, such as `gamma-0.25`, unique to its settings.
 
         Raises:
           ValueError: if a setting is impossible.
@@ -29,7 +30,7 @@ class Cut(Protocol):
     def children(
         self, parent: para.Checkpoint, subject: Subject
     ) -> Sequence[para.Checkpoint]:
-        """Returns the children, with the parent's classifier.
+        """Return the children, with the parent's classifier.
 
         Args:
           parent: A trained adapter.
@@ -70,10 +71,10 @@ class Para:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Local:
-    """As many ranks of every module: the paper's ablation.
+    """Equal ranks for every module: the paper's ablation.
 
-    Ranks that do not divide evenly go to the modules whose next value is the largest,
-    so that the total is that of PARA.
+    Ranks left over by the division go to the modules with the largest next value,
+    so that the total equals PARA's.
 
     Attributes:
       gammas: Shares of the ranks to keep, a child each.
@@ -96,11 +97,11 @@ class Local:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FisherPara:
-    """PARA with the Fisher information of each component instead of its value.
+    """PARA with the Fisher information of each component as its score.
 
     Attributes:
       gammas: Shares of the ranks to keep, a child each.
-      batches: How many batches of the validation part it looks at.
+      batches: The number of batches of the validation part to look at.
       batch: Sentences a batch.
     """
 
@@ -119,12 +120,14 @@ class FisherPara:
         given = posthoc.Parent(
             adapters=parent.adapters,
             model=subject.model,
+            # Gradients pass through the classifier that was trained with the adapter.
             params={**subject.base, "classifier": head},
             statistics={},  # For scores without data.
             validation=posthoc.examples_of(subject.validation.batches),
             batch=self.batch,
             fisher_batches=self.batches,
         )
+        # One ranking serves all budgets.
         ranking = posthoc.PRUNERS["fisher"](given)
         found = [posthoc.prune(ranking, para.Gamma(x)) for x in self.gammas]
         return [_child(parent, x) for x in found]
@@ -135,7 +138,7 @@ class DropTop:
     """The opposite of PARA: all but the strongest components of the model.
 
     Attributes:
-      counts: How many components to drop, a child each.
+      counts: The numbers of components to drop, a child each.
     """
 
     counts: tuple[int, ...] = (8,)
@@ -146,6 +149,7 @@ class DropTop:
     def children(
         self, parent: para.Checkpoint, subject: Subject
     ) -> Sequence[para.Checkpoint]:
+        # One decomposition serves all counts.
         parts = posthoc.decompose(parent.adapters)
         masks = [posthoc.drop_top(parts, x) for x in self.counts]
         return [_child(parent, posthoc.child(parts, x)) for x in masks]

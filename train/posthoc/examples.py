@@ -1,4 +1,4 @@
-"""The few batches that scores with data look at. Host.
+"""A few batches for scores with data. Runs on the host.
 
 Axis letters: `N` examples, `S` batches, `B` examples of a batch, `T` tokens, or
 whatever else the second axis of inputs is.
@@ -15,18 +15,19 @@ from train.data.batch import NO_LABEL, Batch
 
 
 class Examples(NamedTuple):
-    """Inputs, all filled up to one width, and their labels `[N]` or `[N, T]`."""
+    """Inputs, padded to one width, and their labels `[N]` or `[N, T]`."""
 
     inputs: Any
     labels: Int[np.ndarray, "..."]
 
 
 def examples_of(batches: Sequence[Batch]) -> Examples:
-    """Returns the examples of batches of any widths, filled up to the largest."""
+    """Join batches of any widths, padded to the largest."""
     leaves = [x for batch in batches for x in jax.tree.leaves(batch.inputs)]
     width = max(x.shape[1] for x in leaves)
 
     def wide(x: jax.Array | np.ndarray, fill: int = 0) -> np.ndarray:
+        # Labels of whole sentences have no width.
         if np.ndim(x) < 2:
             return np.asarray(x)
         more = [(0, 0), (0, width - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]
@@ -41,7 +42,7 @@ def examples_of(batches: Sequence[Batch]) -> Examples:
 def batches(
     examples: Examples, *, size: int, count: int = 50, seed: int = 0
 ) -> Examples:
-    """Returns the first `count` batches of a shuffle, `[S, B, T]`; at most each once.
+    """Return the first `count` batches of a shuffle, `[S, B, T]`; at most each once.
 
     Where there are fewer examples than that, all are taken, and rows of zeros without
     a label fill up the last batch.
@@ -50,7 +51,7 @@ def batches(
       examples: `[N, T]`. Rows without a label are left out.
       size: The examples of a batch.
       count: The batches.
-      seed: Of the shuffle.
+      seed: The seed of the shuffle.
 
     Raises:
       ValueError: if there are none.

@@ -59,7 +59,7 @@ def information(
     *,
     mode: Mode = "example",
 ) -> dict[str, Information]:
-    """Returns the empirical Fisher information of all components. Traced.
+    """Return the empirical Fisher information of all components.
 
     `example` is the definition. `batch` squares the gradient of a batch's mean loss,
     which is quicker and never more; away from an optimum it may rank differently.
@@ -67,11 +67,11 @@ def information(
     Memory: one batch of the factors' gradients in `example`, one gradient in `batch`.
 
     Args:
-      loss: Of one example.
-      factors: Of the whole parent, nothing pruned.
+      loss: The loss of one example.
+      factors: The factors of the whole parent, nothing pruned.
       examples: Arrays `[S, B, ...]`.
       weights: 1, or 0 for what only fills up a batch, in no batch for all.
-      mode: What is squared.
+      mode: The unit to square: each example's gradient, or each batch's.
     """
 
     def example(x: Any) -> dict[str, Information]:
@@ -79,14 +79,17 @@ def information(
 
     def mean_loss(factors: Any, batch: Any, weight: jax.Array) -> jax.Array:
         losses = jax.vmap(loss, (None, 0))(factors, batch)
+        # Weights of padding are 0; the mean is over the others.
         return weight @ losses / weight.sum()
 
     def one(args: tuple[Any, jax.Array]) -> dict[str, Information]:
         batch, weight = args
         if mode == "batch":
             return _summed(jax.grad(mean_loss)(factors, batch, weight))
+        # Per-example gradients exist for one batch at a time, then only their squares.
         return jax.tree.map(lambda x: weight @ x, jax.vmap(example)(batch))
 
+    # Sequential, for the same reason.
     squares = jax.lax.map(one, (examples, weights))
     count = len(weights) if mode == "batch" else weights.sum()
     return jax.tree.map(lambda x: x.sum(0) / count, squares)
@@ -109,7 +112,7 @@ def fisher(
     *,
     mode: Mode = "example",
 ) -> dict[str, Information]:
-    """Returns the information of a parent's components in a model.
+    """Return the information of a parent's components in a model.
 
     Where an example has a label at each position, its loss is the mean over those that
     count. With the true labels, base and classifier frozen, in float32 unless the model
@@ -121,7 +124,7 @@ def fisher(
       params: Its parameters.
       components: The parent's, from `train.posthoc.components.decompose`.
       batches: Labelled examples `[S, B, ...]`.
-      mode: What is squared.
+      mode: The unit to square: each example's gradient, or each batch's.
     """
     factors = {
         path: Factors(*(jnp.asarray(y, jnp.float32) for y in (x.u, x.s, x.vt)))
@@ -143,9 +146,11 @@ def _fisher(
         lora = model.adapted.collection(
             {p: Adapter(a=x.u, b=x.s[:, None] * x.vt) for p, x in factors.items()}
         )
+        # A batch of one: the vmap runs over examples.
         batch = Batch(*jax.tree.map(lambda x: x[None], tuple(example)))
         return score(model, {"params": params, "lora": lora}, batch).loss
 
     counts = jnp.asarray(batches.labels != NO_LABEL)
+    # An example counts if any of its positions has a label.
     weights = counts.any(range(2, counts.ndim)).astype(jnp.float32)
     return information(loss, factors, batches, weights, mode=mode)

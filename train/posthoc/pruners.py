@@ -1,4 +1,4 @@
-"""Every way to prune a trained parent, under one interface.
+"""All pruners of a trained parent, under one interface.
 
 A pruner takes the parent apart and ranks the parts, once; every budget is then a walk
 down that ranking.
@@ -24,17 +24,17 @@ from train.posthoc.scores import SCORES, Score
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parent:
-    """A trained parent and what pruners may look at.
+    """A trained parent, and the inputs of pruners.
 
     Attributes:
       adapters: One kernel each.
       model: Maps inputs to logits.
       params: The model's: base and classifier.
-      statistics: Of the base, see `train.posthoc.base.statistics`.
+      statistics: The base's, see `train.posthoc.base.statistics`.
       validation: Labelled examples `[N, ...]` that no result is reported on.
       batch: The examples of a batch.
-      fisher_batches: How many batches Fisher-PARA takes; 50 in the paper.
-      moment_batches: How many batches, without their labels, whitening takes.
+      fisher_batches: The number of batches for Fisher-PARA; 50 in the paper.
+      moment_batches: The number of batches, without their labels, for whitening.
     """
 
     adapters: Mapping[str, Adapter]
@@ -48,7 +48,7 @@ class Parent:
 
 
 class Ranking(NamedTuple):
-    """A parent's components, and how much each is worth keeping."""
+    """A parent's components, and their scores."""
 
     components: Mapping[str, Components]
     scores: Mapping[str, Float[np.ndarray, " k"]]
@@ -58,7 +58,7 @@ Pruner = Callable[[Parent], Ranking]
 
 
 def prune(ranking: Ranking, policy: Budget) -> dict[str, Adapter]:
-    """Returns the child that `policy` buys: ragged, of scale 1, NumPy arrays.
+    """Return the child within a policy's budget: ragged, of scale 1, NumPy arrays.
 
     The policy may be local; then give it `remainder="greedy"` for the same total.
 
@@ -70,26 +70,27 @@ def prune(ranking: Ranking, policy: Budget) -> dict[str, Adapter]:
 
 
 def scored(parent: Parent, score: Score) -> Ranking:
-    """Returns the singular components, ranked by a score that needs no data."""
+    """Return the singular components, ranked by a score without data."""
     parts = components.decompose(parent.adapters)
     scores = {path: score(x, parent.statistics[path]) for path, x in parts.items()}
     return Ranking(parts, scores)
 
 
 def by_fisher(parent: Parent, mode: fisher.Mode) -> Ranking:
-    """Returns the singular components, ranked by their Fisher information."""
+    """Return the singular components, ranked by their Fisher information."""
     parts, found = _information(parent, mode)
     return Ranking(parts, {p: np.asarray(x.total, float) for p, x in found.items()})
 
 
 def by_sensitivity(parent: Parent) -> Ranking:
-    """Returns the singular components, ranked by `s_j^2 F(s_j) / 2`.
+    """Return the singular components, ranked by `s_j^2 F(s_j) / 2`.
 
     The loss that setting `s_j` to zero costs, to second order with the Fisher
     information as a diagonal Hessian. Ours.
     """
     parts, found = _information(parent, "example")
     scores = {
+        # Second order: the rise of the loss when the component goes to 0.
         path: parts[path].s ** 2 * np.asarray(x.s, np.float64) / 2
         for path, x in found.items()
     }
@@ -97,10 +98,11 @@ def by_sensitivity(parent: Parent) -> Ranking:
 
 
 def whitened(parent: Parent, *, diagonal: bool) -> Ranking:
-    """Returns components in the metric of the inputs, or of their squares alone."""
+    """Return components in the metric of the inputs, or of their squares alone."""
     batches = _batches(parent, parent.moment_batches).inputs
     adapters = dict(parent.adapters)
     found = activations.moments(parent.model, parent.params, adapters, batches)
+    # To the host: whitening is float64.
     found = jax.device_get(found)
     grams = {path: x.gram for path, x in found.items()}
     if diagonal:

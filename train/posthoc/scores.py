@@ -1,8 +1,8 @@
-"""Which component counts most, judged without data: one line a score. Host.
+"""Importance of components without data: one line a score. Runs on the host.
 
-The paper's own is `sigma`. All others are ours: what a component does to the output
-depends on the kernel's size, on how much it is worth a parameter, and on how large its
-inputs are, which the singular value does not see.
+The paper's own is `sigma`. All others are ours: a component's effect on the output
+depends on the kernel's size, on its worth a parameter, and on the size of its inputs,
+none of which the singular value contains.
 
 Axis letters: `m` inputs, `n` outputs, `k` components.
 """

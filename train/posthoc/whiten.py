@@ -1,12 +1,12 @@
-"""Components ordered by what they do to the outputs: whitening by the inputs. Host.
+"""Components ordered by their effect on the outputs: whitening by the inputs.
 
-The error of a child `delta_k` where it is felt is that of the outputs. With the inputs'
-second moments `C = E[x^T x]`, for any root `R^T R = C`,
+The error of a child `delta_k` that matters is the error of the outputs. With the
+inputs' second moments `C = E[x^T x]`, for any root `R^T R = C`,
 
     E||x delta - x delta_k||^2 = ||R delta - R delta_k||_F^2.
 
-By Eckart-Young no `delta_k` of rank `k` does better than the truncated SVD of
-`R delta = U S V^T`, whose error is the sum of the dropped `s^2`, and
+By Eckart-Young no `delta_k` of rank `k` does better than the truncated SVD of `R delta
+= U S V^T`, with the sum of the dropped `s^2` as its error, and
 
     delta_k = delta V_k V_k^T
 
@@ -39,7 +39,7 @@ Grams = Mapping[str, Float[np.ndarray, "r r"]]
 
 
 def whitened(adapters: Mapping[str, Adapter], grams: Grams) -> dict[str, Components]:
-    """Returns components whose `s^2` are what dropping them costs the outputs.
+    """Return components with `s^2` equal to the cost of dropping them, on the outputs.
 
     Rows of `b` are orthogonal, `b b^T = S`; columns of `a` are so in the metric of the
     inputs, `a^T C a = S`.
@@ -49,12 +49,14 @@ def whitened(adapters: Mapping[str, Adapter], grams: Grams) -> dict[str, Compone
       grams: `a^T C a` by path, of the factor `a` without the adapter's scale.
     """
     roots = {
+        # The root stands in for `a`: `root b` has the error of the outputs.
         path: dataclasses.replace(x, a=_root(grams[path]), b=np.asarray(x.b, float))
         for path, x in adapters.items()
     }
     spectra = {
         path: dataclasses.replace(
             x,
+            # The stored shapes, not those of the root.
             shape=(adapters[path].inputs, adapters[path].outputs),
             dtype=np.dtype(adapters[path].a.dtype).name,
         )
@@ -66,7 +68,7 @@ def whitened(adapters: Mapping[str, Adapter], grams: Grams) -> dict[str, Compone
 def diagonal(
     adapters: Mapping[str, Adapter], squares: Mapping[str, Float[np.ndarray, " m"]]
 ) -> dict[str, Float[np.ndarray, "r r"]]:
-    """Returns `a^T diag(E[x^2]) a` by path: `C` as if inputs were uncorrelated."""
+    """Return `a^T diag(E[x^2]) a` by path: `C` for uncorrelated inputs."""
 
     def one(a: Array, square: np.ndarray) -> Float[np.ndarray, "r r"]:
         a = np.asarray(a, np.float64)
@@ -76,6 +78,7 @@ def diagonal(
 
 
 def _root(gram: Float[np.ndarray, "r r"]) -> Float[np.ndarray, "r r"]:
-    """Returns `R` with `R^T R = gram`, by eigenvectors: there is one in any case."""
+    """Return `R` with `R^T R = gram`, by eigenvectors, as Cholesky may fail."""
     values, vectors = np.linalg.eigh(np.asarray(gram, np.float64))
+    # Rounding makes small eigenvalues negative.
     return np.sqrt(np.maximum(values, 0))[:, None] * vectors.T

@@ -37,7 +37,7 @@ NEEDS: dict[str, Needs] = {
     "paper/commonsense": commonsense.NEEDS,
     "paper/math": math.NEEDS,
 }
-"""What has to be there for those that need more than ships or a package holds."""
+"""Needs of the presets beyond the shipped files and the packages."""
 
 READY = tuple(name for name in {**PRESETS, **PLANS} if name not in NEEDS)
-"""Those that need no more."""
+"""Presets without such needs."""

@@ -4,8 +4,8 @@
     python -m train run problems --method para --cut.gammas 0.5 0.25 0.125
     python -m train run problems --method lora --method.rank 4
 
-Made for a GPU: there some minutes. The second trains what the first has not trained
-yet, and keeps a half, a quarter and an eighth of its ranks. What the model writes is
+Made for a GPU: it takes some minutes there. The second command trains the parent unless
+the first has, and keeps a half, a quarter and an eighth of its ranks. A response is
 right if it ends with the right number. Sequences are as long as the longest problem
 with its solution, whatever --max-length says.
 

@@ -1,4 +1,4 @@
-"""A run to see whether everything works, on a CPU.
+"""A short run on a CPU, to test an installation.
 
     python -m train run tiny
 

@@ -1,9 +1,9 @@
-"""The documents of `train.pretrain.text` as tokens, in one file that travels.
+"""The documents of `train.pretrain.text` as tokens, in one portable file.
 
     python -m train.pretrain.corpus --out out/corpus.npz
 
 The tokenizer is a byte-level BPE, learned here, to which every digit is a token of its
-own. Axis letters: `N` rows, `T` tokens. Host code.
+own. Axis letters: `N` rows, `T` tokens. Runs on the host.
 """
 
 import argparse
@@ -19,23 +19,23 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from train.pretrain import text
 
 PAD, EOS, BOS = range(3)
-"""The special tokens, with Gemma's numbers: what fills up, ends and begins a text."""
+"""The special tokens for padding, end and begin of a text, with Gemma's numbers."""
 
 VOCABULARY = 1024
-"""The number of tokens, at most."""
+"""The maximal number of tokens."""
 
 _SPECIAL = ("<pad>", "<eos>", "<bos>")
 
 
 class Corpus(NamedTuple):
-    """Rows of tokens, each document between `BOS` and `EOS`, cut where a row is full.
+    """Rows of tokens, with each document between `BOS` and `EOS`, cut at the row's end.
 
     Attributes:
-      train: To learn from.
+      train: The rows to train on.
       validation: One row of 100.
       sums: Sums that are in no document, one a row, filled up with `PAD`.
-      results: Where the digits of their results are.
-      tokenizer: As in tokenizer.json.
+      results: The places of the digits of their results.
+      tokenizer: The contents of tokenizer.json.
     """
 
     train: UInt16[np.ndarray, "N T"]
@@ -46,13 +46,14 @@ class Corpus(NamedTuple):
 
 
 def learn_tokenizer(documents: Sequence[str], vocabulary: int) -> tokenizers.Tokenizer:
-    """Returns a tokenizer of so many tokens at most, learned from `documents`.
+    """Learn a tokenizer of at most `vocabulary` tokens from `documents`.
 
-    It begins every text with `BOS`, and decodes what it encoded to the same text.
+    It begins every text with `BOS`, and decodes its encodings to the same text.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
+            # A token for each digit, so that sums can be learned by column.
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
@@ -74,8 +75,9 @@ def learn_tokenizer(documents: Sequence[str], vocabulary: int) -> tokenizers.Tok
 def make(
     *, documents: int = 200_000, vocabulary: int = VOCABULARY, width: int = 256
 ) -> Corpus:
-    """Returns the corpus of so many documents, in rows of `width` tokens."""
+    """Make a corpus of a number of documents, in rows of `width` tokens."""
     texts = list(text.documents(documents))
+    # A sample is enough: the vocabulary is small.
     tokenizer = learn_tokenizer(texts[:20_000], vocabulary)
     rows = _packed(tokenizer, texts, width)
     held_out = max(1, len(rows) // 100)
@@ -90,13 +92,13 @@ def make(
 
 
 def save(corpus: Corpus, path: pathlib.Path) -> None:
-    """Writes `corpus` to a compressed .npz file. Inverse: `load`."""
+    """Write `corpus` to a compressed .npz file. Inverse: `load`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **corpus._asdict())
 
 
 def load(path: pathlib.Path) -> Corpus:
-    """Returns what `save` wrote to `path`.
+    """Load the corpus. Inverse: `save`.
 
     Raises:
       FileNotFoundError: if there is no such file; it says how to make one.
@@ -119,6 +121,7 @@ def _packed(
         for encoding in tokenizer.encode_batch_fast(list(texts))
     ]
     stream = np.concatenate(tokens)
+    # The incomplete last row is dropped.
     return stream[: len(stream) // width * width].reshape(-1, width)
 
 
@@ -131,6 +134,7 @@ def _sums(
     results = np.zeros(rows.shape, bool)
     for row, result, encoding, x in zip(rows, results, encodings, sums, strict=True):
         row[: len(encoding.ids)] = encoding.ids
+        # After "= ".
         begin = str(x).index("=") + 2
         # Of BOS the span is empty and at 0; the full stop behind the digits counts.
         result[: len(encoding.ids)] = [start >= begin for start, _ in encoding.offsets]
@@ -138,7 +142,7 @@ def _sums(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Makes the corpus and says what it is."""
+    """Make the corpus and summarise it."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=pathlib.Path, default="out/corpus.npz")
     parser.add_argument("--documents", type=int, default=200_000)

@@ -1,6 +1,7 @@
-"""Model folders as transformers saves them: `config.json` and `model.safetensors`.
+"""Model folders in the format of transformers: `config.json`, `model.safetensors`.
 
-The inverse of `train.models.checkpoint.load`, for models trained here. Host code.
+The inverse of `train.models.checkpoint.load`, for models trained here. Runs on the
+host.
 """
 
 import collections
@@ -27,17 +28,17 @@ def save(
     *,
     base: str = "",
 ) -> None:
-    """Writes a model in bfloat16.
+    """Write a model in bfloat16.
 
     Args:
-      folder: Where to; it is made if it is not there.
+      folder: The target; it is made if necessary.
       params: Nested params.
-      leaves: Which tensors each of them is made of.
+      leaves: The tensors of each of them.
       config: The values of `config.json`, without the dtype.
-      base: What stands before the tensors' names.
+      base: The prefix of the tensors' names.
 
     Raises:
-      ValueError: if the params are not those of `leaves`.
+      ValueError: if the params do not match `leaves`.
     """
     arrays = unnest(params)
     if arrays.keys() != leaves.keys():
@@ -52,6 +53,7 @@ def save(
         for name, x in zip(leaf.names, slices, strict=True):
             parts[base + name].append(_Part(leaf.convert, x))
     tensors = {name: _tensor(x) for name, x in parts.items()}
+    # Only now: an error above leaves no folder.
     folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     (folder / checkpoint.WEIGHTS).write_bytes(data)
@@ -60,29 +62,32 @@ def save(
 
 
 class _Part(NamedTuple):
-    """An array of the params, and what makes it out of a tensor."""
+    """An array of the params, and its extraction from a tensor."""
 
     convert: Callable[[np.ndarray], np.ndarray]
     array: np.ndarray
 
 
 def _tensor(parts: Sequence[_Part]) -> np.ndarray:
-    """Returns the tensor that these arrays are made of, one or several of one shape.
+    """Return the tensor of these arrays, one or several of one shape.
 
     Each conversion picks entries of the tensor. Which, is found out by converting their
     places; so none needs an inverse.
     """
     places = _places(parts[0], len(parts))
+    # Stored in bfloat16, as transformers' own models of this kind are.
     tensor = np.empty(places.size, jnp.bfloat16)
     for part in parts:
+        # `convert` applied to indices says where each entry of the array is stored.
         tensor[part.convert(places)] = part.array
     return tensor.reshape(places.shape)
 
 
 def _places(part: _Part, parts: int) -> np.ndarray:
-    """Returns 0, 1, 2, ... in the shape of a tensor with so many such parts in turn."""
+    """Return 0, 1, 2, ... in the shape of a tensor with as many parts."""
     own = part.array.shape
     kernel = own[-1:] + own[-2:-1] + own[:-2]  # PyTorch's [n, m, *window].
+    # Both layouts are tried: a kernel is transposed, other params are not.
     for rows, *others in (kernel, own):
         shape = (parts * rows, *others)
         places = np.arange(math.prod(shape)).reshape(shape)

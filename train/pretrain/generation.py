@@ -1,4 +1,4 @@
-"""Pretrains a small language model of Gemma 3's form on English and arithmetic.
+"""Pretrain a small language model of Gemma 3's form on English and arithmetic.
 
     python -m train.pretrain.corpus --out out/corpus.npz
     python -m train.pretrain.generation --data out/corpus.npz --minutes 6 --out out/sums
@@ -11,9 +11,7 @@ Gemma3ForCausalLM with its tokenizer, and `train.models.gemma3` loads it.
 Axis letters: `N` rows, `T` tokens, `K` sums, `S` their tokens.
 """
 
-import argparse
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +24,7 @@ from jaxtyping import Float, Int, UInt16
 
 from train.models import gemma3
 from train.models.loss import causal_loss
-from train.pretrain import corpus, export, loop
+from train.pretrain import command, corpus, export, loop
 
 SMALL = loop.Settings(
     model=gemma3.Config(
@@ -75,10 +73,10 @@ def pretrain(
     *,
     report: Callable[[loop.Line], object],
 ) -> Any:
-    """Returns the params of a `gemma3.Gemma3`, in float32.
+    """Train a `gemma3.Gemma3`; return its params in float32.
 
-    Computed in bfloat16, but for what the model computes in float32 always, the sums
-    and the weights that are updated.
+    Products are in bfloat16; sums, the updated weights and the model's own float32
+    parts are in float32.
     """
     model = gemma3.Gemma3(settings.model, dtype=jnp.bfloat16)
 
@@ -102,7 +100,7 @@ def pretrain(
 def save(
     folder: pathlib.Path, params: Any, config: gemma3.Config, tokenizer: str
 ) -> None:
-    """Writes the model as transformers would, and its tokenizer."""
+    """Write the model in the format of transformers, and its tokenizer."""
     kinds = {
         "full_attention": {"rope_type": "default", "rope_theta": config.rope_theta},
         "sliding_attention": {
@@ -135,10 +133,10 @@ def save(
 def evaluate(
     settings: loop.Settings[gemma3.Config], params: Any, data: corpus.Corpus
 ) -> dict[str, float]:
-    """Returns the loss of the held-out rows, and how many held-out sums are right.
+    """Return the loss of the held-out rows, and the accuracy of held-out sums.
 
-    A sum is right if every digit of its result, and the full stop, is what the model
-    would have written.
+    A sum is right if the model predicts every digit of its result, and the full
+    stop.
     """
     model = gemma3.Gemma3(settings.model, dtype=jnp.bfloat16)
     loss = jax.jit(lambda params, rows: _loss(model, params, rows))
@@ -154,10 +152,10 @@ def evaluate(
 
 
 def right(guesses: Int[np.ndarray, "K S"], data: corpus.Corpus) -> float:
-    """Returns the share of the sums with the right token wherever the result is.
+    """Return the share of the sums with the right tokens at all places of the result.
 
     Args:
-      guesses: What is taken to follow each token of `data.sums`.
+      guesses: The predicted token after each token of `data.sums`.
       data: The sums.
     """
     follows = guesses[:, :-1] == data.sums[:, 1:]
@@ -178,15 +176,15 @@ def _loss(model: gemma3.Gemma3, params: Any, rows: Any) -> Float[jax.Array, ""]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Pretrains the model, says what it can do, and writes it to a folder."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--data", type=pathlib.Path, default="out/corpus.npz")
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--minutes", type=float, default=SMALL.budget.minutes)
-    parser.add_argument("--tiny", action="store_true", help="the form for a test")
-    chosen = parser.parse_args(arguments)
-    budget = loop.Budget(minutes=chosen.minutes)
-    settings = TINY if chosen.tiny else dataclasses.replace(SMALL, budget=budget)
+    """Pretrain the model, evaluate it, and write it to a folder."""
+    chosen = command.parse(
+        arguments,
+        description=main.__doc__,
+        data="out/corpus.npz",
+        small=SMALL,
+        tiny=TINY,
+    )
+    settings = chosen.settings
     data = corpus.load(chosen.data)
     begin = time.monotonic()
     print(f"{data.train.size / 1e6:.1f} million tokens on {jax.devices()[0]}")
@@ -195,9 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     params = pretrain(settings, data.train, report=report)
     metrics = evaluate(settings, params, data)
     save(chosen.out, params, settings.model, data.tokenizer)
-    metrics |= {"minutes": (time.monotonic() - begin) / 60, "steps": report.steps}
-    (chosen.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    print(json.dumps(metrics, indent=2))
+    command.report(chosen.out, metrics, begin=begin, steps=report.steps)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Training that ends in time: AdamW, with a learning rate that follows the clock.
+"""Training within a time limit: AdamW, with a learning rate set by the clock.
 
 The rate rises over the first twentieth of the budget and falls to zero along a cosine
 at its end, whatever the machine's speed. Weights are updated in float32; the loss
-decides what it computes in. Host code around one compiled program.
+chooses the dtype of its computation. Runs on the host, around one compiled program.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from jaxtyping import Float
 Config = TypeVar("Config")
 
 Loss = Callable[[Any, jax.Array, Any], Float[jax.Array, ""]]
-"""From params, a key and the data, which stays on the device, to a number."""
+"""From params, a key and the data on the device, to a number."""
 
 _SECONDS = 10  # Between two lines.
 _WARM_UP = 0.05
@@ -29,7 +29,7 @@ _DECAYED = ("kernel", "embedding")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """When to stop: whichever comes first.
+    """The limits of training; the first one reached ends it.
 
     Attributes:
       minutes: The time, compilation included.
@@ -44,7 +44,7 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rate:
-    """How fast to learn.
+    """The learning rate's peak and shape.
 
     Attributes:
       peak: The learning rate after the warm-up.
@@ -57,20 +57,20 @@ class Rate:
     clip: float = 1.0
 
     def at(self, progress: float) -> float:
-        """Returns the learning rate when so much, 0 to 1, of the budget is spent."""
+        """Return the learning rate at a share, 0 to 1, of the budget."""
         rise = min(1.0, progress / _WARM_UP)
         return self.peak * rise * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Generic[Config]):
-    """A model, and how it is trained.
+    """A model, and the settings of its training.
 
     Attributes:
-      model: Its shape.
-      batch: How many examples an update takes.
-      rate: The learning rate and what belongs to it.
-      budget: When to stop.
+      model: The model's shape.
+      batch: The number of examples of an update.
+      rate: The learning rate, and its decay and clipping.
+      budget: The limits of training.
     """
 
     model: Config
@@ -80,7 +80,7 @@ class Settings(Generic[Config]):
 
 
 class State(NamedTuple):
-    """What an update changes."""
+    """The state between updates."""
 
     params: Any
     moments: Any
@@ -88,7 +88,7 @@ class State(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What is known after a chunk."""
+    """The report of one chunk."""
 
     steps: int
     loss: float  # The mean of the chunk.
@@ -96,11 +96,11 @@ class Line(NamedTuple):
 
 
 class Printer:
-    """Prints a line every ten seconds, and remembers how many steps were done.
+    """Print a line every ten seconds, and count the steps.
 
     Attributes:
-      unit: What is trained on, as in `pictures`.
-      each: How many of them are in a step.
+      unit: The name of the examples, as in `pictures`.
+      each: The number of them in a step.
       steps: The steps so far.
     """
 
@@ -133,15 +133,15 @@ def train(
     key: jax.Array,
     report: Callable[[Line], object] = lambda line: None,
 ) -> Any:
-    """Returns the params after training.
+    """Train, and return the params.
 
     Args:
-      loss: What to minimise, on a batch that the key draws from the data.
-      params: Where to start, in float32. They are used up.
+      loss: The loss to minimise, on a batch drawn from the data with the key.
+      params: The start, in float32. They are donated.
       data: Arrays on the device.
-      budget: When to stop. The last chunk begins within it.
-      rate: How fast to learn.
-      key: What the batches are drawn with.
+      budget: The limits of training. The last chunk begins within them.
+      rate: The learning rate.
+      key: The key to draw batches with.
       report: Called after each chunk.
 
     Raises:
@@ -153,13 +153,16 @@ def train(
     end = begin + 60 * budget.minutes
     optimizer = _optimizer(rate)
     state = State(params, optimizer.init(params), key)
+    # Donated: params and moments are updated in place.
     update = jax.jit(_chunk(loss, optimizer), donate_argnums=0)
+    # Compiled before the clock starts, so that compilation costs no training.
     update = update.lower(state, data, _rates(0.0, budget, rate)).compile()
     start, done, progress = time.monotonic(), 0, 0.0
     while progress < 1:
         state, losses = update(state, data, _rates(progress, budget, rate))
         done += budget.chunk
         mean = float(losses.mean())  # Waits for the steps.
+        # Read after waiting: dispatch alone returns at once.
         now = time.monotonic()
         line = Line(done, mean, now - begin)
         if not math.isfinite(line.loss):
@@ -169,12 +172,13 @@ def train(
             )
         report(line)
         spent = (now - start) / max(end - start, 1e-9)
+        # Whichever budget is further along decides the learning rate.
         progress = max(done / budget.steps, spent)
     return state.params
 
 
 def _optimizer(rate: Rate) -> optax.GradientTransformation:
-    """Returns AdamW without its learning rate, which each step brings along."""
+    """Return AdamW without its learning rate; each step passes its own."""
     return optax.chain(
         optax.clip_by_global_norm(rate.clip),
         optax.scale_by_adam(b2=0.98),
@@ -189,8 +193,9 @@ def _is_decayed(params: Any) -> Any:
 
 
 def _rates(progress: float, budget: Budget, rate: Rate) -> Float[np.ndarray, "S"]:
-    """Returns the learning rates of a chunk: one in all, but for a budget of steps."""
+    """Return the learning rates of a chunk, all equal unless the budget is in steps."""
     one = min(1.0, 1 / budget.steps)
+    # The middle of each step: the last one is not at a rate of 0.
     rates = [rate.at(progress + (i + 0.5) * one) for i in range(budget.chunk)]
     return np.array(rates, np.float32)
 
@@ -200,6 +205,7 @@ def _chunk(loss: Loss, optimizer: optax.GradientTransformation) -> Callable[...,
         key, now = jax.random.split(state.key)
         value, slopes = jax.value_and_grad(loss)(state.params, now, data)
         moves, moments = optimizer.update(slopes, state.moments, state.params)
+        # Rates are arguments of the program, not constants: it compiles once.
         moves = jax.tree.map(lambda x: -rate * x, moves)
         return State(optax.apply_updates(state.params, moves), moments, key), value
 

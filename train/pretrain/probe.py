@@ -1,7 +1,7 @@
-"""How well a linear classifier reads a task out of an encoder's outputs.
+"""Linear probes: the accuracy of a linear classifier on an encoder's outputs.
 
 Ridge regression in closed form: nothing is trained, so the number tells of the encoder
-alone. Axis letters: `N` pictures, `d` the encoder's width. Host code.
+alone. Axis letters: `N` pictures, `d` the encoder's width. Runs on the host.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from jaxtyping import Float, UInt8
 from train.data import digits
 
 Encode = Callable[[UInt8[np.ndarray, "N 32 32"]], Float[np.ndarray, "N d"]]
-"""From pictures to what the encoder makes of them."""
+"""From pictures to the encoder's outputs."""
 
 _RIDGE = 1e-3  # Of the mean square of an output, which is 1.
 
 
 def accuracy(encode: Encode, task: str) -> float:
-    """Returns the share of right answers on the test part of `task`.
+    """Return the accuracy on the test part of `task`.
 
     The classifier is fitted to the part `train`.
 
@@ -31,9 +31,11 @@ def accuracy(encode: Encode, task: str) -> float:
     """
     train, test = digits.load(task, "train"), digits.load(task, "test")
     x, y = (np.asarray(encode(part.images), np.float64) for part in (train, test))
+    # 1e-6: a feature may be constant.
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
     x, y = (_with_one((part - mean[None]) / scale[None]) for part in (x, y))
     wanted = np.eye(len(digits.CLASSES[task]))[train.labels]
+    # Ridge regression has a closed form: no optimizer to tune.
     gram = x.T @ x + _RIDGE * len(x) * np.eye(x.shape[1])
     weights = np.linalg.solve(gram, x.T @ wanted)
     return float(np.mean((y @ weights).argmax(axis=1) == test.labels))

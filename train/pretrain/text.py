@@ -1,4 +1,4 @@
-"""English and arithmetic to pretrain a small language model on.
+"""English and arithmetic, the documents of a small language model's pretraining.
 
 Documents of three kinds: arithmetic, in signs and in words; sentences from templates
 about the people and things of the word problems; and the sentences of
@@ -6,7 +6,7 @@ about the people and things of the word problems; and the sentences of
 problem: no template here is one there, nothing is asked, and no answer is announced.
 Some sums are left out, to find out whether the model computes or remembers.
 
-The same seed gives the same documents. Host code.
+The same seed gives the same documents. Runs on the host.
 """
 
 import random
@@ -73,7 +73,7 @@ SENTENCES = (
     "{n} buys what weighs a few grams.",
     "{o} does not know how much the {t} weigh, or what they cost.",
 )
-"""Of the templates that are told about people and things."""
+"""Templates of sentences about people and things."""
 
 
 class Sum(NamedTuple):
@@ -89,13 +89,13 @@ class Sum(NamedTuple):
 
     @property
     def held_out(self) -> bool:
-        """Whether it is in no document: 5 sums of 100 are not."""
+        """Whether the sum is held out of all documents: 5 of 100 are."""
         text = f"{self.left} {self.sign} {self.right}"
         return sentiment.bucket(text) < 5
 
 
 def draw_sum(generator: random.Random) -> Sum:
-    """Returns any sum of numbers up to 200, or product or quotient of up to 2,400."""
+    """Draw a sum of numbers up to 200, or a product or quotient of up to 2,400."""
     sign = generator.choice(list(SIGNS))
     large = generator.choice((20, 60, 200))
     left, right = generator.randint(2, large), generator.randint(2, large)
@@ -112,7 +112,8 @@ def draw_sum(generator: random.Random) -> Sum:
 
 
 def documents(count: int, *, seed: int = 0) -> Iterator[str]:
-    """Yields `count` documents of a few lines each."""
+    """Yield `count` documents of a few lines each."""
+    # Seeded by a string, so that no other stream draws the same numbers.
     generator = random.Random(f"documents: {seed}")
     reviews = [
         text for task in sentiment.TASKS for text in sentiment.load(task, "train").texts
@@ -128,8 +129,9 @@ def documents(count: int, *, seed: int = 0) -> Iterator[str]:
 
 
 def held_out_sums(count: int) -> list[Sum]:
-    """Returns different sums that are in no document."""
+    """Return different sums, absent from all documents."""
     generator = random.Random("held-out sums")
+    # A dict keeps the order of drawing; a set's would vary by process.
     found: dict[Sum, None] = {}
     while len(found) < count:
         if (drawn := draw_sum(generator)).held_out:
@@ -139,6 +141,7 @@ def held_out_sums(count: int) -> list[Sum]:
 
 def _arithmetic(generator: random.Random) -> str:
     sums = (draw_sum(generator) for _ in range(generator.randint(8, 14)))
+    # Held-out sums appear in no form, in digits or in words.
     seen = [x for x in sums if not x.held_out]
     if generator.random() < 0.3:
         return " ".join(_in_words(generator, x) for x in seen)

@@ -1,4 +1,4 @@
-"""Pretrains a small encoder of SigLIP's form to tell thousands of characters apart.
+"""Pretrain a small encoder of SigLIP's form to tell thousands of characters apart.
 
     python -m train.data.glyphs --out out/glyphs.npz
     python -m train.pretrain.vision --data out/glyphs.npz --minutes 6 --out out/glyphs
@@ -11,9 +11,7 @@ and `train.models.siglip` loads it. The classifier is thrown away.
 Axis letters: `N` pictures, `S` pixels, `B` pictures a batch, `d` width.
 """
 
-import argparse
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +25,7 @@ from jaxtyping import Float, UInt8
 
 from train.data import digits, glyphs, pixels
 from train.models import siglip
-from train.pretrain import augment, export, loop, probe
+from train.pretrain import augment, command, export, loop, probe
 
 SMALL = loop.Settings(
     model=siglip.Config(
@@ -58,19 +56,20 @@ TINY = loop.Settings(
 )
 """For a test: seconds on a CPU."""
 
-_HELD_OUT = 50  # One picture of so many is not trained on.
+_HELD_OUT = 50  # One picture in this many is held out.
 _SMOOTHING = 0.1
 
 
 class Pictures(NamedTuple):
-    """What is trained or evaluated on."""
+    """Pictures and labels, to train or evaluate on."""
 
     images: Any  # UInt8[Array, "N S S"], of NumPy or on the device.
     labels: Any  # Int[Array, "N"], likewise.
 
 
 def split(data: glyphs.Glyphs) -> tuple[Pictures, Pictures]:
-    """Returns what to train on and, of the same classes, what to evaluate on."""
+    """Split into a training and a test part with the same classes."""
+    # Of each class some: pictures of a class stand together.
     held_out = np.arange(len(data.images)) % _HELD_OUT == 0
     return (
         Pictures(data.images[~held_out], data.labels[~held_out]),
@@ -85,7 +84,7 @@ def pretrain(
     *,
     report: Callable[[loop.Line], object],
 ) -> dict[str, Any]:
-    """Returns the params of a `siglip.SiglipClassifier`, in float32.
+    """Train a `siglip.SiglipClassifier`; return its params in float32.
 
     Computed in bfloat16, but for the loss, sums and the weights that are updated.
     """
@@ -114,7 +113,7 @@ def pretrain(
 
 
 def save(folder: pathlib.Path, params: Any, config: siglip.Config) -> None:
-    """Writes the encoder, without its classifier, as transformers would."""
+    """Write the encoder, without its classifier, in the format of transformers."""
     values = dataclasses.asdict(config) | {
         "architectures": ["SiglipVisionModel"],
         "model_type": "siglip_vision_model",
@@ -129,12 +128,13 @@ def save(folder: pathlib.Path, params: Any, config: siglip.Config) -> None:
 def evaluate(
     settings: loop.Settings[siglip.Config], params: Any, data: Pictures, classes: int
 ) -> dict[str, float]:
-    """Returns accuracies: on glyphs, and a linear classifier's on what is held out."""
+    """Return accuracies: on glyphs, and of linear classifiers on the held-out tasks."""
     model = siglip.SiglipClassifier(settings.model, classes)
     logits = _in_batches(model, params)(data.images)
     result = {"glyphs": float(np.mean(logits.argmax(axis=1) == data.labels))}
     encode = _in_batches(siglip.Siglip(settings.model), params["vision_model"])
     for task in digits.TASKS:
+        # Packages of digits are optional.
         try:
             result[task] = probe.accuracy(encode, task)
         except ModuleNotFoundError as error:
@@ -143,6 +143,7 @@ def evaluate(
 
 
 def _apply(model: Any, params: Any, images: Float[jax.Array, "B S S"]) -> jax.Array:
+    # Weights stay in float32 for the update; only the products are bfloat16.
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     inputs = pixels.as_input(images).astype(jnp.bfloat16)
     return model.apply({"params": half}, inputs).astype(jnp.float32)
@@ -152,6 +153,7 @@ def _in_batches(model: Any, params: Any, size: int = 512) -> probe.Encode:
     run = jax.jit(lambda params, x: _apply(model, params, augment.plain(x)))
 
     def encode(images: UInt8[np.ndarray, "N S S"]) -> Float[np.ndarray, "N d"]:
+        # One shape for all calls: the last batch would compile another program.
         filled = np.pad(images, ((0, -len(images) % size), (0, 0), (0, 0)))
         parts = np.array_split(filled, range(size, len(filled), size))
         return np.concatenate([run(params, x) for x in parts])[: len(images)]
@@ -160,15 +162,15 @@ def _in_batches(model: Any, params: Any, size: int = 512) -> probe.Encode:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Pretrains the encoder, says what it can do, and writes it to a folder."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--data", type=pathlib.Path, default="out/glyphs.npz")
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--minutes", type=float, default=SMALL.budget.minutes)
-    parser.add_argument("--tiny", action="store_true", help="the form for a test")
-    chosen = parser.parse_args(arguments)
-    budget = loop.Budget(minutes=chosen.minutes)
-    settings = TINY if chosen.tiny else dataclasses.replace(SMALL, budget=budget)
+    """Pretrain the encoder, evaluate it, and write it to a folder."""
+    chosen = command.parse(
+        arguments,
+        description=main.__doc__,
+        data="out/glyphs.npz",
+        small=SMALL,
+        tiny=TINY,
+    )
+    settings = chosen.settings
     data = glyphs.load(chosen.data)
     train, held_out = split(data)
     begin, classes = time.monotonic(), len(data.classes)
@@ -177,9 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     params = pretrain(settings, train, classes, report=report)
     metrics = evaluate(settings, params, held_out, classes)
     save(chosen.out, params, settings.model)
-    metrics |= {"minutes": (time.monotonic() - begin) / 60, "steps": report.steps}
-    (chosen.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    print(json.dumps(metrics, indent=2))
+    command.report(chosen.out, metrics, begin=begin, steps=report.steps)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The states of a run on disk, of which the newest two are kept. Host code."""
+"""Checkpoints of a run on disk; the newest two are kept. Runs on the host."""
 
 import pathlib
 from collections.abc import Iterator
@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+# Two: a crash while one is written leaves the one before.
 _KEPT = 2
 
 
 @contextmanager
 def opened(folder: pathlib.Path) -> Iterator[ocp.training.Checkpointer]:
-    """Yields what `save` and `restore` take."""
+    """Open the checkpoints for `save` and `restore`."""
     # Orbax's own annotations do not fit each other.
     newest: Any = ocp.training.preservation_policies.LatestN(_KEPT)
     with ocp.training.Checkpointer(
@@ -25,14 +26,15 @@ def opened(folder: pathlib.Path) -> Iterator[ocp.training.Checkpointer]:
 
 
 def save(checkpointer: ocp.training.Checkpointer, step: int, state: Any) -> None:
-    """Writes a tree of arrays: as a whole or not at all."""
+    """Write a tree of arrays atomically."""
+    # Forced: the caller decides when to save, not Orbax's policy.
     checkpointer.save(step, state, force=True)
 
 
 def restore(
     checkpointer: ocp.training.Checkpointer, like: Any
 ) -> tuple[int, Any] | None:
-    """Returns the newest step and its state, bit for bit, or None if there is none.
+    """Return the newest step and its state, bit for bit, or None without one.
 
     Args:
       checkpointer: From `opened`.
@@ -44,6 +46,7 @@ def restore(
     if checkpointer.latest is None:
         return None
     step = checkpointer.latest.step
+    # As NumPy arrays: otherwise the file's own sharding would apply.
     wanted = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
     try:
         state = checkpointer.load(step, wanted)

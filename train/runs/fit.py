@@ -1,8 +1,8 @@
-"""A run from its settings to a complete folder; one that was stopped goes on.
+"""A run from its settings to a complete folder, resumable after an interruption.
 
-On one device, a run that was killed and goes on gives the same numbers, bit for bit:
-its state, its batches and its compiled program are the same. On a GPU the program is
-only with XLA's flag xla_gpu_deterministic_ops, which the command sets. Host code.
+On one device, a killed and resumed run gives the same numbers, bit for bit: its state,
+its batches and its compiled program are the same. On a GPU the program is the same only
+with XLA's flag xla_gpu_deterministic_ops, which the command sets. Runs on the host.
 """
 
 import pathlib
@@ -22,11 +22,11 @@ EVERY = 500
 """Steps between two checkpoints."""
 
 _CHUNK = 10
-"""Steps of one call on a CPU: there they take long, and a call costs nothing."""
+"""Steps of one call on a CPU; its steps are slow, and a call costs little."""
 
 Line = dict[str, Any]
 OnSteps = Callable[[int, Sequence[Line]], object]
-"""Called with how many steps are done, and the lines of the last; at first of none."""
+"""Called with the number of done steps, and the lines of the last; first with none."""
 
 
 def fit(
@@ -38,13 +38,13 @@ def fit(
     every: int = EVERY,
     on_steps: OnSteps = lambda step, lines: None,
 ) -> list[Line]:
-    """Returns the results of a run, a row a member: trains what is not trained yet.
+    """Train a run, or resume it, and return its results, a row a member.
 
     Args:
       run: The settings.
       place: The run's folder.
-      config: What its config.json is to hold; see `train.runs.folder.opened`.
-      folders: Where models and data sets of the hub are.
+      config: The contents of its config.json; see `train.runs.folder.opened`.
+      folders: The folders of models and data sets of the hub.
       every: Steps between two checkpoints.
       on_steps: Called at the start, and after every few steps.
 
@@ -53,6 +53,7 @@ def fit(
       OSError: if the folder cannot be used.
       ValueError: if a setting is impossible, or the folder is another run's.
     """
+    # All checks come before the lock: an impossible run leaves no folder.
     run.check()
     run.method.method(run.steps)  # It may be impossible, too.
     folder.check(place, config["run"])
@@ -63,6 +64,7 @@ def fit(
     with folder.opened(place, config):
         learners, lost = _trained(given, place, every, on_steps)
         members = outcome.trained(given, learners, lost, subject.peft)
+        # Adapters first, results last: with the results the folder counts as complete.
         outcome.save(members, place / folder.PARENT)
         rows = outcome.rows(members, subject)
         for row, step in zip(rows, lost, strict=True):
@@ -74,10 +76,11 @@ def fit(
 def _trained(
     given: runs.Inputs, place: pathlib.Path, every: int, on_steps: OnSteps
 ) -> tuple[trainer.Learner, list[int | None]]:
-    """Returns the members after the last step, and when each diverged."""
+    """Return the members after the last step, and the step of each divergence."""
     members, lines = given.run.members, place / folder.METRICS
     with checkpoints.opened(place / folder.CHECKPOINTS) as saved:
         step, learners = _begun(given, saved)
+        # Steps after the checkpoint are computed again: their records would be double.
         seen = records.cut_back(lines, step)
         lost = records.diverged(seen, len(members))
         on_steps(step, [])
@@ -89,7 +92,9 @@ def _trained(
             new = _lines(given, metrics, step, time.monotonic() - start)
             records.append(lines, new)
             now = records.diverged(new, len(members))
+            # The first divergence stays: later steps of a lost member mean nothing.
             lost = [x or y for x, y in zip(lost, now, strict=True)]
+            # Members are independent: a run goes on while one of them is well.
             _check_alive(members, lost, new)
             if _is_due(step, after, given.run.steps, every):
                 checkpoints.save(saved, after, learners)
@@ -99,7 +104,8 @@ def _trained(
 
 
 def _begun(given: runs.Inputs, saved: Any) -> tuple[int, trainer.Learner]:
-    """Returns the newest checkpoint, or the start."""
+    """Return the newest checkpoint, or the start."""
+    # Shapes only, to restore into.
     like = jax.eval_shape(lambda: runs.begin(given))
     found = checkpoints.restore(saved, like)
     return found if found is not None else (0, runs.begin(given))
@@ -120,6 +126,7 @@ def _lines(
 
 
 def _is_due(before: int, step: int, steps: int, every: int) -> bool:
+    # Checkpoints fall between calls, at the first call past each multiple.
     return step == steps or step // every > before // every
 
 
@@ -128,7 +135,7 @@ def _check_alive(
     lost: Sequence[int | None],
     new: Sequence[Line],
 ) -> None:
-    """Raises FloatingPointError if every member has diverged."""
+    """Raise FloatingPointError if every member has diverged."""
     steps = [x for x in lost if x is not None]
     if len(steps) < len(members):
         return

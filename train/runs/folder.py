@@ -1,11 +1,11 @@
-"""The folder of one run: what it is, what its steps saw, what came of it. Host code.
+"""The folder of one run: its settings, its records, its results. Runs on the host.
 
 config.json      The settings and what they ran on. A folder without it is no run's.
 metrics.jsonl    A line a step.
 checkpoints/     The newest states, to go on from.
 parent/          The trained adapters, a folder a member.
-children/        What was cut from them, a folder a policy.
-results.json     What came of it. Written last: with it, the folder is complete.
+children/        The children cut from them, a folder a policy.
+results.json     The results. Written last: with it, the folder is complete.
 """
 
 import contextlib
@@ -27,28 +27,30 @@ Settings = Mapping[str, Any]
 
 @contextlib.contextmanager
 def opened(folder: pathlib.Path, config: Settings) -> Iterator[None]:
-    """Keeps the folder for one run while the body runs; it is made where there is none.
+    """Lock the folder for one run while the body runs, creating it if necessary.
 
     Args:
       folder: The folder.
-      config: What is written to a new one. The part `run` is compared with that of one
-        that is there: a run goes on only with equal settings.
+      config: The settings of a new one. The part `run` is compared with an existing
+        one: a run is resumed only with equal settings.
 
     Raises:
       OSError: if it holds something else, or another process runs in it.
       ValueError: if it holds a run with other settings, or is damaged.
     """
+    # Once before the lock, for a quick answer, and again with it.
     check(folder, config["run"])
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.alone(folder, _taken(folder)):
         check(folder, config["run"])
         if not (folder / CONFIG).exists():
+            # Under the lock, so that two processes cannot both begin.
             write(folder / CONFIG, config)
         yield
 
 
 def check(folder: pathlib.Path, run: Settings) -> None:
-    """Raises unless the folder is new, or that of a run with the settings `run`."""
+    """Raise unless the folder is new or belongs to a run with the settings `run`."""
     check_place(folder)
     if not (folder / CONFIG).exists():
         # A run that was killed at its very start left a hidden folder.
@@ -71,7 +73,7 @@ def check(folder: pathlib.Path, run: Settings) -> None:
 
 
 def check_place(folder: pathlib.Path) -> None:
-    """Raises FileExistsError if a file is where a folder is to be made, or above."""
+    """Raise FileExistsError if a file is in the way of the folder or a parent of it."""
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise FileExistsError(
@@ -81,7 +83,7 @@ def check_place(folder: pathlib.Path) -> None:
 
 
 def results(folder: pathlib.Path) -> list[dict[str, Any]] | None:
-    """Returns the rows of a complete folder, and None of one that is not.
+    """Return the rows of a complete folder, or None.
 
     Raises:
       ValueError: if they cannot be read.
@@ -96,7 +98,7 @@ def results(folder: pathlib.Path) -> list[dict[str, Any]] | None:
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-    """Returns a JSON file that `write` wrote.
+    """Read a JSON file by `write`.
 
     Raises:
       ValueError: if it is none.
@@ -111,26 +113,40 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write(path: pathlib.Path, value: Settings) -> None:
-    """Writes a JSON file, as a whole or not at all."""
+    """Write a JSON file atomically."""
     with atomic.replacing_file(path, overwrite=True) as new:
         new.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def plain(value: Any) -> Any:
-    """Returns what reading a value back from JSON gives: lists, and no tuples."""
+    """Return the value as it reads back from JSON, with lists instead of tuples."""
+    # Tuples become lists, so that settings compare equal to those read back.
     return json.loads(json.dumps(value))
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Returns nested settings by dotted name, such as `method.rank`."""
+    """Flatten nested settings to dotted names, such as `method.rank`."""
     if not isinstance(value, Mapping):
         return {name: value}
     below = (_flat(x, f"{name}.{key}" if name else key) for key, x in value.items())
     return {key: x for part in below for key, x in part.items()}
 
 
+<<<<<<< HEAD
 def _taken(folder: pathlib.Path) -> OSError:
     return FileExistsError(
         f"Another process runs in '{folder}'. Wait for it, or choose another place "
         "with --out."
     )
+=======
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """Keep other processes out of a folder."""
+    with lock.held(folder) as ours:
+        if not ours:
+            raise FileExistsError(
+                f"Another process runs in '{folder}'. Wait for it, or choose another "
+                "place with --out."
+            )
+        yield
+>>>>>>> wt-train

@@ -1,7 +1,7 @@
-"""What came of the members of a run: their adapters on disk, and their accuracies.
+"""Results of the members of a run: adapters on disk, and accuracies.
 
 The learning rate is chosen on the validation part. The test part is read for the
-members of that learning rate alone. Host code.
+members of that learning rate alone. Runs on the host.
 """
 
 import pathlib
@@ -16,18 +16,18 @@ import para_jax as para
 from train.evaluation import evaluate
 from train.methods.method import size
 from train.models import pretrained
-from train.runs import settings as run
+from train.runs import settings as runs
 from train.runs import trainer
 from train.subjects.subject import Subject
 
 
 class Member(NamedTuple):
-    """One member of a run, after it.
+    """One member of a run, after training.
 
     Attributes:
-      seed: Its seed.
-      rate: Its learning rate.
-      adapter: What it trained, with its classifier; None if it diverged.
+      seed: The member's seed.
+      rate: The member's learning rate.
+      adapter: The trained adapter, with its classifier; None if it diverged.
     """
 
     seed: int
@@ -41,22 +41,23 @@ class Member(NamedTuple):
 
 
 def trained(
-    given: run.Inputs,
+    given: runs.Inputs,
     learners: trainer.Learner,
     diverged: Sequence[int | None],
     peft: Mapping[str, Any],
 ) -> list[Member]:
-    """Returns what the members of a run have trained.
+    """Return the trained members of a run.
 
     Args:
       given: The run.
-      learners: Its members at their end.
-      diverged: At which step each was lost, if it was.
-      peft: What the adapters' files say of the model.
+      learners: The members at their end.
+      diverged: The step of each member's divergence, or None.
+      peft: The model's entries in the adapters' configuration.
     """
     learners, method = jax.device_get(learners), given.trainer.method
     result = []
     for i, (pair, step) in enumerate(zip(given.run.members, diverged, strict=True)):
+        # `finish` runs on the host, for one member at a time: ranks become shapes.
         one = jax.tree.map(lambda x: jnp.asarray(x[i]), learners)  # noqa: B023
         adapter = None
         if step is None:
@@ -70,18 +71,18 @@ def trained(
 
 
 def save(members: Sequence[Member], place: pathlib.Path) -> None:
-    """Writes the adapters, each in PEFT's format, into a folder of its own."""
+    """Write the adapters, each in PEFT's format, into a folder of its own."""
     for member in members:
         if member.adapter is not None:
             para.save(member.adapter, place / member.name, overwrite=True)
 
 
 def load(rows: Sequence[Mapping[str, Any]], place: pathlib.Path) -> list[Member]:
-    """Returns the members that `save` wrote.
+    """Load the members. Inverse: `save`.
 
     Args:
-      rows: Those that `rows` made of the members.
-      place: Where they were saved.
+      rows: The rows of `rows` for the members.
+      place: The folder of `save`.
     """
     result = []
     for row in rows:
@@ -95,21 +96,22 @@ def load(rows: Sequence[Mapping[str, Any]], place: pathlib.Path) -> list[Member]
 def rows(
     members: Sequence[Member], subject: Subject, *, like: Sequence[Member] = ()
 ) -> list[dict[str, Any]]:
-    """Returns a row of results a member, as plain JSON values.
+    """Evaluate the members; return a row a member, as plain JSON values.
 
-    `validation` and `test` are accuracies; where a task has several sets to test on,
-    `test` is the mean of `tests`, which has each. `measures` are what else its subject
-    reports. They are null but for the members of the best learning rate. All values of
-    one that diverged are null.
+    `validation` and `test` are accuracies; if a task has several test sets, `test`
+    is the mean of `tests`, which has each. `measures` are further metrics of the
+    subject. All three are null except for members of the best learning rate. All
+    values of a diverged member are null.
 
     Args:
-      members: What is evaluated.
-      subject: On what.
+      members: The members to evaluate.
+      subject: The task to evaluate on.
       like: The parents of children: these run in the compiled program of their parents.
     """
     shapes = _largest([*members, *like])
     validation = _accuracies(members, subject, subject.validation, shapes)
     rate = best_rate(members, validation)
+    # Test sets are read for the chosen rate only; others stay unseen.
     chosen = [x if x.rate == rate else x._replace(adapter=None) for x in members]
     tests, measures = (
         {name: _accuracies(chosen, subject, part, shapes) for name, part in found}
@@ -130,13 +132,15 @@ def rows(
 
 
 def best_rate(members: Sequence[Member], validation: Sequence[float | None]) -> float:
-    """Returns the learning rate of the best mean accuracy; the smaller one of two.
+    """Return the learning rate of the best mean accuracy; of equals, the smaller.
 
     A member that diverged has an accuracy of 0.
     """
     found: dict[float, list[float]] = {}
     for member, accuracy in zip(members, validation, strict=True):
+        # A divergence counts as 0, so that an unstable rate cannot win by the rest.
         found.setdefault(member.rate, []).append(accuracy or 0.0)
+    # Sorted, since `max` returns the first of equals: the smaller rate.
     return max(sorted(found), key=lambda rate: np.mean(found[rate]))
 
 
@@ -146,12 +150,13 @@ def _accuracies(
     part: evaluate.Part,
     shapes: Mapping[str, para.Adapter],
 ) -> list[float | None]:
-    """Returns the accuracies, with None for a member without an adapter."""
+    """Return the accuracies, with None for a member without an adapter."""
     adapters = [x.adapter for x in members if x.adapter is not None]
     if not adapters:
         return [None] * len(members)
     heads = [pretrained.head(x.extra) for x in adapters]
     collection = subject.model.adapted.collection
+    # Padded to common shapes, so that parents and children share one program.
     lora = [collection(para.pad(x.adapters, like=shapes)) for x in adapters]
     found = part.accuracies(
         subject.model,
@@ -159,6 +164,7 @@ def _accuracies(
         jax.tree.map(lambda *x: np.stack(x), *heads),
         jax.tree.map(lambda *x: np.stack(x), *lora),
         part.batches,
+        # A small run need not be filled up to 32 models.
         at_once=min(evaluate.AT_ONCE, len(members)),
     )
     values: Iterator[float] = iter(found.tolist())
@@ -166,13 +172,13 @@ def _accuracies(
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Returns the mean, or None if nothing was evaluated."""
+    """Return the mean, or None without accuracies."""
     found = [x for x in values if x is not None]
     return float(np.mean(found)) if found else None
 
 
 def _largest(members: Sequence[Member]) -> dict[str, para.Adapter]:
-    """Returns adapters that have room for those of all members."""
+    """Return the adapter of the largest rank for each module, for shapes."""
     result: dict[str, para.Adapter] = {}
     for member in members:
         for path, x in member.adapter.adapters.items() if member.adapter else ():

@@ -1,8 +1,8 @@
-"""What the steps of a run saw: lines of JSON, one a step. Host code.
+"""Records of the steps of a run: lines of JSON, one a step. Runs on the host.
 
-Each line has the step and the examples per second, and the loss, the accuracy, the
-norm of the gradient and the learning rate of every member. What is not finite is null.
-The first steps after a start have their time of compilation in them.
+Each line has the step and the examples per second, and the loss, the accuracy, the norm
+of the gradient and the learning rate of every member. Values that are not finite are
+null. The first steps after a start include compilation.
 """
 
 import json
@@ -24,7 +24,7 @@ def lines(
     first: int,
     examples_per_second: float,
 ) -> list[dict[str, Any]]:
-    """Returns the lines of consecutive steps.
+    """Return the lines of consecutive steps.
 
     Args:
       metrics: `[M, S]` each.
@@ -45,20 +45,23 @@ def lines(
 
 
 def append(path: pathlib.Path, new: Sequence[dict[str, Any]]) -> None:
-    """Adds lines to a file; they are on disk when this returns."""
+    """Append lines to a file, and flush them to disk."""
     with path.open("ab") as file:
+        # One write: a crash leaves whole lines, and at most one that is torn.
         file.write(b"".join(json.dumps(x).encode() + b"\n" for x in new))
         file.flush()
+        # On disk before the checkpoint, whose step the lines must reach.
         os.fsync(file.fileno())
 
 
 def cut_back(path: pathlib.Path, steps: int) -> list[dict[str, Any]]:
-    """Cuts a file back to the steps up to `steps`, and returns their lines.
+    """Cut a file back to the steps up to `steps`; return their lines.
 
     Raises:
       ValueError: if one of these is missing or damaged.
     """
     text = path.read_bytes() if path.exists() else b""
+    # Lines past the checkpoint belong to steps that are computed again.
     kept = text.splitlines(keepends=True)[:steps]
     found = [_parsed(path, number, line) for number, line in enumerate(kept, 1)]
     if len(found) < steps:
@@ -72,7 +75,7 @@ def cut_back(path: pathlib.Path, steps: int) -> list[dict[str, Any]]:
 
 
 def diverged(found: Sequence[dict[str, Any]], members: int) -> list[int | None]:
-    """Returns the first step at which each member's loss or norm was not finite."""
+    """Return the first step of each member with a non-finite loss or norm."""
     result: list[int | None] = [None] * members
     for line in found:
         for member in range(members):
@@ -83,12 +86,14 @@ def diverged(found: Sequence[dict[str, Any]], members: int) -> list[int | None]:
 
 
 def _finite(values: Float[np.ndarray, "M"]) -> list[float | None]:
+    # JSON has no NaN.
     return [float(x) if np.isfinite(x) else None for x in values]
 
 
 def _parsed(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
+        # A torn last line has no line break.
         if line.endswith(b"\n") and found["step"] == number:
             return found
     except (KeyError, TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""What one run is: a task, a method, and members that train side by side.
+"""Settings of one run: a task, a method, and members trained side by side.
 
 A member is a seed with a learning rate; the run has one for each pair of these. All
-values that decide a run's numbers are fields of `Run`. Host code.
+values that decide a run's numbers are fields of `Run`. Runs on the host.
 """
 
 import dataclasses
@@ -24,8 +24,9 @@ from train.models.adapted import Model
 from train.runs import trainer
 
 CHUNK = 100
-"""Steps in one call of the compiled program: between two, a run can stop and report."""
+"""Steps in one call of the compiled program; between calls, a run reports or stops."""
 
+# Larger values would become infinite on the device.
 _LARGEST = float(np.finfo(np.float32).max)
 
 _RANGES = {
@@ -44,18 +45,18 @@ class Run:
     Attributes:
       task: One of `train.subjects`.
       method: The method that trains the adapters, with its own settings.
-      seeds: Of the members: they draw the classifier, the factors and the batches.
-      learning_rates: Of the members: each seed trains with each of them.
-      steps: How many, whatever the size of the data.
+      seeds: The members' seeds, for the classifier, the factors and the batches.
+      learning_rates: The members' rates: each seed trains with each of them.
+      steps: The number of steps, whatever the size of the data.
       batch: Examples a step.
-      max_length: Tokens of a sentence beyond so many are dropped.
+      max_length: The maximal number of tokens of a sentence; the rest is dropped.
       warmup: The share of the steps in which the learning rate rises; then it falls
         to zero.
-      weight_decay: Of AdamW.
+      weight_decay: The weight decay of AdamW.
       clip: The largest norm of a gradient.
-      accumulate: How many parts a batch is computed in, one after the other.
-      dtype: What the model computes in; what is trained is float32.
-      devices: Over how many devices a batch is divided.
+      accumulate: The number of parts of a batch, computed one after the other.
+      dtype: The dtype of the computations; the trained params are float32.
+      devices: The number of devices to divide a batch over.
       backbone: The sha256 of the frozen model's weights. Empty, it is not checked.
     """
 
@@ -80,10 +81,10 @@ class Run:
         return list(itertools.product(self.seeds, self.learning_rates))
 
     def check(self) -> None:
-        """Checks what the types do not say.
+        """Check the values beyond their types.
 
         Raises:
-          ValueError: with what is wrong and what was expected.
+          ValueError: with the wrong value and the expected one.
         """
         for name, (least, most) in _RANGES.items():
             if not least <= (got := getattr(self, name)) <= most:  # Nor is NaN.
@@ -93,6 +94,7 @@ class Run:
                 )
         for name, most in (("seeds", 2**31 - 1), ("learning_rates", _LARGEST)):
             got = getattr(self, name)
+            # Equal members would train twice, and share a folder.
             if not got or len(set(got)) < len(got):
                 raise ValueError(f"{name} is {list(got)}, expected different numbers.")
             if not all(0 <= x <= most for x in got):
@@ -113,7 +115,7 @@ class Run:
             )
 
     def trainer(self, model: Model) -> trainer.Trainer:
-        """Returns the compiled program's settings: all but task, seeds and rates."""
+        """Return the compiled program's settings: all but task, seeds and rates."""
         return trainer.Trainer(
             model=model,
             config=self.method,
@@ -127,16 +129,16 @@ class Run:
 
 
 class Inputs(NamedTuple):
-    """What a run reads, on the device.
+    """The inputs of a run, on the device.
 
     Attributes:
-      run: Its settings.
-      trainer: Those of its program.
+      run: The run's settings.
+      trainer: The settings of its program.
       base: The frozen params, without the classifier.
-      data: What is trained on: on the device, or streamed to it.
+      data: The training data, on the device or streamed to it.
       rates: The members' learning rates.
       seeds: The members' seeds.
-      rows: Which examples the members' batches are of, on the host.
+      rows: The examples of the members' batches, on the host.
     """
 
     run: Run
@@ -153,8 +155,8 @@ class Progress(NamedTuple):
 
     Attributes:
       learners: The members.
-      step: How many steps are done.
-      metrics: Of the steps since the last progress, `[M, S]` each.
+      step: The number of finished steps.
+      metrics: Metrics of the steps since the last progress, `[M, S]` each.
     """
 
     learners: trainer.Learner
@@ -163,7 +165,7 @@ class Progress(NamedTuple):
 
 
 def inputs(run: Run, model: Model, base: trainer.Params, data: arrays.Data) -> Inputs:
-    """Returns what the run reads.
+    """Load the inputs of a run.
 
     Raises:
       ValueError: if a setting is impossible.
@@ -171,6 +173,7 @@ def inputs(run: Run, model: Model, base: trainer.Params, data: arrays.Data) -> I
     run.check()
     seeds, rates = zip(*run.members, strict=True)
     orders = {
+        # One order a seed: its members see the same batches at every rate.
         seed: arrays.order(seed, data.examples, run.steps, run.batch)
         for seed in run.seeds
     }
@@ -187,9 +190,10 @@ def inputs(run: Run, model: Model, base: trainer.Params, data: arrays.Data) -> I
 
 
 def begin(given: Inputs) -> trainer.Learner:
-    """Returns the members at their start."""
+    """Return the members at their start."""
     count = max(given.trainer.method.gradient_batches, 1)
     data, rows = next(chunks(given, 0, count, count))
+    # Methods without gradients need one batch, for the head's shapes.
     return trainer.begin(
         given.trainer, given.seeds, given.rates, given.base, data, rows
     )
@@ -198,11 +202,11 @@ def begin(given: Inputs) -> trainer.Learner:
 def advance(
     given: Inputs, learners: trainer.Learner, step: int = 0, *, chunk: int = CHUNK
 ) -> Iterator[Progress]:
-    """Yields the members after every `chunk` steps, from `step` to the last.
+    """Yield the members after every `chunk` steps, from `step` to the last.
 
-    The members that were given are donated to the program: only what is yielded is
-    valid.
+    The given members are donated to the program: only the yielded ones are valid.
     """
+    # Params are replicated and batches sharded: data parallelism.
     whole, divided = _placers(given.run.devices)
     # Where the program leaves them: its second call is compiled as the first.
     learners, base = whole(learners), whole(given.base)
@@ -217,10 +221,10 @@ def advance(
 def chunks(
     given: Inputs, start: int, stop: int, size: int
 ) -> Iterator[tuple[Examples, Int[np.ndarray, "M S B"]]]:
-    """Yields what the steps from `start` until `stop` read, `size` steps at a time.
+    """Yield the batches of the steps from `start` until `stop`, `size` steps at a time.
 
-    The rows are those of the examples beside them. A stream's next examples are made
-    while these are in use; each seed has its own, which its members share.
+    The rows index the examples beside them. A stream's next examples are made while
+    these are in use; each seed has its own, shared by its members.
     """
     run = given.run
     if isinstance(given.data, Stream):
@@ -234,6 +238,7 @@ def chunks(
             size=size,
         )
         for data, rows in streamed:
+            # Members of a seed share its rows, whatever their rate.
             yield data, np.repeat(rows, len(run.learning_rates), axis=0)
     else:
         for first in range(start, stop, size):
@@ -241,14 +246,17 @@ def chunks(
 
 
 def _placers(devices: int) -> tuple[Callable[[Any], Any], Callable[[np.ndarray], Any]]:
-    """Returns what puts a tree on each of so many devices, and what divides batches.
+    """Return functions to replicate a tree over devices and to shard batches.
 
-    These are `[M, S, B]`, and each device has its part of every batch.
+    Rows are `[M, S, B]`, and each device has its part of every batch.
     """
     if devices == 1:
         return lambda tree: tree, jnp.asarray
     mesh = jax.make_mesh(
-        (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+        # Auto: the compiler places intermediate values.
+        (devices,),
+        ("data",),
+        axis_types=(jax.sharding.AxisType.Auto,),
     )
     specs = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(None, None, "data")
     whole, divided = (

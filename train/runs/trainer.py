@@ -7,7 +7,7 @@ their arithmetic:
     learners = begin(trainer, seeds, rates, base, data, rows)
     learners, metrics = advance(trainer, learners, rates, base, data, rows)
 
-Axis letters: `M` members, `S` steps, `B` examples. Traced.
+Axis letters: `M` members, `S` steps, `B` examples. Traceable under `jit`.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ import optax
 from jaxtyping import Float, Int
 
 import para_jax as para
-from para_jax import nest, unnest
-from train.data.batch import Batch, Examples
+from train.data.batch import Examples
 from train.methods import method
 from train.methods.method import Config, Kernels, Method, State
+from train.models import classifier
 from train.models.adapted import Model
 from train.models.score import Score, score
 
@@ -32,13 +32,13 @@ Params = Mapping[str, Any]
 
 
 class Learner(NamedTuple):
-    """What changes while one member trains.
+    """The state of one member in training.
 
     Attributes:
-      state: That of the method.
+      state: The state of the method.
       head: The classifier, trained with the adapters; empty if the model has none.
       optimizer: The moments of both.
-      step: How many steps are done.
+      step: The number of finished steps.
     """
 
     state: State
@@ -48,12 +48,12 @@ class Learner(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What each step of each member saw, before its update.
+    """Metrics of each step of each member, before its update.
 
     Attributes:
       loss: Cross entropy, the method's penalty excluded.
       accuracy: On the batch: the share of the labels that count.
-      norm: Of the gradient, before clipping.
+      norm: The norm of the gradient, before clipping.
     """
 
     loss: Float[jax.Array, "*steps"]
@@ -63,18 +63,18 @@ class Metrics(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """What stays the same for a run. Static: a compiled program is made for it.
+    """The constants of a run. Static: each one compiles its own program.
 
     Attributes:
       model: Maps the inputs of a batch to logits.
       config: The method that trains the adapters, by its settings: equal ones share a
         compiled program.
-      steps: In all. The learning rate rises, then falls to zero at this step.
+      steps: All steps. The learning rate rises, then falls to zero at this step.
       warmup: The share of the steps in which the learning rate rises.
-      weight_decay: Of AdamW.
+      weight_decay: The weight decay of AdamW.
       clip: The largest norm of a gradient.
-      accumulate: How many parts a batch is computed in, one after the other.
-      dtype: What the model computes in. What is trained is float32.
+      accumulate: The number of parts of a batch, computed one after the other.
+      dtype: The dtype of the computations. The trained params are float32.
     """
 
     model: Model
@@ -91,20 +91,23 @@ class Trainer:
         return _built(self.config, self.steps)
 
     def schedule(self, rate: jax.Array) -> optax.Schedule:
-        """Returns the learning rate by step: a linear rise, and a linear fall."""
+        """Return the learning rate by step: linear warm-up, and linear decay."""
+        # At least one step each, in runs of a few steps.
         rise = max(1, round(self.warmup * self.steps))
         fall = max(1, self.steps - rise)
         return lambda step: (
+            # From `step + 1`: the first step has a learning rate above 0.
             rate * jnp.minimum((step + 1) / rise, (self.steps - step) / fall)
         )
 
     def optimizers(self, rate: jax.Array) -> tuple[optax.GradientTransformation, ...]:
-        """Returns the optimizers of the method's params and of the classifier."""
+        """Return the optimizers of the method's params and of the classifier."""
         schedule = self.schedule(rate)
         makers = (self.method.optimizer, method.adamw)
         return tuple(make(schedule, self.weight_decay) for make in makers)
 
 
+# Cached: `trainer.method` is read many times in one trace.
 @functools.cache
 def _built(config: Config, steps: int) -> Method:
     return config.method(steps)
@@ -119,21 +122,22 @@ def begin(
     data: Examples,
     rows: Int[jax.Array, "M S B"],
 ) -> Learner:
-    """Returns the members at their start, all leaves with a leading axis `M`.
+    """Return the members at their start, all leaves with a leading axis `M`.
 
     Args:
       trainer: The run.
       seeds: Equal seeds start from the same classifier, and the same factors where
         the method draws them alike.
       rates: The learning rates.
-      base: The frozen params: those of the model, but for the classifier.
-      data: What it trains on.
+      base: The frozen params of the model, without the classifier.
+      data: The training data.
       rows: The batches, for a method that starts from gradients.
     """
 
     def one(seed: jax.Array, rate: jax.Array, rows: jax.Array) -> Learner:
+        # Two keys: the head is the same for all methods of a seed.
         first, second = jax.random.split(jax.random.key(seed))
-        head = _head(trainer.model, first, data.batch(rows[0]))
+        head = classifier.draw(trainer.model, first, data.batch(rows[0]))
         gradients = None
         if count := trainer.method.gradient_batches:
             gradients = _gradients(trainer, base, head, data, rows[:count])
@@ -158,7 +162,8 @@ def advance(
     data: Examples,
     rows: Int[jax.Array, "M S B"],
 ) -> tuple[Learner, Metrics]:
-    """Returns the members after the steps of `rows`, and metrics `[M, S]`."""
+    """Train the members on `rows`; return them, and metrics `[M, S]`."""
+    # Cast once, outside of the scan: the base does not change.
     base = _cast(base, trainer.dtype)
 
     def one(learner: Learner, rate: jax.Array, rows: jax.Array) -> Any:
@@ -171,7 +176,7 @@ def advance(
 def variables(
     model: Model, base: Params, head: Params, adapters: Mapping[str, para.Adapter]
 ) -> dict[str, Any]:
-    """Returns what the model is applied with."""
+    """Return the variables for `model.apply`."""
     lora = model.adapted.collection(adapters)
     return {"params": {**base, "classifier": head}, "lora": lora}
 
@@ -187,6 +192,7 @@ def _step(
     trained = learner.state.params, learner.head
     grads, (loss, accuracy) = _mean_grads(trainer, trained, learner, base, data, rows)
     norm = optax.tree.norm(grads)
+    # A zero gradient would make the quotient NaN.
     shrink = jnp.minimum(1.0, trainer.clip / jnp.maximum(norm, 1e-12))
     grads = jax.tree.map(lambda x: x * shrink, grads)
     (params, ours), (head, heads) = (
@@ -195,6 +201,7 @@ def _step(
             trainer.optimizers(rate), grads, learner.optimizer, trained, strict=True
         )
     )
+    # The step before the increment: methods count from 0.
     state = trainer.method.after_step(
         learner.state, learner.state._replace(params=params), grads[0], learner.step
     )
@@ -217,12 +224,14 @@ def _mean_grads(
     data: Examples,
     rows: Int[jax.Array, "B"],
 ) -> tuple[Any, Score]:
-    """Returns the gradients of a batch, the mean over the parts it is computed in."""
+    """Return the gradients of a batch, averaged over its parts."""
 
     def part(rows: jax.Array) -> tuple[Any, Score]:
         def loss(trained: Any) -> Any:
             params, head = trained
             state = learner.state._replace(params=params)
+            # Through `adapters`, so that gradients are those of the method's own
+            # params.
             adapters = trainer.method.adapters(state)
             found = _score(trainer, base, head, adapters, data, rows)
             return found.loss + trainer.method.penalty(state), found
@@ -232,6 +241,7 @@ def _mean_grads(
     if trainer.accumulate == 1:
         return part(rows)
     # Interleaved, so that devices that share a batch share each part of it too.
+    # Sequential: only one part's activations are in memory at a time.
     parts = jax.lax.map(part, rows.reshape(-1, trainer.accumulate).T)
     return jax.tree.map(lambda x: x.mean(0), parts)
 
@@ -244,9 +254,10 @@ def _score(
     data: Examples,
     rows: Int[jax.Array, "B"],
 ) -> Score:
-    """Returns the score of a batch, in float32."""
+    """Return the score of a batch, in float32."""
     batch = data.batch(rows)
     given = variables(trainer.model, base, head, adapters)
+    # Master weights stay float32; the cast is inside of the gradient.
     return score(trainer.model, *_cast((given, batch), trainer.dtype))
 
 
@@ -257,7 +268,7 @@ def _gradients(
     data: Examples,
     rows: Int[jax.Array, "S B"],
 ) -> Kernels:
-    """Returns the mean gradient of the kernels to adapt, over the batches `rows`."""
+    """Return the mean gradient of the kernels to adapt, over the batches `rows`."""
     adapted = trainer.model.adapted
     kernels = adapted.kernels(base)
 
@@ -274,24 +285,8 @@ def _gradients(
     return jax.tree.map(lambda x: x / len(rows), total)
 
 
-def _head(model: Model, key: jax.Array, batch: Batch) -> dict[str, Any]:
-    """Returns a classifier as transformers draws it: a deviation of 0.02, no bias."""
-    params = jax.eval_shape(model.init, key, batch.inputs)["params"]
-    shapes = unnest(params.get("classifier", {}))
-
-    def draw(number: int, path: str) -> jax.Array:
-        if path.endswith("bias"):
-            return jnp.zeros(shapes[path].shape)
-        # The first has the key itself, so that a single kernel is drawn by no number.
-        own = jax.random.fold_in(key, number) if number else key
-        return 0.02 * jax.random.normal(own, shapes[path].shape)
-
-    paths = sorted(shapes, key=lambda path: path.endswith("bias"))
-    return nest({path: draw(number, path) for number, path in enumerate(paths)})
-
-
 def _cast(tree: Any, dtype: str) -> Any:
-    """Returns the tree in `dtype`, but for what counts or numbers something."""
+    """Cast the floating-point leaves of a tree to `dtype`."""
 
     def cast(x: jax.Array) -> jax.Array:
         return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x

@@ -1,4 +1,4 @@
-"""The tasks that runs train on, by their names."""
+"""The tasks to train on, by name."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,14 +15,14 @@ LOADERS: dict[str, Callable[[Run], Subject]] = {
     **dict.fromkeys(pictures.TASKS, pictures.load),
     **dict.fromkeys(problems.TASKS, problems.load),
 }
-"""What returns the subject of a run, by its task, if it ships or has a package."""
+"""Loaders of the tasks that ship or have a package, by task."""
 
 HUB: dict[str, Callable[[Run, Folders], Subject]] = {
     **dict.fromkeys(images.TASKS, images.load),
     **dict.fromkeys(glue.TASKS, glue.load),
     **dict.fromkeys(instructions.TASKS, instructions.load),
 }
-"""The same of the tasks whose model and data are on the Hugging Face hub."""
+"""Loaders of the tasks with model and data on the Hugging Face hub."""
 
 REPOS: dict[str, str] = {
     **dict.fromkeys(images.TASKS, images.REPO),
@@ -35,15 +35,15 @@ BACKBONES: dict[str, Callable[[], str]] = {
     **dict.fromkeys(pictures.TASKS, pictures.backbone),
     **dict.fromkeys(problems.TASKS, problems.backbone),
 }
-"""What returns the hash of the model that was pretrained here, by task."""
+"""The hash of the backbone pretrained here, by task."""
 
 
 def load(run: Run, folders: Folders = ANYWHERE) -> Subject:
-    """Returns what the run trains on.
+    """Load the subject of a run.
 
     Args:
-      run: Its settings.
-      folders: Where models and data sets of the hub are.
+      run: The run's settings.
+      folders: The folders of models and data sets of the hub.
 
     Raises:
       OSError: if a pretrained model or a data set is not there.
@@ -58,9 +58,9 @@ def load(run: Run, folders: Folders = ANYWHERE) -> Subject:
 
 
 def identified(run: Run, folders: Folders = ANYWHERE) -> Run:
-    """Returns a run that names no backbone with the hash of the one that is there.
+    """Return the run with the hash of the present backbone, if it names none.
 
-    So it goes on with the same one alone.
+    A resumed run then continues with the same backbone only.
 
     Raises:
       OSError: if the model is not there.

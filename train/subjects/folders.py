@@ -1,4 +1,4 @@
-"""Where models and data sets of the hub are, for the subjects that are made of them."""
+"""Folders of models and data sets of the hub."""
 
 import dataclasses
 import pathlib
@@ -8,7 +8,7 @@ from train.models import repository
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Folders:
-    """Where to look.
+    """Folders to search.
 
     Attributes:
       weights: A folder of models, see `train.models.repository`; by default that of
@@ -23,7 +23,7 @@ class Folders:
     subset: bool = False
 
     def model(self, repo: str, sha256: str) -> pathlib.Path:
-        """Returns the folder of a model.
+        """Return the folder of a model.
 
         Args:
           repo: Its repository on the hub.
@@ -43,4 +43,4 @@ class Folders:
 
 
 ANYWHERE = Folders()
-"""Where the environment says, or else on the hub."""
+"""The folders of the environment variables, or else the hub."""

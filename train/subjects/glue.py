@@ -1,9 +1,9 @@
 """Five tasks of GLUE, by RoBERTa-base.
 
 Its head, a dense layer with tanh and a linear classifier, is trained with the adapters.
-The official development part is tested on, as in the paper; what chooses the learning
-rate is cut from the training part, see `train.data.parts`. GLUE's own measures of CoLA
-and MRPC, and the second development part of MNLI, are reported beside the accuracy.
+The official development part is the test, as in the paper; the validation part is cut
+from the training part, see `train.data.parts`. GLUE's own metrics of CoLA and MRPC, and
+the second development part of MNLI, are reported beside the accuracy.
 """
 
 import functools
@@ -32,15 +32,15 @@ PEFT = {
     "modules_to_save": ["classifier"],
     "task_type": "SEQ_CLS",
 }
-"""What an adapter's file says of the model."""
+"""The model's entries in an adapter's configuration."""
 
 
 def load(run: Run, folders: Folders) -> Subject:
-    """Returns what the run trains on.
+    """Load the subject of a run.
 
     Args:
-      run: Its settings.
-      folders: Where the encoder and the sentences are.
+      run: The run's settings.
+      folders: The folders of the encoder and the sentences.
 
     Raises:
       OSError: if the encoder or the sentences are not there.
@@ -61,10 +61,12 @@ def load(run: Run, folders: Folders) -> Subject:
     }
     classes = found["train"].classes
     ids = {part: tokens.encode(tokenizer, x.texts) for part, x in found.items()}
+    # The official development part is the test; validation is cut from training.
     train, validation = (
         ([ids["train"][x] for x in rows], found["train"].labels[rows].tolist())
         for rows in parts.held_out(len(ids["train"]))
     )
+    # Three widths: fewer programs than `tokens.WIDTHS`, at more padding.
     widths = tuple(run.max_length // x for x in (4, 2, 1))
     test = {
         part: tokens.batches(ids[part], x.labels.tolist(), widths=widths)
@@ -88,7 +90,7 @@ def load(run: Run, folders: Folders) -> Subject:
 def _measures(
     task: str, test: Mapping[str, Sequence[Batch]]
 ) -> dict[str, evaluate.Part]:
-    """Returns the further scores of the test part, and the further parts to test on."""
+    """Return the further scores of the test part, and the further parts to test on."""
     scores = {
         name: evaluate.Part(test["test"], predict.scored(score))
         for name, score in glue.scores(task).items()

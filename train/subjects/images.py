@@ -1,8 +1,8 @@
 """The paper's image sets, by the vision encoder of SigLIP2-Base at 224 pixels.
 
 A linear classifier on the pooled embedding is trained with the adapters; the pooling
-head has none. Flowers has a validation part; that of every other set is cut from what
-it has to train on, see `train.data.parts`.
+head has no adapters. Flowers has a validation part; the other sets cut theirs from the
+training part, see `train.data.parts`.
 """
 
 import dataclasses
@@ -34,14 +34,14 @@ PEFT = {
     "modules_to_save": ["classifier"],
     "task_type": "FEATURE_EXTRACTION",
 }
-"""What an adapter's file says of the model."""
+"""The model's entries in an adapter's configuration."""
 
 _BATCH = 32  # Many adapters are evaluated at once: a batch of each is in memory.
 
 
 @dataclasses.dataclass(frozen=True)
 class OnBytes:
-    """A vision model on pixels as bytes, which become its inputs on the device."""
+    """A vision model on pixels as bytes, converted to its inputs on the device."""
 
     model: siglip.SiglipClassifier
 
@@ -50,22 +50,23 @@ class OnBytes:
         return self.model.adapted
 
     def apply(self, variables: Mapping[str, Any], inputs: Any) -> Any:
-        """Returns the logits `[B, classes]` of images `[B, H, W, 3]`."""
+        """Return the logits `[B, classes]` of images `[B, H, W, 3]`."""
+        # The base's dtype: the trainer casts it for bfloat16.
         dtype = jax.tree.leaves(variables["params"])[0].dtype
         return self.model.apply(variables, preprocess.normalise(inputs).astype(dtype))
 
     def init(self, rngs: Any, inputs: Any) -> Any:
-        """Returns variables of the shapes that `apply` reads."""
+        """Initialise variables, with the shapes that `apply` reads."""
         return self.model.init(rngs, preprocess.normalise(inputs))
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated(Sequence[Batch]):
-    """Images in batches, decoded anew whenever they are gone through.
+    """Images in batches, decoded anew in every pass.
 
     Attributes:
-      images: In their order.
-      size: Of the model's images, in pixels.
+      images: The images, in their order.
+      size: The side of the model's images, in pixels.
     """
 
     images: Images
@@ -83,20 +84,21 @@ class Evaluated(Sequence[Batch]):
         rows = np.arange(len(self))[index]
         if isinstance(index, slice):
             return [self[int(x)] for x in rows]
+        # A single batch decodes its own images only.
         some = np.arange(len(self.images.labels))[rows * _BATCH :][:_BATCH]
         return next(iter(Evaluated(_some(self.images, some), self.size)))
 
 
 def load(run: Run, folders: Folders) -> Subject:
-    """Returns what the run trains on.
+    """Load the subject of a run.
 
     Args:
-      run: Its settings; `max_length` says nothing here.
-      folders: Where the encoder and the images are.
+      run: The run's settings; `max_length` has no effect here.
+      folders: The folders of the encoder and the images.
 
     Raises:
       OSError: if the encoder or the images are not there.
-      ValueError: if they are not what they should be.
+      ValueError: if their contents are wrong.
     """
     folder = folders.model(REPO, run.backbone)
     config = siglip.read_config(folder)

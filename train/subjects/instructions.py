@@ -2,7 +2,7 @@
 
 A model learns from one corpus and is tested on each of the paper's sets for it. The
 learning rate is chosen on examples held out of the corpus, one rate for all sets.
-Examples that are longer than `max_length` are left out of what is trained on.
+Examples longer than `max_length` are left out of the training part.
 """
 
 import atexit
@@ -36,10 +36,10 @@ from train.subjects.subject import Subject
 REPO = "google/gemma-3-4b-it"
 
 PEFT = {"base_model_name_or_path": REPO, "task_type": "CAUSAL_LM"}
-"""What an adapter's file says of the model."""
+"""The model's entries in an adapter's configuration."""
 
 HELD_OUT = 256
-"""Examples to choose the learning rate by: each takes a while to write."""
+"""Validation examples for the choice of the learning rate: generation is slow."""
 
 _BATCH = 64
 _END = "<eos>"
@@ -49,13 +49,13 @@ IsRight = Callable[[str, str], bool]
 
 
 class Corpus(NamedTuple):
-    """What is learned from, and how it is tested.
+    """The training examples of a task, and its test.
 
     Attributes:
       learned: The examples to learn from.
-      tested: Those of each set to test on.
-      graders: How the answers of each set are graded.
-      is_right: How those held out are.
+      tested: The pairs of each test set.
+      graders: The comparison of answers of each set.
+      is_right: The comparison for the held-out examples.
       tokens: The greatest number of new tokens.
     """
 
@@ -67,15 +67,15 @@ class Corpus(NamedTuple):
 
 
 def load(run: Run, folders: Folders) -> Subject:
-    """Returns what the run trains on.
+    """Load the subject of a run.
 
     Args:
-      run: Its settings.
-      folders: Where the model and the corpora are.
+      run: The run's settings.
+      folders: The folders of the model and the corpora.
 
     Raises:
       OSError: if the model or a corpus is not there.
-      ValueError: if they are not what they should be.
+      ValueError: if their contents are wrong.
     """
     folder = folders.model(REPO, run.backbone)
     config = gemma3.read_config(folder)
@@ -91,6 +91,7 @@ def load(run: Run, folders: Folders) -> Subject:
         return evaluate.Part(_batches(pairs), graded(is_right=is_right).accuracies)
 
     return Subject(
+        # Rematerialised fully: a layer's input is what fits for 4 billion params.
         model=gemma3.Gemma3(config, dtype=jnp.dtype(run.dtype), remat="full"),
         base=_base(folder, run.dtype),
         data=arrays.Data(
@@ -126,7 +127,7 @@ def _mathematics(run: Run, folders: Folders) -> Corpus:
     where: Any = {"data": folders.data, "subset": folders.subset}
 
     def tested(task: str) -> list[Example]:
-        # What is graded is the end of a solution: it need not be as long.
+        # Only the answer is graded: the wanted response can be this short.
         marker = answers.MARKERS[0]
         return [
             x._replace(response=f" {marker} {x.answer}")
@@ -138,6 +139,7 @@ def _mathematics(run: Run, folders: Folders) -> Corpus:
         tested={task: tested(task) for task in mathematics.TASKS},
         graders={"gsm8k": _same_number, "math": _same},
         is_right=_same,
+        # Twice the length: wrong answers may be longer than the solutions.
         tokens=min(mathematics.MAX_TOKENS, 2 * run.max_length),
     )
 
@@ -166,6 +168,7 @@ def _same(wanted: str, written: str) -> bool:
 @functools.cache  # Its process takes seconds to start.
 def _grader() -> answers.Grader:
     grader = answers.Grader()
+    # A cached process outlives its callers; it ends with the interpreter.
     atexit.register(grader.__exit__, None, None, None)
     return grader
 
@@ -174,6 +177,7 @@ def _learned(
     tokenizer: tokenizers.Tokenizer, corpus: Corpus, end: int, longest: int
 ) -> tuple[list[sequences.Pair], list[sequences.Pair]]:
     pairs = _encoded(tokenizer, corpus.learned, end)
+    # Long examples are left out before the split, so that both parts have none.
     pairs = [x for x in pairs if len(x.prompt) + len(x.response) <= longest]
     train, held_out = splits.held_out(len(pairs))
     return [pairs[x] for x in train], [pairs[x] for x in held_out[:HELD_OUT]]
@@ -189,6 +193,7 @@ def _encoded(
 def _batches(pairs: Sequence[sequences.Pair]) -> list[Batch]:
     width = max(len(x.prompt) + len(x.response) for x in pairs)
     size = min(_BATCH, len(pairs))
+    # Multiples of 32: fewer widths to compile.
     return sequences.batches(pairs, width=-(-width // 32) * 32, size=size)
 
 

@@ -30,15 +30,15 @@ PEFT = {
     "modules_to_save": ["classifier"],
     "task_type": "FEATURE_EXTRACTION",
 }
-"""What an adapter's file says of the model."""
+"""The model's entries in an adapter's configuration."""
 
 
 def load(run: Run, folder: pathlib.Path = ENCODER) -> Subject:
-    """Returns what the run trains on.
+    """Load the subject of a run.
 
     Args:
-      run: Its settings; `max_length` says nothing here.
-      folder: That of the encoder.
+      run: The run's settings; `max_length` has no effect here.
+      folder: The encoder's folder.
 
     Raises:
       FileNotFoundError: if the encoder is not there.
@@ -62,7 +62,7 @@ def load(run: Run, folder: pathlib.Path = ENCODER) -> Subject:
 
 
 def backbone() -> str:
-    """Returns the hash of the encoder that is there.
+    """Return the hash of the encoder on disk.
 
     Raises:
       FileNotFoundError: if there is none.
@@ -71,9 +71,10 @@ def backbone() -> str:
 
 
 def batches(part: digits.Images) -> Sequence[Batch]:
-    """Returns pictures in batches of one size, as the model takes them."""
+    """Return pictures in batches of one size, as inputs of the model."""
     count = len(part.labels)
     full = pixels.Pictures(*(arrays.filled_up(x, _BATCH) for x in part))
+    # Padding must not count as class 0.
     full.labels[count:] = NO_LABEL
     rows = np.arange(len(full.labels)).reshape(-1, _BATCH)
     return [jax.device_get(full.batch(x)) for x in rows]

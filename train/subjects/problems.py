@@ -1,9 +1,9 @@
 """Word problems, by a small language model pretrained on English and arithmetic.
 
 The model has Gemma 3's form: 6 layers of width 256. It ships; `python -m
-train.pretrain.generation` made it, in four minutes on a GPU. No problem is among what
-it has read. It learns to write solutions, and is right where the number that it ends
-with is.
+train.pretrain.generation` made it, in four minutes on a GPU. Its corpus contains none
+of the problems. It learns to write solutions; a solution is right if it ends with the
+right number.
 """
 
 import pathlib
@@ -29,19 +29,19 @@ MODEL = pathlib.Path(__file__).parent.parent / "assets" / "sums" / "model"
 _REMEDY = "`python -m train.pretrain.generation` makes a model."
 _BATCH = 128
 _WIDTHS = 8
-"""What the number of tokens is a multiple of."""
+"""Widths of batches are multiples of this, for few compilations."""
 
 PEFT = {"base_model_name_or_path": "sums-model", "task_type": "CAUSAL_LM"}
-"""What an adapter's file says of the model."""
+"""The model's entries in an adapter's configuration."""
 
 
 def load(run: Run, folder: pathlib.Path = MODEL) -> Subject:
-    """Returns what the run trains on.
+    """Load the subject of a run.
 
     Args:
-      run: Its settings; `max_length` says nothing here, sequences are as long as the
+      run: The run's settings; `max_length` has no effect, sequences are as long as the
         longest problem with its solution.
-      folder: That of the model.
+      folder: The model's folder.
 
     Raises:
       FileNotFoundError: if the model is not there.
@@ -82,7 +82,7 @@ def load(run: Run, folder: pathlib.Path = MODEL) -> Subject:
 
 
 def backbone() -> str:
-    """Returns the hash of the model that is there.
+    """Return the hash of the model on disk.
 
     Raises:
       FileNotFoundError: if there is none.
@@ -91,13 +91,13 @@ def backbone() -> str:
 
 
 def _pairs(tokenizer: tokenizers.Tokenizer, part: str) -> Sequence[sequences.Pair]:
-    """Returns questions with their solutions, behind a space as in what was read."""
+    """Return questions with solutions after a space, as in pretraining."""
     texts = [(x.question, f" {x.solution}") for x in problems.load(part)]
     return sequences.encode(tokenizer, texts, end=corpus.EOS)
 
 
 def _is_right(wanted: str, written: str) -> bool:
-    """Returns whether two solutions have the same answer."""
+    """Test whether two solutions have the same answer."""
     return problems.answer(wanted) == problems.answer(written)
 
 

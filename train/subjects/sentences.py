@@ -13,11 +13,11 @@ PEFT = {
     "modules_to_save": ["classifier"],
     "task_type": "SEQ_CLS",
 }
-"""What an adapter's file says of the model."""
+"""The model's entries in an adapter's configuration."""
 
 
 def load(run: Run) -> Subject:
-    """Returns what the run trains on.
+    """Load the subject of a run.
 
     Raises:
       FileNotFoundError: if the pretrained encoder is not there.
@@ -35,6 +35,7 @@ def load(run: Run) -> Subject:
     for part in sentiment.PARTS:
         texts, labels = sentiment.load(run.task, part)
         parts[part] = tokens.encode(tokenizer, texts), labels
+    # Two widths, since every width compiles the evaluation anew.
     widths = (run.max_length // 2, run.max_length)
     return Subject(
         model=bert.BertClassifier(config, len(sentiment.CLASSES)),

@@ -1,4 +1,4 @@
-"""What a run trains and is evaluated on."""
+"""A task with its model, as runs train and evaluate it."""
 
 import types
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from train.models.adapted import Model
 
 
 class Subject(NamedTuple):
-    """A frozen model, the data of a task, and what its results are.
+    """A frozen model, the data of a task, and its evaluations.
 
     Attributes:
       model: Maps the inputs of a batch to logits.
       base: Its frozen params, without the classifier.
-      data: What is learned from.
-      validation: What to choose by.
-      tests: What to report, by the name of the set; a task that is its only set has
-        its own name. The mean over tasks, or over sets, does not weigh them.
-      peft: What the `adapter_config.json` of its adapters says of the model.
-      measures: What to report beside `tests`, of a task that is its only set. Nothing
-        is chosen by it, and no mean has it: some are no accuracies.
+      data: The training data.
+      validation: The part to choose by.
+      tests: The parts to report on, by the name of the set; a task that is its only
+        set has its own name. The mean over tasks, or over sets, does not weigh them.
+      peft: The model's entries in the `adapter_config.json` of its adapters.
+      measures: Further measures to report, of a task that is its only set. Nothing
+        is chosen by them, and no mean includes them: some are not accuracies.
     """
 
     model: Model

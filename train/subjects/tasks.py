@@ -1,4 +1,4 @@
-"""What the demo's adapters are evaluated on, each on its frozen base.
+"""The demo's tasks: shipped adapters, their frozen bases and test data.
 
 `movie`: the sentiment of sentences, by all-MiniLM-L6-v2. `armenian`: the letters in
 pictures, by the small encoder of glyphs. The adapters of both ship with this package.
@@ -30,12 +30,12 @@ ARMENIAN = _ASSETS / "glyphs-armenian-r16"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """An adapter, its base, and the test part of the data that it was trained on.
+    """An adapter, its base, and the test part of its data.
 
     Attributes:
-      name: Its name.
+      name: The name of the task.
       parent: The folder of the adapter.
-      noun: What the examples are.
+      noun: The name of the examples.
       model: Maps the inputs of a batch to logits.
       base: Its frozen params, without the classifier.
       batches: The examples.
@@ -54,15 +54,15 @@ class Task:
 
 
 def movie(*, limit: int | None = None, folder: pathlib.Path | None = None) -> Task:
-    """Returns three-way sentiment of film reviews.
+    """Return three-way sentiment of film reviews.
 
     Args:
-      limit: How many sentences of the test part, from the first; all by default.
+      limit: The number of sentences of the test part, from the first; all by default.
       folder: The files of all-MiniLM-L6-v2, as for `pretrained.find_folder`.
 
     Raises:
       FileNotFoundError: if they are not there.
-      ValueError: if they are those of another model.
+      ValueError: if they belong to another model.
     """
     folder = pretrained.find_folder(folder)
     config = bert.read_config(folder)
@@ -79,10 +79,10 @@ def movie(*, limit: int | None = None, folder: pathlib.Path | None = None) -> Ta
 
 
 def armenian(*, limit: int | None = None) -> Task:
-    """Returns the letters of the Armenian script.
+    """Return the letters of the Armenian script.
 
     Args:
-      limit: How many pictures of the test part, from the first; all by default.
+      limit: The number of pictures of the test part, from the first; all by default.
     """
     config = siglip.read_config(pictures.ENCODER)
     images, labels = digits.load("armenian", "test")
@@ -103,10 +103,10 @@ def accuracy(
     like: para.Checkpoint | None = None,
     on_batch: Callable[[int], object] = lambda examples: None,
 ) -> float:
-    """Returns the accuracy of the base with `adapter` and its own classifier.
+    """Return the accuracy of the base with `adapter` and its own classifier.
 
     Args:
-      task: What to evaluate on.
+      task: The task to evaluate on.
       adapter: A loaded checkpoint.
       like: Its parent: the child is filled up to the parent's shapes, with zeros, and
         no new program is compiled.
@@ -116,6 +116,7 @@ def accuracy(
     adapters = adapter.adapters
     if like is not None:
         adapters = para.pad(adapters, like=like.adapters)
+    # Checked before the model runs: Linen ignores adapters without a module.
     layers.check(para.to_params(adapters), params)
     lora = task.model.adapted.collection(adapters)
     return evaluate.accuracy(task.model, params, lora, task.batches, on_batch=on_batch)

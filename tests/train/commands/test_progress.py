@@ -12,7 +12,7 @@ def console():
 
 
 def lines(first, losses, members=2):
-    """Returns lines of steps whose members differ by 1 in loss and 0.2 in accuracy."""
+    """Return lines of steps; members differ by 1 in loss and 0.2 in accuracy."""
     return [
         {
             "step": first + i,

@@ -21,7 +21,7 @@ METHOD_LIST = f"There are: {', '.join(METHODS)}"
 
 @pytest.fixture
 def stop(capsys, tmp_path, monkeypatch):
-    """Returns what runs a command that has to stop, and gives what it says."""
+    """Return a function to run a failing command and return its message."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words, status=2):
@@ -190,7 +190,7 @@ def test_help_is_shown(words, capsys):
 
 
 def shown_table(text):
-    """Returns the numbers of the lines that begin with a seed."""
+    """Return the numbers of the lines beginning with a seed."""
     return re.findall(r"^ +(\d+) +(\S+) +(\d+) +([\d,]+) +(\S+)% +(\S+)%$", text, re.M)
 
 

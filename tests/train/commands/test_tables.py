@@ -8,6 +8,16 @@ from train.experiments.figures import FIGURES
 from train.experiments.tables import TABLES
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of results drawn at random."""
+    from tests.train.experiments import synthetic
+
+    path = tmp_path_factory.mktemp("results")
+    synthetic.write(path)
+    return path
+
+
 @pytest.fixture
 def document(tmp_path, monkeypatch):
     path = tmp_path / "README.md"

@@ -1,4 +1,4 @@
-"""A font whose glyphs are boxes."""
+"""A font with boxes as its glyphs."""
 
 import pathlib
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ def save(
     *,
     family: str,
 ) -> None:
-    """Writes a font.
+    """Write a font.
 
     Args:
       path: A .ttf file.

@@ -1,4 +1,4 @@
-"""Small data sets in the hub's own form, and a cache that goes with the test."""
+"""Small data sets in the hub's own form, and a cache for one test."""
 
 import dataclasses
 import pathlib
@@ -22,7 +22,7 @@ def data(tmp_path, monkeypatch) -> pathlib.Path:
 
 @pytest.fixture
 def write(data) -> Callable[..., None]:
-    """Writes parquet files as the hub has them, and the README of configurations."""
+    """Write parquet files as the hub has them, and the README of configurations."""
 
     def write(hub: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
         lines = ["---", "configs:"]

@@ -8,7 +8,7 @@ from train.data import fonts
 
 @pytest.fixture(scope="module")
 def shipped():
-    """The faces that matplotlib ships, by name."""
+    """The faces shipped by matplotlib, by name."""
     faces = fonts.find(fonts.folders()[:1])
     return {face.name: face for face in faces}
 
@@ -71,7 +71,7 @@ def test_two_faces_draw_a_character_differently(shipped):
 
 @pytest.fixture
 def folder_of_boxes(tmp_path):
-    """A folder with a font in which one box stands for nine letters, `x` for itself."""
+    """A folder with a font: one box for nine letters, and `x` for itself."""
     characters = {"x": "x", "𝄞": ".notdef"} | dict.fromkeys("abcdefghi", "box")
     boxes.save(
         tmp_path / "boxes.ttf",

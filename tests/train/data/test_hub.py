@@ -261,7 +261,7 @@ def test_json_and_what_the_hub_has_converted_are_there(data):
 def test_a_set_is_there_if_the_library_has_prepared_it(
     write, counts, data, name, config, folder
 ):
-    """Where the library finds it without a network, so do we."""
+    """A set that the library finds without a network counts as there."""
     source = sources.find(name)
     columns = source.columns["question"], source.columns["solution"]
     rows = datasets.Dataset.from_dict({x: ["a", "b"] for x in columns})

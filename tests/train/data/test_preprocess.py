@@ -10,7 +10,7 @@ from train.data import arrays, images, preprocess
 
 
 def sample(count=11, size=(23, 17)):
-    """Random pictures, so that one is not taken for another."""
+    """Random pictures, to tell one from another."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(256, size=(count, *size[::-1], 3), dtype=np.uint8)
     return images.Images(
@@ -21,7 +21,7 @@ def sample(count=11, size=(23, 17)):
 
 
 def bilinear(inputs, outputs):
-    """Returns weights [outputs, inputs]: a triangle as wide as an output pixel."""
+    """Return weights [outputs, inputs]: a triangle as wide as an output pixel."""
     scale = max(inputs / outputs, 1.0)
     centres = (np.arange(outputs) + 0.5) * inputs / outputs
     distance = np.abs(np.arange(inputs) + 0.5 - centres[:, None]) / scale
@@ -88,7 +88,7 @@ def test_pictures_of_all_kinds_become_colours(mode):
 
 
 def crops(width, height, count):
-    """Returns width, height and mirroring of random crops, read off their pixels.
+    """Return width, height and mirroring of random crops, read off their pixels.
 
     Red is the column of a pixel and green its row.
     """

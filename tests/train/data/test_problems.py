@@ -114,11 +114,11 @@ MEANINGS = {
     "share": lambda x, a, b: x / a,
     "price": lambda x, a, b: x * a,
 }
-"""What each kind of sentence does to the number of things."""
+"""The effect of each kind of sentence on the number of things."""
 
 
 def understood(text, part, count=None):
-    """Returns every answer that the story may have, from its words alone."""
+    """Return every possible answer of a story, from its words alone."""
     if not text:
         return {count}
     answers = set()

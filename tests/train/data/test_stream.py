@@ -8,7 +8,7 @@ from train.data import images, preprocess, stream
 
 
 def sample(count=11):
-    """Random pictures, so that one is not taken for another."""
+    """Random pictures, to tell one from another."""
     pixels = np.random.default_rng(0).integers(256, size=(count, 9, 13, 3), dtype="u1")
     labels = np.arange(count, dtype=np.int32) % 5
     return images.Images([*map(PIL.Image.fromarray, pixels)], labels, tuple("abcde"))

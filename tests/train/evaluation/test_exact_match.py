@@ -1,4 +1,4 @@
-"""Answers that models write, graded; tests/interop has transformers write them too."""
+"""Grading of generated answers; tests/interop generates them with transformers too."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from train.models import gemma3, generate
 PROMPTS = [[2, 9, 30], [2, 11], [2, 35, 4, 8, 5], [2, 20, 21], [2]]
 TOKENS = 5
 AUTHORS = [1, 1, 0, 1, 2]
-"""Which member writes the right response to each prompt."""
+"""The member writing the right response to each prompt."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def lora():
 
 @pytest.fixture(scope="module")
 def written(model, params, lora):
-    """What each member writes after each prompt, tokens `[C, B, N]`."""
+    """The tokens of each member after each prompt, `[C, B, N]`."""
     prompts = generate.padded(PROMPTS)
     result = []
     for i in range(3):
@@ -70,7 +70,7 @@ def graded():
 
 @pytest.fixture
 def batches(written):
-    """In two batches of three rows, answers of which the second member wrote most."""
+    """Two batches of three rows, mostly with answers of the second member."""
     responses = written[AUTHORS, np.arange(5)].tolist()
     pairs = [sequences.Pair(*x) for x in zip(PROMPTS, responses, strict=True)]
     return sequences.batches(pairs, width=11, size=3)

@@ -15,7 +15,7 @@ COUNT = 5
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """A model whose adapter shifts its inputs, of 3 numbers; its base turns them."""
+    """A model of 3 inputs: the adapter shifts them, and the base turns them."""
 
     adapted: None = None
 
@@ -45,7 +45,7 @@ def classifiers():
 
 @pytest.fixture
 def batches():
-    """Two batches of unequal sizes, with rows that only fill up among the others."""
+    """Two batches of unequal sizes, with filling rows among the others."""
     generator = np.random.default_rng(0)
 
     def batch(rows, without):
@@ -59,7 +59,7 @@ def batches():
 
 @pytest.fixture
 def wanted(base, classifiers, batches):
-    """The labels, and what each classifier names: `[C, N]`."""
+    """The labels, and each classifier's predictions: `[C, N]`."""
     (kernels,), (shifts,) = (x.values() for x in classifiers)
     inputs, labels = map(np.concatenate, zip(*batches, strict=True))
     each = zip(kernels, shifts, strict=True)

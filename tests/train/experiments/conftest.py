@@ -24,7 +24,7 @@ def files(folder) -> Any:
 
 @pytest.fixture
 def row() -> Any:
-    """Makes a row; what a test does not care for has a default."""
+    """Make a row, with defaults for the fields irrelevant to a test."""
     from train.experiments.rows import Row
 
     defaults = {

@@ -1,4 +1,4 @@
-"""Results as a preset leaves them, drawn at random: the rows that its plan asks for."""
+"""Results of a preset, drawn at random: the rows asked for by its plan."""
 
 import dataclasses
 import pathlib
@@ -102,7 +102,7 @@ def spectra(draw: Draw) -> Iterator[Spectrum]:
 
 
 def write(folder: pathlib.Path, preset: str, names: Sequence[str] = ()) -> None:
-    """Writes what `collect` would, after these entries of a preset, or all of them."""
+    """Write the files of `collect`, for some entries of a preset or all of them."""
     draw = Draw(PLANS[preset])
     found = {
         "trained": trained(draw, names or [x.name for x in draw.plan.entries]),

@@ -49,7 +49,7 @@ COST_OF_A_RANK = sum(m + n for m, n in KERNELS.values()) / len(KERNELS)
 
 
 class Draw:
-    """Rows of one generator: seeds share a luck, so that pairing them helps."""
+    """Rows of one generator: seeds share their luck, so pairing them helps."""
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(7)
@@ -180,7 +180,7 @@ def results(rows, configs=()):
 
 
 def write(folder: pathlib.Path) -> None:
-    """Writes all five files."""
+    """Write all five files."""
     draw = Draw()
     for maker in (trained, children, retuned):
         rows = list(maker(draw))

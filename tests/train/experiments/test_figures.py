@@ -14,7 +14,7 @@ NAMES = sorted(FIGURES)
 
 
 def texts(figure):
-    """All that is written, with its place in pixels."""
+    """All text in a figure, with its place in pixels."""
     figure.draw_without_rendering()
     shown = [
         x
@@ -86,7 +86,7 @@ def test_a_figure_without_its_files_names_the_command(tmp_path, name):
 
 @pytest.fixture(scope="module")
 def partial(files, tmp_path_factory):
-    """Two tasks and two seeds: what there may be before all is run."""
+    """Two tasks and two seeds: the results of an unfinished grid."""
     folder = tmp_path_factory.mktemp("partial")
     for name in ("trained", "children", "retuned", "spectra"):
         found = files.file(name)

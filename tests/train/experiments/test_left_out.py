@@ -1,4 +1,4 @@
-"""All tables and figures of results that do not have the rows for each of them."""
+"""All tables and figures, of results without the rows for each of them."""
 
 import dataclasses
 import re

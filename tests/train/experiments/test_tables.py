@@ -348,7 +348,7 @@ def test_sets_have_a_column_each_and_their_mean(of_sets):
 
 @pytest.fixture
 def of_glue(row, tmp_path):
-    """Three tasks of GLUE, what each has beside its accuracy, and PARA's child."""
+    """Three tasks of GLUE, their further metrics, and PARA's child."""
     accuracies = {"mnli": 0.6, "sst2": 0.9, "cola": 0.8, "mrpc": 0.7}
     beside = {"mnli": "mismatched", "cola": "matthews", "mrpc": "f1"}
     made = {"trained": ("lora", "rank 16", 0), "children": ("para", "rank 4", 0.01)}

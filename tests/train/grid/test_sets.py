@@ -1,4 +1,4 @@
-"""What is trained once and tested on several sets, by a model whose words are known.
+"""Tasks trained once and tested on several sets, by a model with known words.
 
 Its adapter decides whether it names the first answer to every question, or the second:
 what it gets right in each set can be counted by hand.
@@ -59,14 +59,14 @@ def place(folders, tmp_path, monkeypatch):
 
 @pytest.fixture
 def speaking(place, monkeypatch):
-    """Makes models say the first answer if the sum of their adapters is above zero."""
+    """Make models say the first answer if the sum of their adapters is above zero."""
     import jax
     import jax.numpy as jnp
 
     from train.evaluation import exact_match
     from train.models import generate
 
-    tokenizer = place.subject.validation.accuracies.__self__.tokenizer
+    tokenizer = place.subject.validation.accuracies.counter.__self__.tokenizer
     said = np.array([tokenizer.encode(x).ids for x in SAID])
 
     def greedy(model, variables, prompts, *, tokens, stop):
@@ -83,7 +83,7 @@ def speaking(place, monkeypatch):
 
 
 def adapters(place, totals):
-    """Adapters of which each has the sign of a number, `[C, ...]`."""
+    """Adapters with the signs of some numbers, `[C, ...]`."""
     import jax.numpy as jnp
 
     import para_jax as para

@@ -1,4 +1,4 @@
-"""The whole grid on a model and on sentences that are tiny: what is made, and kept."""
+"""The whole grid on a tiny model and tiny data: made once, and kept."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""AdaLoRA, against the numbers that the authors' code gives (QingruZhang/AdaLoRA)."""
+"""AdaLoRA, against numbers from the authors' code (QingruZhang/AdaLoRA)."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What holds for every method: one training of each on a tiny BERT is looked at."""
+"""The contract of every method, on one training of each on a tiny BERT."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ class Task(NamedTuple):
         return self.model.apply(variables, self.tokens)
 
     def merged(self, adapters):
-        """Returns the task on kernels with the updates added: no adapters are left."""
+        """Return the task on kernels with the updates added: no adapters are left."""
         updates = {f"{path}/kernel": dense(x) for path, x in adapters.items()}
         leaves = {x: y + updates.get(x, 0) for x, y in unnest(self.params).items()}
         return self._replace(params=nest(leaves))
@@ -99,7 +99,7 @@ def base_logits(task):
 
 @pytest.fixture(scope="module")
 def merged_logits(task):
-    """Returns a function: the logits of the base with adapters merged into it."""
+    """Return a function: the logits of the base with adapters merged into it."""
     program = jax.jit(lambda params: task._replace(params=params).logits({}))
     return lambda adapters: program(task.merged(adapters).params)
 

@@ -1,4 +1,4 @@
-"""DoRA, against the numbers that the authors' code gives (MIkumikumi0116/DoRA)."""
+"""DoRA, against numbers from the authors' code (MIkumikumi0116/DoRA)."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""DyLoRA: what a step's rank computes and trains, and how ranks are drawn."""
+"""DyLoRA: the computation and the training at a step's rank, and the draw of ranks."""
 
 import collections
 
@@ -30,7 +30,7 @@ def params(key):
 
 
 def at(state, rank):
-    """Returns the state in a step of this rank."""
+    """Return the state in a step of this rank."""
     return State(state.params, state.memory | {"rank": jnp.asarray(rank)})
 
 

@@ -27,7 +27,7 @@ def kernels():
 
 @pytest.fixture
 def gradients(kernels):
-    """Of different sizes, so that the ranks differ."""
+    """Gradients of different sizes, for different ranks."""
     return {
         path: jnp.asarray(scale * np.cos(9 * np.asarray(x)))
         for scale, (path, x) in zip((4.0, 1.0, 2.0, 0.1), kernels.items(), strict=True)

@@ -1,4 +1,4 @@
-"""LoRA, rsLoRA and LoRA+: what they start from, their gradients, sizes and rates."""
+"""LoRA, rsLoRA and LoRA+: their starts, gradients, sizes and rates."""
 
 import flax.linen
 import jax
@@ -29,7 +29,7 @@ def shapes_of(modules):
 
 
 def parameters(config, modules):
-    """Returns the number of values that a method trains, without computing any."""
+    """Return the number of trained values of a method, without computing any."""
     made = config.method(1)
     state = jax.eval_shape(
         lambda key, kernels: made.init(key, kernels, None),

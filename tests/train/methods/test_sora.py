@@ -1,4 +1,4 @@
-"""SoRA, against the numbers that the authors' code gives (TsinghuaC3I/SoRA)."""
+"""SoRA, against numbers from the authors' code (TsinghuaC3I/SoRA)."""
 
 import functools
 import itertools
@@ -39,7 +39,7 @@ def histories(programs):
 
 @pytest.fixture
 def grown(key):
-    """A state whose second factor is not zero, with the gates 1, 0, -0.5 and 0."""
+    """A state with a second factor other than zero, with the gates 1, 0, -0.5 and 0."""
     state = CONFIGS["paper"].method(STEPS).init(key, toy.kernels(), None)
     g = {path: jnp.asarray([1, 0, -0.5, 0]) for path in toy.SHAPES}
     b = {path: x + 0.3 for path, x in state.params.b.items()}

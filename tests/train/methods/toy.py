@@ -41,7 +41,7 @@ def loss(adapters: Any) -> Any:
 
 
 def gradients(method: Any, state: Any) -> Any:
-    """Returns the gradients of the loss alone, in NumPy."""
+    """Return the gradients of the loss alone, in NumPy."""
 
     def objective(params):
         return loss(method.adapters(state._replace(params=params)))
@@ -58,7 +58,7 @@ def first_update(optimizer: Any, grads: Any, params: Any) -> Any:
 
 
 def program(method: Any, steps: int, learning_rate: float) -> Callable[..., Any]:
-    """Returns a function of the key.
+    """Return a function of the key.
 
     It gives the state at the start, and those after each step, stacked.
     """

@@ -1,4 +1,4 @@
-"""Kernels by module, and adapters in the form that a model reads, by merged kernels."""
+"""Kernels by module, and adapters in a model's own form, by merged kernels."""
 
 import dataclasses
 
@@ -45,7 +45,7 @@ def adapters(paths, ranks):
 
 
 def merged(params, given):
-    """Returns the params with the updates added to slices of the stacked kernels."""
+    """Return the params with the updates added to slices of the stacked kernels."""
     leaves = {path: np.array(x) for path, x in unnest(params).items()}
     for path, x in given.items():
         stack, _, rest = path.partition("/layers/")

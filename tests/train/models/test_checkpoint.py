@@ -39,7 +39,7 @@ def tensors():
 @pytest.fixture
 def save(tensors, tmp_path):
     def whole(**changes):
-        """Saves the tensors, `a__b` being `a.b` and None a tensor that is left out."""
+        """Save the tensors; `a__b` stands for `a.b`, and None leaves one out."""
         changed = {name.replace("__", "."): x for name, x in changes.items()}
         present = {k: v for k, v in {**tensors, **changed}.items() if v is not None}
         safetensors.numpy.save_file(present, tmp_path / checkpoint.WEIGHTS)

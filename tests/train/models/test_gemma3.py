@@ -1,4 +1,4 @@
-"""Gemma 3 beyond its logits, which tests/interop compares with transformers."""
+"""Gemma 3 beyond its logits; tests/interop compares these with transformers."""
 
 import dataclasses
 import functools
@@ -92,7 +92,7 @@ def test_the_true_shapes_of_4b_have_its_number_of_params(gemma3):
 def test_flash_attention_is_asked_for_what_the_mask_says(
     gemma3, tiny, monkeypatch, tokens
 ):
-    """Not on a GPU: XLA computes what cuDNN is asked for."""
+    """Without a GPU: XLA computes cuDNN's arguments."""
     from train.models import gemma3 as module
 
     plain, asked = jax.nn.dot_product_attention, []

@@ -1,4 +1,4 @@
-"""Blocks with stacked params compute what a loop over NumPy's matrices computes."""
+"""Blocks with stacked params, against a loop over NumPy's matrices."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""The loss in chunks is that of all logits at once, and so are its gradients."""
+"""The loss and its gradients in chunks, against all logits at once."""
 
 import jax
 import jax.numpy as jnp

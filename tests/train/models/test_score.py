@@ -29,7 +29,7 @@ def gemma():
 
 
 def by_hand(logits, labels):
-    """Returns the mean cross entropy and the accuracy, by NumPy in float64."""
+    """Return the mean cross entropy and the accuracy, by NumPy in float64."""
     logits = np.asarray(logits, np.float64)
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     counts = labels >= 0
@@ -38,7 +38,7 @@ def by_hand(logits, labels):
 
 
 class Logits:
-    """A model that returns logits as they are."""
+    """A model with its inputs as logits."""
 
     def apply(self, variables, inputs):
         return inputs

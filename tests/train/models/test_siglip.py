@@ -42,7 +42,7 @@ def params(images):
 
 @pytest.fixture
 def ragged():
-    """Adapters of ranks 1 to 3; the last layer lacks that of its last module."""
+    """Adapters of ranks 1 to 3; the last layer's last module has none."""
     generator = np.random.default_rng(1)
     result = {}
     for place, name in enumerate(siglip.ADAPTED):

@@ -1,4 +1,4 @@
-"""A Gemma 3 that trains in a blink, for tests."""
+"""A tiny Gemma 3 for tests, trained in a blink."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""A parent on the tiny encoder, and the real one that ships with the experiments."""
+"""A parent on the tiny encoder, and the real one shipped with the experiments."""
 
 import pathlib
 

@@ -32,7 +32,7 @@ def gelu(x):
 
 
 def drawn(values, norm, generator):
-    """Inputs whose features are as independent as the prediction takes them."""
+    """Inputs with independent features, as the prediction assumes."""
     gain, bias = values[f"bert/{norm}/scale"], values[f"bert/{norm}/bias"]
     return generator.normal(size=(200_000, len(gain))) * gain + bias
 
@@ -108,7 +108,7 @@ def test_the_quadrature_is_an_integral(generator):
 
 
 def test_embeddings_are_those_that_the_first_block_reads(tiny, params):
-    """One position, so that the mean over positions is what every word is added to."""
+    """One position: the mean over positions is then the one added to every word."""
     embeddings = dict(params["bert"]["embeddings"])
     table = embeddings["position_embeddings"]["embedding"]
     embeddings["position_embeddings"] = {"embedding": table[:1].repeat(8, 0)}

@@ -51,7 +51,7 @@ def parent():
 
 
 def values(parent):
-    """Returns the singular values of each module, by NumPy."""
+    """Return the singular values of each module, by NumPy."""
     return {
         path: np.linalg.svd(2.0 * x.a.astype(float) @ x.b, compute_uv=False)[:4]
         for path, x in parent.adapters.items()

@@ -37,7 +37,7 @@ def toys(generator):
 
 
 def error(adapters, covariances, child):
-    """The mean square of what all modules' outputs lose."""
+    """The mean squared error of all modules' outputs."""
     total = 0.0
     for path, adapter in adapters.items():
         lost = dense(adapter) - (dense(child[path]) if path in child else 0)
@@ -190,7 +190,7 @@ def test_moments_are_means_over_the_tokens_that_are_there(
 
 
 def test_inputs_are_those_that_each_kernel_reads(tiny, params, adapters, tokens):
-    """What an adapter adds to the output follows from its inputs."""
+    """An adapter's contribution to the output follows from its inputs."""
     model = bert.BertClassifier(tiny, 3)
     path = "bert/encoder/layer/1/output/dense"
     variables = {"params": params, "lora": para.to_params(adapters)}

@@ -15,7 +15,7 @@ MODEL = generation.TINY.model
 
 
 def drawn(leaves):
-    """Params of these leaves that bfloat16 holds exactly."""
+    """Params of these leaves, exact in bfloat16."""
     generator = np.random.default_rng(0)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     return {

@@ -11,7 +11,7 @@ DATA = np.arange(12, dtype=np.float32).reshape(4, 3) / 7
 
 
 def loss(params, key, data):
-    """Depends on the key, so that batches are drawn anew."""
+    """A loss that depends on the key, for new batches at each step."""
     row = data[jax.random.randint(key, (), 0, len(data))]
     y = row @ params["kernel"] + params["bias"]
     return jnp.square(y - 1).sum()

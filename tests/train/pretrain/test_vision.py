@@ -24,7 +24,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(file, tmp_path_factory):
-    """What the program writes."""
+    """The program's output folder."""
     out = tmp_path_factory.mktemp("vision") / "encoder"
     vision.main(["--tiny", "--data", str(file), "--out", str(out)])
     return out

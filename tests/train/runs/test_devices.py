@@ -48,7 +48,7 @@ def test_numbers_are_those_of_one_device(subject):
 
 
 def program(given):
-    """Returns the compiled program: devices that share a batch add up gradients."""
+    """Return the compiled program: devices sharing a batch add up gradients."""
     from train.runs import settings as runs
     from train.runs import trainer
 
@@ -60,7 +60,7 @@ def program(given):
 
 
 def sentences(generator):
-    """Returns a model, its base, and sentences that stay on the device."""
+    """Return a model, its base, and sentences on the device."""
     from tests.train import tiny
     from train.data import arrays
     from train.models import bert
@@ -74,7 +74,7 @@ def sentences(generator):
 
 
 def pictures(generator):
-    """Returns a model on bytes, its base, and pictures that are streamed to it."""
+    """Return a model on bytes, its base, and pictures streamed to it."""
     import PIL.Image
 
     from para_jax._adapters.params import nest

@@ -13,7 +13,7 @@ from train.runs import fit, folder
 
 
 class Stopped(Exception):
-    """A run that is stopped in this process."""
+    """A run stopped in this process."""
 
 
 def config(run):
@@ -29,7 +29,7 @@ def train(run, place, stop=None):
 
 
 def numbers(place):
-    """Returns all numbers of a run but for the time it took."""
+    """Return all numbers of a run but for the time it took."""
     lines = [json.loads(x) for x in (place / folder.METRICS).read_text().splitlines()]
     for line in lines:
         assert line.pop("examples_per_second") > 0
@@ -41,7 +41,7 @@ def numbers(place):
 
 @pytest.fixture(scope="module")
 def whole(settings, tmp_path_factory):
-    """The folder of a run that nothing stopped, and its results."""
+    """The folder of an uninterrupted run, and its results."""
     place = tmp_path_factory.mktemp("runs") / "whole"
     return place, train(settings, place)
 

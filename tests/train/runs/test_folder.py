@@ -1,4 +1,4 @@
-"""What a run's folder accepts, and what it refuses."""
+"""Folders of runs: accepted and refused ones."""
 
 import json
 

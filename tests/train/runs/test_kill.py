@@ -1,5 +1,4 @@
-"""A run is killed again and again, by SIGKILL, and ends with the numbers of one that
-nothing disturbed."""
+"""A run killed again and again by SIGKILL ends with the same numbers."""
 
 import itertools
 import json
@@ -22,7 +21,7 @@ WORDS += ("3", "--method.rank", "3")
 
 @pytest.fixture
 def start(backbone, monkeypatch):
-    """Returns what starts a run in a folder."""
+    """Return a function to start a run in a folder."""
     place, sha256 = backbone
     monkeypatch.setenv(pretrained.FOLDER_VARIABLE, str(place))
 
@@ -54,7 +53,7 @@ def checkpoints(place):
 
 
 def killed(process, ready):
-    """Kills a process as soon as `ready()`, and says whether it came to that."""
+    """Kill a process as soon as `ready()`, and return whether it was."""
     try:
         for _ in itertools.count():
             if process.poll() is not None:

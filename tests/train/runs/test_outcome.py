@@ -41,7 +41,7 @@ def subject(tiny, params, tokens):
 
 @pytest.fixture
 def members(lora):
-    """Members whose adapters have different ranks; the third has diverged."""
+    """Members with adapters of different ranks; the third has diverged."""
     generator = np.random.default_rng(2)
     result = []
     for i, (seed, rate) in enumerate((s, r) for s in SEEDS for r in RATES):
@@ -60,7 +60,7 @@ def members(lora):
 
 
 def alone(member, subject, part):
-    """Returns the accuracy of one member, evaluated by itself at its own ranks."""
+    """Return the accuracy of one member, evaluated by itself at its own ranks."""
     head = pretrained.classifier(member.adapter.extra)
     params = {**subject.base, "classifier": head}
     lora = para.to_params(member.adapter.adapters)

@@ -30,7 +30,7 @@ def data():
 
 @pytest.fixture
 def prepared(tiny, params, data):
-    """Returns what gives the inputs of a run of one layer."""
+    """Return a function for the inputs of a run of one layer."""
     model = bert.BertClassifier(dataclasses.replace(tiny, num_hidden_layers=1), 3)
     encoder = {"layer": {"0": params["bert"]["encoder"]["layer"]["0"]}}
     base = {"bert": {**params["bert"], "encoder": encoder}}
@@ -42,7 +42,7 @@ def prepared(tiny, params, data):
 
 
 def trained(given, **options):
-    """Returns the members at the end and the metrics of all steps, on the host."""
+    """Return the members at the end and the metrics of all steps, on the host."""
     learners, metrics = runs.begin(given), []
     for progress in runs.advance(given, learners, **options):
         learners = progress.learners

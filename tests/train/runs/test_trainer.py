@@ -1,4 +1,4 @@
-"""What a method sees of the trainer, and what the trainer takes from it."""
+"""The interface between a method and the trainer."""
 
 import dataclasses
 from typing import Any
@@ -23,7 +23,7 @@ PATH = "bert/encoder/layer/0/output/dense"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One module's update at full rank, with what a method may have added to it."""
+    """One module's update at full rank, with optional parts of a method."""
 
     weight: float = 0.0
     batches: int = 0
@@ -57,7 +57,7 @@ class Probe:
 
 @pytest.fixture
 def prepared(tiny, params):
-    """Returns what gives the inputs of a run with a method."""
+    """Return a function for the inputs of a run with a method."""
     generator = np.random.default_rng(0)
     ids = [generator.integers(1, 11, size=2 + i % 4).tolist() for i in range(13)]
     train = arrays.pack(ids, generator.integers(0, 3, size=13).tolist(), width=5)
@@ -157,7 +157,7 @@ def test_a_method_can_start_from_the_gradients_of_the_first_batches(prepared):
 
 
 def test_the_gradients_of_all_kernels_are_there_for_one_member_at_a_time(prepared):
-    """By what XLA says that the compiled program keeps beside what it returns."""
+    """By XLA's own account of the memory that the compiled program holds."""
 
     def kept(members):
         config = gora.Gora(rank=1, most=2, gradient_batches=2)

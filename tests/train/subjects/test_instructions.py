@@ -29,8 +29,8 @@ def subject(folders, tmp_path, monkeypatch):
 
 
 def texts(subject, batches):
-    """Returns the prompt and the labelled response of each row."""
-    tokenizer = subject.validation.accuracies.__self__.tokenizer
+    """Return the prompt and the labelled response of each row."""
+    tokenizer = subject.validation.accuracies.counter.__self__.tokenizer
     found = []
     for batch in batches:
         for ids, labels in zip(batch.inputs, batch.labels, strict=True):

@@ -1,4 +1,4 @@
-"""Word problems on a language model that is smaller still, from its folder to rows."""
+"""Word problems on a smaller language model still, from its folder to rows."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from train.commands.run import settings as as_json
 from train.data import problems
 from train.methods import lora
 from train.models import pretrained
-from train.posthoc import cuts, cutting
+from train.posthoc import children, cuts
 from train.runs import fit, folder, outcome
 from train.runs.settings import Run
 from train.subjects import problems as subject_of
@@ -32,7 +32,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(model):
-    """A run of seconds, and what its task is, for as long as this module is tested."""
+    """A run of seconds, with its task, for this module's tests."""
     place, sha256 = model
     loader = functools.partial(subject_of.load, folder=place)
     with pytest.MonkeyPatch.context() as patch:
@@ -50,7 +50,7 @@ def run(model):
 
 
 class Stopped(Exception):
-    """A run that is stopped in this process."""
+    """A run stopped in this process."""
 
 
 def train(run, place, stop=None):
@@ -64,7 +64,7 @@ def train(run, place, stop=None):
 
 @pytest.fixture(scope="module")
 def whole(run, tmp_path_factory):
-    """The folder of a run that nothing stopped, and its results."""
+    """The folder of an uninterrupted run, and its results."""
     place = tmp_path_factory.mktemp("runs") / "whole"
     return place, train(run, place)
 
@@ -72,7 +72,7 @@ def whole(run, tmp_path_factory):
 def test_its_data_are_all_problems_with_their_solutions(run):
     subject = subjects.load(run)
 
-    decode = subject.validation.accuracies.__self__.tokenizer.decode
+    decode = subject.validation.accuracies.counter.__self__.tokenizer.decode
     assert subject.data.examples == 21
     parts = {"validation": subject.validation, "test": subject.tests["problems"]}
     for part, (batches, _) in parts.items():
@@ -164,7 +164,7 @@ def test_children_are_cut_evaluated_and_saved(run, whole, name):
     settings = cuts.CUTS[name]
     if name == "fisher-para":
         settings = dataclasses.replace(settings, batches=2, batch=3)
-    ((child, rows),) = cutting.cut(name, settings, run, place).items()
+    ((child, rows),) = children.cut(name, settings, run, place).items()
 
     # A quarter of 63, but for the 8 that are dropped.
     total = 63 - 8 if name == "drop-top" else 15

@@ -1,4 +1,4 @@
-"""Sentences by the encoder that its package brings."""
+"""Sentences by the encoder of the installed package."""
 
 from train import subjects
 from train.runs.settings import Run

@@ -1,4 +1,4 @@
-"""PARA against Fisher-PARA, which needs gradients (the paper's Figure 7)."""
+"""PARA against Fisher-PARA, a score from gradients (the paper's Figure 7)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ SCORE = "fisher"
 
 
 def draw(files: Files) -> Figure:
-    """Returns accuracies around `y = x`: a panel a task, a marker a rank."""
+    """Draw accuracies around `y = x`: a panel a task, a marker a rank."""
     policies = measured.policies(files.rows("children"), SCORE, "rank")
     if not policies:
         files.measure("children", SCORE, "rank 4")  # Says what is missing.
@@ -42,7 +42,7 @@ def draw(files: Files) -> Figure:
 
 
 def _scatter(axes: Axes, pairs: Mapping[str, Sequence[Measured]], task: str) -> None:
-    """Draws means over seeds, their standard deviations, and the line `y = x`."""
+    """Draw means over seeds, their standard deviations, and the line `y = x`."""
     for number, (policy, (left, right)) in enumerate(pairs.items()):
         x, y = left.accuracy[task], right.accuracy[task]
         axes.errorbar(
@@ -57,6 +57,7 @@ def _scatter(axes: Axes, pairs: Mapping[str, Sequence[Measured]], task: str) -> 
             elinewidth=0.8,
             label=policy,
         )
+    # Equal limits on both axes, so that the diagonal is the line of equality.
     low = min(axes.get_xlim()[0], axes.get_ylim()[0])
     high = max(axes.get_xlim()[1], axes.get_ylim()[1])
     axes.plot(

@@ -16,7 +16,7 @@ from train.experiments.tables.scores import KINDS, budgets, interval, scores
 
 
 def methods(files: Files) -> Figure:
-    """Returns PARA minus each method at an average rank of 4, a panel a task."""
+    """Draw PARA minus each method at an average rank of 4, a panel a task."""
     para = files.measure("children", "para", TARGET)
     found = {name: measured.differences(para, x) for name, x in compared(files).items()}
     figure, axes = style.panels(
@@ -44,7 +44,7 @@ def methods(files: Files) -> Figure:
 
 
 def by_score(files: Files) -> Figure:
-    """Returns each score minus the singular value: a row of panels a kind of budget."""
+    """Draw each score minus the singular value: a row of panels a kind of budget."""
     policies = {kind: budgets(files, kind) for kind in KINDS}
     names = list(dict.fromkeys(x for kind in KINDS for x in scores(files, kind)))
     columns = max(len(x) for x in policies.values())
@@ -70,16 +70,18 @@ def by_score(files: Files) -> Figure:
 
 
 def _draw(axes: Axes, found: Mapping[str, Interval | None]) -> None:
-    """Draws the intervals from the top down; orange and blue leave zero out."""
+    """Draw the intervals from the top down; orange and blue ones leave zero out."""
     for place, x in enumerate(found.values()):
         if x is None:
             continue
         color = {1: style.ORANGE, -1: style.BLUE, 0: style.GREY}[x.side]
+        # One seed has no interval.
         half = 0 if x.seeds == 1 else 100 * x.half
         axes.errorbar(
             100 * x.mean, place, xerr=half, color=color, marker="o", markersize=3.5
         )
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(found)), list(found))
+    # Inverted: the first method is on top.
     axes.set_ylim(len(found) - 0.4, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(3))

@@ -1,4 +1,4 @@
-"""Where the ranks go: a module's type by its depth, by task (the paper's Figure 1)."""
+"""Rank maps: a module's type by its depth, by task (the paper's Figure 1)."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _PLACE = re.compile(r"(?:.*?/)?(\d+)/(.+)")
 
 
 def draw(files: Files) -> Figure:
-    """Returns the mean rank over seeds of every module, one panel a task."""
+    """Draw the mean rank over seeds of every module, one panel a task."""
     maps = stability.maps(files.file("spectra").rows)
     means = {task: _mean(list(seeds.values())) for task, seeds in maps.items()}
     highest = max(max(x.values()) for x in means.values())
@@ -37,7 +37,7 @@ def draw(files: Files) -> Figure:
 
 
 def place(path: str) -> tuple[int, str]:
-    """Returns a module's depth, and its type in short.
+    """Return a module's depth, and its abbreviated type.
 
     Raises:
       ValueError: if the path has no layer number.
@@ -62,6 +62,7 @@ def _cells(axes: Axes, ranks: Mapping[tuple[int, str], float], highest: float) -
     grid = np.array([[ranks.get((d, k), np.nan) for d in depths] for k in kinds])
     axes.imshow(grid, cmap=style.HEAT, vmin=0, vmax=highest, aspect="auto")
     for (row, column), rank in np.ndenumerate(grid):
+        # The colour map is dark at low values.
         color = "black" if rank > 0.45 * highest else "white"
         axes.text(
             column,
@@ -80,7 +81,8 @@ def _cells(axes: Axes, ranks: Mapping[tuple[int, str], float], highest: float) -
 
 
 def _order(kind: str) -> tuple[int, str]:
-    """Sorts the types as data flows through a block of BERT."""
+    """Sort the types by the data flow through a block of BERT."""
     flow = ("query", "key", "value", "attention/output", "intermediate", "output")
     places = [i for i, name in enumerate(flow) if kind.endswith(name)]
+    # Types of other models come last.
     return (places[0] if places else len(flow)), kind

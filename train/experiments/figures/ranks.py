@@ -10,11 +10,11 @@ from train.experiments.results import Files
 from train.experiments.tables.ranks import by_rank
 
 _APART = 1.06
-"""So that the bars of one rank stand side by side."""
+"""Distance between the bars of one rank, to stand side by side."""
 
 
 def draw(files: Files) -> Figure:
-    """Returns a panel for each task and one for their mean."""
+    """Draw a panel for each task and one for their mean."""
     found = by_rank(files)
     columns = measured.columns(x for models in found.values() for x in models.values())
     rows = -(-len(columns) // 3)
@@ -27,6 +27,7 @@ def draw(files: Files) -> Figure:
         for number, (method, models) in enumerate(found.items()):
             style.line(
                 each,
+                # Shifted by a factor: the axis is logarithmic.
                 [value(x) * _APART ** (number - (len(found) - 1) / 2) for x in models],
                 [x.accuracy[column] for x in models.values()],
                 color=style.METHODS[method],

@@ -9,7 +9,7 @@ from train.experiments.tables.retuned import budgets
 
 
 def draw(files: Files) -> Figure:
-    """Returns a panel for each average rank, with native LoRA and the parent."""
+    """Draw a panel for each average rank, with native LoRA and the parent."""
     found, parent = budgets(files), files.parent()
     figure, axes = style.panels(
         1, len(found), width=0.8 + 2.9 * len(found), height=3.6, sharey=True

@@ -11,20 +11,22 @@ from train.experiments.results import Files
 from train.experiments.rows import TASKS, Spectrum
 
 SHARES = (0.25, 0.0625)
-"""Of the components; lines show where PARA cuts to keep them."""
+"""Shares of the components; lines mark PARA's thresholds for them."""
 
 _BINS = 50
 
 
 def draw(files: Files) -> Figure:
-    """Returns a histogram on a log axis for each task: mean and spread over seeds."""
+    """Draw a histogram on a log axis for each task: mean and spread over seeds."""
     rows: Sequence[Spectrum] = files.file("spectra").rows
     found = {x.task for x in rows}
     tasks = [task for task in TASKS if task in found]
     pooled = {task: _pooled(rows, task) for task in tasks}
+    # Zeros have no place on a logarithmic axis.
     positive = np.concatenate([x[x > 0] for seeds in pooled.values() for x in seeds])
     if not positive.size:
         raise ValueError("spectra.json: no singular value is above zero.")
+    # One set of bins, so that panels can be compared.
     edges = np.geomspace(positive.min() / 1.1, positive.max() * 1.1, _BINS + 1)
     columns = min(len(tasks), 2)
     lines = -(-len(tasks) // columns)
@@ -44,7 +46,7 @@ def draw(files: Files) -> Figure:
 
 
 def _pooled(rows: Sequence[Spectrum], task: str) -> list[np.ndarray]:
-    """Returns all singular values of each seed's parent."""
+    """Pool the singular values of each seed's parent."""
     seeds = sorted({x.seed for x in rows if x.task == task})
     return [
         np.concatenate([x.values for x in rows if x.task == task and x.seed == seed])

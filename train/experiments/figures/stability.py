@@ -1,4 +1,4 @@
-"""How far the rank maps of two seeds, or of two tasks, agree."""
+"""The figure of `train.experiments.stability`: a dot for each pair of rank maps."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from train.experiments.results import Files
 
 
 def draw(files: Files) -> Figure:
-    """Returns the correlation of every pair of maps as a dot, their mean as a line."""
+    """Draw the correlation of every pair of maps as a dot, their mean as a line."""
     maps = stability.maps(files.file("spectra").rows)
     found = stability.over_seeds(maps)
     found |= {"between\ntasks": stability.over_tasks(maps)} if len(maps) > 1 else {}
@@ -30,6 +30,7 @@ def draw(files: Files) -> Figure:
 def _dots(
     axes: Axes, x: float, values: Sequence[float], color: str, label: str, marker: str
 ) -> None:
+    # Spread sideways, so that equal correlations stay visible.
     spread = np.linspace(-0.09, 0.09, len(values)) if len(values) > 1 else np.zeros(1)
     axes.scatter(
         x + spread, values, s=14, color=color, alpha=0.6, marker=marker, label=label

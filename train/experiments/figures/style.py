@@ -1,4 +1,4 @@
-"""How the figures look: colours, panels, and lines with their spread over seeds."""
+"""The style of the figures: colours, panels, and lines with spread over seeds."""
 
 import pathlib
 from collections.abc import Sequence
@@ -35,10 +35,10 @@ TASKS = {
     for tasks in _FAMILIES
     for task, colour in zip(tasks, _OF_TASKS, strict=False)
 }
-"""A colour for each task, that no other of its comparison has."""
+"""A colour for each task, unique within its comparison."""
 
 METHODS = {"para": ORANGE, "lora": BLUE, "dylora": GREEN, "matryoshka": PINK}
-"""A colour for each method that is drawn as a line."""
+"""A colour for each method with a line of its own."""
 
 RANKS = (BLUE, GREEN, YELLOW, ORANGE, PINK)
 """Colours for budgets, from the largest down."""
@@ -49,7 +49,8 @@ MARKERS = "osD^vPXh"
 def panels(
     rows: int, columns: int, *, width: float, height: float, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """Returns a figure of `width` by `height` inches, and its axes row by row."""
+    """Return a figure of `width` by `height` inches, and its axes row by row."""
+    # A Figure without pyplot: no window system, and no state to close.
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
     axes = list(grid.ravel())
@@ -62,7 +63,7 @@ def panels(
 
 
 def title(axes: Axes, text: str) -> None:
-    """Writes a panel's title."""
+    """Write a panel's title."""
     axes.set_title(text, fontsize="medium")
 
 
@@ -75,10 +76,11 @@ def line(
     label: str,
     marker: str = "o",
 ) -> None:
-    """Draws mean accuracies in percent, and their standard deviation as bars."""
+    """Draw mean accuracies in percent, and their standard deviation as bars."""
     axes.errorbar(
         x,
         [100 * statistics.mean(sample) for sample in samples],
+        # One seed has no spread: NaN would hide the point as well.
         yerr=[100 * np.nan_to_num(statistics.std(sample)) for sample in samples],
         color=color,
         label=label,
@@ -91,7 +93,7 @@ def line(
 
 
 def level(axes: Axes, sample: Sample, *, color: str, label: str) -> None:
-    """Draws one accuracy as a dashed line, its standard deviation as a band."""
+    """Draw one accuracy as a dashed line, its standard deviation as a band."""
     middle = 100 * statistics.mean(sample)
     spread = 100 * np.nan_to_num(statistics.std(sample))
     axes.axhline(middle, color=color, linestyle="--", linewidth=1.1, label=label)
@@ -99,7 +101,7 @@ def level(axes: Axes, sample: Sample, *, color: str, label: str) -> None:
 
 
 def legend(figure: Figure, axes: Axes, *, columns: int) -> None:
-    """Writes the legend of one panel, which is that of all, above the panels.
+    """Draw one legend for all panels, above them.
 
     Below them, it would lie over a label of the figure's x axis.
     """
@@ -116,5 +118,5 @@ def legend(figure: Figure, axes: Axes, *, columns: int) -> None:
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-    """Writes the figure as a PNG without the name and version of what drew it."""
+    """Write the figure as a PNG without the name and version of the drawing library."""
     figure.savefig(path, dpi=DPI, metadata={"Software": None})

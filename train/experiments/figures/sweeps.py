@@ -13,7 +13,8 @@ from train.experiments.tables.sweeps import sweep
 
 
 def drop(files: Files) -> Figure:
-    """Returns the accuracy by the number of largest components that are dropped."""
+    """Draw the accuracy by the number of dropped largest components."""
+    # From the least dropped to the most.
     found = dict(reversed(sweep(files, "drop-top", "drop").items()))
     parent = files.parent()
     if all(value(policy) for policy in found):
@@ -27,7 +28,7 @@ def drop(files: Files) -> Figure:
 
 
 def energy(files: Files) -> Figure:
-    """Returns the accuracy, and the average rank, by the energy that is kept.
+    """Draw the accuracy, and the average rank, by the kept energy.
 
     Bars are paired 95 % intervals of the difference to the parent.
     """
@@ -56,7 +57,7 @@ def energy(files: Files) -> Figure:
 
 
 def ranks_by_task(files: Files, policies: list[str]) -> dict[str, dict[str, float]]:
-    """Returns the average rank of PARA's children by task and policy, over seeds."""
+    """Return the average rank of PARA's children by task and policy, over seeds."""
     found: dict[str, dict[str, list[float]]] = {}
     for x in files.rows("children"):
         if x.method == "para" and x.policy in policies:
@@ -69,10 +70,11 @@ def ranks_by_task(files: Files, policies: list[str]) -> dict[str, dict[str, floa
 
 
 def _differences(axes: Axes, found: Mapping[str, Measured], parent: Measured) -> None:
-    """Draws paired intervals for each task, side by side around every policy."""
+    """Draw paired intervals for each task, side by side around every policy."""
     markers = _markers(parent)
     all_of = [measured.differences(x, parent) for x in found.values()]
     for number, (task, marker) in enumerate(markers.items()):
+        # Side by side, so that intervals do not hide one another.
         shift = 0.1 * (number - (len(markers) - 1) / 2)
         axes.errorbar(
             [place + shift for place in range(len(found))],
@@ -90,7 +92,7 @@ def _differences(axes: Axes, found: Mapping[str, Measured], parent: Measured) ->
 
 
 def _lines(axes: Axes, found: Mapping[str, Measured]) -> None:
-    """Draws a line for each task, at evenly spaced values of the policy."""
+    """Draw a line for each task, at evenly spaced values of the policy."""
     for task, marker in _markers(*found.values()).items():
         style.line(
             axes,
@@ -104,6 +106,6 @@ def _lines(axes: Axes, found: Mapping[str, Measured]) -> None:
 
 
 def _markers(*found: Measured) -> dict[str, str]:
-    """Returns a marker for each task, the same in every panel."""
+    """Return a marker for each task, the same in every panel."""
     tasks = [x for x in measured.columns(found) if x != MEAN]
     return dict(zip(tasks, style.MARKERS, strict=False))

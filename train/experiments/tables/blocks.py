@@ -1,4 +1,4 @@
-"""The two blocks that most tables consist of: accuracies, and differences."""
+"""The two blocks of most tables: accuracies, and differences."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,11 +10,11 @@ from train.experiments.tables.table import Table, percent, points, thousands
 def accuracies(
     found: Mapping[str, Measured], *, title: str, first: str, notes: Sequence[str] = ()
 ) -> Table:
-    """Returns accuracy, rank and parameters of each entry.
+    """Return accuracy, rank and parameters of each entry.
 
     Args:
       found: By the name of the table's row.
-      title: Of the table.
+      title: The title of the table.
       first: The name of the first column.
       notes: Below the table.
     """
@@ -43,14 +43,15 @@ def differences(
     first: str,
     notes: Sequence[str] = (),
 ) -> Table:
-    """Returns the paired intervals of `left - right` of each entry.
+    """Return the paired intervals of `left - right` of each entry.
 
     Args:
       pairs: Left and right, by the name of the table's row.
-      title: Of the table.
+      title: The title of the table.
       first: The name of the first column.
       notes: Below the table.
     """
+    # All pairs have equal columns: `differences` below checks it.
     columns = next(iter(pairs.values()))[0].columns
     intervals = {name: measured.differences(*pair) for name, pair in pairs.items()}
     rows = [
@@ -61,8 +62,9 @@ def differences(
 
 
 def _seeds(found: Mapping[str, Measured]) -> list[str]:
-    """Returns how many seeds the means are over."""
+    """Describe the number of seeds behind the means."""
     counts = {name: len(x.accuracy[measured.MEAN]) for name, x in found.items()}
+    # Methods with fewer seeds are named, since their spread is less certain.
     most = max(counts.values())
     fewer = [f"{name}: {n}" for name, n in counts.items() if n < most]
     less = f"; fewer for {', '.join(fewer)}" if fewer else ""

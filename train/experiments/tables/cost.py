@@ -1,4 +1,4 @@
-"""What training by each method takes, relative to LoRA."""
+"""The training cost of each method, relative to LoRA."""
 
 from train.experiments.missing import Missing
 from train.experiments.names import label
@@ -10,12 +10,13 @@ REFERENCES = {"r=16": ("lora", "rank 16"), "r=4": ("lora", "rank 4")}
 
 
 def tables(files: Files) -> list[Table]:
-    """Returns step time and peak memory, absolute and relative.
+    """Return step time and peak memory, absolute and relative.
 
     Raises:
       Missing: if LoRA itself was not measured.
     """
     found = {x.key: x for x in files.file("cost").rows}
+    # Ratios need both references.
     for key in REFERENCES.values():
         if key not in found:
             name = " ".join(key)

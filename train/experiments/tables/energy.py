@@ -1,4 +1,4 @@
-"""How much of the energy a rank keeps: how flat the spectra of the parents are."""
+"""The share of the energy in the first ranks: the flatness of the parents' spectra."""
 
 from collections.abc import Sequence
 
@@ -12,17 +12,18 @@ RANKS = (8, 4, 2, 1)
 
 
 def kept(spectra: Sequence[Spectrum], rank: float) -> dict[str, list[float]]:
-    """Returns, by task, the share of the energy in the largest components of a parent.
+    """Return, by task, the share of the energy in the largest components of a parent.
 
     Args:
       spectra: The singular values of all modules of all parents.
-      rank: How many components a module are kept on average.
+      rank: The average number of components kept a module.
     """
     modules: dict[tuple[str, int], list[tuple[float, ...]]] = {}
     for x in spectra:
         modules.setdefault((x.task, x.seed), []).append(x.values)
     found: dict[str, list[float]] = {task: [] for task in TASKS}
     for (task, _), values in modules.items():
+        # All modules together: PARA's threshold is global.
         energies = np.sort(np.square(np.concatenate(values)))[::-1]
         count = int(rank * len(values))
         found[task].append(float(energies[:count].sum() / energies.sum()))
@@ -30,7 +31,7 @@ def kept(spectra: Sequence[Spectrum], rank: float) -> dict[str, list[float]]:
 
 
 def tables(files: Files) -> list[Table]:
-    """Returns the shares by task and rank, means over seeds."""
+    """Return the shares by task and rank, means over seeds."""
     found = {rank: kept(files.file("spectra").rows, rank) for rank in RANKS}
     return [
         Table(

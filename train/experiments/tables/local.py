@@ -8,7 +8,7 @@ from train.experiments.tables.table import INTERVAL, Table, source
 
 
 def pairs(files: Files) -> dict[str, tuple[Measured, Measured]]:
-    """Returns global and local children by their policy, the largest first."""
+    """Return global and local children by their policy, the largest first."""
     found = measured.policies(files.rows("children"), "local", "rank")
     return {
         policy: (
@@ -20,7 +20,7 @@ def pairs(files: Files) -> dict[str, tuple[Measured, Measured]]:
 
 
 def tables(files: Files) -> list[Table]:
-    """Returns the accuracies of both, and their differences."""
+    """Return the accuracies of both, and their differences."""
     found = pairs(files)
     if not found:
         files.measure("children", "local", "rank 4")  # Says what is missing.

@@ -1,4 +1,4 @@
-"""A block for table A: what tasks of GLUE are measured by beside their accuracy."""
+"""A block for table A: further metrics of GLUE's tasks, beside the accuracy."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from train.experiments.tables.table import Table, percent
 
 
 def tables(found: Mapping[str, Measured]) -> list[Table]:
-    """Returns one table, or none if nothing else was measured.
+    """Return one table, or none without further measures.
 
     Args:
       found: By the name of the table's row.

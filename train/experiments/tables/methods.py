@@ -32,7 +32,7 @@ MANY = (
 
 
 def compared(files: Files) -> dict[str, Measured]:
-    """Returns what was measured of the parent and of each method that was trained."""
+    """Return the measurements of the parent and of each trained method."""
     found = {PARENT_LABEL: files.measure("trained", *PARENT)}
     for method in METHODS:
         policy = _policy(files, method)
@@ -42,12 +42,12 @@ def compared(files: Files) -> dict[str, Measured]:
 
 
 def missing(files: Files) -> list[str]:
-    """Returns the methods that were not trained at all."""
+    """Return the untrained methods."""
     return [_name(x) for x in METHODS if not _policy(files, x)]
 
 
 def incomplete(files: Files) -> list[str]:
-    """Returns what was seen of the methods that were not trained on all tasks."""
+    """Return the results of methods trained on some of the tasks only."""
     result = []
     for method in METHODS:
         found = files.partial("trained", method, _policy(files, method) or "")
@@ -62,7 +62,7 @@ def _name(method: str) -> str:
 
 
 def _policy(files: Files, method: str) -> str | None:
-    """Returns the average rank of 4, or the only one that a method can end with.
+    """Return the policy of average rank 4, or a method's only one.
 
     SoRA's sparsity of .7 leaves 4.8; LoRA of any other rank is none of these.
     """
@@ -73,7 +73,7 @@ def _policy(files: Files, method: str) -> str | None:
 
 
 def tables(files: Files) -> list[Table]:
-    """Returns the accuracies, the differences to PARA, and what GLUE reports beside."""
+    """Return the accuracies, the differences to PARA, and GLUE's further metrics."""
     para = files.measure("children", "para", TARGET)
     found = compared(files)
     notes = []

@@ -10,11 +10,11 @@ from train.experiments.tables import blocks
 from train.experiments.tables.table import INTERVAL, Table, source
 
 METHODS = ("lora", "dylora", "matryoshka")
-"""What PARA's children are compared with: native training, and one model for all."""
+"""Comparisons for PARA's children: native training, and one model for all ranks."""
 
 
 def by_rank(files: Files) -> dict[str, dict[str, Measured]]:
-    """Returns what was measured, by method and policy; the largest rank first.
+    """Return the measurements, by method and policy; the largest rank first.
 
     At the parent's own rank PARA is the parent.
     """
@@ -29,7 +29,7 @@ def by_rank(files: Files) -> dict[str, dict[str, Measured]]:
 
 
 def tables(files: Files) -> list[Table]:
-    """Returns the accuracies of all, and PARA's differences to what has its ranks."""
+    """Return the accuracies of all, and PARA's differences to models of equal ranks."""
     found = by_rank(files)
     named = {
         f"{label(method)}, {policy}": x

@@ -1,4 +1,4 @@
-"""The learning rates that the validation part chose, and which end the grid has."""
+"""The learning rates chosen by validation, and those at an end of the grid."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from train.experiments.tables.table import Table, source
 
 
 def tables(files: Files) -> list[Table]:
-    """Returns the chosen rate of each method and policy on each task."""
+    """Return the chosen rate of each method and policy on each task."""
     rows = files.file("trained").rows
     best = choice.rates(rows)
     found = {x.trained_on for x in rows}
@@ -34,9 +34,9 @@ def tables(files: Files) -> list[Table]:
 
 
 def _tried(rows: Iterable[Row]) -> dict[tuple[str, str], set[float]]:
-    """Returns the rates that were tried, by method and policy.
+    """Return the rates of the search, by method and policy.
 
-    A model of many ranks is searched at one of them: the others have what it chose.
+    A model of many ranks is searched at one of them, and the others use its rate.
     """
     tried: dict[tuple[str, str], dict[str, set[float]]] = {}
     for x in rows:
@@ -58,12 +58,13 @@ def _range(grid: set[float]) -> str:
 
 def _shown(rate: float | None, grid: set[float]) -> str:
     if rate is None:
+        # At an end of the grid, a better rate may lie outside.
         return "–"
     end = len(grid) > 1 and rate in (min(grid), max(grid))
     return f"{_power(rate)}{'*' if end else ''}"
 
 
 def _power(rate: float) -> str:
-    """Returns a rate of two digits and a power of ten, such as `3e-4` and `1.6e-2`."""
+    """Format a rate with two digits and a power of ten, such as `3e-4` and `1.6e-2`."""
     digits, power = f"{rate:.1e}".split("e")
     return f"{digits.removesuffix('.0')}e{int(power)}"

@@ -1,4 +1,4 @@
-"""Squeeze and re-tune: small children that are trained on for a little."""
+"""Squeeze and re-tune: small children, trained again for a short while."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,7 +12,7 @@ METHOD = "retuned"
 
 
 class Budget(NamedTuple):
-    """What was measured at one average rank.
+    """The measurements at one average rank.
 
     Attributes:
       retuned: By the share of the parent's steps; 0 is the child as it was cut.
@@ -24,7 +24,7 @@ class Budget(NamedTuple):
 
 
 def budgets(files: Files) -> dict[str, Budget]:
-    """Returns the budgets that children were trained on at, the largest rank first.
+    """Return the budgets of the re-tuned children, the largest rank first.
 
     Raises:
       Missing: if there are none, or not of the tasks of native LoRA.
@@ -50,7 +50,7 @@ def budgets(files: Files) -> dict[str, Budget]:
 
 
 def tables(files: Files) -> list[Table]:
-    """Returns the accuracies, and the differences to native LoRA and to the parent."""
+    """Return the accuracies, and the differences to native LoRA and to the parent."""
     found, parent = budgets(files), files.parent()
     shares = sorted({share for x in found.values() for share in x.retuned})
     columns = ["average", *(f"{share:.0%}" for share in shares)]
@@ -82,7 +82,7 @@ def tables(files: Files) -> list[Table]:
 
 
 def _parse(policy: str) -> tuple[float, float]:
-    """Returns minus the rank, and the share of the steps."""
+    """Parse a policy: return minus the rank, and the share of the steps."""
     words = policy.split(" ")
     try:
         if len(words) != 4 or words[0] != "rank" or words[2] != "steps":

@@ -1,4 +1,4 @@
-"""Scores to prune by, against the singular value: which is the right yardstick?"""
+"""Pruning scores against the singular value."""
 
 from collections.abc import Sequence
 
@@ -10,21 +10,22 @@ from train.experiments.statistics import Interval, Sample
 from train.experiments.tables.table import INTERVAL, Table, percent, points, source
 
 BASELINE = "para"
-"""The score is the singular value."""
+"""The baseline: the singular value itself."""
 
 KINDS = {"rank": "average rank", "params": "share of the parent's parameters"}
+# Children of `para` under other names, and of other choices than a score.
 NOT_SCORES = (BASELINE, "local", "drop-top")
 
 
 def scores(files: Files, kind: str) -> list[str]:
-    """Returns the scores that were measured at budgets of a kind, as they come."""
+    """Return the scores measured at budgets of a kind, in the order of the rows."""
     rows = files.rows("children")
     found = dict.fromkeys(x.method for x in rows if x.method not in NOT_SCORES)
     return [x for x in found if measured.policies(rows, x, kind)]
 
 
 def budgets(files: Files, kind: str) -> list[str]:
-    """Returns the policies that the singular value was measured at."""
+    """Return the policies measured for the singular value."""
     found = measured.policies(files.rows("children"), BASELINE, kind)
     if not found:
         files.measure("children", BASELINE, kind)  # Says what is missing.
@@ -32,7 +33,7 @@ def budgets(files: Files, kind: str) -> list[str]:
 
 
 def interval(files: Files, score: str, policy: str) -> Interval | None:
-    """Returns the difference to the singular value, of the mean over tasks.
+    """Return the difference to the singular value, of the mean over tasks.
 
     None where the score was not measured at that budget.
     """
@@ -43,7 +44,7 @@ def interval(files: Files, score: str, policy: str) -> Interval | None:
 
 
 def tables(files: Files) -> list[Table]:
-    """Returns one block for budgets in ranks, and one for those in parameters."""
+    """Return one block for budgets in ranks, and one for those in parameters."""
     blocks = [_table(files, kind, words) for kind, words in KINDS.items()]
     notes = ["Means over tasks.", INTERVAL, source(files, "children")]
     last = blocks[-1]
@@ -73,7 +74,7 @@ def _table(files: Files, kind: str, words: str) -> Table:
 def _overall(
     files: Files, score: str, policies: Sequence[str], baseline: Sequence[Sample]
 ) -> str:
-    """Returns the difference of the mean over budgets, if all were measured."""
+    """Return the difference of the mean over budgets, if there are results for all."""
     if not all(files.has("children", score, policy) for policy in policies):
         return "–"
     mine = statistics.average([_mean(files, score, policy) for policy in policies])

@@ -1,4 +1,4 @@
-"""How far the rank maps of one task agree over seeds, which the paper leaves open."""
+"""The table of `train.experiments.stability`: one row of agreements a task."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from train.experiments.tables.table import Table, source
 
 
 def tables(files: Files) -> list[Table]:
-    """Returns the correlations of rank maps: mean, smallest and largest."""
+    """Return the correlations of rank maps: mean, smallest and largest."""
     maps = stability.maps(files.file("spectra").rows)
     found = stability.over_seeds(maps)
     found |= {"between tasks": stability.over_tasks(maps)} if len(maps) > 1 else {}

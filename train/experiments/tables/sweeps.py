@@ -1,4 +1,4 @@
-"""Energy and drop-top: what pruning by a share of energy, and from the top, leaves."""
+"""Sweeps: accuracy by the kept share of energy, and by dropped top components."""
 
 from train.experiments import measured
 from train.experiments.measured import Measured
@@ -8,7 +8,7 @@ from train.experiments.tables.table import INTERVAL, Table, source
 
 
 def sweep(files: Files, method: str, kind: str) -> dict[str, Measured]:
-    """Returns what was measured of a method, by policy; the largest value first.
+    """Return the measurements of a method, by policy; the largest value first.
 
     Raises:
       Missing: if there is none.
@@ -20,14 +20,15 @@ def sweep(files: Files, method: str, kind: str) -> dict[str, Measured]:
 
 
 def epsilon(files: Files) -> list[Table]:
-    """Returns the accuracy and the rank at each share of energy (Figures 4 and 8)."""
+    """Return the accuracy and the rank at each share of energy (Figures 4 and 8)."""
     found = sweep(files, "para", "epsilon")
     return _tables(files, found, "that keep a share of the energy", "policy")
 
 
 def drop(files: Files) -> list[Table]:
-    """Returns the accuracy without the largest components (the paper's Figure 3)."""
+    """Return the accuracy without the largest components (the paper's Figure 3)."""
     found = sweep(files, "drop-top", "drop")
+    # Policies come from the largest value down.
     smallest_first = dict(reversed(found.items()))
     return _tables(files, smallest_first, "without their largest components", "policy")
 

@@ -1,4 +1,4 @@
-"""A table of text, for the terminal and for Markdown, and how numbers look in it."""
+"""A table of text, for the terminal and for Markdown, and its number formats."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from train.experiments.results import Files
 from train.experiments.statistics import Interval, Sample
 
 MARKS = {1: "▲ ", -1: "▼ ", 0: ""}
-"""Beside an interval: all of it above zero, all below, or neither."""
+"""Marks of an interval: above zero, below zero, or neither."""
 
 INTERVAL = (
     "Differences are in points, with their 95 % interval paired by seed; "
@@ -25,9 +25,9 @@ class Table:
     """One block of text in columns; the first column names the rows.
 
     Attributes:
-      title: What it shows.
+      title: The subject of the table.
       columns: Their names.
-      rows: As many cells each as there are columns.
+      rows: The cells, one for each column.
       notes: Sentences below it.
     """
 
@@ -38,7 +38,7 @@ class Table:
 
 
 def markdown(tables: Iterable[Table]) -> str:
-    """Returns the tables in GitHub's Markdown."""
+    """Format the tables in GitHub's Markdown."""
     lines = []
     for table in tables:
         lines += [f"**{table.title}**", "", _bars(table.columns)]
@@ -49,7 +49,7 @@ def markdown(tables: Iterable[Table]) -> str:
 
 
 def terminal(table: Table) -> rich.table.Table:
-    """Returns the table for `rich` to print."""
+    """Return the table for `rich` to print."""
     result = rich.table.Table(
         title=table.title,
         title_justify="left",
@@ -68,14 +68,14 @@ def terminal(table: Table) -> rich.table.Table:
 
 
 def percent(sample: Sample) -> str:
-    """Returns the mean and the standard deviation of accuracies, as `81.52±.31`."""
+    """Format the mean and the standard deviation of accuracies, as `81.52±.31`."""
     spread = statistics.std(sample)
     shown = "" if math.isnan(spread) else f"±{_short(100 * spread)}"
     return f"{100 * statistics.mean(sample):.2f}{shown}"
 
 
 def points(interval: Interval) -> str:
-    """Returns a difference of accuracies and its interval, such as `▲ +0.52±.31`."""
+    """Format a difference of accuracies and its interval, such as `▲ +0.52±.31`."""
     middle = f"{round(100 * interval.mean, 2) + 0.0:+.2f}"  # 0.0: there is no -0.00.
     if math.isinf(interval.half):
         return middle
@@ -83,12 +83,12 @@ def points(interval: Interval) -> str:
 
 
 def thousands(params: float) -> str:
-    """Returns a number of parameters, such as `147 k`."""
+    """Format a number of parameters, such as `147 k`."""
     return f"{params / 1000:,.0f} k" if params >= 1e4 else f"{params / 1000:.1f} k"
 
 
 def source(files: Files, *names: str) -> str:
-    """Returns the sentence on where the numbers come from."""
+    """Return the sentence about the source of the numbers."""
     made: dict[str, list[str]] = {}
     for name in names:
         head = files.file(name)
@@ -99,7 +99,7 @@ def source(files: Files, *names: str) -> str:
 
 
 def _short(x: float) -> str:
-    """Returns two digits of what is below 1, one after the point of what is not."""
+    """Format with two digits below 1, else with one decimal."""
     return f"{x:.2f}".removeprefix("0") if x < 0.995 else f"{x:.1f}"
 
 

@@ -3,8 +3,8 @@
     python -m train check paper/commonsense
     python -m train grid --preset paper/commonsense --out DIR
 
-It ends with the tables, and the figures in DIR/figures. What was stopped goes on with
-the same command. Several processes with the same DIR share the work, one for each GPU:
+It ends with the tables, and the figures in DIR/figures. After an interruption, the same
+command resumes. Several processes with the same DIR share the work, one for each GPU:
 CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides every batch. With --tiny it runs
 on a CPU, with random models and rows.
 
@@ -17,7 +17,7 @@ LoRA's steps, measured with random weights, and with that 20.8 GB. Estimated: ha
 with the slower methods, and 3 hours for 22,000 answers from each of 24 models. 9 GB to
 download.
 
-Not run at this scale yet. What the paper is said to have, at rank 4 on average:
+Not run at this scale yet. The paper's reported scores at an average rank of 4:
 
     averages of table 3 (from a summary): LoRA 58.70, PARA 60.40
     PARA (a third party's listing, unverified): BoolQ 84.4

@@ -3,8 +3,8 @@
     python -m train check paper/glue
     python -m train grid --preset paper/glue --out DIR
 
-It ends with the tables, and the figures in DIR/figures. What was stopped goes on with
-the same command. Several processes with the same DIR share the work, one for each GPU:
+It ends with the tables, and the figures in DIR/figures. After an interruption, the same
+command resumes. Several processes with the same DIR share the work, one for each GPU:
 CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides every batch. With --tiny it runs
 on a CPU, with random models and sentences.
 
@@ -17,7 +17,7 @@ one H200 at the speed of LoRA's steps, measured with random weights on MNLI's fo
 and with that 10.7 GB. Estimated: twice that with the slower methods, and some hours to
 evaluate. 600 MB to download.
 
-Not run at this scale yet. What the paper is said to have, at rank 4 on average:
+Not run at this scale yet. The paper's reported scores at an average rank of 4:
 
     averages of table 2 (from a summary): LoRA 85.59, PARA 86.45
     PARA (from a summary): QNLI 88.71, MRPC 86.76, CoLA 82.26, SST-2 93.46; which

@@ -3,8 +3,8 @@
     python -m train check paper/math
     python -m train grid --preset paper/math --out DIR
 
-It ends with the tables, and the figures in DIR/figures. What was stopped goes on with
-the same command. Several processes with the same DIR share the work, one for each GPU:
+It ends with the tables, and the figures in DIR/figures. After an interruption, the same
+command resumes. Several processes with the same DIR share the work, one for each GPU:
 CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides every batch. With --tiny it runs
 on a CPU, with random models and rows.
 
@@ -17,7 +17,7 @@ H200 if a step takes twice as long as in `paper/commonsense`, where it was measu
 a day or two for 6,300 answers of up to 1,024 tokens from each of 24 models. 9 GB to
 download.
 
-Not run at this scale yet. What the paper is said to have, at rank 4 on average:
+Not run at this scale yet. The paper's reported scores at an average rank of 4:
 
     averages of table 4 (from a summary): LoRA 60.80, PARA 61.80
     PARA (a third party's listing, unverified): GSM8K 78.2, MATH 45.5

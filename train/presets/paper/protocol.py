@@ -1,4 +1,4 @@
-"""What the paper's comparisons have in common.
+"""The common protocol of the paper's comparisons.
 
 The paper says: one H100, rank 16 cut to 4 on average (gamma 0.25), learning rate 5e-5.
 It leaves out most else. Here the scale is alpha / r = 2, without dropout; AdamW with a
@@ -22,7 +22,7 @@ NAMES = (
     *(f"lora-{rank}" for rank in plan.RANKS),
     *("adalora", "sora", "dora", "gora", "dylora"),
 )
-"""The entries that train: LoRA's native ranks, and the methods of table 1."""
+"""The trained entries: LoRA's native ranks, and the methods of table 1."""
 
 ENTRIES = tuple(x for x in plan.ENTRIES if x.name in NAMES)
 
@@ -30,7 +30,7 @@ ENTRIES = tuple(x for x in plan.ENTRIES if x.name in NAMES)
 def planned(
     tasks: tuple[str, ...], *, steps: Mapping[str, int], max_length: int = 48
 ) -> plan.Plan:
-    """Returns the plan of some tasks; `steps` are those of small sets."""
+    """Return the plan of some tasks; `steps` are those of small sets."""
     return plan.Plan(
         tasks=tasks,
         settings=Run(
@@ -55,7 +55,7 @@ def planned(
 
 
 def written(task: str, *, max_length: int) -> plan.Plan:
-    """Returns the plan of a task whose answers are written.
+    """Return the plan of a task with generated answers.
 
     LoRA at 16 and 4, and the methods of table 1; PARA and local pruning at 4.
     """

@@ -2,7 +2,7 @@
 
 With them a preset runs from end to end on a CPU in a minute: it shows that everything
 is wired up, and its numbers say nothing: a dozen steps learn little. Only the sentences
-can be learned, each has a word of its class. Host code.
+can be learned, each has a word of its class. Runs on the host.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import datasets
 
 ROWS = {"train": 40, "validation": 12, "test": 12}
-"""Of each split, by what its name begins with."""
+"""Rows of each split, by the beginning of its name."""
 
 SIGLIP = siglip.Config(
     hidden_size=24,
@@ -71,11 +71,11 @@ _CLASSES = 3
 
 
 def shrunk(plan: Plan, folder: pathlib.Path) -> Plan:
-    """Returns a plan of few steps, seeds and children, on models and data made here.
+    """Return a plan of few steps, seeds and children, on models and data made here.
 
     Args:
       plan: A preset's.
-      folder: Where models and data go, below `tiny`.
+      folder: The folder for models and data, in `tiny` below it.
     """
     settings = dataclasses.replace(
         plan.settings, steps=12, batch=4, max_length=80, dtype="float32"
@@ -98,12 +98,13 @@ def shrunk(plan: Plan, folder: pathlib.Path) -> Plan:
 
 
 def make(folder: pathlib.Path) -> Folders:
-    """Writes the models and the sets of all presets, or finds them there.
+    """Write the models and the sets of all presets, unless they exist.
 
     Args:
-      folder: Where to; `weights` and `data` are made in it.
+      folder: The target; `weights` and `data` are made in it.
     """
     folders = Folders(weights=folder / "weights", data=folder / "data", subset=True)
+    # The mark is written last: an interrupted make starts over.
     if not (done := folder / "complete").exists():
         _siglip(folder / "weights" / images.REPO)
         _roberta(folder / "weights" / glue.REPO)
@@ -115,11 +116,11 @@ def make(folder: pathlib.Path) -> Folders:
 
 
 def write_data(folder: pathlib.Path, rows: Mapping[str, int] = ROWS) -> None:
-    """Writes all sets as `DatasetDict.save_to_disk` does.
+    """Write all sets as `DatasetDict.save_to_disk` does.
 
     Args:
-      folder: Where each is at its repository's name.
-      rows: Of each split, by what its name begins with.
+      folder: The folder of the sets, by repository.
+      rows: The rows of each split, by the beginning of its name.
     """
     for source in sources.IMAGES:
         _set(folder / source.hub, source, _pictures, rows)
@@ -131,10 +132,10 @@ def write_data(folder: pathlib.Path, rows: Mapping[str, int] = ROWS) -> None:
 
 
 def write_tokenizers(folder: pathlib.Path, gemma_words: int) -> None:
-    """Writes the tokenizers of the language models, of the words in the sets.
+    """Write the tokenizers of the language models, of the words in the sets.
 
     Args:
-      folder: Where each model is at its repository's name.
+      folder: The folder of the models, by repository.
       gemma_words: The size of Gemma's vocabulary.
     """
     vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *_WORDS]
@@ -160,6 +161,7 @@ def _tokenizer(folder: pathlib.Path, vocabulary: list[str], processor: Any) -> N
 def _siglip(folder: pathlib.Path) -> None:
     values = {"model_type": "siglip_vision_model", **dataclasses.asdict(SIGLIP)}
     leaves = siglip.leaves(SIGLIP)
+    # Through `export`, so that the tiny models have the real format.
     export.save(folder, _random(leaves), leaves, values, base="vision_model.")
 
 
@@ -199,6 +201,7 @@ def _set(
 ) -> None:
     import datasets
 
+    # The same seed for every set: a test can count on its rows.
     generator = np.random.default_rng(0)
     splits = [x for part in source.parts.values() for x in part.split.split("+")]
     found = datasets.DatasetDict()
@@ -214,6 +217,7 @@ def _labels(source: Source, count: int) -> tuple[list[int], Any]:
 
     classes = source.classes or 1
     names = [f"class {x}" for x in range(classes)]
+    # Classes take turns, so that every part has all of them.
     return [x % classes for x in range(count)], datasets.ClassLabel(names=names)
 
 
@@ -224,6 +228,7 @@ def _pictures(
     import PIL.Image
 
     labels, kind = _labels(source, count)
+    # Unequal sides, as real images have.
     pixels = generator.integers(256, size=(count, 18, 21, 3), dtype=np.uint8)
     image, label = source.columns["image"], source.columns["label"]
     return datasets.Dataset.from_dict(
@@ -248,8 +253,9 @@ def _sentences(
 
 
 def _sentence(label: int, generator: np.random.Generator) -> str:
-    """Returns random words, and at a random place among them the one of the class."""
+    """Return random words, with the word of the class at a random place."""
     words = generator.choice(_WORDS[_CLASSES:], size=generator.integers(2, 7))
+    # One word decides, at any place: learnable in a few steps.
     words[generator.integers(len(words))] = _WORDS[label]
     return " ".join(words)
 

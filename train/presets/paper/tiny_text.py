@@ -9,7 +9,7 @@ WORDS = (
     *(f"ending{x}" for x in range(1, 5)),
     *("solution1", "solution2", "option1", "option2"),
 )
-"""What a tiny model can say; some numbers are words too."""
+"""The vocabulary of a tiny model; some numbers are words too."""
 
 
 def _choices(row: int) -> dict[str, Any]:

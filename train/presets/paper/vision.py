@@ -3,8 +3,8 @@
     python -m train check paper/vision
     python -m train grid --preset paper/vision --out DIR
 
-It ends with the tables, and the figures in DIR/figures. What was stopped goes on with
-the same command. Several processes with the same DIR share the work, one for each GPU:
+It ends with the tables, and the figures in DIR/figures. After an interruption, the same
+command resumes. Several processes with the same DIR share the work, one for each GPU:
 CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides every batch. With --tiny it runs
 on a CPU, with random models and pictures.
 
@@ -13,7 +13,7 @@ speed of LoRA's steps, measured with random weights on pictures of CIFAR-10's si
 with that 18.3 GB. Estimated: twice that with the slower methods, and some hours for 30
 children of each of 21 parents. 13 GB to download.
 
-Not run at this scale yet. What the paper is said to have, at rank 4 on average:
+Not run at this scale yet. The paper's reported scores at an average rank of 4:
 
     averages of table 1 (from a summary): AdaLoRA, SoRA, DoRA, GoRA and LoRA 76.96,
         79.25, 82.39, 82.45 and 84.30, PARA 88.83

@@ -1,7 +1,8 @@
-"""Children of a run's members, each in a folder of its own below the run's. Host code.
+"""Children of a run's members, each in its own folder within the run's.
 
-A child's folder is complete when its results are there. When those of all are, nothing
-is done; otherwise all are cut again.
+`train.posthoc.cuts` says which children there are; this module cuts, evaluates and
+saves them. A child's folder is complete once it holds results. If all folders are
+complete, nothing is done; otherwise all children are cut again.
 """
 
 import pathlib
@@ -24,20 +25,21 @@ def cut(
     *,
     folders: subjects.Folders = subjects.ANYWHERE,
 ) -> dict[str, Rows]:
-    """Returns the results of each child by its name: cuts all unless all are there.
+    """Return the results of each child by name, cutting all unless all exist.
 
     Args:
       name: The method's name.
-      settings: Which children.
+      settings: The settings of the children.
       run: The settings of the parent's run.
-      parent: Its folder, complete.
-      folders: Where models and data sets of the hub are.
+      parent: The run's folder, complete.
+      folders: The folders of models and data sets of the hub.
 
     Raises:
       OSError: if a folder cannot be written.
       ValueError: if a parent cannot be cut so, or a folder is damaged.
     """
     places = [parent / folder.CHILDREN / f"{name}-{x}" for x in settings.names()]
+    # All or none: a family is cut from one decomposition.
     found = [x for place in places if (x := folder.results(place)) is not None]
     if len(found) < len(places):
         found = _made(settings, places, subjects.load(run, folders), parent)
@@ -50,7 +52,7 @@ def _made(
     subject: subjects.Subject,
     parent: pathlib.Path,
 ) -> list[Rows]:
-    """Returns the results of all children, which replace those that are there."""
+    """Cut and evaluate all children; return their results, replacing earlier ones."""
     members = outcome.load(folder.results(parent) or [], parent / folder.PARENT)
     families = [
         [None] * len(places)
@@ -64,6 +66,7 @@ def _made(
         some = [member._replace(adapter=child) for member, child in pairs]
         outcome.save(some, place)
         rows = outcome.rows(some, subject, like=members)
+        # Written last: with its results, a child's folder is complete.
         folder.write(place / folder.RESULTS, {"rows": rows})
         found.append(rows)
     return found

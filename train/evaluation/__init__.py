@@ -1,0 +1,1 @@
+"""Accuracies and scores of many adapters on one base: one evaluator, three counters."""

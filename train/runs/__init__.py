@@ -1,0 +1,1 @@
+"""Training runs: settings, the loop over members, their folder, and results."""
