@@ -40,7 +40,7 @@ class Adapter:
         into `b`.
       nominal: The rank that budgets count, where it is not that of `a`: a PiSSA
         adapter made plain stores `2 r` columns and counts `r` (see
-        `para_jax._pruning.extract.plain`).
+        `para_jax.plain`).
 
     Example:
       >>> x = para_jax.Adapter(np.ones((2, 5, 3)), np.ones((2, 3, 7)), scale=0.5)

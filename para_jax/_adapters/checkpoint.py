@@ -73,7 +73,7 @@ class Checkpoint:
       provenance: How the adapters came to be: plain JSON values.
       residual: Where the adapters do not belong to the original weights: the name of
         the initialisation (PiSSA, ...) that changed these. Not to be pruned before
-        `para_jax._pruning.extract.plain`.
+        `para_jax.plain`.
       source: The name of the file or folder that it was read from.
       tree: The tree of arrays that the adapters were found in, for
         `para_jax.to_tree` to put a child back.

@@ -29,17 +29,12 @@ _UNBOUNDED = 10_000
 def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -> None:
     """Print a table of the results.
 
-        Args:
-          name: One of a, b, ranks, epsilon, drop, scores, energy, stability, retuned, cost,
-            rates; or all.
-    <<<<<<< HEAD
-          write: Also put it in its place in docs/results.md and in the README.md of its
-            results.
-          folder: Where the JSON files of results are.
-    =======
-          write: Also put it in its place in README.md and in the README.md of its results.
-          folder: The folder of the JSON files of results.
-    >>>>>>> wt-train
+    Args:
+        name: One of a, b, ranks, epsilon, drop, scores, energy, stability, retuned, cost,
+          rates; or all.
+        write: Also put it in its place in docs/results.md and in the README.md of its
+      results.
+    folder: The folder of the JSON files of results.
     """
     made, lacking, reasons = _make(name, TABLES, Files(folder))
     console = rich.console.Console()

@@ -132,21 +132,8 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {key: x for part in below for key, x in part.items()}
 
 
-<<<<<<< HEAD
 def _taken(folder: pathlib.Path) -> OSError:
     return FileExistsError(
         f"Another process runs in '{folder}'. Wait for it, or choose another place "
         "with --out."
     )
-=======
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Keep other processes out of a folder."""
-    with lock.held(folder) as ours:
-        if not ours:
-            raise FileExistsError(
-                f"Another process runs in '{folder}'. Wait for it, or choose another "
-                "place with --out."
-            )
-        yield
->>>>>>> wt-train
