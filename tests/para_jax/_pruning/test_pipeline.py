@@ -160,7 +160,10 @@ def test_a_family_is_its_members_one_by_one():
 def decompositions(monkeypatch):
     """Counts how often the library decomposes something."""
     calls = []
-    modules = [importlib.import_module(f"para_jax.{x}") for x in ("compress", "search")]
+    modules = [
+        importlib.import_module(f"para_jax._pruning.{x}")
+        for x in ("pipeline", "search")
+    ]
     real = modules[0].spectra_of
 
     def counted(*args, **kwargs):
