@@ -145,6 +145,7 @@ def check_pair(path: str, adapter: Adapter) -> None:
             f"'{path}': an axis of a {list(a.shape)} or b {list(b.shape)} is empty. "
             "A module of rank 0 is left out instead."
         )
+    # Integers would decompose without a complaint, into values of their codes.
     for name, x in (("a", a), ("b", b)):
         check_dtype(f"'{path}': {name}", x.dtype)
 

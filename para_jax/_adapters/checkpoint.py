@@ -12,6 +12,7 @@ import numpy as np
 
 from para_jax._adapters.adapter import Adapters, Array
 
+# By name only: the folders above import this one.
 if typing.TYPE_CHECKING:
     from para_jax._pruning.report import Report
     from para_jax.layouts import Tree

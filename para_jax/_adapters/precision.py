@@ -28,6 +28,7 @@ def kept(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def in_precision(*args: P.args, **kwargs: P.kwargs) -> R:
+        # Any argument counts: a float64 spectrum may meet float32 factors.
         leaves = (x for arg in (*args, *kwargs.values()) for x in _leaves(arg))
         if any(isinstance(x, jax.Array) and x.dtype == np.float64 for x in leaves):
             with jax.enable_x64(True):

@@ -35,6 +35,7 @@ def found(adapters: Adapters, layers: _Layers) -> dict[str, str]:
     result: dict[str, str] = {}
     # By a few bytes of each first: to compare all pairs would read every factor often.
     seen: dict[tuple[object, ...], list[str]] = {}
+    # Embeddings first: a tied dense layer is stored as the transpose of its embedding.
     for path in sorted(ordered(adapters), key=lambda x: not _embeds(x, layers)):
         x = adapters[path]
         if not (isinstance(x.a, np.ndarray) and isinstance(x.b, np.ndarray)):
@@ -118,6 +119,7 @@ def _share(path: str, owner: str, adapters: Adapters, layers: _Layers) -> bool:
         one = _flipped(one)
         alike = _dense(path, layers)
     else:
+        # Equal factors alone prove nothing: fresh adapters of two layers may be equal.
         same_name = path.rpartition("/")[2] == owner.rpartition("/")[2]
         alike = same_name and layers.get(path) == layers.get(owner)
     return (

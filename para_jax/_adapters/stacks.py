@@ -66,6 +66,7 @@ def unstack(adapters: Adapters) -> dict[str, Adapter]:
     for kernel in kernels({path: x.stack for path, x in adapters.items()}):
         path, index = kernel
         name, adapter = kernel.name, adapters[path]
+        # `mlp/0` may be a module of its own beside the stack `mlp`: never overwrite it.
         if name in result or (index and name in adapters):
             raise ValueError(
                 f"Cannot unstack '{path}': '{name}' is the path of another "
@@ -109,6 +110,7 @@ def stack(
     Raises:
       ValueError: if a member is missing or differs in shape or scale.
     """
+    # Popped below, so that a member of two stacks is missing in the second.
     rest = dict(adapters)
     result: dict[str, Adapter] = {}
     for path, shape in stacks.items():
@@ -131,5 +133,6 @@ def stack(
 
 
 def _join(arrays: Sequence[Any], shape: tuple[int, ...]) -> Any:
+    # Host memory stays host memory: a checkpoint may be larger than a device.
     xp = np if all(isinstance(x, np.ndarray) for x in arrays) else jax.numpy
     return xp.stack(arrays).reshape(*shape, *arrays[0].shape)

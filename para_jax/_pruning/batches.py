@@ -69,10 +69,11 @@ class Group:
             if not inside:
                 continue
             part = values[path].reshape(-1, *values[path].shape[len(stack) :])
-            whole = len(inside) == count
+            whole = len(inside) == count  # A slice of a jax.Array would be a copy.
             parts.append(part if whole else part[inside.start : inside.stop])
         if len(parts) == 1:
             return parts[0]
+        # On a device only if some array is there already: NumPy needs no transfer.
         on_host = all(isinstance(x, np.ndarray) for x in parts)
         return (np if on_host else jnp).concatenate(parts)
 
@@ -137,6 +138,7 @@ def batches(
     for i, group in enumerate(found):
         for rows in pieces(group, adapters):
             size = (rows.stop - rows.start) * _row(group, adapters)
+            # A stack on devices is a program of its own, which never moves it.
             if size > room or group.apart:
                 result.append([])
                 room = _BATCH
@@ -147,6 +149,7 @@ def batches(
 
 def _row(group: Group, adapters: Mapping[str, Adapter]) -> int:
     """Return the parameters of one kernel's adapter."""
+    # Any member: a group has one shape.
     one = adapters[next(iter(group.stacks))]
     return one.rank * (one.inputs + one.outputs)
 

@@ -107,6 +107,7 @@ def of_energy(x: Choice, share: float, error: float) -> Iterator[Found]:
 
     The energy dropped up to each, smallest first, is compared with the allowed share.
     """
+    # To first order, since `(s + e)^2 - s^2 = 2 e s + e^2`.
     squares, doubts = x.s**2, 2 * error * x.s * x.top
     order = np.flatnonzero(x.allowed)[np.argsort(x.s[x.allowed])]
     dropped, doubt = (

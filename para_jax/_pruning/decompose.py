@@ -139,6 +139,8 @@ def decompose(
 def _decompose(
     adapters: Mapping[str, Adapter], way: products.Way
 ) -> dict[str, Spectrum]:
+    # A batch of `r x r` problems for each rank. Padding to one rank would mix zeros into
+    # the factors, and cost the cube of the largest.
     result: dict[str, Spectrum] = {}
     for rank in sorted({x.rank for x in adapters.values()}):
         group = {p: x for p, x in adapters.items() if x.rank == rank}
@@ -156,8 +158,10 @@ def _way(method: Method, adapters: Mapping[str, Adapter]) -> products.Way:
         return method
     if method != "auto":
         raise ValueError(f"Unknown method {method!r}: expected 'auto', 'qr' or 'gram'.")
+    # A QR would gather each factor; a Gram matrix is a sum over devices.
     if sharding.mesh_of(adapters) is not None:
         return "gram"
+    # LAPACK's QR takes two to three times as long, but makes one rounding alone.
     if jax.default_backend() == "cpu":
         return "qr"
     is_wide = jax.dtypes.canonicalize_dtype(float) == jnp.float64
@@ -194,7 +198,7 @@ def spectrum_of(adapter: Adapter, core: Core, dtype: DTypeLike) -> Spectrum:
       dtype: The dtype to store factors in.
     """
     shape = (adapter.inputs, adapter.outputs)
-    k = min(*shape, adapter.rank)
+    k = min(*shape, adapter.rank)  # Beyond `k` there are zeros.
     return Spectrum(
         s=core.s[..., :k],
         left=core.left[..., :k],

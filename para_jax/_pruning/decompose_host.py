@@ -31,6 +31,7 @@ def joined_cores(
     scales stay outside, so that adapters that differ in alpha alone share a program.
     """
     if on_host := serves(adapters):
+        # At once: each index of a jax.Array later would be a program.
         adapters = jax.tree.map(np.asarray, dict(adapters))
     found = groups(adapters)
     todo = batches(found, adapters)
@@ -76,6 +77,7 @@ def _by_program(
     pieces: Sequence[tuple[Group, slice]], adapters: Adapters, method: Method
 ) -> list[Core]:
     """Return the cores of the kernels of each piece, of scale 1, by one program."""
+    # Named by number, not by path: models of equal shapes then share a program.
     joined = {
         str(i): Adapter(
             a=group.join({path: adapters[path].a for path in group.stacks}, rows),
@@ -98,6 +100,6 @@ def _scaled(core: Core, scale: Float[np.ndarray, " L"]) -> Core:
     root = np.sqrt(np.abs(scale))
     return Core(
         s=core.s * np.abs(scale[..., 0]),
-        left=core.left * np.copysign(root, scale),
+        left=core.left * np.copysign(root, scale),  # `a` has the sign.
         right=core.right * root,
     )

@@ -144,6 +144,7 @@ def _differences(base: Weights, tuned: Weights) -> Iterator[tuple[str, np.ndarra
             raise ValueError(
                 f"'{path}': base is {list(before.shape)}, tuned {list(after.shape)}."
             )
+        # In float64: bfloat16 weights differ by few units in the last place.
         delta = np.asarray(after, np.float64) - np.asarray(before, np.float64)
         if not np.isfinite(delta).all():
             raise ValueError(f"'{path}': the weights contain NaN or infinity.")
@@ -163,10 +164,9 @@ def _same_keys(one: Mapping, two: Mapping, name_one: str, name_two: str) -> None
 def _truncated(delta: np.ndarray, rank: int) -> tuple[Adapter, float]:
     stack, shape = delta.shape[:-2], delta.shape[-2:]
     rank = min(rank, *shape)
-    # One matrix of a stack after the other, so memory is that of a single SVD.
     with wide():
         u, s, vt = map(np.asarray, _svd(delta.reshape(-1, *shape)))
-    root = np.sqrt(s[:, :rank])
+    root = np.sqrt(s[:, :rank])  # Balanced: both factors have equal norms.
     adapter = Adapter(
         a=(u[:, :, :rank] * root[:, None, :]).reshape(*stack, shape[0], rank),
         b=(root[:, :, None] * vt[:, :rank]).reshape(*stack, rank, shape[1]),

@@ -114,6 +114,7 @@ def inspect(
     """
     checkpoint = as_checkpoint(checkpoint)
     spectra = spectra_of(checkpoint, method=method, progress=progress)
+    # Both are needed: a module's own share, and its part of the whole model's.
     alone = [ranks(spectra, Epsilon(x, scope="local")) for x in shares]
     together = [ranks(spectra, Epsilon(x)) for x in shares]
     kept = {path: np.ones(x.s.shape, bool) for path, x in spectra.items()}

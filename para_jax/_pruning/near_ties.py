@@ -81,10 +81,13 @@ def near_tie(
     whole = _choice(spectra, masks, policy, pool)
     choices = [whole]
     if policy.scope == "local":
+        # Components of a local policy compete within their module.
         choices = [whole.of(whole.module == i) for i in range(pool.modules)]
     if policy.scale_free:
         choices = [x.near_one() for x in choices]
     wide = all(x.s.dtype == np.float64 for x in spectra.values())
+    # The smaller error first: a tie in float64 concerns all users, one in float32 those
+    # of traced programs alone.
     for precision in ("float64", "float32") if wide else ("float32",):
         error = _ERRORS[precision]
         found = [tie for x in choices for tie in policy.near_ties(x, error)]

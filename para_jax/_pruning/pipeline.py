@@ -124,6 +124,7 @@ def spectra_of(
     _check_parent(checkpoint)
     if dtype is not None:
         check_dtype("dtype", np.dtype(dtype))
+    # A shared update enters the pool once, or it would be paid for twice.
     adapters = sharing.owners(checkpoint)
     result: dict[str, Spectrum] = {}
     for group, whole in joined_cores(adapters, method, progress):
@@ -136,6 +137,7 @@ def spectra_of(
             adapter, core = adapters[path], Core(*(x[path] for x in parts))
             stored = adapter.a.dtype if dtype is None else dtype
             result[path] = spectrum_of(adapter, core, stored)
+    # Groups came in the order of shapes; reports and files keep the parent's.
     return {path: result[path] for path in adapters}
 
 
@@ -195,6 +197,7 @@ def cuts(
         for policy in policies:
             yield cut(parent, spectra, policy, form=form, pool=pool)
         return
+    # Policies of different kinds need not nest in total, but every module's do.
     most = {p: np.logical_or.reduce([x[p] for x in masks]) for p in spectra}
     largest = _repacked(parent, spectra, most, form, iter)
     for policy, kept in zip(policies, masks, strict=True):
@@ -248,6 +251,7 @@ def _child(
 ) -> Child:
     fields = {x.name: getattr(parent, x.name) for x in dataclasses.fields(Checkpoint)}
     fields["adapters"] = adapters
+    # A ragged child has one path a kernel, so all that is kept by path is split too.
     if form == "ragged":
         for name in ("layers", "biases"):
             fields[name] = by_member(fields[name], parent.adapters)
@@ -257,6 +261,7 @@ def _child(
     }
     one = {"parent": parent.source, **account.summary(), "ranks": ranks}
     cuts = [*parent.provenance.get("cuts", []), one]
+    # A child is not the file that its parent was read from.
     fields |= {"source": "", "provenance": {**parent.provenance, "cuts": cuts}}
     fields["shared"] = sharing.held(parent, besides=ranks)
     notes = (*account.notes, *sharing.notes(fields["shared"]))

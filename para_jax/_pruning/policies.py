@@ -46,6 +46,7 @@ class Gamma(Budget):
         # The paper's floor may be 0; a child of no rank at all is of no use.
         if isinstance(budget, jax.core.Tracer):
             return _clamped(budget, 1, pool.total_rank)
+        # The small term makes 0.3 * 10 three, as in `_within`.
         return max(1, math.floor(budget + 1e-9))
 
     def warn(self, pool: Pool) -> None:
@@ -196,6 +197,7 @@ def single(policy: Any) -> Budget | Cutoff:
         )
     if policy.is_traced or not isinstance(policy.value, jax.Array | np.ndarray):
         return policy
+    # A concrete array came from a device or a sweep: read it, and have it checked.
     return dataclasses.replace(policy, value=jax.device_get(policy.value).item())
 
 
@@ -229,6 +231,7 @@ def _times(value: Any, count: int) -> float | jax.Array:
         return float(value) * count
     if count == 1 or jnp.issubdtype(value.dtype, jnp.integer):
         return value * count
+    # float16 would overflow at 65504 ranks.
     wide = value.astype(np.promote_types(value.dtype, np.float32))
     return wide * count * (1 + 2 * float(jnp.finfo(wide.dtype).eps))
 

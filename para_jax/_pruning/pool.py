@@ -62,6 +62,7 @@ class Pool:
     rank: np.ndarray
     total_rank: int
 
+    # Computed once: every policy of a sweep asks for them again.
     @functools.cached_property
     def modules(self) -> int:
         return int(self.module[-1]) + 1
@@ -135,12 +136,14 @@ def pool(spectra: Spectra) -> Pool:
     """
     if not spectra:
         raise ValueError("There is no adapter to choose from: got an empty mapping.")
+    # Ties go to the earlier module, so the order has to be the model's, not the dict's.
     paths = ordered(spectra)
     spectrum = [spectra[path] for path in paths]
     rows = [math.prod(x.s.shape[:-1]) for x in spectrum]
     sizes = np.repeat([x.s.shape[-1] for x in spectrum], rows)
 
     def each(values: list[int]) -> np.ndarray:
+        # int64, since the bytes of a large model do not fit 32 bits.
         return np.repeat(np.repeat(np.asarray(values, np.int64), rows), sizes)
 
     return Pool(

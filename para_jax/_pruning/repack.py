@@ -90,6 +90,7 @@ def repack(
             "Call it outside jit, or use form='masked'."
         )
     ranks = {p: np.asarray(np.sum(mask, axis=-1)) for p, mask in masks.items()}
+    # Parents on a mesh stay there; a child of theirs may not fit into host memory.
     there = dict(_packed_on_mesh(spectra, masks, adapters))
     rest = {path: x for path, x in adapters.items() if path not in there}
     here = {path: spectra[path] for path in rest}
@@ -125,6 +126,7 @@ def _packed(
     serve many budgets, and no child is ever held at more than its own size.
     """
     for group, rows in progress(all_pieces(adapters)):
+        # Of the whole group, so that all its pieces share a program.
         width = _width(masks[path] for path in group.stacks)
         mask = np.asarray(group.join(masks, rows))
         parts = joined(group, spectra, rows), mask, joined(group, adapters, rows)

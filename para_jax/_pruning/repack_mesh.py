@@ -49,6 +49,7 @@ def cut(
     }
 
 
+# The index is traced: one program a rank serves all kernels of a stack.
 @functools.partial(jax.jit, static_argnames="rank")
 def _kernel(a: Array, b: Array, i: ScalarLike, *, rank: int) -> Adapter:
     a, b = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
@@ -59,6 +60,7 @@ def _kernel(a: Array, b: Array, i: ScalarLike, *, rank: int) -> Adapter:
 def _put(x: Any, parent: Any, *, stacked: int, rank_axis: int) -> Array:
     """Return a factor divided as the parent's is, by its first `stacked` axes too."""
     place = parent.sharding
+    # A PartitionSpec may leave out the last axes.
     spec = [*place.spec, *[None] * (parent.ndim - len(place.spec))]
     spec[stacked:-2] = [None] * (parent.ndim - 2 - stacked)
     spec[rank_axis] = None

@@ -71,6 +71,7 @@ def _apply(
     """Make the child of selected components, one group of equal shapes at a time."""
     result: dict[str, Adapter] = {}
     for together in _of_one_form(spectra, adapters):
+        # Factors of other shapes share the batch of signs and `r x r` products alone.
         part = {path: adapters[path] for path in together.stacks}
         spectrum = jax.tree.map(jnp.asarray, joined(together, spectra))
         args = spectrum, jnp.asarray(together.join(masks)), part
@@ -130,6 +131,7 @@ def _signs(
         width = min(SIGNING, max(x.shape[-1] for x in b.values()))
         first = together.join({p: _first(jnp.asarray(x), width) for p, x in b.items()})
     row = factorize.applied(first, right, tall=False, dtype=right.dtype)
+    # Zeros beyond never win: the largest magnitude is above them, or all are zero.
     row = jnp.where(jnp.arange(row.shape[-1]) < SIGNING, row, 0)
     index = jnp.arange(row.shape[-1])
 
@@ -169,7 +171,7 @@ def _in_front(
     chosen = mask[..., None] & jax.nn.one_hot(column, width, dtype=bool)
     # An argmax of int64 is lowered in the precision of a later moment.
     source = jax.lax.argmax(chosen, axis=chosen.ndim - 2, index_dtype=np.int32)
-    some = chosen.any(-2)
+    some = chosen.any(-2)  # An argmax of all false is 0, which is a component too.
     left = jnp.take_along_axis(spectrum.left, source[..., None, :], axis=-1)
     right = jnp.take_along_axis(spectrum.right, source[..., :, None], axis=-2)
     return jnp.where(some[..., None, :], left, 0), jnp.where(some[..., None], right, 0)

@@ -113,7 +113,7 @@ class Report:
     @property
     def energy(self) -> float:
         """The kept share of the sum of squared singular values, 0 to 1 (Eq. 13)."""
-        return 1 - self.error**2
+        return 1 - self.error**2  # Not the kept sum: the two always agree.
 
     @property
     def error(self) -> float:
@@ -199,6 +199,7 @@ def report(
         for kernel in pool.kernels
         for spectrum in [spectra[kernel.path]]
     )
+    # The notes need the totals, so they follow in a second step.
     result = Report(policy=policy.name, modules=modules, tie=tie)
     notes = tuple(_notes(result, policy.rank_budget(pool) or 0))
     return dataclasses.replace(result, notes=notes)

@@ -90,6 +90,7 @@ def store(
     result, moved, whole = dict(adapters), 0.0, 0.0
     for path in adapters.keys() & dtypes.keys():
         exact, dtype = adapters[path], dtypes[path]
+        # An overflow is infinite, which `_squares` reports as an error of infinity.
         with np.errstate(over="ignore", invalid="ignore"):
             small = dataclasses.replace(
                 exact, a=exact.a.astype(dtype), b=exact.b.astype(dtype)

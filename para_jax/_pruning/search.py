@@ -129,6 +129,7 @@ def search(
         return cut(checkpoint, spectra, policy(budget), form=form, pool=pool)
 
     def good(budget: int) -> bool:
+        # In the parent's shapes, so a jitted metric compiles once.
         got = metric(pad(child(budget, "padded").adapters, like=checkpoint.adapters))
         points[budget] = Point(
             kept_rank=budget,
@@ -146,6 +147,7 @@ def search(
             f"Not even {most} ranks, the largest child within the limits, are good "
             "enough. Allow a larger tolerance, or a larger max_rank."
         )
+    # `most` is good by now: either it was tried, or it drops nothing.
     budget = _bisect(good, _least(pool, limits), most)
     return Search(
         child=child(budget, form),

@@ -108,6 +108,7 @@ def ranks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:
 
 def _select(s: Any, pool: Pool, policy: Policy, xp: Any) -> Any:
     """Return the mask `[N]` of the kept components; `xp` is `jnp` or `np`."""
+    # Squares would leave the dtype's range; a fixed threshold forbids any scaling.
     if policy.scale_free:
         s = energy.near_one(s, xp)
     limits = policy.limits(pool)

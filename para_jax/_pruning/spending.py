@@ -75,6 +75,7 @@ def _worth(found: Candidates, cost: np.ndarray, block: Places, xp: Any) -> Any:
     It is infinite for forced components, and minus infinity for those not allowed.
     """
     s, size = found.s, block.exists.sum(-1)
+    # Energy, not the value itself: the error of a child is a sum of squares.
     value = xp.where(found.allowed, s * s / cost.astype(s.dtype), 0)
     mean = xp.where(block.exists, value[block.place], 0).sum(-1) / size.astype(s.dtype)
     mean = _falling(mean, found.pool, xp)

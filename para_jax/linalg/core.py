@@ -67,6 +67,7 @@ def _spectra(
     """Return `plain(gram_a, gram_b)`, by a GPU kernel if one exists."""
     if not factorize.has_kernels(gram_a):
         return plain(gram_a, gram_b)
+    # Imported late: Pallas takes longer to import than a small adapter to compress.
     from para_jax.linalg.gpu import jacobi
 
     if gram_a.shape[-1] > jacobi.MOST:
@@ -79,6 +80,7 @@ def _spectra(
 def _of_roots(r_a: Float[Array, "L r r"], r_b: Float[Array, "L r r"]) -> Core:
     u, s, vt = factorize.svd(factorize.matmul(r_a, r_b.mT))
     nonzero = s > tolerances.floor(s[..., :1], s.shape[-1])
+    # The inner `where` keeps the derivative finite at zeros, where NaN would spread.
     weight = jnp.where(nonzero, lax.rsqrt(jnp.where(nonzero, s, 1)), 0)
     left = factorize.matmul(r_b.mT, vt.mT) * weight[:, None, :]
     right = factorize.matmul(u.mT, r_a) * weight[:, :, None]
@@ -115,7 +117,7 @@ def _norms(root: Float[Array, "L r r"]) -> Float[Array, "L r"]:
 
 def scaled(core: Core, scale: Float[Array, " L"]) -> Core:
     """Return the core of `scale` times each product."""
-    root = jnp.sqrt(jnp.abs(scale))
+    root = jnp.sqrt(jnp.abs(scale))  # Half of the scale each, so factors stay balanced.
     return Core(
         s=core.s * jnp.abs(scale)[:, None],
         left=core.left * (jnp.sign(scale) * root)[:, None, None],
@@ -129,6 +131,7 @@ def shifted(core: Core, e_a: Int[Array, " L"], e_b: Int[Array, " L"]) -> Core:
     A value beyond the dtype becomes its largest.
     """
     s = times_power(core.s, e_a + e_b)
+    # `a_hat = a @ left`, and `a` itself still has its `2^e_a`.
     shift = (e_b - e_a) // 2
     return Core(
         s=jnp.minimum(s, jnp.finfo(s.dtype).max),
@@ -179,6 +182,7 @@ def _cholesky_root(
 
     And the smallest square of a diagonal entry, relative to its column's.
     """
+    # One condition for the whole batch: a choice for each matrix would compute both.
     unit, lengths = _unit_columns(gram)
     cholesky = factorize.cholesky(unit)
     shares = jnp.square(jnp.diagonal(cholesky, axis1=-2, axis2=-1)).min(-1)

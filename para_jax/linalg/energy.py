@@ -41,6 +41,7 @@ def dropped(s: np.ndarray, kept: np.ndarray) -> float:
 
     It is 0 where there is no energy. Runs on the host.
     """
+    # From what was dropped: `1 - kept` would lose all digits of a small error.
     squares = near_one(np.asarray(s, np.float64), np) ** 2
     total = float(squares.sum())
     return float(squares[~kept].sum()) / total if total else 0.0

@@ -69,6 +69,7 @@ def decompose(a: Kernels, b: Kernels, *, method: Method = "auto") -> Core:
 def _balanced(
     r_a: Float[np.ndarray, "N r r"], r_b: Float[np.ndarray, "N r r"]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # LAPACK would raise for the whole batch if one matrix were not finite.
     core = r_a @ r_b.mT
     finite = np.all(np.isfinite(core), axis=(-2, -1))
     u, s, vt = np.linalg.svd(np.where(finite[:, None, None], core, 0))
@@ -134,6 +135,7 @@ def _gram_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
     """Return `R` with `R^T R = x^T x`, by eigenvectors, since they always exist."""
     gram, lengths = _scaled_grams(x)
     finite = np.all(np.isfinite(gram), axis=(-2, -1))[:, None, None]
+    # An eigenvalue below rounding is noise; the floor keeps `R` invertible.
     values, vectors = np.linalg.eigh(np.where(finite, gram, 0))
     floor = gram.shape[-1] * np.finfo(np.float64).eps
     scale = np.sqrt(np.maximum(values, floor))

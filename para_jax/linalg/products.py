@@ -101,6 +101,7 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Core, Core]:
 def _in_stacks(a: Factors, b: Factors) -> list[Core]:
     """Return `checked(a, b)` for each pair of arrays, with its stack axes."""
     found, share = core.of_grams(_grams(a, tall=True), _grams(b, tall=False))
+    # One condition for all: a batch with one bad factor takes the slow way as a whole.
     safe = (share > DEPENDENT).all()  # Not where a share is NaN.
     found = lax.cond(safe, lambda *_: found, _one_by_one, a, b)
     ends = np.cumsum([math.prod(x.shape[:-2]) for x in a])[:-1]
@@ -149,6 +150,7 @@ def _near_one(factors: Factors) -> tuple[list[Array], Int[Array, " L"]]:
 
 def _exponent(x: Float[Array, "*stack d r"]) -> Int[Array, "*stack"]:
     """Return even `e` with the entries of each `x` below `2^(e + 2)`."""
+    # Even, so that the root of the power is exact. It has no derivative, as it cancels.
     _, exponent = jnp.frexp(jnp.abs(lax.stop_gradient(x)).max((-1, -2)))
     return exponent // 2 * 2
 

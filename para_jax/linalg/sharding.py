@@ -63,7 +63,7 @@ def _onto_mesh(args: Any) -> Any:
     """Put all arrays on the mesh of the others, outside of a program."""
     leaves = [x for x in jax.tree.leaves(args) if isinstance(x, jax.Array)]
     if any(isinstance(x, jax.core.Tracer) for x in leaves):
-        return args
+        return args  # Within a program the compiler moves them.
     place: Any = next(x.sharding for x in leaves if mesh_of(x) is not None)
     whole = NamedSharding(place.mesh, REPLICATED)
     return jax.tree.map(

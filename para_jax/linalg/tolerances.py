@@ -51,6 +51,7 @@ def cancelled(s: Any, norms: Any, *, least: int = 1) -> Any:
         `b` each, of the product of their norms, `[..., 1]`.
       least: The least number of roundings to allow for.
     """
+    # In float64 there is room between rounding and the values of float32 factors.
     is_wide = norms.dtype == np.float64
     roundings = max(least, ROUNDINGS if is_wide else 1)
     noise = roundings * float(np.finfo(norms.dtype).eps) * norms
