@@ -139,8 +139,8 @@ def decompose(
 def _decompose(
     adapters: Mapping[str, Adapter], way: products.Way
 ) -> dict[str, Spectrum]:
-    # A batch of `r x r` problems for each rank. Padding to one rank would mix zeros into
-    # the factors, and cost the cube of the largest.
+    # A batch of `r x r` problems a rank: padded to one rank, each would cost the cube
+    # of the largest, and zeros would count as columns.
     result: dict[str, Spectrum] = {}
     for rank in sorted({x.rank for x in adapters.values()}):
         group = {p: x for p, x in adapters.items() if x.rank == rank}
