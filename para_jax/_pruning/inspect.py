@@ -15,8 +15,9 @@ from para_jax._adapters.stacks import kernels
 from para_jax._pruning.batches import Progress
 from para_jax._pruning.pipeline import spectra_of
 from para_jax._pruning.policies import Epsilon
+from para_jax._pruning.pool import pool as pool_of
 from para_jax._pruning.report import Report, report
-from para_jax._pruning.select import ranks
+from para_jax._pruning.select import exact_ranks
 from para_jax.linalg.products import Method
 
 SHARES = (0.9, 0.95, 0.99, 0.999)
@@ -114,9 +115,10 @@ def inspect(
     """
     checkpoint = as_checkpoint(checkpoint)
     spectra = spectra_of(checkpoint, method=method, progress=progress)
+    pool = pool_of(spectra)
     # Both are needed: a module's own share, and its part of the whole model's.
-    alone = [ranks(spectra, Epsilon(x, scope="local")) for x in shares]
-    together = [ranks(spectra, Epsilon(x)) for x in shares]
+    alone = [exact_ranks(spectra, Epsilon(x, scope="local"), pool) for x in shares]
+    together = [exact_ranks(spectra, Epsilon(x), pool) for x in shares]
     kept = {path: np.ones(x.s.shape, bool) for path, x in spectra.items()}
     adapters = {path: checkpoint.adapters[path] for path in ordered(spectra)}
     return Inspection(
@@ -139,5 +141,5 @@ def inspect(
         bytes=sum(x.a.nbytes + x.b.nbytes for x in adapters.values()),
         dtypes=tuple(sorted({np.dtype(x.a.dtype).name for x in adapters.values()})),
         extra=tuple(sorted(checkpoint.extra)),
-        report=report(spectra, kept, Epsilon(1.0)),
+        report=report(spectra, kept, Epsilon(1.0), pool),
     )

@@ -42,7 +42,7 @@ def repack(
     of each row of `b_hat` is positive, the first of equal ones, so equal updates give
     equal files.
 
-    - `masked`: the parent's shapes, dropped components zero. Traced.
+    - `masked`: the parent's shapes, dropped components zero. Traceable under `jit`.
     - `padded`: the parent's paths and stacks, each at the largest rank kept in its
       stack, zeros beyond a kernel's own. What a scanned model takes.
     - `ragged`: every kernel at its own rank, stacks unstacked (see

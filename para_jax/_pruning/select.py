@@ -102,7 +102,17 @@ def ranks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:
     Raises:
       ValueError: as `exact_masks`.
     """
-    found = exact_masks(spectra, policy)
+    return exact_ranks(spectra, policy)
+
+
+def exact_ranks(
+    spectra: Spectra, policy: Policy, pool: Pool | None = None
+) -> dict[str, np.ndarray]:
+    """Return the rank of each module as `ranks` does.
+
+    Arguments and errors are those of `exact_masks`.
+    """
+    found = exact_masks(spectra, policy, pool)
     return {path: np.asarray(mask.sum(-1)) for path, mask in found.items()}
 
 
