@@ -543,7 +543,7 @@ def test_a_dtype_that_holds_no_fractions_is_refused():
 
 
 def test_a_number_is_no_policy():
-    module = importlib.import_module("para_jax.compress")
+    module = importlib.import_module("para_jax._pruning.pipeline")
     cut = module.cut.__wrapped__  # As it is without the tests' type checks.
 
     with pytest.raises(TypeError, match=r"a policy such as Gamma\(0.25\), got 0.25"):
