@@ -7,7 +7,7 @@
     print(child.report)
     para.save(child, "adapter-r4/", format="peft")
 
-or inside a program that is traced:
+or inside a traced program:
 
     spectra = para.decompose(adapters)
     masks = para.masks(spectra, para.Epsilon(0.99))

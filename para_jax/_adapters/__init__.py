@@ -1,1 +1,1 @@
-"""Adapters, stacks of them, and checkpoints: the data that everything passes around."""
+"""Adapters, stacks of them, and checkpoints: the data of every other folder."""

@@ -7,6 +7,8 @@ Axis letters, here and everywhere: `m` inputs, `n` outputs, `r` the adapter's ra
     y = x @ kernel + scale * (x @ a) @ b.
 
 PEFT's transposed `lora_A`, `lora_B` exist only inside `para_jax/formats/peft`.
+
+Traceable under `jit`: paths and shapes are static.
 """
 
 import dataclasses
@@ -36,11 +38,10 @@ class Adapter:
       a: The down projection, `[*stack, m, r]`, floating point.
       b: The up projection, `[*stack, r, n]`, of the dtype of `a`.
       scale: `alpha / r`, or `alpha / sqrt(r)` for rsLoRA; one number for a whole
-        stack. Static, so that no optimizer ever trains it. A traced scale belongs
+        stack. Static, so that no optimizer ever trains it. Multiply a traced scale
         into `b`.
-      nominal: The rank that budgets count, where it is not that of `a`: a PiSSA
-        adapter made plain stores `2 r` columns and counts `r` (see
-        `para_jax.plain`).
+      nominal: The rank that budgets count, if not the rank of `a`: a PiSSA adapter
+        made plain stores `2 r` columns and counts `r` (see `para_jax.plain`).
 
     Example:
       >>> x = para_jax.Adapter(np.ones((2, 5, 3)), np.ones((2, 3, 7)), scale=0.5)
@@ -86,7 +87,16 @@ Adapters = Mapping[str, Adapter]
 
 @precision.kept
 def folded(adapter: Adapter) -> Adapter:
-    """Returns the same update with its scale folded into `b`: a scale of 1. Traced."""
+    """Fold the scale of an update into `b`: the same update with a scale of 1.
+
+    Traceable under `jit`.
+
+    Example:
+      >>> x = para_jax.Adapter(np.ones((5, 2)), np.ones((2, 3)), scale=0.5)
+      >>> y = para_jax.folded(x)
+      >>> y.scale, y.b[0].tolist()
+      (1.0, [0.5, 0.5, 0.5])
+    """
     if adapter.scale == 1:
         return adapter
     host = isinstance(adapter.b, np.ndarray)  # float64 costs nothing there.
@@ -96,9 +106,13 @@ def folded(adapter: Adapter) -> Adapter:
 
 
 def ordered(paths: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """Returns `paths` in the model's order: `layer/2` before `layer/10`.
+    """Sort `paths` in the model's order: `layer/2` before `layer/10`.
 
-    Ties between equal singular values, and the rows of tables, go by it.
+    It breaks ties between equal singular values, and orders the rows of tables.
+
+    Example:
+      >>> para_jax.ordered(["layer/10/up", "layer/2/up", "layer/2/down"])
+      ['layer/2/down', 'layer/2/up', 'layer/10/up']
     """
     return sorted(paths, key=lambda path: (_natural(path), path))
 
@@ -110,7 +124,11 @@ def _natural(path: str) -> list[tuple[int, int, str]]:
 
 
 def check_pair(path: str, adapter: Adapter) -> None:
-    """Raises ValueError, naming `path`, unless the two factors fit together."""
+    """Check that two factors fit together, for arrays that enter the library.
+
+    Raises:
+      ValueError: if not. The message names `path`.
+    """
     a, b = adapter.a, adapter.b
     if a.ndim < 2 or b.ndim != a.ndim or a.shape[:-2] != b.shape[:-2]:
         raise ValueError(
@@ -127,16 +145,20 @@ def check_pair(path: str, adapter: Adapter) -> None:
             f"'{path}': an axis of a {list(a.shape)} or b {list(b.shape)} is empty. "
             "A module of rank 0 is left out instead."
         )
+    # Integers would decompose without a complaint, into values of their codes.
     for name, x in (("a", a), ("b", b)):
         check_dtype(f"'{path}': {name}", x.dtype)
 
 
 def check_dtype(name: str, dtype: Any) -> None:
-    """Raise ValueError unless factors can be of a dtype.
+    """Check that factors can be stored in a dtype.
 
     Args:
-      name: What is of this dtype, for the message.
+      name: The name of the array or option, for the message.
       dtype: The dtype. float8_e8m0fnu has powers of two alone, and no zero.
+
+    Raises:
+      ValueError: if not.
     """
     if jnp.issubdtype(dtype, jnp.floating) and dtype != jnp.float8_e8m0fnu:
         return

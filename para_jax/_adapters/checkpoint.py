@@ -1,4 +1,7 @@
-"""Checkpoints: a model's adapters with everything that was stored beside them."""
+"""Checkpoints: a model's adapters with everything stored beside them.
+
+Runs on the host.
+"""
 
 import dataclasses
 import typing
@@ -9,6 +12,7 @@ import numpy as np
 
 from para_jax._adapters.adapter import Adapters, Array
 
+# By name only: the folders above import this one.
 if typing.TYPE_CHECKING:
     from para_jax._pruning.report import Report
     from para_jax.layouts import Tree
@@ -16,13 +20,13 @@ if typing.TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-    """What kind of layer an adapter belongs to, where it is not a dense one.
+    """The kind of an adapter's layer, if it is not dense.
 
     Attributes:
       kind: `linear`, `embedding` (`m` is the vocabulary), `conv`, or `experts`: a bare
         parameter of a mixture, whose stack is its experts.
       window: For `conv`, the kernel's spatial shape and its input channels,
-        `(*window, channels)`: the axes that `m` flattens, in Flax's order.
+        `(*window, channels)`: the axes flattened to `m`, in Flax's order.
 
     Example:
       >>> layers = {"stem": para_jax.Layer(kind="conv", window=(3, 3, 2))}
@@ -53,30 +57,27 @@ class Spelling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model's adapters, with everything that was stored beside them.
+    """A model's adapters, with everything stored beside them.
 
     Attributes:
       adapters: The LoRA updates by path.
-      layers: The kinds of the layers that are not dense. A path that is missing
-        here is dense.
-      biases: The additive bias `[n]` that belongs to an update (PEFT's `lora_bias`),
-        with its scale folded in.
-      absent: `(m, n)` of the modules that kept nothing, by path. Formats that want an
-        entry for every module write zeros for these.
-      shared: The modules whose update is another's, and which one's: see `sharing.py`.
-      extra: Tensors that are no LoRA factors (a classifier head, norms), under the
-        names that they were stored with. They pass through bit for bit.
+      layers: The kinds of the layers that are not dense, by path.
+      biases: The additive bias `[n]` of an update (PEFT's `lora_bias`), with its scale
+        folded in, by path.
+      absent: `(m, n)` of the modules that kept nothing, by path. Formats with an entry
+        for every module write zeros for these.
+      shared: The owner of each shared update, `{path: owner}`: see `sharing.py`.
+      extra: Tensors other than LoRA factors (a classifier head, norms), under their
+        stored names. They pass through bit for bit.
       config: The source's configuration, such as PEFT's `adapter_config.json`.
-      modules: The paths that `config` was read with, and whose short names it has.
-      spelling: The names of the tensors in the single file that it was read from, by
-        path. Children are written under the same names; other paths get the default.
-      provenance: How the adapters came to be: plain JSON values.
-      residual: Where the adapters do not belong to the original weights: the name of
-        the initialisation (PiSSA, ...) that changed these. Not to be pruned before
-        `para_jax.plain`.
-      source: The name of the file or folder that it was read from.
-      tree: The tree of arrays that the adapters were found in, for
-        `para_jax.to_tree` to put a child back.
+      modules: The paths of the modules when `config` was read, which abbreviates them.
+      spelling: The names of the tensors in a single source file, by path. Children are
+        written under the same names; other paths get the default.
+      provenance: The history of the adapters, plain JSON values.
+      residual: Name of the initialisation that changed the base weights (PiSSA, ...),
+        or "". Call `para_jax.plain` before pruning.
+      source: The name of the source file or folder.
+      tree: The source tree of arrays, so that `para_jax.to_tree` can put a child back.
 
     Example:
       >>> head = {"classifier": np.ones((3, 5))}
@@ -102,7 +103,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Child(Checkpoint):
-    """A compressed checkpoint, and the account of what was kept.
+    """A compressed checkpoint, with the report of the compression.
 
     Attributes:
       report: Ranks, parameters, energy and error of the compression.
@@ -112,5 +113,5 @@ class Child(Checkpoint):
 
 
 def as_checkpoint(parent: Checkpoint | Adapters) -> Checkpoint:
-    """Returns `parent`, or the checkpoint that holds just these adapters."""
+    """Return `parent`, wrapped in a checkpoint if it is bare adapters."""
     return parent if isinstance(parent, Checkpoint) else Checkpoint(adapters=parent)

@@ -1,4 +1,7 @@
-"""Adapters filled up with zeros to the shapes of others. Traced."""
+"""Adapters filled up with zeros to the shapes of others.
+
+Traceable under `jit`.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,9 +15,9 @@ from para_jax._adapters.adapter import Adapter
 def pad(
     adapters: Mapping[str, Adapter], *, like: Mapping[str, Adapter]
 ) -> dict[str, Adapter]:
-    """Returns equal updates in the shapes of `like`: zeros fill the rest.
+    """Fill adapters up with zeros to the shapes of `like`: the updates stay equal.
 
-    So a program that was compiled for the parent runs all its children.
+    So a program compiled for the parent runs all its children.
 
     Example:
       >>> child = para_jax.compress(adapters, para_jax.Threshold(7)).adapters
@@ -25,8 +28,8 @@ def pad(
 
     Args:
       adapters: A child, its stacks as in `like`.
-      like: The parent, or anything with the shapes to fill up to. A path that only it
-        has gets factors of zeros.
+      like: The parent, or anything with the shapes to fill up to. A path missing in
+        `adapters` gets factors of zeros.
 
     Raises:
       ValueError: if an adapter is not in `like`, or does not fit into it.
@@ -57,6 +60,7 @@ def to_rank(adapter: Adapter, rank: int) -> Adapter:
     more = rank - adapter.rank
     if not more:
         return adapter
+    # NumPy stays NumPy: an update of zeros costs no transfer to a device.
     xp = np if isinstance(adapter.a, np.ndarray) else jnp
     still = [(0, 0)] * len(adapter.stack)
     return dataclasses.replace(

@@ -1,7 +1,10 @@
 """Adapters as Flax params: a nested dict of arrays, and back.
 
-The form that a Linen variable collection has, that Orbax writes, and that a model
-applies whatever the ranks: each module's own dict holds `a` and `b`.
+The form of a Linen variable collection and of Orbax files, for models of any rank: each
+module's own dict holds `a` and `b`. The budget `para_jax.Params` is something else: a
+number of parameters.
+
+Traceable under `jit`.
 """
 
 from collections.abc import Mapping
@@ -11,9 +14,9 @@ from para_jax._adapters.adapter import Adapter, folded
 
 
 def to_params(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
-    """Returns `{"mlp": {"up": {"a": ..., "b": ...}}}` for the path `mlp/up`. Traced.
+    """Convert to nested dicts: `{"mlp": {"up": {"a": ..., "b": ...}}}` for `mlp/up`.
 
-    The scale is folded into `b`, so `delta = a @ b`: nothing but arrays is left.
+    The scale is folded into `b`, so `delta = a @ b`: only arrays are left.
 
     Example:
       >>> lora = para_jax.to_params({"mlp/up": adapters["up"]})
@@ -33,7 +36,7 @@ def to_params(adapters: Mapping[str, Adapter]) -> dict[str, Any]:
 
 
 def from_params(params: Mapping[str, Any], *, scale: float = 1.0) -> dict[str, Adapter]:
-    """Returns the adapters of a nested dict that `to_params` made: its inverse.
+    """Convert nested dicts to adapters: the inverse of `to_params`.
 
     Example:
       >>> lora = {"mlp": {"up": {"a": np.ones((5, 4)), "b": np.ones((4, 7))}}}
@@ -43,13 +46,14 @@ def from_params(params: Mapping[str, Any], *, scale: float = 1.0) -> dict[str, A
 
     Args:
       params: Nested dicts, where each module with an adapter holds `a` and `b`.
-        Other leaves are passed over.
-      scale: What to multiply `a @ b` with, the same for all modules: 1 for what
-        `to_params` made, `alpha / r` for params trained with a scale outside.
+        Other leaves are ignored.
+      scale: The factor of `a @ b`, the same for all modules: 1 for the result of
+        `to_params`, `alpha / r` for params trained with a scale outside.
 
     Raises:
       ValueError: if a module has one factor without the other.
     """
+    # Not a walk for dicts of exactly `a` and `b`: a module may hold other leaves too.
     factors: dict[str, dict[str, Any]] = {}
     for path, value in unnest(params).items():
         module, _, name = path.rpartition("/")
@@ -62,7 +66,11 @@ def from_params(params: Mapping[str, Any], *, scale: float = 1.0) -> dict[str, A
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested dicts for slash-joined paths. The inverse is `unnest`.
+    """Convert slash-joined paths to nested dicts. The inverse is `unnest`.
+
+    Example:
+      >>> para_jax.nest({"mlp/up": 1, "mlp/down": 2, "head": 3})
+      {'mlp': {'up': 1, 'down': 2}, 'head': 3}
 
     Raises:
       ValueError: if a path goes on below a value.
@@ -82,7 +90,12 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unnest(tree: Mapping[Any, Any]) -> dict[str, Any]:
-    """Returns the leaves of nested dicts and lists by slash-joined path."""
+    """Convert nested dicts and lists to slash-joined paths. The inverse is `nest`.
+
+    Example:
+      >>> para_jax.unnest({"mlp": {"up": 1, "down": 2}, "heads": [3, 4]})
+      {'mlp/up': 1, 'mlp/down': 2, 'heads/0': 3, 'heads/1': 4}
+    """
     result: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, list | tuple):

@@ -1,8 +1,10 @@
-"""Functions that compute in float64 when they are given float64. Traced and host.
+"""Computing in float64 for float64 arguments, whatever the caller's setting.
 
 JAX has float64 inside `jax.enable_x64` alone. Arrays made there outlive the block, and
-outside of it JAX computes with them in a mixture: what they are combined with is
-float32, and operations that look at their bits take each number for two.
+outside of it JAX mixes precisions: other operands are float32, and operations on bits
+take each number for two.
+
+Traceable under `jit`.
 """
 
 import contextlib
@@ -18,7 +20,7 @@ R = TypeVar("R")
 
 
 def kept(function: Callable[P, R]) -> Callable[P, R]:
-    """Return `function`, run in JAX's 64-bit mode where an argument is float64.
+    """Decorate `function` to run in JAX's 64-bit mode for float64 arguments.
 
     It then returns the same inside and outside of `jax.enable_x64`, also while it is
     traced. NumPy arrays do not count: JAX makes them float32 outside, as it documents.
@@ -26,6 +28,7 @@ def kept(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def in_precision(*args: P.args, **kwargs: P.kwargs) -> R:
+        # Any argument counts: a float64 spectrum may meet float32 factors.
         leaves = (x for arg in (*args, *kwargs.values()) for x in _leaves(arg))
         if any(isinstance(x, jax.Array) and x.dtype == np.float64 for x in leaves):
             with jax.enable_x64(True):
@@ -36,13 +39,13 @@ def kept(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _leaves(arg: Any) -> list[Any]:
-    """Return the arrays of an argument; JAX knows no mappings but dicts."""
+    """Return the arrays of an argument, also of a mapping unknown to JAX."""
     return jax.tree.leaves(dict(arg) if isinstance(arg, Mapping) else arg)
 
 
 @contextlib.contextmanager
 def wide() -> Iterator[None]:
-    """Turns on float64, but on TPU, which has no float64 factorisations."""
+    """Turn on float64, except on TPU, for lack of float64 factorisations."""
     if jax.default_backend() == "tpu":
         yield
     else:

@@ -1,9 +1,11 @@
-"""Modules that share one update: cut once, counted once. Host.
+"""Shared updates of several modules: cut once, counted once.
 
 A model that ties its output layer to its embedding may tie their adapters too (PEFT's
 `ensure_weight_tying`), and a block that a model holds under two names is adapted once.
 A file then has the same factors twice: transposed, where one module is an embedding
 `[vocabulary, d]` and the other a dense layer `[d, vocabulary]`, or as they are.
+
+Runs on the host.
 """
 
 import dataclasses
@@ -20,18 +22,20 @@ _Any = typing.TypeVar("_Any", bound=Checkpoint)
 
 
 def found(adapters: Adapters, layers: _Layers) -> dict[str, str]:
-    """Return the modules whose update is another's, and which one's: `{path: owner}`.
+    """Find the modules with another module's update, and its owner: `{path: owner}`.
 
     Their factors are equal bit for bit, and their scales. A dense layer can share with
     an embedding; any other module with one whose path ends in the same name, as both
     lie in one block. Updates of zero are shared by none.
 
     Args:
-      adapters: NumPy arrays; others are passed over.
+      adapters: NumPy arrays; others are ignored.
       layers: The kinds of the layers that are not dense.
     """
     result: dict[str, str] = {}
+    # By a few bytes of each first: to compare all pairs would read every factor often.
     seen: dict[tuple[object, ...], list[str]] = {}
+    # Embeddings first: a tied dense layer is stored as the transpose of its embedding.
     for path in sorted(ordered(adapters), key=lambda x: not _embeds(x, layers)):
         x = adapters[path]
         if not (isinstance(x.a, np.ndarray) and isinstance(x.b, np.ndarray)):
@@ -48,7 +52,7 @@ def found(adapters: Adapters, layers: _Layers) -> dict[str, str]:
 
 
 def held(checkpoint: Checkpoint, besides: Collection[str] = ()) -> dict[str, str]:
-    """Return `checkpoint.shared`, but for updates that are not equal any more.
+    """Return `checkpoint.shared` without updates no longer equal to their owner's.
 
     Args:
       checkpoint: The adapters.
@@ -66,13 +70,13 @@ def held(checkpoint: Checkpoint, besides: Collection[str] = ()) -> dict[str, str
 
 
 def owners(checkpoint: Checkpoint) -> dict[str, Adapter]:
-    """Return the adapters but for those that share another module's update."""
+    """Return the adapters without those of sharing modules, which count once."""
     others = held(checkpoint)
     return {path: x for path, x in checkpoint.adapters.items() if path not in others}
 
 
 def spread(checkpoint: _Any, paths: Iterable[str]) -> _Any:
-    """Return the checkpoint where these modules have what their owners have.
+    """Give sharing modules their owners' updates again, in a new checkpoint.
 
     Adapters are views of the owners' arrays. A module is absent if its owner is.
 
@@ -101,7 +105,7 @@ def transposed(path: str, owner: str, layers: _Layers) -> bool:
 
 
 def notes(shared: Mapping[str, str]) -> list[str]:
-    """Return what a report says of modules that are not in it."""
+    """Return a report's note on sharing modules, if there are any."""
     if not shared:
         return []
     path = min(shared)
@@ -115,6 +119,7 @@ def _share(path: str, owner: str, adapters: Adapters, layers: _Layers) -> bool:
         one = _flipped(one)
         alike = _dense(path, layers)
     else:
+        # Equal factors alone prove nothing: fresh adapters of two layers may be equal.
         same_name = path.rpartition("/")[2] == owner.rpartition("/")[2]
         alike = same_name and layers.get(path) == layers.get(owner)
     return (
@@ -140,6 +145,6 @@ def _flipped(x: Adapter) -> Adapter:
 
 
 def _print(x: Adapter) -> tuple[object, ...]:
-    """Return what equal factors have in common, and few others: no whole array."""
+    """Return a hashable fingerprint of the factors, from their first row alone."""
     row = np.asarray(x.a[..., :1, :])
     return x.a.shape, x.b.shape, str(x.a.dtype), row.tobytes()

@@ -1,1 +1,1 @@
-"""The paper: decompose, select, repack, and the account of what was kept."""
+"""The paper: decompose, select, repack, and the report of the compression."""

@@ -1,7 +1,9 @@
-"""Adapters of equal shapes, as one array; and as pieces that fit into little memory.
+"""Adapters of equal shapes, as one array, and as pieces for little memory.
 
 A model has hundreds of adapters and a handful of shapes. A program that names each
 adapter compiles and starts slowly; one that names each shape does not.
+
+Groups depend on shapes alone. `join` and `split` are traceable under `jit`.
 """
 
 import dataclasses
@@ -15,26 +17,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from para_jax._adapters.adapter import Adapter
+from para_jax._adapters.stacks import Kernel, kernels
 from para_jax.linalg import sharding
 
-# What a batch holds at most, in parameters of adapters: 32 MB in float64. Larger ones
+# The most that a batch holds, in parameters of adapters: 32 MB in float64. Larger ones
 # are not faster, smaller ones take more calls.
 _BATCH = 2**22
 
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
-"""What to wrap a loop over batches in, to show how far it is: such as `tqdm.tqdm`."""
+"""A wrapper for a loop over batches that shows its progress, such as `tqdm.tqdm`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Some paths, whose arrays `[*stack, ...]` can be joined to one `[L, ...]`.
+    """Paths with arrays `[*stack, ...]` to join to one `[L, ...]`.
 
-    Works on traced, device and NumPy arrays; what is all NumPy stays NumPy.
+    Works on traced, device and NumPy arrays; NumPy arrays stay NumPy.
 
     Attributes:
       stacks: The stack shape of each path.
-      apart: Whether it is one path, whose arrays keep their own stack axes. To join
-        what is stacked already would only copy it; on a mesh of devices, move it.
+      apart: Whether it is one path with arrays that keep their own stack axes. To join
+        a stack would only copy it; on a mesh of devices, move it.
     """
 
     stacks: Mapping[str, tuple[int, ...]]
@@ -45,16 +48,16 @@ class Group:
         """The number of kernels, `L`."""
         return sum(math.prod(stack) for stack in self.stacks.values())
 
-    def members(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Returns the path of each row, and the row's index in the stack."""
+    def members(self) -> list[Kernel]:
+        """Return the kernel of each row: its path, and its index in the stack."""
         return self._members
 
     @functools.cached_property
-    def _members(self) -> list[tuple[str, tuple[int, ...]]]:
-        return [(p, i) for p, stack in self.stacks.items() for i in np.ndindex(stack)]
+    def _members(self) -> list[Kernel]:
+        return list(kernels(self.stacks))
 
     def join(self, values: Mapping[str, Any], rows: slice = slice(None)) -> Any:
-        """Returns `rows` of the values of this group's paths, joined along one axis."""
+        """Return `rows` of the values of this group's paths, joined along one axis."""
         if self.apart:
             return values[next(iter(self.stacks))]
         start, stop, _ = rows.indices(self.rows)
@@ -66,15 +69,16 @@ class Group:
             if not inside:
                 continue
             part = values[path].reshape(-1, *values[path].shape[len(stack) :])
-            whole = len(inside) == count
+            whole = len(inside) == count  # A slice of a jax.Array would be a copy.
             parts.append(part if whole else part[inside.start : inside.stop])
         if len(parts) == 1:
             return parts[0]
+        # On a device only if some array is there already: NumPy needs no transfer.
         on_host = all(isinstance(x, np.ndarray) for x in parts)
         return (np if on_host else jnp).concatenate(parts)
 
     def split(self, joined: Any) -> dict[str, Any]:
-        """Returns the rows of each path in its own stack's shape: `join`'s inverse."""
+        """Return the rows of each path in its own stack's shape: `join`'s inverse."""
         if self.apart:
             return {next(iter(self.stacks)): joined}
         result, start = {}, 0
@@ -86,7 +90,7 @@ class Group:
 
 
 def groups(adapters: Mapping[str, Adapter]) -> list[Group]:
-    """Returns the paths that agree in `m`, `n`, `r` and dtype, group by group.
+    """Group paths by equal `m`, `n`, `r` and dtype.
 
     Stacks that are on devices are groups of their own.
     """
@@ -103,7 +107,7 @@ def groups(adapters: Mapping[str, Adapter]) -> list[Group]:
 
 
 def pieces(group: Group, adapters: Mapping[str, Adapter]) -> list[slice]:
-    """Returns the rows of a group in pieces, none larger than a batch.
+    """Return the rows of a group in pieces, none larger than a batch.
 
     All but the last have the same length, so they share a program. It is a power of
     two, since the number of layers often has one as a factor. A stack that is on
@@ -117,7 +121,7 @@ def pieces(group: Group, adapters: Mapping[str, Adapter]) -> list[slice]:
 
 
 def all_pieces(adapters: Mapping[str, Adapter]) -> list[tuple[Group, slice]]:
-    """Returns the pieces of all groups: some rows of a group each."""
+    """Return the pieces of all groups: some rows of a group each."""
     found = groups(adapters)
     return [(group, rows) for group in found for rows in pieces(group, adapters)]
 
@@ -125,7 +129,7 @@ def all_pieces(adapters: Mapping[str, Adapter]) -> list[tuple[Group, slice]]:
 def batches(
     found: Sequence[Group], adapters: Mapping[str, Adapter]
 ) -> list[list[tuple[int, slice]]]:
-    """Returns the pieces of all groups, in batches that fit into little memory.
+    """Return the pieces of all groups, in batches for little memory.
 
     A piece is a group's number and some of its rows. A small model is one batch.
     """
@@ -134,6 +138,7 @@ def batches(
     for i, group in enumerate(found):
         for rows in pieces(group, adapters):
             size = (rows.stop - rows.start) * _row(group, adapters)
+            # A stack on devices is a program of its own, which never moves it.
             if size > room or group.apart:
                 result.append([])
                 room = _BATCH
@@ -143,13 +148,14 @@ def batches(
 
 
 def _row(group: Group, adapters: Mapping[str, Adapter]) -> int:
-    """Returns the parameters of one kernel's adapter."""
+    """Return the parameters of one kernel's adapter."""
+    # Any member: a group has one shape.
     one = adapters[next(iter(group.stacks))]
     return one.rank * (one.inputs + one.outputs)
 
 
 def joined(group: Group, values: Mapping[str, Any], rows: slice = slice(None)) -> Any:
-    """Returns one Adapter or Spectrum for the whole group, or for some rows of it."""
+    """Return one Adapter or Spectrum for the whole group, or for some rows of it."""
     members = [values[path] for path in group.stacks]
     leaves = zip(*(jax.tree.leaves(x) for x in members), strict=True)
     joined = [group.join(dict(zip(group.stacks, x, strict=True)), rows) for x in leaves]

@@ -1,4 +1,4 @@
-"""The singular values of every update, found without forming one. Traced.
+"""The singular values of every update, found without forming one.
 
 With `a = Q_a R_a` and `b^T = Q_b R_b`, the update `scale * a @ b` has the singular
 values of the core `M = scale * R_a R_b^T = U S V^T` (PARA, Eqs. 4-8). Only the `R`
@@ -9,6 +9,9 @@ factors are needed: since `scale * a R_b^T V = Q_a M V = Q_a U S`,
 
 is the balanced pair of Eq. 3. Nothing is inverted but the singular values that count
 as nonzero, and a `Spectrum` takes `2 r k` numbers a kernel, however large the kernel.
+
+Traceable under `jit`; `decompose_host.py` is the counterpart for whole models on the
+host.
 """
 
 import dataclasses
@@ -18,12 +21,13 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jax.typing import DTypeLike
 
 from para_jax._adapters import precision
 from para_jax._adapters.adapter import Adapter, check_pair
 from para_jax._pruning.batches import Group, groups
 from para_jax.linalg import products, sharding
+from para_jax.linalg.core import Core
 from para_jax.linalg.products import Method
 
 
@@ -73,7 +77,7 @@ Spectra = Mapping[str, Spectrum]
 def decompose(
     adapters: Mapping[str, Adapter], *, method: Method = "auto"
 ) -> dict[str, Spectrum]:
-    """Returns the spectrum of each update, in O((m + n) r^2 + r^3) operations.
+    """Return the spectrum of each update, in O((m + n) r^2 + r^3) operations.
 
     Works under `jit`, `vmap` and on its own, on any mix of shapes, ranks and stacks.
     It computes in float64 where JAX may (`jax.enable_x64`), else in float32; the
@@ -89,7 +93,7 @@ def decompose(
     - A component counts as zero up to `r * eps` of the module's largest, with float32's
       eps; and where the parts cancel, up to eps of the computing dtype times what their
       norms add up to.
-    - What is not finite makes its own module NaN.
+    - NaN or infinity in a factor makes its own module NaN.
 
     The methods:
 
@@ -135,6 +139,8 @@ def decompose(
 def _decompose(
     adapters: Mapping[str, Adapter], way: products.Way
 ) -> dict[str, Spectrum]:
+    # A batch of `r x r` problems a rank: padded to one rank, each would cost the cube
+    # of the largest, and zeros would count as columns.
     result: dict[str, Spectrum] = {}
     for rank in sorted({x.rank for x in adapters.values()}):
         group = {p: x for p, x in adapters.items() if x.rank == rank}
@@ -143,7 +149,7 @@ def _decompose(
 
 
 def _way(method: Method, adapters: Mapping[str, Adapter]) -> products.Way:
-    """Returns the way that `method` stands for here.
+    """Return the way to the `R` factors on this platform.
 
     Raises:
       ValueError: if the method is unknown.
@@ -152,8 +158,10 @@ def _way(method: Method, adapters: Mapping[str, Adapter]) -> products.Way:
         return method
     if method != "auto":
         raise ValueError(f"Unknown method {method!r}: expected 'auto', 'qr' or 'gram'.")
+    # A QR would gather each factor; a Gram matrix is a sum over devices.
     if sharding.mesh_of(adapters) is not None:
         return "gram"
+    # LAPACK's QR takes two to three times as long, but makes one rounding alone.
     if jax.default_backend() == "cpu":
         return "qr"
     is_wide = jax.dtypes.canonicalize_dtype(float) == jnp.float64
@@ -176,18 +184,26 @@ def _decompose_one_rank(
     cores = products.cores(a, b, jnp.asarray(everything.join(scales)), way)
     parts = [sharding.replicated(everything.split(x)) for x in cores]
     return {
-        path: _spectrum(x, *(y[path] for y in parts)) for path, x in adapters.items()
+        path: spectrum_of(x, Core(*(y[path] for y in parts)), x.a.dtype)
+        for path, x in adapters.items()
     }
 
 
-def _spectrum(adapter: Adapter, s: Array, left: Array, right: Array) -> Spectrum:
+def spectrum_of(adapter: Adapter, core: Core, dtype: DTypeLike) -> Spectrum:
+    """Return the spectrum of an update.
+
+    Args:
+      adapter: The update; only its shapes and its nominal rank are read.
+      core: Its singular values and balanced factors, `r` of them or `k`.
+      dtype: The dtype to store factors in.
+    """
     shape = (adapter.inputs, adapter.outputs)
-    k = min(*shape, adapter.rank)
+    k = min(*shape, adapter.rank)  # Beyond `k` there are zeros.
     return Spectrum(
-        s=s[..., :k],
-        left=left[..., :k],
-        right=right[..., :k, :],
+        s=core.s[..., :k],
+        left=core.left[..., :k],
+        right=core.right[..., :k, :],
         shape=shape,
-        dtype=np.dtype(adapter.a.dtype).name,
+        dtype=np.dtype(dtype).name,
         nominal=min(adapter.nominal or adapter.rank, k),
     )

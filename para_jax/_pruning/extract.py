@@ -1,4 +1,7 @@
-"""Adapters out of other things: two full checkpoints, or a PiSSA-like adapter. Host."""
+"""Adapters out of other things: two full checkpoints, or a PiSSA-like adapter.
+
+Runs on the host.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -12,7 +15,7 @@ from para_jax._adapters.checkpoint import Checkpoint, as_checkpoint
 from para_jax._adapters.precision import wide
 from para_jax.linalg import energy, factorize
 
-# Of scanned layers these have two axes too.
+# By name, since those of scanned layers have two axes too.
 _NO_KERNELS = ("bias", "embedding", "scale")
 
 Weights = Mapping[str, jax.Array | np.ndarray]
@@ -25,8 +28,8 @@ class Extraction:
     Attributes:
       adapters: The best update of the asked rank for each matrix that changed.
       energy: The share of each matrix's squared difference that its adapter holds.
-      unadapted: The Frobenius norm of the difference that no adapter holds, of each
-        tensor that changed and is no kernel (norms, biases, embeddings).
+      unadapted: The Frobenius norm of the difference of each tensor that changed and
+        is not a kernel (norms, biases, embeddings).
     """
 
     adapters: dict[str, Adapter]
@@ -35,11 +38,11 @@ class Extraction:
 
 
 def extract(base: Weights, tuned: Weights, *, rank: int) -> Extraction:
-    """Returns LoRA adapters of what fine-tuning changed (PhLoRA).
+    """Extract LoRA adapters from the change by fine-tuning (PhLoRA).
 
     The truncated SVD of `tuned - base`, in float64, in balanced factors of scale 1:
     `m n min(m, n)` operations a matrix, one matrix at a time. Give it a generous rank
-    and cut with `compress`, which then finds what it would find in the full updates.
+    and cut with `compress`, which then chooses as it would from the full updates.
 
     Example:
       >>> base = {"up/kernel": np.ones((5, 7)), "up/bias": np.zeros(7)}
@@ -52,11 +55,11 @@ def extract(base: Weights, tuned: Weights, *, rank: int) -> Extraction:
 
     Args:
       base: The original weights by path: kernels `[*stack, m, n]` in Flax's
-        orientation, and anything else. What has fewer than two axes, or Flax's names
-        `bias`, `scale` or `embedding`, is reported, not adapted. Leave convolutions
-        out: their window would be taken for a stack.
+        orientation, and anything else. A tensor with fewer than two axes, or one of
+        Flax's names `bias`, `scale` or `embedding`, is reported, not adapted. Leave
+        convolutions out: their window would be taken for a stack.
       tuned: The fine-tuned weights: the same paths and shapes.
-      rank: The rank of every adapter, where the matrix has so many.
+      rank: The rank of every adapter, or that of the matrix if it is less.
 
     Raises:
       ValueError: if the two differ in paths or shapes, contain NaN or infinity, or
@@ -78,10 +81,10 @@ def extract(base: Weights, tuned: Weights, *, rank: int) -> Extraction:
 
 
 def plain(trained: Checkpoint | Adapters, initial: Checkpoint | Adapters) -> Checkpoint:
-    """Returns a PiSSA or MiLoRA adapter as a LoRA on the original weights.
+    """Convert a PiSSA or MiLoRA adapter to a LoRA on the original weights.
 
-    Such an adapter starts at `a0 b0`, which was taken out of the weights, so what it
-    learned is `scale * (a b - a0 b0) = scale * [a, a0] @ [b; -b0]`, of rank `2 r` at
+    Such an adapter starts at `a0 b0`, which was taken out of the weights, so it has
+    learned `scale * (a b - a0 b0) = scale * [a, a0] @ [b; -b0]`, of rank `2 r` at
     most. Budgets still count the nominal `r`. Do this before any pruning: cutting
     `a b` itself would delete components of the pretrained weights.
 
@@ -133,7 +136,7 @@ def _minus(path: str, trained: Adapter, initial: Adapter) -> Adapter:
 
 
 def _differences(base: Weights, tuned: Weights) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the path and the float64 difference of each tensor that changed."""
+    """Yield the path and the float64 difference of each changed tensor."""
     _same_keys(base, tuned, "base", "tuned")
     for path, after in tuned.items():
         before = base[path]
@@ -141,6 +144,7 @@ def _differences(base: Weights, tuned: Weights) -> Iterator[tuple[str, np.ndarra
             raise ValueError(
                 f"'{path}': base is {list(before.shape)}, tuned {list(after.shape)}."
             )
+        # In float64: bfloat16 weights differ by few units in the last place.
         delta = np.asarray(after, np.float64) - np.asarray(before, np.float64)
         if not np.isfinite(delta).all():
             raise ValueError(f"'{path}': the weights contain NaN or infinity.")
@@ -162,7 +166,7 @@ def _truncated(delta: np.ndarray, rank: int) -> tuple[Adapter, float]:
     rank = min(rank, *shape)
     with wide():
         u, s, vt = map(np.asarray, _svd(delta.reshape(-1, *shape)))
-    root = np.sqrt(s[:, :rank])
+    root = np.sqrt(s[:, :rank])  # Balanced: both factors have equal norms.
     adapter = Adapter(
         a=(u[:, :, :rank] * root[:, None, :]).reshape(*stack, shape[0], rank),
         b=(root[:, :, None] * vt[:, :rank]).reshape(*stack, rank, shape[1]),

@@ -1,4 +1,7 @@
-"""What is in an adapter: shapes, ranks, scales, how fast spectra fall. Host."""
+"""Inspection of an adapter: shapes, ranks, scales, and how fast spectra fall.
+
+Runs on the host.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,12 +11,13 @@ import numpy as np
 
 from para_jax._adapters.adapter import Adapters, ordered
 from para_jax._adapters.checkpoint import Checkpoint, as_checkpoint
-from para_jax._adapters.stacks import member
+from para_jax._adapters.stacks import kernels
 from para_jax._pruning.batches import Progress
 from para_jax._pruning.pipeline import spectra_of
 from para_jax._pruning.policies import Epsilon
+from para_jax._pruning.pool import pool as pool_of
 from para_jax._pruning.report import Report, report
-from para_jax._pruning.select import ranks
+from para_jax._pruning.select import exact_ranks
 from para_jax.linalg.products import Method
 
 SHARES = (0.9, 0.95, 0.99, 0.999)
@@ -45,7 +49,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Inspection:
-    """What is in an adapter.
+    """The contents of an adapter.
 
     Attributes:
       rows: One entry a kernel, in the model's order.
@@ -69,7 +73,7 @@ class Inspection:
     report: Report
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns all of it as plain JSON values."""
+        """Return all of it as plain JSON values."""
         spectra = {x.path: x.sigma.tolist() for x in self.report.modules}
         return {
             "parameters": self.parameters,
@@ -91,7 +95,7 @@ def inspect(
     method: Method = "auto",
     progress: Progress = iter,
 ) -> Inspection:
-    """Returns what is in an adapter, its singular values included.
+    """Inspect an adapter, its singular values included.
 
     Example:
       >>> found = para_jax.inspect(adapters, shares=(0.9, 0.99))
@@ -111,14 +115,16 @@ def inspect(
     """
     checkpoint = as_checkpoint(checkpoint)
     spectra = spectra_of(checkpoint, method=method, progress=progress)
-    alone = [ranks(spectra, Epsilon(x, scope="local")) for x in shares]
-    together = [ranks(spectra, Epsilon(x)) for x in shares]
+    pool = pool_of(spectra)
+    # Both are needed: a module's own share, and its part of the whole model's.
+    alone = [exact_ranks(spectra, Epsilon(x, scope="local"), pool) for x in shares]
+    together = [exact_ranks(spectra, Epsilon(x), pool) for x in shares]
     kept = {path: np.ones(x.s.shape, bool) for path, x in spectra.items()}
-    adapters = {path: checkpoint.adapters[path] for path in spectra}
+    adapters = {path: checkpoint.adapters[path] for path in ordered(spectra)}
     return Inspection(
         rows=tuple(
             Row(
-                path=member(path, index),
+                path=kernel.name,
                 inputs=adapters[path].inputs,
                 outputs=adapters[path].outputs,
                 rank=adapters[path].rank,
@@ -126,8 +132,8 @@ def inspect(
                 largest=float(spectra[path].s[index][0]),
                 needed=tuple(int(x[path][index]) for x in alone),
             )
-            for path in ordered(adapters)
-            for index in np.ndindex(adapters[path].stack)
+            for kernel in kernels({path: x.stack for path, x in adapters.items()})
+            for path, index in [kernel]
         ),
         shares=tuple(shares),
         needed=tuple(sum(int(x.sum()) for x in found.values()) for found in together),
@@ -135,5 +141,5 @@ def inspect(
         bytes=sum(x.a.nbytes + x.b.nbytes for x in adapters.values()),
         dtypes=tuple(sorted({np.dtype(x.a.dtype).name for x in adapters.values()})),
         extra=tuple(sorted(checkpoint.extra)),
-        report=report(spectra, kept, Epsilon(1.0)),
+        report=report(spectra, kept, Epsilon(1.0), pool),
     )

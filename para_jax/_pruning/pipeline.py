@@ -1,7 +1,9 @@
-"""PARA in one call: decompose, choose, repack. Host.
+"""PARA in one call: decompose, choose, repack.
 
 These entry points compute in float64 whatever the caller's setting, choose in
 float64, and store in the parent's dtype.
+
+Runs on the host.
 """
 
 import dataclasses
@@ -14,16 +16,19 @@ import numpy as np
 from para_jax._adapters import sharing
 from para_jax._adapters.adapter import Adapter, Adapters, check_dtype, check_pair
 from para_jax._adapters.checkpoint import Checkpoint, Child, as_checkpoint
-from para_jax._adapters.precision import wide as wide
-from para_jax._adapters.stacks import by_member, member
+from para_jax._adapters.precision import wide
+from para_jax._adapters.stacks import by_member, kernels
 from para_jax._pruning import rounding
 from para_jax._pruning.batches import Progress
-from para_jax._pruning.decompose import Spectra, Spectrum
-from para_jax._pruning.decompose_host import joined_spectra
-from para_jax._pruning.policies import Policy
+from para_jax._pruning.decompose import Spectra, Spectrum, spectrum_of
+from para_jax._pruning.decompose_host import joined_cores
+from para_jax._pruning.policies import Policy, check
+from para_jax._pruning.pool import Pool
+from para_jax._pruning.pool import pool as pool_of
 from para_jax._pruning.repack import Form, repack
 from para_jax._pruning.report import Report, report
 from para_jax._pruning.select import exact_masks
+from para_jax.linalg.core import Core
 from para_jax.linalg.products import Method
 
 
@@ -36,7 +41,7 @@ def compress(
     dtype: Any = None,
     progress: Progress = iter,
 ) -> Child:
-    """Returns the child of `parent` that `policy` asks for (PARA, Algorithm 1).
+    """Compress `parent` to the child of a policy (PARA, Algorithm 1).
 
     Example:
       >>> child = para_jax.compress(adapters, para_jax.Gamma(0.5))
@@ -54,10 +59,10 @@ def compress(
       form: The form of the child's adapters, see `repack`.
       method: How to decompose, see `decompose`.
       dtype: The dtype to store the child in; the parent's by default.
-      progress: What to wrap the two loops over the modules in, such as `tqdm.tqdm`.
+      progress: A wrapper for the two loops over the modules, such as `tqdm.tqdm`.
 
     Returns:
-      The child, with a `report`. All that was stored beside the adapters is passed on.
+      The child, with a `report`. Everything stored beside the adapters is passed on.
 
     Raises:
       ValueError: if the parent is broken (the path is named), belongs to weights other
@@ -76,7 +81,7 @@ def family(
     method: Method = "auto",
     dtype: Any = None,
 ) -> list[Child]:
-    """Returns one child a policy, from a single decomposition of `parent`.
+    """Compress `parent` once a policy, from a single decomposition.
 
     The paper's "one-to-many" deployment. Arguments and errors are those of `compress`.
 
@@ -97,9 +102,14 @@ def spectra_of(
     dtype: Any = None,
     progress: Progress = iter,
 ) -> dict[str, Spectrum]:
-    """Returns the spectrum of each update in float64: `decompose`, compiled once.
+    """Decompose each update in float64, on the host, in few compiled programs.
 
     Of modules that share an update (`Checkpoint.shared`), the owner alone has one.
+
+    Example:
+      >>> spectra = para_jax.spectra_of(adapters)
+      >>> spectra["up"].s.round(3).tolist(), spectra["up"].s.dtype.name
+      ([8.0, 4.0, 2.0, 1.0], 'float64')
 
     Args:
       parent: As for `compress`.
@@ -114,30 +124,25 @@ def spectra_of(
     _check_parent(checkpoint)
     if dtype is not None:
         check_dtype("dtype", np.dtype(dtype))
+    # A shared update enters the pool once, or it would be paid for twice.
     adapters = sharing.owners(checkpoint)
     result: dict[str, Spectrum] = {}
-    for group, whole in joined_spectra(adapters, method, progress):
-        s, left, right = map(group.split, (whole.s, whole.left, whole.right))
+    for group, whole in joined_cores(adapters, method, progress):
         finite = np.isfinite(whole.s).all(-1)
         if not finite.all():
             path, _ = group.members()[int(finite.argmin())]
             raise ValueError(f"'{path}': {_beyond(adapters[path])}")
-        stored = whole.dtype if dtype is None else np.dtype(dtype).name
+        parts = [group.split(x) for x in whole]
         for path in group.stacks:
-            nominal = min(adapters[path].nominal or adapters[path].rank, whole.nominal)
-            result[path] = Spectrum(
-                s=s[path],
-                left=left[path],
-                right=right[path],
-                shape=whole.shape,
-                dtype=stored,
-                nominal=nominal,
-            )
+            adapter, core = adapters[path], Core(*(x[path] for x in parts))
+            stored = adapter.a.dtype if dtype is None else dtype
+            result[path] = spectrum_of(adapter, core, stored)
+    # Groups came in the order of shapes; reports and files keep the parent's.
     return {path: result[path] for path in adapters}
 
 
 def _beyond(adapter: Adapter) -> str:
-    """Return why a singular value is no finite number."""
+    """Say why a singular value is not finite."""
     if rounding.is_finite(adapter.a) and rounding.is_finite(adapter.b):
         return "its singular values are beyond the range of float64: scale it down."
     return "the factors contain NaN or infinity."
@@ -150,8 +155,9 @@ def cut(
     *,
     form: Form = "ragged",
     progress: Progress = iter,
+    pool: Pool | None = None,
 ) -> Child:
-    """Returns one child from a parent that is decomposed already.
+    """Return one child of a decomposed parent.
 
     Args:
       parent: The checkpoint.
@@ -159,43 +165,46 @@ def cut(
       policy: What to keep.
       form: See `repack`.
       progress: As for `compress`.
+      pool: The pool of `spectra`, if it is at hand.
 
     Raises:
-      TypeError: if `policy` is none, such as a number.
+      TypeError: if `policy` is not a policy, such as a number.
       ValueError: as `compress`.
     """
-    _check_policy(policy)
-    kept = exact_masks(spectra, policy)
+    check(policy)
+    pool = pool or pool_of(spectra)
+    kept = exact_masks(spectra, policy, pool)
     adapters = _repacked(parent, spectra, kept, form, progress)
-    return _child(parent, adapters, report(spectra, kept, policy), form)
+    return _child(parent, adapters, report(spectra, kept, policy, pool), form)
 
 
 def cuts(
     parent: Checkpoint, spectra: Spectra, policies: Sequence[Policy], *, form: Form
 ) -> Iterator[Child]:
-    """Yields a child a policy, as `cut` would give them.
+    """Yield a child a policy, equal to those of `cut`.
 
     Components are sorted, so every child is the beginning of the largest: ragged ones
-    are views of its arrays, which cannot be written to; on a mesh, copies.
+    are read-only views of its arrays; on a mesh, copies.
     """
     for policy in policies:
-        _check_policy(policy)
-    masks = [exact_masks(spectra, policy) for policy in policies]
-    if form != "ragged" or len(policies) < 2:
-        yield from (cut(parent, spectra, policy, form=form) for policy in policies)
+        check(policy)
+    if not policies:
         return
+    pool = pool_of(spectra)
+    # All of them before the first child: an impossible policy is refused at once.
+    masks = [exact_masks(spectra, policy, pool) for policy in policies]
+    if form != "ragged" or len(policies) < 2:
+        for policy in policies:
+            yield cut(parent, spectra, policy, form=form, pool=pool)
+        return
+    # Policies of different kinds need not nest in total, but every module's do.
     most = {p: np.logical_or.reduce([x[p] for x in masks]) for p in spectra}
     largest = _repacked(parent, spectra, most, form, iter)
     for policy, kept in zip(policies, masks, strict=True):
-        account = report(spectra, kept, policy)
+        account = report(spectra, kept, policy, pool)
         ranks = {x.path: x.kept for x in account.modules}
         adapters = {p: _first(x, ranks[p]) for p, x in largest.items() if ranks[p]}
         yield _child(parent, adapters, account, form)
-
-
-def _check_policy(policy: Any) -> None:
-    if not isinstance(policy, Policy):
-        raise TypeError(f"Expected a policy such as Gamma(0.25), got {policy!r}.")
 
 
 def _repacked(
@@ -210,6 +219,7 @@ def _repacked(
         for path, x in parent.adapters.items()
         if path in spectra or path not in parent.shared
     }
+    # Exact first, so that `store` can measure what rounding to 8 bits moves.
     narrow = {path for path, x in spectra.items() if rounding.is_narrow(x.dtype)}
     exact = {
         path: dataclasses.replace(x, dtype="float32") if path in narrow else x
@@ -218,17 +228,18 @@ def _repacked(
     with wide():
         result = repack(exact, kept, adapters, form=form, progress=progress)
     rounding.check_range(result, spectra, kept)
+    stacks = {path: parent.adapters[path].stack for path in narrow}
+    # A child has the path of a stack if it is padded, else those of its kernels.
     dtypes = {
-        name: spectra[path].dtype
-        for path in narrow
-        for index in np.ndindex(parent.adapters[path].stack)
-        for name in (path, member(path, index))
+        name: spectra[kernel.path].dtype
+        for kernel in kernels(stacks)
+        for name in (kernel.path, kernel.name)
     }
     return rounding.store(result, dtypes) if narrow else result
 
 
 def _first(adapter: Adapter, rank: int) -> Adapter:
-    """Returns the first components of an adapter, in host memory without a copy."""
+    """Return the first components of an adapter, as views in host memory."""
     a, b = adapter.a[:, :rank], adapter.b[:rank]
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         a.flags.writeable = b.flags.writeable = False
@@ -240,6 +251,7 @@ def _child(
 ) -> Child:
     fields = {x.name: getattr(parent, x.name) for x in dataclasses.fields(Checkpoint)}
     fields["adapters"] = adapters
+    # A ragged child has one path a kernel, so all that is kept by path is split too.
     if form == "ragged":
         for name in ("layers", "biases"):
             fields[name] = by_member(fields[name], parent.adapters)
@@ -249,6 +261,7 @@ def _child(
     }
     one = {"parent": parent.source, **account.summary(), "ranks": ranks}
     cuts = [*parent.provenance.get("cuts", []), one]
+    # A child is not the file that its parent was read from.
     fields |= {"source": "", "provenance": {**parent.provenance, "cuts": cuts}}
     fields["shared"] = sharing.held(parent, besides=ranks)
     notes = (*account.notes, *sharing.notes(fields["shared"]))

@@ -1,186 +1,31 @@
-"""What to keep: policies, as small frozen values.
+"""The policies of the paper, and two budgets of ours, as small frozen values.
 
 A policy looks at the pool of the singular values of all modules (`scope="global"`,
 PARA) or at each module by itself (`scope="local"`, the paper's ablation). It either
 spends a budget (`Gamma`, `Rank`, `Params`, `Bytes`), which it does not exceed, or cuts
-at a threshold (`Epsilon`, `Threshold`). `para_jax._pruning.select` applies it.
+at a threshold (`Epsilon`, `Threshold`). `abstract_policies.py` defines the interface.
 
-A policy is a pytree whose one leaf is its value; all else is static. So it goes through
-`jit`, `vmap` and `scan` like an array, and one program serves every budget.
+Traceable under `jit`, like an array: the value is the one leaf of a pytree.
 """
 
-import abc
 import dataclasses
-import functools
 import math
-import numbers
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from para_jax._pruning import comparisons
+from para_jax._pruning.abstract_policies import Budget as Budget
+from para_jax._pruning.abstract_policies import Cutoff
+from para_jax._pruning.abstract_policies import Policy as Policy
+from para_jax._pruning.comparisons import Choice, Found
 from para_jax._pruning.pool import Pool
-
-Scope = Literal["global", "local"]
-
-
-def _flatten(policy: "Policy") -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Returns the value with its key, and the static rest."""
-    names = [x.name for x in dataclasses.fields(policy)]
-    value, *static = (getattr(policy, name) for name in names)
-    return ((jax.tree_util.GetAttrKey(names[0]), value),), tuple(static)
-
-
-def _unflatten(
-    kind: type["Policy"], static: tuple[Any, ...], leaves: Sequence[Any]
-) -> "Policy":
-    """Returns a policy, unchecked: JAX makes them of tracers, shapes and None."""
-    policy = object.__new__(kind)
-    names = [x.name for x in dataclasses.fields(kind)]
-    vars(policy).update(zip(names, (*leaves, *static), strict=True))
-    return policy
-
-
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    """What all policies share.
-
-    A value that is a plain number is checked at once. One that is traced or on a device
-    cannot be: inside `jit`, what is impossible is brought to the nearest that is
-    possible (see `para_jax.masks`). There, fractions are of JAX's precision, float32
-    by default: a budget within `2^-22` below an integer counts as that integer.
-
-    Attributes:
-      value: The budget or the threshold: a number, a traced scalar, or an array of
-        budgets to `vmap` over.
-      scope: `global` compares all modules; `local` treats each by itself.
-      min_rank: Every module keeps at least so many components, if it has them.
-      max_rank: No module keeps more.
-      multiple_of: Ranks are multiples of this, or the module's whole rank: a budget
-        buys blocks of components, a threshold rounds up.
-
-    Example:
-      >>> from para_jax import Bytes, Epsilon, Gamma, Params, Rank, Threshold
-      >>> budgets = Gamma(0.5), Rank(2, max_rank=2), Params(40), Bytes(160)
-      >>> cuts = Epsilon(0.99), Threshold(2), Threshold(2, min_rank=2)
-      >>> [x.report.kept_rank for x in para_jax.family(adapters, budgets + cuts)]
-      [3, 4, 3, 3, 5, 4, 5]
-    """
-
-    value: float | np.number | np.ndarray | jax.Array
-    _: dataclasses.KW_ONLY
-    scope: Scope = "global"
-    min_rank: int = 0
-    max_rank: int | None = None
-    multiple_of: int = 1
-
-    kind: ClassVar[str]
-
-    def __init_subclass__(cls) -> None:
-        unflatten = functools.partial(_unflatten, cls)
-        jax.tree_util.register_pytree_with_keys(cls, _flatten, unflatten)
-
-    def __post_init__(self) -> None:
-        if type(self) is Policy:
-            kinds = "Gamma, Rank, Params, Bytes, Epsilon or Threshold"
-            raise TypeError(f"Policy is abstract, and chooses nothing: use {kinds}.")
-        if self.scope not in ("global", "local"):
-            raise ValueError(f"scope is 'global' or 'local', got {self.scope!r}.")
-        for name in ("min_rank", "max_rank", "multiple_of"):
-            least = 1 if name == "multiple_of" else 0
-            got = getattr(self, name)
-            if got is not None and (got != int(got) or got < least):
-                raise ValueError(
-                    f"{name} must be an integer from {least} up, got {got!r}."
-                )
-        q = self.multiple_of
-        least = max(-(-self.min_rank // q), 1) * q
-        if self.max_rank is not None and self.max_rank < least:
-            raise ValueError(
-                "max_rank must be at least min_rank, in multiples of multiple_of: "
-                f"expected {least} or more, got {self.max_rank}."
-            )
-        if isinstance(self.value, jax.Array | np.ndarray):
-            return  # To read it back from a device would wait for all that runs there.
-        if not isinstance(self.value, numbers.Real) or math.isnan(self.value):
-            raise ValueError(f"{self.kind} must be a number, got {self.value!r}.")
-        self._check(float(self.value))
-
-    def _check(self, value: float) -> None:
-        """Raises ValueError if the value makes no sense for any parent."""
-
-    @property
-    def is_traced(self) -> bool:
-        """Whether the value is not known before the program runs."""
-        return isinstance(self.value, jax.core.Tracer)
-
-    @property
-    def name(self) -> str:
-        """A short name for tables and folders, such as `gamma 0.25`."""
-        parts = [self.kind, f"{self.value:.10g}"]
-        parts += ["local"] if self.scope == "local" else []
-        parts += [f"min {self.min_rank}"] if self.min_rank else []
-        parts += [] if self.max_rank is None else [f"max {self.max_rank}"]
-        parts += [f"multiple {self.multiple_of}"] if self.multiple_of > 1 else []
-        return " ".join(parts)
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget(Policy, abc.ABC):
-    """A policy that spends at most a budget, best components first.
-
-    `Gamma` and `Rank` count ranks; `Params` and `Bytes` what a rank costs.
-
-    Attributes:
-      ties: `exact` never exceeds the budget: of equally worthy components, the
-        earlier layer's first. `threshold` keeps all that equal the last one, the
-        literal Eq. 2, which may exceed it.
-      remainder: What a local budget does with what does not divide evenly: `floor`
-        leaves it, `greedy` gives one rank each to the modules whose next component
-        is worth most.
-    """
-
-    _: dataclasses.KW_ONLY
-    ties: Literal["exact", "threshold"] = "exact"
-    remainder: Literal["floor", "greedy"] = "floor"
-
-    counts_ranks: ClassVar[bool] = True
-
-    def costs(self, pool: Pool) -> np.ndarray:
-        """Returns what each component of the pool costs, `[N]`."""
-        return np.ones_like(pool.index)
-
-    @abc.abstractmethod
-    def budget(self, pool: Pool) -> int | jax.Array:
-        """Returns what may be spent on this parent: a whole number.
-
-        It is an array where the value is traced: no more than the parent takes.
-
-        Raises:
-          ValueError: if it is more than the parent, or buys not one component.
-        """
-
-    def _within(
-        self, budget: float | jax.Array, whole: int, least: int, unit: str
-    ) -> int | jax.Array:
-        """Returns the budget as a whole number, if it is possible for this parent."""
-        if isinstance(budget, jax.core.Tracer):
-            return _clamped(budget, 0, whole)
-        # The small term makes 0.3 * 10 three, whatever floating point says.
-        if budget + 1e-9 >= whole + 1:
-            raise ValueError(
-                f"{self.name}: a budget of {budget:.10g} {unit} is above the parent's "
-                f"{whole}. Ask for less."
-            )
-        result = math.floor(budget + 1e-9)
-        if budget > 0 and result < least:
-            raise ValueError(
-                f"{self.name}: a budget of {budget:.6g} {unit} is below one rank, "
-                f"which takes at least {least}."
-            )
-        return result
+from para_jax._pruning.spending import Candidates
+from para_jax.linalg import energy
 
 
 class Gamma(Budget):
@@ -196,15 +41,25 @@ class Gamma(Budget):
             raise ValueError(f"gamma must be in (0, 1], got {value:g}.")
 
     def budget(self, pool: Pool) -> int | jax.Array:
-        """Returns the share of all ranks, rounded down, but one at least."""
+        """Return the share of all ranks, rounded down, but at least one."""
         budget = _times(self.value, pool.total_rank)
+        # The paper's floor may be 0; a child of no rank at all is of no use.
         if isinstance(budget, jax.core.Tracer):
             return _clamped(budget, 1, pool.total_rank)
+        # The small term makes 0.3 * 10 three, as in `_within`.
         return max(1, math.floor(budget + 1e-9))
+
+    def warn(self, pool: Pool) -> None:
+        """Warn if the share is less than one rank, and one is kept."""
+        if self.value * pool.total_rank < 1 - 1e-9:
+            warnings.warn(
+                f"{self.name} of {pool.total_rank} ranks is less than one: kept one.",
+                stacklevel=2,
+            )
 
 
 class Rank(Budget):
-    """Keep so many ranks a module on average: `Gamma(rank / r)`, said otherwise.
+    """Keep an average number of ranks a module: `Gamma(rank / r)`, said otherwise.
 
     `Rank(0)` keeps nothing.
     """
@@ -216,13 +71,13 @@ class Rank(Budget):
             raise ValueError(f"A rank must not be negative, got {value:g}.")
 
     def budget(self, pool: Pool) -> int | jax.Array:
-        """Returns the number of ranks in all."""
+        """Return the number of ranks in all."""
         budget = _times(self.value, pool.modules)
-        return self._within(budget, pool.total_rank, 1, "ranks")
+        return _within(self, budget, pool.total_rank, 1, "ranks")
 
 
 class Params(Budget):
-    """Keep at most so many parameters. Ours, not the paper's.
+    """Keep at most a number of parameters. Ours, not the paper's.
 
     A component of an `[m, n]` kernel costs `m + n` and is worth `sigma^2 / (m + n)`.
     """
@@ -231,18 +86,18 @@ class Params(Budget):
     counts_ranks = False
 
     def costs(self, pool: Pool) -> np.ndarray:
-        """Returns the parameters of each component, `m + n`, `[N]`."""
+        """Return the parameters of each component, `m + n`, `[N]`."""
         return pool.cost
 
     def budget(self, pool: Pool) -> int | jax.Array:
-        """Returns the number of parameters; of bytes for `Bytes`."""
+        """Return the budget, in parameters or bytes."""
         costs = self.costs(pool)
         whole = int((costs * pool.rank)[pool.start].sum())
-        return self._within(_times(self.value, 1), whole, int(costs.min()), self.kind)
+        return _within(self, _times(self.value, 1), whole, int(costs.min()), self.kind)
 
 
 class Bytes(Params):
-    """Keep at most so many bytes of factors, in the dtype they are stored in.
+    """Keep at most a number of bytes of factors, in the dtype of storage.
 
     Headers and tensors that are not LoRA factors do not count. Ours.
     """
@@ -250,16 +105,15 @@ class Bytes(Params):
     kind = "bytes"
 
     def costs(self, pool: Pool) -> np.ndarray:
-        """Returns the bytes of each component, `[N]`."""
+        """Return the bytes of each component, `[N]`."""
         return pool.cost * pool.itemsize
 
 
-class Epsilon(Policy):
+class Epsilon(Cutoff):
     """Keep the share `epsilon` of the energy: the paper's Eq. 14.
 
-    The largest threshold whose kept sum of squares is at least `epsilon` of the
-    total. Equal values stay or go together. `Epsilon(1)` drops only what counts as
-    zero.
+    Cut at the largest threshold that keeps `epsilon` of the sum of squares. Equal
+    values stay or go together. `Epsilon(1)` drops only what counts as zero.
     """
 
     kind = "epsilon"
@@ -268,32 +122,122 @@ class Epsilon(Policy):
         if not 0 < value <= 1:
             raise ValueError(f"epsilon must be in (0, 1], got {value:g}.")
 
+    def reached(self, found: Candidates, xp: Any) -> Any:
+        """Return the components from the threshold of this share up, `[N]`."""
+        s, pool = found.s, found.pool
+        share = 1 - (self.value if self.is_traced else float(self.value))
+        share = xp.asarray(share, s.dtype)
+        if self.scope == "global":
+            tau = energy.threshold(s[None], found.allowed[None], share, xp)
+            return s >= tau
+        place, exists = pool.rows
+        # A module's values may vanish beside another's; its own scale saves them.
+        rows = energy.near_one(xp.where(exists, s[place], 0), xp, axis=-1)
+        tau = energy.threshold(rows, found.allowed[place] & exists, share, xp)
+        return (rows >= tau[:, None])[pool.module, pool.index]
 
-class Threshold(Policy):
+    def near_ties(self, choice: Choice, error: float) -> Iterator[Found]:
+        """Yield the components in doubtful order, and those of doubtful energy."""
+        yield from comparisons.of_two_blocks(choice, choice.worth(), error)
+        if self.value < 1:
+            yield from comparisons.of_energy(choice, 1 - float(self.value), error)
+
+
+class Threshold(Cutoff):
     """Keep the singular values from `tau` up: the paper's Eq. 2."""
 
     kind = "threshold"
+    scale_free = False
 
     def _check(self, value: float) -> None:
         if value < 0:
             raise ValueError(f"A threshold must not be negative, got {value:g}.")
 
+    def reached(self, found: Candidates, xp: Any) -> Any:
+        """Return the components from the threshold up, `[N]`."""
+        return found.s >= xp.asarray(self.value, found.s.dtype)
+
+    def near_ties(self, choice: Choice, error: float) -> Iterator[Found]:
+        """Yield the components within an error of the threshold."""
+        return comparisons.with_threshold(choice, float(self.value), error)
+
+
+POLICIES: dict[str, type[Budget] | type[Cutoff]] = {
+    x.kind: x for x in (Gamma, Rank, Epsilon, Threshold, Params, Bytes)
+}
+"""Every policy by its kind."""
+
+
+def check(policy: Any) -> None:
+    """Check the type of `policy`.
+
+    Raises:
+      TypeError: if it is not a policy, such as a number.
+    """
+    if not isinstance(policy, Policy):
+        raise TypeError(f"Expected a policy such as Gamma(0.25), got {policy!r}.")
+
+
+def single(policy: Any) -> Budget | Cutoff:
+    """Return the policy, its value a checked number unless it is traced.
+
+    Raises:
+      TypeError: if it is not a policy that can choose.
+      ValueError: if it holds several values.
+    """
+    if not isinstance(policy, Budget | Cutoff):
+        raise TypeError(
+            f"Expected a policy (Gamma, Rank, Params, Bytes, Epsilon, Threshold, or a "
+            f"subclass of one), got {type(policy).__name__}."
+        )
+    if np.shape(policy.value):
+        raise ValueError(
+            f"{policy.kind} holds values of shape {list(np.shape(policy.value))}, "
+            "expected one. Map over them with jax.vmap."
+        )
+    if policy.is_traced or not isinstance(policy.value, jax.Array | np.ndarray):
+        return policy
+    # A concrete array came from a device or a sweep: read it, and have it checked.
+    return dataclasses.replace(policy, value=jax.device_get(policy.value).item())
+
+
+def _within(
+    policy: Policy, budget: float | jax.Array, whole: int, least: int, unit: str
+) -> int | jax.Array:
+    """Return the budget as a whole number, if it is possible for this parent."""
+    if isinstance(budget, jax.core.Tracer):
+        return _clamped(budget, 0, whole)
+    # The small term makes 0.3 * 10 three, whatever floating point says.
+    if budget + 1e-9 >= whole + 1:
+        raise ValueError(
+            f"{policy.name}: a budget of {budget:.10g} {unit} is above the parent's "
+            f"{whole}. Ask for less."
+        )
+    result = math.floor(budget + 1e-9)
+    if budget > 0 and result < least:
+        raise ValueError(
+            f"{policy.name}: a budget of {budget:.6g} {unit} is below one rank, "
+            f"which takes at least {least}."
+        )
+    return result
+
 
 def _times(value: Any, count: int) -> float | jax.Array:
-    """Returns `value * count`; if traced, as large as rounding may have made it less.
+    """Return `value * count`, rounded up by 2 ulp if traced.
 
-    So a product that is an integer does not end up below it, as in float64.
+    So the product of a fraction and a count does not end up just below an integer.
     """
     if not isinstance(value, jax.core.Tracer):
         return float(value) * count
     if count == 1 or jnp.issubdtype(value.dtype, jnp.integer):
         return value * count
+    # float16 would overflow at 65504 ranks.
     wide = value.astype(np.promote_types(value.dtype, np.float32))
     return wide * count * (1 + 2 * float(jnp.finfo(wide.dtype).eps))
 
 
 def _clamped(budget: jax.Array, least: int, most: int) -> jax.Array:
-    """Returns a traced budget as a whole number from `least` to `most`."""
+    """Return a traced budget as a whole number from `least` to `most`."""
     if jnp.issubdtype(budget.dtype, jnp.integer):
         return jnp.clip(budget, least, min(most, jnp.iinfo(budget.dtype).max))
     # It stays floating point: bytes of a large model do not fit 32 bits.

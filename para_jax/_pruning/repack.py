@@ -1,8 +1,8 @@
 """Spectrum and masks, made adapters again.
 
-`masked` is traced: the shapes stay, dropped components are zero, and one compiled
-program serves every policy. `padded` and `ragged` are for the host, since a rank
-becomes a shape: made on the device at one width, then sliced.
+`masked` is traceable under `jit`: the shapes stay, dropped components are zero, and one
+compiled program serves every policy. `padded` and `ragged` run on the host, since a
+rank becomes a shape: made on the device at one width, then sliced.
 """
 
 import functools
@@ -15,7 +15,7 @@ import numpy as np
 
 from para_jax._adapters import precision
 from para_jax._adapters.adapter import Adapter
-from para_jax._adapters.stacks import member
+from para_jax._adapters.stacks import kernels
 from para_jax._pruning import decompose_host, repack_mesh, repack_numpy, repack_traced
 from para_jax._pruning.batches import Progress, all_pieces, joined
 from para_jax._pruning.decompose import Spectra, Spectrum
@@ -35,14 +35,14 @@ def repack(
     form: Form = "masked",
     progress: Progress = iter,
 ) -> dict[str, Adapter]:
-    """Returns the child: the kept components as balanced factors of scale 1.
+    """Make the child: the kept components as balanced factors of scale 1.
 
     With `U_k S_k V_k^T` the kept part of an update, `a_hat^T a_hat = b_hat b_hat^T =
     S_k` and `a_hat @ b_hat` is that part (Eq. 3). The largest of the first 512 entries
     of each row of `b_hat` is positive, the first of equal ones, so equal updates give
     equal files.
 
-    - `masked`: the parent's shapes, dropped components zero. Traced.
+    - `masked`: the parent's shapes, dropped components zero. Traceable under `jit`.
     - `padded`: the parent's paths and stacks, each at the largest rank kept in its
       stack, zeros beyond a kernel's own. What a scanned model takes.
     - `ragged`: every kernel at its own rank, stacks unstacked (see
@@ -65,8 +65,8 @@ def repack(
       masks: From `masks`, or any booleans of the same shapes.
       adapters: The parent that was decomposed.
       form: The form of the child.
-      progress: What to wrap the loop over the modules in for `padded` and `ragged`,
-        such as `tqdm.tqdm`.
+      progress: A wrapper for the loop over the modules in `padded` and `ragged`, such
+        as `tqdm.tqdm`.
 
     Returns:
       Adapters in the dtype that `spectra` name, the parent's. NumPy arrays for
@@ -90,6 +90,7 @@ def repack(
             "Call it outside jit, or use form='masked'."
         )
     ranks = {p: np.asarray(np.sum(mask, axis=-1)) for p, mask in masks.items()}
+    # Parents on a mesh stay there; a child of theirs may not fit into host memory.
     there = dict(_packed_on_mesh(spectra, masks, adapters))
     rest = {path: x for path, x in adapters.items() if path not in there}
     here = {path: spectra[path] for path in rest}
@@ -118,13 +119,14 @@ def _packed(
     adapters: Mapping[str, Adapter],
     progress: Progress,
 ) -> Packed:
-    """Yields every kernel that keeps something, with its path and its index.
+    """Yield the kernels of rank above 0, with path and index.
 
     A group of equal shapes is computed piece by piece, joined and split outside of the
     program, with a power of two as common width: so few programs are compiled, they
     serve many budgets, and no child is ever held at more than its own size.
     """
     for group, rows in progress(all_pieces(adapters)):
+        # Of the whole group, so that all its pieces share a program.
         width = _width(masks[path] for path in group.stacks)
         mask = np.asarray(group.join(masks, rows))
         parts = joined(group, spectra, rows), mask, joined(group, adapters, rows)
@@ -142,7 +144,7 @@ def _packed(
 def _packed_on_mesh(
     spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter]
 ) -> Iterator[tuple[str, Adapter]]:
-    """Yields every stack that is on a mesh of devices."""
+    """Yield every stack on a mesh of devices, packed."""
     for path, adapter in adapters.items():
         if sharding.mesh_of(adapter) is not None:
             # One name for all, so that equal shapes share a program.
@@ -151,7 +153,7 @@ def _packed_on_mesh(
 
 
 def _width(masks: Iterable[Any]) -> int:
-    """Returns a power of two, so that a program serves many budgets."""
+    """Return the largest rank, rounded up to a power of two: few programs serve all."""
     most = max(int(mask.sum(-1).max()) for mask in masks)
     return 1 << max(most - 1, 0).bit_length()
 
@@ -159,7 +161,7 @@ def _width(masks: Iterable[Any]) -> int:
 def _stacks(
     packed: Packed, spectra: Spectra, ranks: Mapping[str, np.ndarray]
 ) -> dict[str, Adapter]:
-    """Returns each stack at its largest rank, zeros beyond that of a kernel."""
+    """Return each stack at its largest rank, zeros beyond a kernel's own."""
     result = {
         path: _zeros(spectrum, int(ranks[path].max()))
         for path, spectrum in spectra.items()
@@ -174,18 +176,18 @@ def _stacks(
 def _kernels(
     packed: Packed, spectra: Spectra, ranks: Mapping[str, np.ndarray]
 ) -> dict[str, Adapter]:
-    """Returns each kernel by itself, at its own rank."""
+    """Return each kernel by itself, at its own rank."""
     cut = {(path, index): kernel for path, index, kernel in packed}
+    # In the order of the parent: groups of equal shapes came in another one.
     return {
-        member(path, index): cut[path, index]
-        for path in spectra
-        for index in np.ndindex(ranks[path].shape)
-        if ranks[path][index]
+        kernel.name: cut[kernel]
+        for kernel in kernels({path: ranks[path].shape for path in spectra})
+        if kernel in cut
     }
 
 
 def _zeros(spectrum: Spectrum, rank: int) -> Adapter:
-    """Returns factors to be filled in."""
+    """Return factors to be filled in."""
     (m, n), stack = spectrum.shape, spectrum.s.shape[:-1]
     a, b = (np.zeros((*stack, *x), spectrum.dtype) for x in [(m, rank), (rank, n)])
     return Adapter(a=a, b=b)

@@ -1,8 +1,9 @@
-"""Children of parents that are on a mesh of devices, placed as these are. Host.
+"""Children of parents on a mesh of devices, placed as these are.
 
-The rank axis is on no mesh axis: its length is what a policy makes of it. A stack that
-comes apart into its kernels is on no mesh axis either. The other axes are divided as in
-the parent.
+The rank axis is never sharded, since its length depends on the policy. Nor is the axis
+of a stack that is cut into its kernels. The other axes are divided as in the parent.
+
+Runs on the host.
 """
 
 import functools
@@ -15,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ScalarLike
 
 from para_jax._adapters.adapter import Adapter
-from para_jax._adapters.stacks import member
+from para_jax._adapters.stacks import kernels
 
 
 def cut(
@@ -25,7 +26,7 @@ def cut(
     ranks: np.ndarray,
     form: Literal["padded", "ragged"],
 ) -> dict[str, Adapter]:
-    """Returns what a stack of kernels becomes: as `para_jax.repack`, for one path.
+    """Cut a stack of kernels to its ranks, as `para_jax.repack` does, for one path.
 
     Args:
       path: The path.
@@ -42,12 +43,13 @@ def cut(
     if form == "padded":
         return {path: Adapter(a=a, b=b)}
     return {
-        member(path, index): _kernel(a, b, i, rank=rank)
-        for i, index in enumerate(np.ndindex(ranks.shape))
-        if (rank := int(ranks[index]))
+        kernel.name: _kernel(a, b, i, rank=rank)
+        for i, kernel in enumerate(kernels({path: ranks.shape}))
+        if (rank := int(ranks[kernel.index]))
     }
 
 
+# The index is traced: one program a rank serves all kernels of a stack.
 @functools.partial(jax.jit, static_argnames="rank")
 def _kernel(a: Array, b: Array, i: ScalarLike, *, rank: int) -> Adapter:
     a, b = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
@@ -56,8 +58,9 @@ def _kernel(a: Array, b: Array, i: ScalarLike, *, rank: int) -> Adapter:
 
 
 def _put(x: Any, parent: Any, *, stacked: int, rank_axis: int) -> Array:
-    """Returns a factor divided as the parent's is, by its first `stacked` axes too."""
+    """Return a factor divided as the parent's is, by its first `stacked` axes too."""
     place = parent.sharding
+    # A PartitionSpec may leave out the last axes.
     spec = [*place.spec, *[None] * (parent.ndim - len(place.spec))]
     spec[stacked:-2] = [None] * (parent.ndim - 2 - stacked)
     spec[rank_axis] = None

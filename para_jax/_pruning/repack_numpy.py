@@ -1,7 +1,9 @@
-"""Children of adapters in host memory, by NumPy. Host.
+"""Children of adapters in host memory, by NumPy.
 
-What `repack_traced.py` traces, in float64 and without a compiler. As in
+The counterpart of `repack_traced.py`, in float64 and without a compiler. As in
 `numpy_products.py`, kernels of equal shapes are read block by block.
+
+Runs on the host.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ from para_jax.linalg import threads
 from para_jax.linalg.numpy_products import AT_ONCE, Kernels, blocks
 from para_jax.linalg.tolerances import SIGNING
 
-# What is cast at a time, in numbers of one kernel. Less is done with it than for a Gram
+# Numbers of one kernel to cast at a time. A block takes less work here than in a Gram
 # product, so it is larger, and waits less for the interpreter.
 _BLOCK = 2**18
 
@@ -29,7 +31,7 @@ def kernels(
     adapters: Mapping[str, Adapter],
     progress: Progress,
 ) -> Iterator[tuple[str, tuple[int, ...], Adapter]]:
-    """Yields every kernel of a child that keeps something, with its path and index."""
+    """Yield the kernels of a child with a rank above 0, with path and index."""
     spectra, masks, adapters = jax.tree.map(
         np.asarray, (dict(spectra), dict(masks), dict(adapters))
     )
@@ -53,7 +55,7 @@ def _children(
     spectra: Spectra,
     adapters: Mapping[str, Adapter],
 ) -> list[tuple[str, tuple[int, ...], Adapter]]:
-    """Returns the kept components of kernels of equal shapes, by path and index."""
+    """Return the kept components of kernels of equal shapes, by path and index."""
     a = [np.asarray(adapters[path].a[index]) for path, index, _ in kept]
     b = [np.asarray(adapters[path].b[index]) for path, index, _ in kept]
     left = [
@@ -61,7 +63,7 @@ def _children(
     ]
     right = [np.asarray(spectra[path].right[index][some]) for path, index, some in kept]
     dtype = spectra[kept[0][0]].dtype
-    with np.errstate(over="ignore"):  # The caller looks for what is not finite.
+    with np.errstate(over="ignore"):  # The caller checks that the child is finite.
         signs = [_signs(x, y) for x, y in zip(right, b, strict=True)]
         left = [x * sign for x, sign in zip(left, signs, strict=True)]
         right = [x * sign[:, None] for x, sign in zip(right, signs, strict=True)]
@@ -71,7 +73,7 @@ def _children(
 
 
 def _columns(a: Kernels, left: Kernels, dtype: str) -> list[np.ndarray]:
-    """Returns each `a @ left`, computed in float64 and stored in `dtype`."""
+    """Return each `a @ left`, computed in float64 and stored in `dtype`."""
     result = [np.empty((len(a[0]), x.shape[-1]), dtype) for x in left]
     for rows, wide in blocks(a, _BLOCK):
         for new, one, x in zip(result, wide, left, strict=True):
@@ -80,7 +82,7 @@ def _columns(a: Kernels, left: Kernels, dtype: str) -> list[np.ndarray]:
 
 
 def _rows(right: Kernels, b: Kernels, dtype: str) -> list[np.ndarray]:
-    """Returns each `right @ b`, as `_columns`."""
+    """Return each `right @ b`, as `_columns`."""
     result = [np.empty((len(x), b[0].shape[-1]), dtype) for x in right]
     for columns, wide in blocks([x.T for x in b], _BLOCK):
         for new, one, x in zip(result, wide, right, strict=True):
@@ -91,7 +93,7 @@ def _rows(right: Kernels, b: Kernels, dtype: str) -> list[np.ndarray]:
 def _signs(
     right: Float[np.ndarray, "k r"], b: Float[np.ndarray, "r n"]
 ) -> Float[np.ndarray, " k"]:
-    """Returns the signs of new rows of `b`, as `para_jax.repack` has them."""
+    """Return the signs of new rows of `b`, by the rule of `tolerances.SIGNING`."""
     first = right @ b[:, :SIGNING].astype(np.float64)
     largest = np.abs(first).argmax(-1)[:, None]  # Of equal ones, the first.
     return np.where(np.take_along_axis(first, largest, -1)[:, 0] < 0, -1.0, 1.0)

@@ -1,8 +1,10 @@
-"""Children in static shapes: chosen columns of both factors. Traced.
+"""Children in static shapes: chosen columns of both factors.
 
 Which components a policy keeps is only known when a program runs. So a child is made
-either where its components are, zeros where one is dropped, or with the kept ones in
-front, in as many columns as are asked for.
+either in the parent's columns, zeros for dropped ones, or with the kept ones in front,
+in a static number of columns.
+
+Traceable under `jit`; `repack_numpy.py` is the counterpart for the host.
 """
 
 import functools
@@ -17,7 +19,6 @@ from jaxtyping import Array, Bool, Float
 
 from para_jax._adapters import precision
 from para_jax._adapters.adapter import Adapter
-from para_jax._pruning import repack_traced
 from para_jax._pruning.batches import Group, groups, joined
 from para_jax._pruning.decompose import Spectra, Spectrum
 from para_jax.linalg import factorize, sharding
@@ -30,7 +31,7 @@ Selection = Callable[[Spectrum, Array], tuple[Array, Array]]
 def mask(
     spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter]
 ) -> dict[str, Adapter]:
-    """Returns the child in the parent's shapes, dropped components zero. Traced."""
+    """Make the child in the parent's shapes, dropped components zero."""
     check(spectra, masks, adapters)
     return _apply(spectra, masks, adapters, _in_place)
 
@@ -43,11 +44,12 @@ def pack(
     *,
     width: int,
 ) -> dict[str, Adapter]:
-    """Returns the child with its kept components in the first `width` columns. Traced.
+    """Make the child with its kept components in the first `width` columns.
 
     The part of `padded` that `jit` can do: `width` is static, a rank is not. Zeros
-    fill what a kernel does not need; components beyond `width` are lost. A module
-    with fewer than `width` components gets as many columns as it has.
+    fill the columns beyond a kernel's rank; components beyond `width` are lost. A
+    module with fewer than `width` components gets as many columns as it has.
+    Traceable under `jit`.
 
     Example:
       >>> spectra = para_jax.decompose(adapters)
@@ -66,21 +68,22 @@ def _apply(
     adapters: Mapping[str, Adapter],
     selection: Selection,
 ) -> dict[str, Adapter]:
-    """Returns the child of the components that `selection` puts into its columns."""
+    """Make the child of selected components, one group of equal shapes at a time."""
     result: dict[str, Adapter] = {}
     for together in _of_one_form(spectra, adapters):
+        # Factors of other shapes share the batch of signs and `r x r` products alone.
         part = {path: adapters[path] for path in together.stacks}
         spectrum = jax.tree.map(jnp.asarray, joined(together, spectra))
         args = spectrum, jnp.asarray(together.join(masks)), part
         child = functools.partial(_child, together, selection)
-        places = {path: repack_traced.places(x) for path, x in part.items()}
-        made = sharding.in_place(child, *args, out=places)
+        out = {path: places(x) for path, x in part.items()}
+        made = sharding.in_place(child, *args, out=out)
         result |= {path: Adapter(a=a, b=b) for path, (a, b) in made.items()}
     return {path: result[path] for path in adapters}
 
 
 def _of_one_form(spectra: Spectra, adapters: Mapping[str, Adapter]) -> list[Group]:
-    """Returns the paths of equal ranks and dtypes: their r x r part is one batch."""
+    """Return the paths of equal ranks and dtypes: their r x r part is one batch."""
     found: dict[tuple[object, ...], dict[str, tuple[int, ...]]] = {}
     for path, x in spectra.items():
         mesh = sharding.mesh_of(adapters[path])
@@ -116,12 +119,11 @@ def _child(
 def _signs(
     right: Float[Array, "*stack w r"], together: Group, b: Mapping[str, Any]
 ) -> Float[Array, "*stack w"]:
-    """Returns the signs that make equal updates equal children.
+    """Return the signs of components, the same for equal updates.
 
     A decomposition leaves the sign of a component open, differently on each platform.
-    The largest of the first entries of each row of the new `b` shall be positive; of
-    entries that are equal but for their sign, the first. By reductions alone, which a
-    mesh of devices makes without moving a row.
+    `tolerances.SIGNING` has the rule. By reductions alone, which a mesh of devices
+    makes without moving a row; an argmax would gather it.
     """
     if together.apart:  # On a mesh a piece of `b` would have to be moved.
         first = together.join(b)
@@ -129,6 +131,7 @@ def _signs(
         width = min(SIGNING, max(x.shape[-1] for x in b.values()))
         first = together.join({p: _first(jnp.asarray(x), width) for p, x in b.items()})
     row = factorize.applied(first, right, tall=False, dtype=right.dtype)
+    # Zeros beyond never win: the largest magnitude is above them, or all are zero.
     row = jnp.where(jnp.arange(row.shape[-1]) < SIGNING, row, 0)
     index = jnp.arange(row.shape[-1])
 
@@ -142,7 +145,7 @@ def _signs(
 
 
 def _first(x: Float[Array, "*stack r n"], width: int) -> Float[Array, "*stack r w"]:
-    """Returns the first columns, and zeros where there are fewer."""
+    """Return the first columns, filled up with zeros."""
     x = x[..., :width]
     more = [(0, 0)] * (x.ndim - 1)
     return jnp.pad(x, [*more, (0, width - x.shape[-1])])
@@ -151,7 +154,7 @@ def _first(x: Float[Array, "*stack r n"], width: int) -> Float[Array, "*stack r 
 def _in_place(
     spectrum: Spectrum, mask: Bool[Array, "*stack k"]
 ) -> tuple[Float[Array, "*stack r r"], Float[Array, "*stack r r"]]:
-    """Returns `left` and `right`, each kept component in its column."""
+    """Return `left` and `right`, each kept component in its column."""
     left = jnp.where(mask[..., None, :], spectrum.left, 0)
     right = jnp.where(mask[..., :, None], spectrum.right, 0)
     still = [(0, 0)] * (mask.ndim - 1)
@@ -162,20 +165,20 @@ def _in_place(
 def _in_front(
     spectrum: Spectrum, mask: Bool[Array, "*stack k"], *, width: int
 ) -> tuple[Float[Array, "*stack r w"], Float[Array, "*stack w r"]]:
-    """Returns `left` and `right`, the kept components in the first columns."""
+    """Return `left` and `right`, the kept components in the first columns."""
     column = jnp.cumsum(mask, axis=-1) - 1
     width = min(width, mask.shape[-1])
     chosen = mask[..., None] & jax.nn.one_hot(column, width, dtype=bool)
     # An argmax of int64 is lowered in the precision of a later moment.
     source = jax.lax.argmax(chosen, axis=chosen.ndim - 2, index_dtype=np.int32)
-    some = chosen.any(-2)
+    some = chosen.any(-2)  # An argmax of all false is 0, which is a component too.
     left = jnp.take_along_axis(spectrum.left, source[..., None, :], axis=-1)
     right = jnp.take_along_axis(spectrum.right, source[..., :, None], axis=-2)
     return jnp.where(some[..., None, :], left, 0), jnp.where(some[..., None], right, 0)
 
 
 def check(spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter]) -> None:
-    """Raises ValueError unless the three are of one model, all shapes fitting."""
+    """Check that spectra, masks and adapters are of one model, else raise."""
     for name, other in (("masks", masks), ("adapters", adapters)):
         if difference := sorted(other.keys() ^ spectra.keys()):
             raise ValueError(
@@ -198,9 +201,9 @@ def check(spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter]) -> No
 
 
 def places(adapter: Adapter) -> tuple[P, P]:
-    """Returns over which mesh axes new factors belong: as the old, the rank over none.
+    """Return the mesh axes of new factors: those of the old, none for the rank.
 
-    Of explicit axes alone: the others are not known while tracing.
+    Explicit axes alone: the compiler places the others.
     """
     return sharding.place(adapter.a, rank_axis=-1), sharding.place(
         adapter.b, rank_axis=-2

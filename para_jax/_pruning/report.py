@@ -1,4 +1,7 @@
-"""What was kept: ranks, parameters, bytes, energy, error; as data and as text. Host."""
+"""The report of a compression: ranks, parameters, energy, error; as data and as text.
+
+Runs on the host.
+"""
 
 import dataclasses
 import functools
@@ -8,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from para_jax._adapters.stacks import member
 from para_jax._pruning.decompose import Spectra
 from para_jax._pruning.near_ties import Tie, near_tie
-from para_jax._pruning.policies import Budget, Policy
-from para_jax._pruning.pool import pool
+from para_jax._pruning.policies import Policy
+from para_jax._pruning.pool import Pool
+from para_jax._pruning.pool import pool as pool_of
 from para_jax.linalg import energy
 
 
@@ -48,15 +51,15 @@ class ModuleReport:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Report:
-    """What a compression kept.
+    """The account of a compression.
 
     `print(report)` gives a table of 80 columns; `report.as_dict()` plain JSON values.
 
     Attributes:
       policy: The policy's name, such as `gamma 0.25`.
       modules: One entry a kernel, in the model's order.
-      tie: What rounding may turn in the choice, if anything.
-      notes: What the reader should know, in words: a budget not filled, a tie.
+      tie: The closest comparison that rounding may turn, if any.
+      notes: Remarks for the reader, in words: a budget not filled, a tie.
 
     Example:
       >>> found = para_jax.compress(adapters, para_jax.Epsilon(0.95)).report
@@ -73,7 +76,7 @@ class Report:
 
     @property
     def threshold(self) -> float:
-        """The smallest kept singular value; infinity where nothing is kept."""
+        """The smallest kept singular value, or infinity for none."""
         kept = np.concatenate([x.sigma[x.mask] for x in self.modules])
         return float(kept.min()) if kept.size else math.inf
 
@@ -110,7 +113,7 @@ class Report:
     @property
     def energy(self) -> float:
         """The kept share of the sum of squared singular values, 0 to 1 (Eq. 13)."""
-        return 1 - self.error**2
+        return 1 - self.error**2  # Not the kept sum: the two always agree.
 
     @property
     def error(self) -> float:
@@ -120,7 +123,7 @@ class Report:
         return math.sqrt(energy.dropped(sigma, kept))
 
     def summary(self) -> dict[str, Any]:
-        """Returns the totals as plain JSON values; an infinite threshold is None."""
+        """Return the totals as plain JSON values; an infinite threshold is None."""
         names = (
             "total_rank kept_rank average_rank max_rank parameters parent_parameters "
             "bytes energy error"
@@ -132,7 +135,7 @@ class Report:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns `summary`, the notes and every module, as plain JSON values."""
+        """Return `summary`, the notes and every module, as plain JSON values."""
         return self.summary() | {
             "notes": list(self.notes),
             "tie": dataclasses.asdict(self.tie) if self.tie else None,
@@ -166,35 +169,40 @@ class Report:
         return "\n".join(lines)
 
 
-def report(spectra: Spectra, masks: Mapping[str, np.ndarray], policy: Policy) -> Report:
-    """Returns the account of a child.
+def report(
+    spectra: Spectra,
+    masks: Mapping[str, np.ndarray],
+    policy: Policy,
+    pool: Pool | None = None,
+) -> Report:
+    """Return the account of a child.
 
     Args:
-      spectra: The parent's spectra, concrete; their dtype is what the child will have.
-      masks: What was kept, booleans `[*stack, k]` by path.
+      spectra: The parent's spectra, concrete; their dtype is the child's.
+      masks: The kept components, booleans `[*stack, k]` by path.
       policy: What asked for it.
+      pool: The pool of `spectra`, if it is at hand.
     """
-    layout = pool(spectra)
+    pool = pool or pool_of(spectra)
+    tie = near_tie(spectra, masks, policy, pool)
     modules = tuple(
         ModuleReport(
-            path=member(path, index),
-            inputs=spectra[path].shape[0],
-            outputs=spectra[path].shape[1],
-            rank=spectra[path].rank,
-            nominal=spectra[path].nominal,
-            itemsize=np.dtype(spectra[path].dtype).itemsize,
-            sigma=np.asarray(spectra[path].s, np.float64)[index],
-            mask=np.asarray(masks[path])[index],
+            path=kernel.name,
+            inputs=spectrum.shape[0],
+            outputs=spectrum.shape[1],
+            rank=spectrum.rank,
+            nominal=spectrum.nominal,
+            itemsize=np.dtype(spectrum.dtype).itemsize,
+            sigma=np.asarray(spectrum.s, np.float64)[kernel.index],
+            mask=np.asarray(masks[kernel.path])[kernel.index],
         )
-        for path, shape in layout.shapes.items()
-        for index in np.ndindex(shape[:-1])
+        for kernel in pool.kernels
+        for spectrum in [spectra[kernel.path]]
     )
-    tie = near_tie(spectra, masks, policy)
+    # The notes need the totals, so they follow in a second step.
     result = Report(policy=policy.name, modules=modules, tie=tie)
-    budget = 0
-    if isinstance(policy, Budget) and policy.counts_ranks:
-        budget = int(policy.budget(layout))
-    return dataclasses.replace(result, notes=tuple(_notes(result, budget)))
+    notes = tuple(_notes(result, policy.rank_budget(pool) or 0))
+    return dataclasses.replace(result, notes=notes)
 
 
 def _notes(result: Report, budget: int) -> Iterator[str]:
@@ -208,7 +216,7 @@ def _notes(result: Report, budget: int) -> Iterator[str]:
 
 
 def human_bytes(size: float) -> str:
-    """Returns a size such as `2.4 MB`, in powers of 1000."""
+    """Return a size such as `2.4 MB`, in powers of 1000."""
     units = ["B", "kB", "MB", "GB", "TB"]
     power = min(int(math.log(max(size, 1), 1000)), len(units) - 1)
     return f"{size / 1000**power:.{min(power, 1)}f} {units[power]}"

@@ -1,12 +1,14 @@
-"""Storing a child: whether its dtype has the range, and what 8 bits cost. Host.
+"""Storing a child: whether its dtype has the range, and the cost of 8 bits.
 
 Balanced factors have entries of about `sqrt(s / size)` for a singular value `s`, which
 may lie outside of a dtype's range where the update itself does not.
 
 A number of float8_e4m3fn has 4 bits and ends at 448, with a smallest of 2^-9; one of
 float8_e5m2 has 3 bits. Rounded to so few, the factors of an update move it by several
-percent, and by far more where they lie below the dtype's normal range. A spectrum does
-not know this, so it is measured here.
+percent, and by far more below the dtype's normal range. A spectrum does not know this,
+so it is measured here.
+
+Runs on the host.
 """
 
 import dataclasses
@@ -27,18 +29,18 @@ _LEAST = 16  # Times a dtype's smallest number: entries of that size are off by 
 
 
 def is_narrow(dtype: str) -> bool:
-    """Return whether a dtype has so few bits that storing in it has to be measured."""
+    """Return whether a dtype has few bits, so the loss has to be measured."""
     return np.dtype(dtype).itemsize == 1
 
 
 def check_range(
     adapters: Mapping[str, Adapter], spectra: Spectra, kept: Mapping[str, np.ndarray]
 ) -> None:
-    """Check that the factors of a child are finite, and not all lost to underflow.
+    """Check the factors of a child for infinity, and for a loss to underflow.
 
     Args:
-      adapters: A child, as it is to be stored.
-      spectra: What it was made of.
+      adapters: A child, ready to be stored.
+      spectra: The parent's.
       kept: The mask of each spectrum.
 
     Raises:
@@ -89,6 +91,7 @@ def store(
     result, moved, whole = dict(adapters), 0.0, 0.0
     for path in adapters.keys() & dtypes.keys():
         exact, dtype = adapters[path], dtypes[path]
+        # An overflow is infinite, which `_squares` reports as an error of infinity.
         with np.errstate(over="ignore", invalid="ignore"):
             small = dataclasses.replace(
                 exact, a=exact.a.astype(dtype), b=exact.b.astype(dtype)

@@ -1,4 +1,7 @@
-"""The smallest child that is good enough: the validation-guided search. Host."""
+"""The validation-guided search for the smallest child of good quality.
+
+Runs on the host.
+"""
 
 import dataclasses
 import math
@@ -11,9 +14,11 @@ import numpy as np
 from para_jax._adapters.adapter import Adapter, Adapters
 from para_jax._adapters.checkpoint import Checkpoint, Child, as_checkpoint
 from para_jax._adapters.padding import pad
+from para_jax._pruning.abstract_policies import round_up
 from para_jax._pruning.pipeline import cut, spectra_of
 from para_jax._pruning.policies import Rank
-from para_jax._pruning.pool import Pool, pool
+from para_jax._pruning.pool import Pool
+from para_jax._pruning.pool import pool as pool_of
 from para_jax._pruning.repack import Form
 from para_jax.linalg.products import Method
 
@@ -24,12 +29,12 @@ Metric = Callable[[Mapping[str, Adapter]], float]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
-    """One child that the search tried.
+    """One child of a search, tried.
 
     Attributes:
       kept_rank: Its ranks in all.
       average_rank: Its ranks a module.
-      metric: What the caller's function gave for it.
+      metric: The caller's metric of it.
       tolerated: The least that is good enough.
     """
 
@@ -46,13 +51,13 @@ class Point:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-    """What the search found.
+    """The result of a search.
 
     Attributes:
       child: The smallest accepted child. One that drops nothing equals the parent, so
         it is accepted without a call of the metric, and is not among `points`.
       parent_metric: The metric of the parent.
-      points: Every child that was tried, smallest first.
+      points: All tried children, smallest first.
     """
 
     child: Child
@@ -79,12 +84,12 @@ def search(
     method: Method = "auto",
     dtype: Any = None,
 ) -> Search:
-    """Returns the smallest child whose metric stays within `tolerance` of the parent's.
+    """Search for the smallest child with a metric within `tolerance` of the parent's.
 
     Children nest, so it bisects over the number of ranks: about `log2(total_rank)`
     calls of `metric`, after one decomposition. Bisection takes the metric to rise with
-    the rank; where it does not, the answer is a good child but may not be the smallest,
-    and `points` shows it. Use data that no reported number comes from.
+    the rank; otherwise the answer is a good child but may not be the smallest, and
+    `points` shows it. Use data apart from those of any reported number.
 
     Example:
       >>> def accuracy(adapters):  # In earnest, of a model that runs with them.
@@ -98,7 +103,7 @@ def search(
       metric: Larger is better, such as validation accuracy. It gets the parent first,
         then children filled up with zeros to the parent's shapes, of scale 1: so a
         jitted model compiles once for all of them (`to_params` hides the scale).
-      tolerance: How much less than the parent's metric is good enough, 0 or more.
+      tolerance: The loss of the parent's metric to accept, 0 or more.
       limits: A policy whose `scope`, `min_rank`, `max_rank` and `multiple_of` all
         children keep to; its budget does not count.
       form: The form of the child that is returned.
@@ -113,49 +118,53 @@ def search(
         raise ValueError(f"tolerance must not be negative, got {tolerance}.")
     checkpoint = as_checkpoint(parent)
     spectra = spectra_of(checkpoint, method=method, dtype=dtype)
-    layout = pool(spectra)
+    pool = pool_of(spectra)
     wanted = _number(metric(checkpoint.adapters), "the parent")
     points: dict[int, Point] = {}
 
     def policy(budget: int) -> Rank:
-        return dataclasses.replace(limits, value=budget / layout.modules)
+        return dataclasses.replace(limits, value=budget / pool.modules)
+
+    def child(budget: int, form: Form) -> Child:
+        return cut(checkpoint, spectra, policy(budget), form=form, pool=pool)
 
     def good(budget: int) -> bool:
-        child = cut(checkpoint, spectra, policy(budget), form="padded").adapters
-        got = metric(pad(child, like=checkpoint.adapters))
+        # In the parent's shapes, so a jitted metric compiles once.
+        got = metric(pad(child(budget, "padded").adapters, like=checkpoint.adapters))
         points[budget] = Point(
             kept_rank=budget,
-            average_rank=budget / layout.modules,
+            average_rank=budget / pool.modules,
             metric=_number(got, f"{budget} ranks"),
             tolerated=wanted - tolerance,
         )
         return points[budget].accepted
 
-    most = layout.total_rank
+    most = pool.total_rank
     # A child that drops nothing is the parent, but for rounding: it is good by itself.
-    lossless = cut(checkpoint, spectra, policy(most)).report.error < _ROUNDING
+    lossless = child(most, "ragged").report.error < _ROUNDING
     if not lossless and not good(most):
         raise ValueError(
             f"Not even {most} ranks, the largest child within the limits, are good "
             "enough. Allow a larger tolerance, or a larger max_rank."
         )
-    budget = _bisect(good, _least(layout, limits), most)
+    # `most` is good by now: either it was tried, or it drops nothing.
+    budget = _bisect(good, _least(pool, limits), most)
     return Search(
-        child=cut(checkpoint, spectra, policy(budget), form=form),
+        child=child(budget, form),
         parent_metric=wanted,
         points=tuple(points[x] for x in sorted(points)),
     )
 
 
-def _least(layout: Pool, limits: Rank) -> int:
-    """Returns the smallest budget that pays for `min_rank`, at least one rank."""
-    q = limits.multiple_of
-    floor = np.minimum(-(-limits.min_rank // q) * q, layout.sizes)
+def _least(pool: Pool, limits: Rank) -> int:
+    """Return the smallest budget for `min_rank`, at least one rank."""
+    least = round_up(limits.min_rank, limits.multiple_of)
+    floor = np.minimum(least, pool.sizes)
     return max(1, int(floor.sum()))
 
 
 def _bisect(good: Callable[[int], bool], least: int, most: int) -> int:
-    """Returns the smallest good integer in `least` ... `most`, the last known good."""
+    """Return the smallest good integer in `least` ... `most`, the last known good."""
     low, high = least - 1, most
     while high - low > 1:
         middle = (low + high) // 2

@@ -2,23 +2,25 @@
 
 With `a = Q_a R_a` and `b^T = Q_b R_b`, the update `a @ b` has the singular values of
 the core `M = R_a R_b^T = U S V^T` (PARA, Eqs. 4-8), and `left = R_b^T V S^(-1/2)` and
-`right = S^(-1/2) U^T R_a` make the balanced pair of Eq. 3 of `a` and `b`. Traced, all
-modules of one rank as one batch.
+`right = S^(-1/2) U^T R_a` make the balanced pair of Eq. 3 of `a` and `b`. All modules
+of one rank are one batch.
+
+Traceable under `jit`.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from para_jax.linalg import factorize, sharding
-from para_jax.linalg.tolerances import RESOLUTION, ROUNDINGS
+from para_jax.linalg import factorize, sharding, tolerances
+from para_jax.linalg.tolerances import RESOLUTION
 
 
 class Core(NamedTuple):
-    """The spectra of `L` modules, without their shapes.
+    """The spectra of `L` modules, without their shapes; traced or NumPy arrays.
 
     Attributes:
       s: Singular values, `[L, r]`, descending.
@@ -26,23 +28,24 @@ class Core(NamedTuple):
       right: `[L, r, r]`; a row is zero where `s` counts as zero.
     """
 
-    s: Array
-    left: Array
-    right: Array
+    s: Any
+    left: Any
+    right: Any
 
 
 def of_roots(r_a: Float[Array, "L r r"], r_b: Float[Array, "L r r"]) -> Core:
-    """Returns the core of products `a @ b`, given the R factors of `a` and `b^T`."""
+    """Return the core of products `a @ b`, given the R factors of `a` and `b^T`."""
     return _without_noise(_of_roots(r_a, r_b), _norms(r_a), _norms(r_b))
 
 
 def of_grams(
     gram_a: Float[Array, "L r r"], gram_b: Float[Array, "L r r"]
 ) -> tuple[Core, Float[Array, " L"]]:
-    """Returns the core of products `a @ b`, given `a^T a` and `b b^T` in float64.
+    """Return the core of products `a @ b`, given `a^T a` and `b b^T` in float64.
 
-    And how independent the columns are: the least share of a column's square that those
-    before it leave, the smallest of both factors. It is NaN or 0 where they leave none.
+    And the independence of the columns: the least share of a column's square outside
+    of the span of those before it, the smallest of both factors. It is NaN or 0 for
+    dependent columns.
 
     On a GPU, small ranks go through one kernel (`para_jax.linalg.gpu.jacobi`).
     """
@@ -61,9 +64,10 @@ def of_grams(
 def _spectra(
     plain: Callable[..., tuple[Array, ...]], gram_a: Array, gram_b: Array
 ) -> tuple[Array, ...]:
-    """Returns `plain(gram_a, gram_b)`, by a kernel where there is one."""
+    """Return `plain(gram_a, gram_b)`, by a GPU kernel if one exists."""
     if not factorize.has_kernels(gram_a):
         return plain(gram_a, gram_b)
+    # Imported late: Pallas takes longer to import than a small adapter to compress.
     from para_jax.linalg.gpu import jacobi
 
     if gram_a.shape[-1] > jacobi.MOST:
@@ -75,7 +79,8 @@ def _spectra(
 
 def _of_roots(r_a: Float[Array, "L r r"], r_b: Float[Array, "L r r"]) -> Core:
     u, s, vt = factorize.svd(factorize.matmul(r_a, r_b.mT))
-    nonzero = s > tolerance(s, s.shape[-1])
+    nonzero = s > tolerances.floor(s[..., :1], s.shape[-1])
+    # The inner `where` keeps the derivative finite at zeros, where NaN would spread.
     weight = jnp.where(nonzero, lax.rsqrt(jnp.where(nonzero, s, 1)), 0)
     left = factorize.matmul(r_b.mT, vt.mT) * weight[:, None, :]
     right = factorize.matmul(u.mT, r_a) * weight[:, :, None]
@@ -89,17 +94,13 @@ def _without_noise(
     *,
     least: int = 1,
 ) -> Core:
-    """Returns the core, zero where the `r` parts of a product cancel to rounding.
+    """Set noise to zero: components lost where the `r` parts of a product cancel.
 
-    That is relative to what the norms of the parts add up to, which may be far more
-    than the largest singular value. What is not finite becomes NaN.
+    A module with NaN or infinity becomes NaN.
     """
     norms = (norms_a * norms_b).sum(-1, keepdims=True)
-    wide = norms.dtype == jnp.float64
-    roundings = max(least, ROUNDINGS if wide else 1)
-    noise = roundings * float(jnp.finfo(norms.dtype).eps) * norms
     s = jnp.where(jnp.isfinite(norms), core.s, jnp.nan)
-    cancelled = (s <= noise) & (noise > tolerance(s, s.shape[-1]))
+    cancelled = tolerances.cancelled(s, norms, least=least)
     return Core(
         s=jnp.where(cancelled, 0, s),
         left=jnp.where(cancelled[:, None, :], 0, core.left),
@@ -108,15 +109,15 @@ def _without_noise(
 
 
 def _norms(root: Float[Array, "L r r"]) -> Float[Array, "L r"]:
-    """Returns the norms of the columns, also of those whose squares overflow."""
+    """Return the norms of the columns, even if their squares overflow."""
     largest = jnp.abs(root).max(-2, keepdims=True)
     unit = root / jnp.where(largest > 0, largest, 1)
     return largest[:, 0] * jnp.linalg.norm(unit, axis=-2)
 
 
 def scaled(core: Core, scale: Float[Array, " L"]) -> Core:
-    """Returns the core of `scale` times each product."""
-    root = jnp.sqrt(jnp.abs(scale))
+    """Return the core of `scale` times each product."""
+    root = jnp.sqrt(jnp.abs(scale))  # Half of the scale each, so factors stay balanced.
     return Core(
         s=core.s * jnp.abs(scale)[:, None],
         left=core.left * (jnp.sign(scale) * root)[:, None, None],
@@ -125,11 +126,12 @@ def scaled(core: Core, scale: Float[Array, " L"]) -> Core:
 
 
 def shifted(core: Core, e_a: Int[Array, " L"], e_b: Int[Array, " L"]) -> Core:
-    """Returns the core of `2^e_a a @ 2^e_b b`, for even exponents.
+    """Return the core of `2^e_a a @ 2^e_b b`, for even exponents.
 
     A value beyond the dtype becomes its largest.
     """
     s = times_power(core.s, e_a + e_b)
+    # `a_hat = a @ left`, and `a` itself still has its `2^e_a`.
     shift = (e_b - e_a) // 2
     return Core(
         s=jnp.minimum(s, jnp.finfo(s.dtype).max),
@@ -139,7 +141,7 @@ def shifted(core: Core, e_a: Int[Array, " L"], e_b: Int[Array, " L"]) -> Core:
 
 
 def times_power(x: Array, exponent: Int[Array, "*stack"]) -> Array:
-    """Returns `x * 2^exponent`, in two steps: the power itself may be out of range."""
+    """Return `x * 2^exponent`, in two steps: the power itself may be out of range."""
     half = exponent // 2
     for e in (half, exponent - half):
         power = jnp.ldexp(jnp.ones((), x.dtype), e)
@@ -147,19 +149,10 @@ def times_power(x: Array, exponent: Int[Array, "*stack"]) -> Array:
     return x
 
 
-def tolerance(s: Array, rank: int) -> Array:
-    """Returns the value up to which the `s` of a module counts as zero, `[..., 1]`.
-
-    `r * eps * s_1` with float32's eps: what float32 factors resolve. The usual
-    `max(m, n) * eps` would drop genuine values of graded factors.
-    """
-    return rank * RESOLUTION * s[..., :1]
-
-
 def root_of_gram(gram: Float[Array, "N r r"]) -> Float[Array, "N r r"]:
-    """Returns `R` with `R^T R = gram`, zero in directions that are noise.
+    """Return `R` with `R^T R = gram`, zero in directions of noise.
 
-    By eigenvectors, so that a dependent column does no harm.
+    By eigenvectors, since a Cholesky factor of dependent columns does not exist.
     """
     values, vectors, lengths = _eigen(gram)
     kept = jnp.where(values > _floor(gram), values, 0)
@@ -170,9 +163,9 @@ def root_of_gram(gram: Float[Array, "N r r"]) -> Float[Array, "N r r"]:
 def first_root_of_gram(
     gram: Float[Array, "N r r"],
 ) -> tuple[Float[Array, "N r r"], Float[Array, "N r r"]]:
-    """Returns `R` with `R^T R = gram`, almost, and its inverse.
+    """Return `R` with `R^T R = gram`, almost, and its inverse.
 
-    What is noise is enlarged, so that a second pass over the factor can find it.
+    Directions of noise are enlarged, so that a second pass over the factor finds them.
     """
     values, vectors, lengths = _eigen(gram)
     values = jnp.sqrt(jnp.maximum(values, _floor(gram)))
@@ -185,10 +178,11 @@ def first_root_of_gram(
 def _cholesky_root(
     gram: Float[Array, "N r r"],
 ) -> tuple[Float[Array, "N r r"], Float[Array, " N"]]:
-    """Returns `R` with `R^T R = gram`, the fastest way that works for all.
+    """Return `R` with `R^T R = gram`, by Cholesky if all have a factor.
 
     And the smallest square of a diagonal entry, relative to its column's.
     """
+    # One condition for the whole batch: a choice for each matrix would compute both.
     unit, lengths = _unit_columns(gram)
     cholesky = factorize.cholesky(unit)
     shares = jnp.square(jnp.diagonal(cholesky, axis1=-2, axis2=-1)).min(-1)
@@ -203,14 +197,14 @@ def _eigen(gram: Float[Array, "N r r"]) -> tuple[Array, Array, Array]:
 
 
 def _floor(gram: Float[Array, "N r r"]) -> float:
-    """Returns the rounding of eigenvalues, of which the largest is 1 or more."""
+    """Return the rounding of eigenvalues of a matrix with a unit diagonal."""
     return gram.shape[-1] * float(jnp.finfo(gram.dtype).eps)
 
 
 def _unit_columns(
     gram: Float[Array, "N r r"],
 ) -> tuple[Float[Array, "N r r"], Float[Array, "N r"]]:
-    """Returns the Gram matrix of the columns brought to unit length, and their lengths.
+    """Return the Gram matrix of unit columns, and the lengths of the columns.
 
     An error is then relative to each column's own length: graded factors lose nothing.
     A column of zeros counts as independent of all others.

@@ -1,4 +1,4 @@
-"""Small dense factorisations of many matrices, safe on any number of cores. Traced.
+"""Small dense factorisations of many matrices, safe on any number of cores.
 
 XLA:CPU runs a batched LAPACK call on the thread pool that also runs the rest of the
 program, and each such call waits for its share of threads. Two that do not depend on
@@ -7,7 +7,9 @@ CPU every factorisation here is a loop over single matrices, which needs no seco
 thread, whatever a caller maps or runs beside it. Elsewhere it is one batched call.
 
 On a GPU some operations are kernels of ours (`para_jax.linalg.gpu`). The plain
-operation defines what they compute, runs everywhere else, and gives their derivative.
+operation defines their result, runs everywhere else, and gives their derivative.
+
+Traceable under `jit`.
 """
 
 import functools
@@ -26,12 +28,18 @@ _BATCHED_SVD_LIMIT = 32
 
 
 def matmul(x: Float[Array, "... m k"], y: Float[Array, "... k n"]) -> Array:
-    """Returns `x @ y` without the reduced precision that accelerators default to."""
+    """Multiply matrices at full precision: not the default of accelerators.
+
+    Example:
+      >>> linalg = para_jax.linalg
+      >>> linalg.matmul(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
+      (2, 4)
+    """
     return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
 
 
 def gram(x: Float[Array, "... _ _"], *, tall: bool) -> Float[Array, "... r r"]:
-    """Returns `x^T x` of `x [..., d, r]` if `tall`, else `x x^T` of `x [..., r, d]`.
+    """Return `x^T x` of `x [..., d, r]` if `tall`, else `x x^T` of `x [..., r, d]`.
 
     In float64 where JAX may, whatever the dtype of `x`, else in float32.
     """
@@ -55,7 +63,7 @@ def gram(x: Float[Array, "... _ _"], *, tall: bool) -> Float[Array, "... r r"]:
 def applied(
     x: Float[Array, "... _ _"], w: Float[Array, "... _ _"], *, tall: bool, dtype: Any
 ) -> Float[Array, "... _ _"]:
-    """Returns `x @ w` for a factor `x [..., d, r]` if `tall`, else `w @ x`.
+    """Return `x @ w` for a factor `x [..., d, r]` if `tall`, else `w @ x`.
 
     Computed in float32, rounded as float32 is, unless `x` or the result is float64.
 
@@ -84,7 +92,7 @@ def applied(
 
 
 def has_kernels(x: Array) -> bool:
-    """Returns whether `x` may be on a GPU, whole, in a program that knows float64."""
+    """Return whether `x` may be on a GPU, whole, in a program with float64."""
     wide = jax.dtypes.canonicalize_dtype(float) == jnp.float64
     # On a mesh the compiler divides what it knows, and a kernel it does not know.
     on_one = jax.default_backend() == "gpu" and sharding.mesh_of(x) is None
@@ -94,7 +102,7 @@ def has_kernels(x: Array) -> bool:
 def by_kernel(
     kernel: Any, plain: Callable[..., Any], *args: Array, **static: Any
 ) -> Any:
-    """Return `plain(*args)`, by a kernel where the program runs on an NVIDIA GPU.
+    """Return `plain(*args)`, by a kernel on an NVIDIA GPU.
 
     Run the plain operations there too if this JAX fails to trace or to lower the
     kernel. To find out, lower it by itself first, for these shapes: JAX keeps the
@@ -117,7 +125,7 @@ def by_kernel(
 
 
 def on_gpu(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `plain`, computed by `kernel` where the program runs on an NVIDIA GPU."""
+    """Return `plain`, computed by `kernel` on an NVIDIA GPU."""
 
     @jax.custom_jvp
     def either(*args: Array) -> Any:
@@ -131,19 +139,25 @@ def on_gpu(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..
 
 
 def qr_r(x: Float[Array, "N d r"]) -> Float[Array, "N r r"]:
-    """Returns the R factor of each `x = Q R`, with zero rows below where `d < r`."""
+    """Return the R factor of each `x = Q R`, filled up with zero rows if `d < r`."""
     r = _over_batch(lambda y: jnp.linalg.qr(y, mode="r"))(x)
     return jnp.pad(r, ((0, 0), (0, x.shape[-1] - r.shape[-2]), (0, 0)))
 
 
 def eigh(x: Float[Array, "N r r"]) -> tuple[Float[Array, "N r"], Float[Array, "N r r"]]:
-    """Returns the eigenvalues, ascending, and eigenvectors of symmetric matrices."""
+    """Return the eigenvalues, ascending, and eigenvectors of symmetric matrices.
+
+    Example:
+      >>> values, vectors = para_jax.linalg.eigh(jnp.diag(jnp.array([3.0, 2.0]))[None])
+      >>> values.tolist(), vectors.shape
+      ([[2.0, 3.0]], (1, 2, 2))
+    """
     values, vectors = _over_batch(_lapack_eigh)(x)
     return values, vectors
 
 
 def cholesky(x: Float[Array, "N r r"]) -> Float[Array, "N r r"]:
-    """Returns the upper `R` with `x = R^T R`; NaN for a matrix that has none."""
+    """Return the upper `R` with `x = R^T R`; NaN for an indefinite matrix."""
     lower = _over_batch(lambda y: jnp.linalg.cholesky(y, symmetrize_input=False))(x)
     return lower.mT
 
@@ -151,10 +165,15 @@ def cholesky(x: Float[Array, "N r r"]) -> Float[Array, "N r r"]:
 def svd(
     x: Float[Array, "N m n"],
 ) -> tuple[Float[Array, "N m k"], Float[Array, "N k"], Float[Array, "N k n"]]:
-    """Returns `u, s, vt` of each matrix, `s` descending, `k = min(m, n)`.
+    """Return `u, s, vt` of each matrix, `s` descending, `k = min(m, n)`.
 
     Accelerators take a square float64 matrix too large for their batched SVD through
     the eigenvectors of `x^T x`: the error of `s` is then 1e-8 of the largest.
+
+    Example:
+      >>> u, s, vt = para_jax.linalg.svd(jnp.eye(3, 2)[None] * 4)
+      >>> u.shape, s.tolist(), vt.shape
+      ((1, 3, 2), [[4.0, 4.0]], (1, 2, 2))
     """
     square = x.shape[-1] == x.shape[-2]
     fast = square and x.dtype == jnp.float64 and x.shape[-1] > _BATCHED_SVD_LIMIT
@@ -183,7 +202,7 @@ def _svd_by_eigh(x: Array) -> tuple[Array, Array, Array]:
 def _over_batch(
     one: Callable[[Array], Any], elsewhere: Callable[[Array], Any] | None = None
 ) -> Callable[[Array], Any]:
-    """Returns `one` over a leading axis: a loop on CPU, a batch on other platforms."""
+    """Return `one` over a leading axis: a loop on CPU, a batch on other platforms."""
     sequential = jax.custom_batching.sequential_vmap(one)
 
     # That has no derivative of its own. A loop that has one becomes a batch where a

@@ -1,31 +1,30 @@
-"""Spectra of adapters in host memory, by NumPy. Host.
+"""Spectra of adapters in host memory, by NumPy: the back end for CPU.
 
-What `decompose.py` traces, in float64 and without a compiler: on CPU a
+The counterpart of `products.py` and `core.py` in float64 and without a compiler: a
 small adapter is done before XLA has compiled a program for it. Kernels of equal shapes
-`[m, r]` and `[r, n]` come as sequences of `N`, in any memory order and storage dtype,
-and are read block by block: no copy of a factor in float64 ever exists.
+`[m, r]` and `[r, n]` are sequences of `N`, in any memory order and storage dtype, and
+are read block by block: no copy of a factor in float64 ever exists.
 
-A Gram product costs a tenth of a QR. Its columns scaled to unit length, its rounding
-`E` changes the root `R` to `(I + F) R`, with `|F| <= |E| / lambda` for the smallest
-eigenvalue `lambda` of the Gram matrix. The core is then `(I + F_a) M (I + F_b^T)`, and
-no singular value changes by more than the factor `1 + |F_a| + |F_b|`, however much the
-two factors cancel. So `lambda` tells which kernels need a QR.
+A Gram product costs a tenth of a QR, and `products.py` bounds its error by the smallest
+eigenvalue of the scaled Gram matrix. That bound tells which kernels need a QR.
+
+Runs on the host.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from para_jax.linalg import tolerances
+from para_jax.linalg.core import Core
 from para_jax.linalg.products import Method
-from para_jax.linalg.tolerances import RESOLUTION, ROUNDINGS
 
 AT_ONCE = 4
-"""How many kernels share a call: short calls wait for the interpreter."""
+"""Number of kernels that share a call: short calls wait for the interpreter."""
 
-# What is cast at a time, in numbers of one kernel. Half a MB in float64 stays in the
-# cache, and is few enough for OpenBLAS to multiply without packing it.
+# Numbers of one kernel to cast at a time. Half a MB in float64 stays in the cache, and
+# is few enough for OpenBLAS to multiply without packing it.
 _GRAM_BLOCK = 2**16
 
 # From this rank on, half of the products take less time than twice the halves.
@@ -38,15 +37,15 @@ Kernels = Sequence[np.ndarray]
 Roots = Callable[[Kernels], Float[np.ndarray, "N r r"]]
 
 
-def decompose(a: Kernels, b: Kernels, *, method: Method = "auto") -> tuple[Any, ...]:
-    """Returns `s`, `left` and `right` of each `a @ b`, see `Spectrum`.
+def decompose(a: Kernels, b: Kernels, *, method: Method = "auto") -> Core:
+    """Return the cores of products `a @ b`.
 
     Args:
       a: `N` factors `[m, r]`.
       b: `N` factors `[r, n]`.
-      method: `qr` or `gram` for all; or `auto`: `gram`, and `qr` for those that it
-        would lose digits of. Those are kernels with almost dependent columns, and
-        float64 factors, whose squares may leave its range.
+      method: `qr` or `gram` for all; or `auto`: `gram`, and `qr` for kernels that
+        lose digits by it. Those have almost dependent columns, or are float64, with
+        squares that may leave its range.
 
     Returns:
       `s [N, k]`, `left [N, r, k]` and `right [N, k, r]` in float64, where
@@ -62,19 +61,20 @@ def decompose(a: Kernels, b: Kernels, *, method: Method = "auto") -> tuple[Any, 
             f"Unknown method {method!r}: expected 'auto', 'qr' or 'gram'."
         ) from None
     k = min(len(a[0]), *b[0].shape)
-    with np.errstate(over="ignore", invalid="ignore"):  # NaN tells it as well.
+    with np.errstate(over="ignore", invalid="ignore"):  # The result is NaN instead.
         s, left, right = _balanced(roots(a), roots([x.T for x in b]))
-    return s[:, :k], left[..., :k], right[:, :k]
+    return Core(s[:, :k], left[..., :k], right[:, :k])
 
 
 def _balanced(
     r_a: Float[np.ndarray, "N r r"], r_b: Float[np.ndarray, "N r r"]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # LAPACK would raise for the whole batch if one matrix were not finite.
     core = r_a @ r_b.mT
     finite = np.all(np.isfinite(core), axis=(-2, -1))
     u, s, vt = np.linalg.svd(np.where(finite[:, None, None], core, 0))
     s = _without_noise(s, r_a, r_b)
-    nonzero = s > s.shape[-1] * RESOLUTION * s[:, :1]  # As `core.tolerance`.
+    nonzero = s > tolerances.floor(s[:, :1], s.shape[-1])
     weight = np.where(nonzero, 1 / np.sqrt(np.where(nonzero, s, 1)), 0)
     left = (r_b.mT @ vt.mT) * weight[:, None, :]
     right = (u.mT @ r_a) * weight[:, :, None]
@@ -86,15 +86,13 @@ def _without_noise(
     r_a: Float[np.ndarray, "N r r"],
     r_b: Float[np.ndarray, "N r r"],
 ) -> Float[np.ndarray, "N r"]:
-    """Returns `s`, zero where columns cancel to rounding, as in `core`.
+    """Set noise to zero: values lost where the parts of the product cancel.
 
-    Unless squares leave the range of float64.
+    Unless squares leave the range of float64: then nothing is known of the noise.
     """
     norms = np.linalg.norm(r_a, axis=-2) * np.linalg.norm(r_b, axis=-2)
-    noise = ROUNDINGS * np.finfo(np.float64).eps * norms.sum(-1, keepdims=True)
-    resolution = s.shape[-1] * RESOLUTION * s[:, :1]
-    cancelled = (s <= noise) & (noise > resolution) & np.isfinite(noise)
-    return np.where(cancelled, 0, s)
+    whole = norms.sum(-1, keepdims=True)
+    return np.where(tolerances.cancelled(s, whole) & np.isfinite(whole), 0, s)
 
 
 def _roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
@@ -112,7 +110,7 @@ def _roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
 
 
 def _cholesky(gram: Float[np.ndarray, "N r r"]) -> Float[np.ndarray, "N r r"]:
-    """Returns `L` of each `gram = L L^T`, NaN where it is not positive definite."""
+    """Return `L` of each `gram = L L^T`, NaN for an indefinite matrix."""
     try:
         return np.linalg.cholesky(gram)
     except np.linalg.LinAlgError:
@@ -126,7 +124,7 @@ def _qr_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
 
 
 def _qr_root(x: Float[np.ndarray, "d r"]) -> Float[np.ndarray, "r r"]:
-    """Returns `R` of `x = Q R`, block by block: that of the last `R` and a block."""
+    """Return `R` of `x = Q R`, by a QR of the last `R` and each block of rows."""
     root = np.zeros((x.shape[-1], x.shape[-1]))
     for _, (wide,) in blocks([x], _GRAM_BLOCK):
         root = np.asarray(np.linalg.qr(np.concatenate([root, wide]), mode="r"))
@@ -134,9 +132,10 @@ def _qr_root(x: Float[np.ndarray, "d r"]) -> Float[np.ndarray, "r r"]:
 
 
 def _gram_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
-    """Returns `R` with `R^T R = x^T x`, by eigenvectors: there is one in any case."""
+    """Return `R` with `R^T R = x^T x`, by eigenvectors, since they always exist."""
     gram, lengths = _scaled_grams(x)
     finite = np.all(np.isfinite(gram), axis=(-2, -1))[:, None, None]
+    # An eigenvalue below rounding is noise; the floor keeps `R` invertible.
     values, vectors = np.linalg.eigh(np.where(finite, gram, 0))
     floor = gram.shape[-1] * np.finfo(np.float64).eps
     scale = np.sqrt(np.where(values > floor, values, 0))  # As `core.root_of_gram`.
@@ -146,9 +145,9 @@ def _gram_roots(x: Kernels) -> Float[np.ndarray, "N r r"]:
 def _scaled_grams(
     x: Kernels,
 ) -> tuple[Float[np.ndarray, "N r r"], Float[np.ndarray, "N r"]]:
-    """Returns the Gram products of columns of unit length, and the lengths.
+    """Return the Gram products of columns of unit length, and the lengths.
 
-    So graded factors lose nothing.
+    Errors are then relative to each column's own length: graded factors lose nothing.
     """
     gram = _grams(x)
     lengths = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
@@ -178,10 +177,10 @@ def _grams(x: Kernels) -> Float[np.ndarray, "N r r"]:
 def blocks(
     x: Kernels, numbers: int
 ) -> Iterator[tuple[slice, Float[np.ndarray, "N d r"]]]:
-    """Yields some rows of all kernels `[d, r]` in float64, in their memory order.
+    """Yield some rows of all kernels `[d, r]` in float64, in their memory order.
 
-    The next rows take their place: new memory costs a fault a page, which takes longer
-    than to fill it.
+    The next rows reuse the same memory: new memory costs a page fault a page, which
+    takes longer than to fill it.
     """
     length, rank = x[0].shape
     step = min(length, max(numbers // rank, 4 * rank))

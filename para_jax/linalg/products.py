@@ -1,13 +1,17 @@
-"""Ways from factors to the cores of their products. Traced.
+"""From factors to the cores of their products: by QR, by Gram matrices, or checked.
 
-All take factors `a [*stack, m, r]` and `b [*stack, r, n]` of one rank, and return the
-cores of all `L` kernels in one batch.
+All functions take factors `a [*stack, m, r]` and `b [*stack, r, n]` of one rank, and
+return the cores of all `L` kernels in one batch. `numpy_products.py` is the counterpart
+for factors in host memory.
 
 A Gram product costs a tenth of a QR, or less. With its columns scaled to unit length,
 its rounding `E` changes the root `R` to `(I + F) R`, where `|F| <= |E| / lambda` for
-the smallest eigenvalue `lambda` of that Gram matrix. No singular value then changes by
-more than the factor `1 + |F_a| + |F_b|`, however much the two factors cancel. The
-pivots of the Cholesky factor, which is there anyway, tell when `lambda` is small.
+the smallest eigenvalue `lambda` of that Gram matrix. The core `M = R_a R_b^T` becomes
+`(I + F_a) M (I + F_b^T)`, so no singular value changes by more than the factor
+`1 + |F_a| + |F_b|`, however much the two factors cancel. The pivots of the Cholesky
+factor, a by-product, tell when `lambda` is small.
+
+Traceable under `jit`.
 """
 
 import math
@@ -24,10 +28,10 @@ from para_jax.linalg import core, factorize, sharding
 from para_jax.linalg.core import Core
 
 Method = Literal["auto", "qr", "gram"]
-"""How a caller asks for the `R` factors, see `para_jax.decompose`."""
+"""The caller's choice of a way to the `R` factors, see `para_jax.decompose`."""
 
 Way = Literal["qr", "gram", "checked"]
-"""`checked` is `gram`, and `qr` where that loses digits."""
+"""The way that a program takes; `checked` is `gram`, or `qr` if that loses digits."""
 
 DEPENDENT = 1e-9
 """A pivot below this share of its column's square makes rounding, `r * eps`, matter."""
@@ -36,9 +40,9 @@ Factors = Sequence[Array]
 
 
 def cores(a: Factors, b: Factors, scale: Float[Array, " L"], way: Way) -> Core:
-    """Returns the cores of `scale * a @ b`, in float64 where JAX may.
+    """Return the cores of `scale * a @ b`, in float64 where JAX may.
 
-    In float32, whose range squares would leave, of factors that are near 1.
+    In float32 the factors are brought near 1 first: squares would leave its range.
     """
     find = {"qr": by_qr, "gram": by_grams, "checked": checked}[way]
     if scale.dtype == jnp.float64:
@@ -49,7 +53,7 @@ def cores(a: Factors, b: Factors, scale: Float[Array, " L"], way: Way) -> Core:
 
 
 def by_qr(a: Factors, b: Factors) -> Core:
-    """Returns the cores through a QR of each factor: all its roundings are relative."""
+    """Return the cores through a QR of each factor, with relative roundings only."""
     wide = jax.dtypes.canonicalize_dtype(float)
     roots = [
         jnp.concatenate([factorize.qr_r(_rows(x).astype(wide)) for x in tall])
@@ -59,14 +63,13 @@ def by_qr(a: Factors, b: Factors) -> Core:
 
 
 def by_grams(a: Factors, b: Factors) -> Core:
-    """Returns the cores through `a^T a` and `b b^T`."""
+    """Return the cores through `a^T a` and `b b^T`."""
     gram_a, gram_b = _grams(a, tall=True), _grams(b, tall=False)
     if gram_a.dtype == jnp.float64:
         return core.of_grams(gram_a, gram_b)[0]
     roots, whiten = core.first_root_of_gram(jnp.concatenate([gram_a, gram_b]))
-    # A factor times `whiten` is almost orthogonal; a direction so weak that its first
-    # estimate is noise is at least enlarged. A second pass finds what is left as
-    # exactly as QR would.
+    # A factor times `whiten` is almost orthogonal; a direction too weak for the first
+    # estimate is at least enlarged. A second pass finds the rest as exactly as QR.
     tall = [x.astype(jnp.float32) for x in (*a, *(x.mT for x in b))]
     ends = np.cumsum([math.prod(x.shape[:-2]) for x in tall])[:-1]
     pairs = zip(tall, jnp.split(whiten, ends), strict=True)
@@ -78,10 +81,10 @@ def by_grams(a: Factors, b: Factors) -> Core:
 
 @jax.custom_jvp
 def checked(a: Factors, b: Factors) -> Core:
-    """Returns the cores by Gram matrices in float64, by QR if one is nearly singular.
+    """Return the cores by Gram matrices in float64, by QR if one is nearly singular.
 
     Also within `jax.vmap`, where a condition would become a choice between two results:
-    what is mapped over is one more stack axis. The derivative is that of `by_grams`.
+    the mapped axis becomes one more stack axis. The derivative is that of `by_grams`.
     """
     rank = a[0].shape[-1]
     found = zip(*_in_stacks(a, b), strict=True)
@@ -96,8 +99,9 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Core, Core]:
 
 @jax.custom_batching.custom_vmap
 def _in_stacks(a: Factors, b: Factors) -> list[Core]:
-    """Returns `checked(a, b)` for each pair of arrays, with its stack axes."""
+    """Return `checked(a, b)` for each pair of arrays, with its stack axes."""
     found, share = core.of_grams(_grams(a, tall=True), _grams(b, tall=False))
+    # One condition for all: a batch with one bad factor takes the slow way as a whole.
     safe = (share > DEPENDENT).all()  # Not where a share is NaN.
     found = lax.cond(safe, lambda *_: found, _one_by_one, a, b)
     ends = np.cumsum([math.prod(x.shape[:-2]) for x in a])[:-1]
@@ -120,7 +124,11 @@ def _(
 
 
 def _one_by_one(a: Factors, b: Factors) -> Core:
-    """Returns what `by_qr` returns, in little memory: a program reserves it anyway."""
+    """Return the cores by QR, one matrix at a time.
+
+    A program reserves memory for both branches of a condition, so this one, seldom
+    taken, uses little.
+    """
 
     def roots(factors: Factors, root: Callable[[Array], Array]) -> Array:
         return jnp.concatenate([lax.map(root, _rows(x)) for x in factors])
@@ -132,7 +140,7 @@ def _one_by_one(a: Factors, b: Factors) -> Core:
 
 
 def _near_one(factors: Factors) -> tuple[list[Array], Int[Array, " L"]]:
-    """Returns the factors times `2^-e`, in float32, and the even `e` of each kernel."""
+    """Return the factors times `2^-e`, in float32, and the even `e` of each kernel."""
     factors = [x.astype(jnp.float32) for x in factors]
     exponents = [sharding.replicated(_exponent(x)) for x in factors]
     pairs = zip(factors, exponents, strict=True)
@@ -141,7 +149,8 @@ def _near_one(factors: Factors) -> tuple[list[Array], Int[Array, " L"]]:
 
 
 def _exponent(x: Float[Array, "*stack d r"]) -> Int[Array, "*stack"]:
-    """Returns even `e` with the entries of each `x` below `2^(e + 2)`."""
+    """Return even `e` with the entries of each `x` below `2^(e + 2)`."""
+    # Even, so that the root of the power is exact. It has no derivative, as it cancels.
     _, exponent = jnp.frexp(jnp.abs(lax.stop_gradient(x)).max((-1, -2)))
     return exponent // 2 * 2
 

@@ -1,13 +1,15 @@
-"""Adapters on a mesh of devices, compressed where they are. Traced.
+"""Adapters on a mesh of devices, compressed in place.
 
-Only what is `r x r` or smaller moves: Gram matrices are summed over the devices that
-share a factor, and the singular values of all modules meet in one pool. A factor stays
-in its place, as does its product with an `r x r` matrix.
+Only arrays of at most `r x r` move between devices: Gram matrices are summed over the
+devices of a factor, and the singular values of all modules meet in one pool. A factor
+stays in its place, as does its product with an `r x r` matrix.
 
-On automatic axes of a mesh the compiler divides a program in just that way, as long as
-factors are neither joined nor reshaped, and what is small is told to be everywhere. On
-explicit axes every operation would have to be told. So these become automatic within
-our functions, and only what comes out says where it is.
+On automatic axes of a mesh the compiler divides a program in just that way, provided
+that factors are neither joined nor reshaped, and small arrays are constrained to be
+everywhere. On explicit axes every operation would need a sharding. So these become
+automatic within our functions, and only the results name their shardings.
+
+Traceable under `jit`.
 """
 
 from collections.abc import Callable
@@ -22,10 +24,10 @@ REPLICATED = P()
 
 
 def mesh_of(tree: Any) -> AbstractMesh | None:
-    """Returns the mesh of several devices that an array of `tree` is on, if any.
+    """Return the mesh of several devices of an array in `tree`, if any.
 
-    Known while tracing. Where `shard_map` runs a program on each device by itself, its
-    arrays are on that one.
+    Known while tracing. Within `shard_map`, which runs a program on each device by
+    itself, arrays are on one device.
     """
     for x in jax.tree.leaves(tree):
         if not isinstance(x, jax.Array):
@@ -38,14 +40,14 @@ def mesh_of(tree: Any) -> AbstractMesh | None:
 
 
 def in_place(function: Callable[..., Any], *args: Any, out: Any = REPLICATED) -> Any:
-    """Returns `function(*args)`, computed where the compiler finds the arguments.
+    """Return `function(*args)`, computed in the place of the arguments.
 
     Args:
-      function: Traced. No axis of a mesh is explicit within it.
-      *args: Trees of arrays. Where an axis is explicit, all that the function closes
-        over has to be on one device.
-      out: Where the results are on explicit axes: a tree of PartitionSpecs that is a
-        prefix of theirs. On automatic ones the compiler decides.
+      function: Traceable. No axis of a mesh is explicit within it.
+      *args: Trees of arrays. On explicit axes, arrays in the function's closure have
+        to be on one device.
+      out: The places of the results on explicit axes: a tree of PartitionSpecs, a
+        prefix of theirs. On automatic axes the compiler decides.
     """
     mesh = mesh_of(args)
     if mesh is None or not mesh.explicit_axes:
@@ -58,10 +60,10 @@ def in_place(function: Callable[..., Any], *args: Any, out: Any = REPLICATED) ->
 
 
 def _onto_mesh(args: Any) -> Any:
-    """Returns what is not on the mesh yet also there, outside of a program."""
+    """Put all arrays on the mesh of the others, outside of a program."""
     leaves = [x for x in jax.tree.leaves(args) if isinstance(x, jax.Array)]
     if any(isinstance(x, jax.core.Tracer) for x in leaves):
-        return args
+        return args  # Within a program the compiler moves them.
     place: Any = next(x.sharding for x in leaves if mesh_of(x) is not None)
     whole = NamedSharding(place.mesh, REPLICATED)
     return jax.tree.map(
@@ -70,7 +72,7 @@ def _onto_mesh(args: Any) -> Any:
 
 
 def place(x: Any, *, rank_axis: int) -> P:
-    """Returns what `places` returns, of one factor."""
+    """Return the mesh axes of a new factor: those of `x`, none for the rank."""
     if not isinstance(x, jax.Array):
         return REPLICATED
     spec = list(jax.typeof(x).sharding.spec)
@@ -79,10 +81,10 @@ def place(x: Any, *, rank_axis: int) -> P:
 
 
 def replicated(tree: Any) -> Any:
-    """Returns the same arrays, whole on every device. For what is small.
+    """Return the same small arrays, whole on every device.
 
-    Otherwise the compiler may divide it as the factor is that it is multiplied with,
-    and then moves the factor.
+    Otherwise the compiler may divide them to match a factor in a product, and then
+    moves the factor.
     """
     return jax.tree.map(_replicated, tree)
 
@@ -91,8 +93,8 @@ def _replicated(x: Any) -> Any:
     mesh = mesh_of(x)
     if mesh is None or mesh.explicit_axes:
         return x
-    # A product that is told to be everywhere gathers its operands. So it is first told
-    # to be wherever it is, and that is what moves.
+    # A product constrained to be everywhere gathers its operands. So it is first left
+    # wherever it is computed, and moves from there.
     anywhere = P(*[P.UNCONSTRAINED] * x.ndim)
     for spec in (anywhere, REPLICATED):
         x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))

@@ -1,4 +1,7 @@
-"""A few threads for what NumPy computes, and one for each product. Host."""
+"""A few threads for NumPy's work, and one for each product.
+
+Runs on the host.
+"""
 
 import contextlib
 import os
@@ -9,10 +12,7 @@ from typing import Any, TypeVar
 
 import threadpoolctl
 
-_MOST = 8  # More wait for memory.
-
-_lock = threading.Lock()
-_limits: list[Any] = []  # The limit on BLAS, and an entry a call that is under way.
+_MOST = 8  # Memory bandwidth limits more threads than this.
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,37 +21,61 @@ Result = TypeVar("Result")
 def in_threads(
     function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[Result]:
-    """Yields the result of each item, in order, computed a few at a time.
+    """Yield the result of each item, in order, computed a few at a time.
 
-    NumPy's products and factorisations leave the interpreter to other threads.
+    NumPy's products and factorisations release the interpreter lock. Inside of them,
+    BLAS runs on one thread.
+
+    Example:
+      >>> from para_jax import linalg
+      >>> list(linalg.in_threads(np.linalg.norm, [np.ones(4), np.ones(9)]))
+      [np.float64(2.0), np.float64(3.0)]
+
+    Args:
+      function: The work on one item. Its first error ends the loop.
+      items: Read at once, before the first result.
     """
     pool = futures.ThreadPoolExecutor(min(_cores(), _MOST))
-    with _one_thread_a_product():
+    with _blas.on_one_thread():
         try:
             yield from pool.map(function, items)
         finally:  # Also where the loop over the results was left early.
             pool.shutdown(cancel_futures=True)
 
 
-@contextlib.contextmanager
-def _one_thread_a_product() -> Iterator[None]:
-    """Keeps BLAS from starting threads of its own in each of ours.
+class _Blas:
+    """A limit on BLAS's own threads, shared by all calls under way.
 
-    They would wait for one another: an SVD of 64 x 64 takes six times as long. The
-    limit is the whole process's, so it ends with the last call that is under way.
+    The limit belongs to the whole process, so the first call sets it and the last one
+    lifts it, whichever order they end in.
     """
-    with _lock:
-        if not _limits:
-            # Looked up anew: SciPy, say, brings a BLAS of its own when it is imported.
-            _limits.append(threadpoolctl.threadpool_limits(1, user_api="blas"))
-        _limits.append(None)
-    try:
-        yield
-    finally:
-        with _lock:
-            _limits.pop()
-            if len(_limits) == 1:
-                _limits.pop().restore_original_limits()
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._limit: Any = None
+
+    @contextlib.contextmanager
+    def on_one_thread(self) -> Iterator[None]:
+        """Keep BLAS from starting threads of its own in each of ours.
+
+        They would wait for one another: an SVD of 64 x 64 takes six times as long.
+        """
+        with self._lock:
+            if self._calls == 0:
+                # Looked up anew: SciPy, say, loads a BLAS of its own on import.
+                self._limit = threadpoolctl.threadpool_limits(1, user_api="blas")
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if self._calls == 0:
+                    self._limit.restore_original_limits()
+
+
+_blas = _Blas()
 
 
 def _cores() -> int:

@@ -1,4 +1,4 @@
-"""What XLA's own operations are too slow for on a GPU, in Pallas (Triton). Traced.
+"""Kernels in Pallas (Triton), for operations too slow by XLA on a GPU.
 
 Each kernel has a plain twin in `para_jax.linalg.factorize`, which is its definition and
 runs everywhere else. They compute in float64, so they need JAX's 64-bit mode. Importing
@@ -9,6 +9,8 @@ trace or lower a kernel, the plain twin runs on the GPU too: see
 `para_jax.linalg.factorize.by_kernel`. Only a failure of the compiler that the lowered
 program goes to, later and out of our sight, reaches the caller;
 `decompose(method="qr")` has no kernels.
+
+Traceable under `jit`.
 """
 
 import functools
@@ -17,7 +19,7 @@ import importlib
 
 @functools.cache
 def exist() -> bool:
-    """Returns whether this JAX has what they are written in. Slow the first time."""
+    """Return whether this JAX has Pallas for Triton. Slow the first time."""
     try:
         importlib.import_module("jax.experimental.pallas.triton")
     except Exception:  # Such as a warning that the caller has made an error.

@@ -1,8 +1,10 @@
-"""Gram matrices of tall factors in float64, each factor read once. Traced.
+"""Gram matrices of tall factors in float64, each factor read once.
 
 XLA would first write the factor out in float64, and read that: five times the bytes.
 Here a program reads a piece of a factor, makes it float64 in registers, and adds up its
 products on the tensor cores.
+
+Traceable under `jit`.
 """
 
 import functools
@@ -30,7 +32,7 @@ _BLOCKS = 512
 def gram(
     x: Float[Array, "L _ _"], *, tall: bool, interpret: bool = False
 ) -> Float[Array, "L r r"]:
-    """Returns `x^T x` of `x [L, d, r]` if `tall`, else `x x^T` of `x [L, r, d]`.
+    """Return `x^T x` of `x [L, d, r]` if `tall`, else `x x^T` of `x [L, r, d]`.
 
     Args:
       x: Of any floating point dtype.
@@ -57,7 +59,7 @@ def gram(
 
 
 def _tiles(rows: int, depth: int) -> int:
-    """Returns how many tiles one block adds up: few blocks, but enough of them."""
+    """Return how many tiles one block adds up: few blocks, but enough of them."""
     wanted = rows * depth // _BLOCKS
     return pl.cdiv(min(max(wanted, _LEAST), 1024), _TILE)
 
@@ -88,7 +90,7 @@ def _kernel(
 
 
 def _widened(x: Array) -> Array:
-    """Returns `x` in float64.
+    """Return `x` in float64.
 
     Triton moves a conversion behind the change of layout that a product needs, and then
     takes the wrong numbers if it is from 16 bits. A sum, here of one, stays in place.

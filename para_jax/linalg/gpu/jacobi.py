@@ -1,4 +1,4 @@
-"""Spectra of many small products at once: Cholesky and one-sided Jacobi. Traced.
+"""Spectra of many small products at once: Cholesky and one-sided Jacobi.
 
 One block takes one pair of Gram matrices, and keeps it in registers from first to last:
 a library would be called for the roots, their product, its eigenvectors and the
@@ -16,6 +16,8 @@ what is in registers, but not index it. So the columns are numbered by the eleme
 GF(2^n), and after each time all numbers are multiplied by its generator `x`: the
 neighbours `j` and `j + 1` become `j x^t` and `j x^t + x^t`, and `x^t` runs through all
 elements but zero. As bits, that is a rotation and an exclusive or.
+
+Traceable under `jit`.
 """
 
 import functools
@@ -52,7 +54,7 @@ def spectra(
     Float[Array, "L r r"],
     Float[Array, " L"],
 ]:
-    """Returns `s`, `left` and `right` of products `a @ b`, known by Gram matrices.
+    """Return `s`, `left` and `right` of products `a @ b`, known by Gram matrices.
 
     And the least share of a column's square that those before it leave. As
     `para_jax.linalg.core.of_grams`, in float64.
@@ -120,7 +122,7 @@ def _kernel(
 def _root(
     gram: Float[Array, "r r"],
 ) -> tuple[Float[Array, "r r"], Float[Array, ""]]:
-    """Returns the upper triangular `R` with `R^T R = gram`, and the least pivot.
+    """Return the upper triangular `R` with `R^T R = gram`, and the least pivot.
 
     Its row is zero for a column that depends on those before it. A pivot is relative to
     its column's square; that of a column of zeros is none.
@@ -150,7 +152,7 @@ def _root(
 
 
 def _orthogonal_columns(x: Float[Array, "r r"]) -> Float[Array, "r r"]:
-    """Returns `x J` with an orthogonal `J` that makes its columns orthogonal."""
+    """Return `x J` with orthogonal columns, for an orthogonal `J`."""
     rank = x.shape[1]
 
     def rotate(_: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -173,7 +175,7 @@ def _orthogonal_columns(x: Float[Array, "r r"]) -> Float[Array, "r r"]:
 
 
 def _rotated(x: Array, y: Array) -> tuple[Array, Array, Array]:
-    """Returns each column of `x` and that of `y` made orthogonal, and their cosines.
+    """Return each column of `x` and that of `y` made orthogonal, and their cosines.
 
     The angle is found in float32, whose error the next sweep repairs; but a rotation
     has to be one to all digits.
@@ -195,7 +197,7 @@ def _rotated(x: Array, y: Array) -> tuple[Array, Array, Array]:
 
 
 def _next_pairs(x: Array, y: Array) -> tuple[Array, Array]:
-    """Returns the columns, numbered anew: `x` has the even numbers, `y` the odd."""
+    """Return the columns, numbered anew: `x` has the even numbers, `y` the odd."""
     (x_low, x_high), (y_low, y_high) = _halves(x), _halves(y)
     if _TAPS[x.shape[1].bit_length()] == 1:
         return _interleaved(x_low, y_low), _interleaved(y_high, x_high)
@@ -220,7 +222,7 @@ def _neighbours_swapped(x: Array) -> Array:
 
 
 def _places(values: Float[Array, " r"]) -> Array:
-    """Returns where each value belongs in descending order."""
+    """Return the place of each value in descending order."""
     index = jnp.arange(values.shape[0])
     mine, other = values[None, :], values[:, None]
     earlier = (other == mine) & (index[:, None] < index[None, :])

@@ -160,7 +160,10 @@ def test_a_family_is_its_members_one_by_one():
 def decompositions(monkeypatch):
     """Counts how often the library decomposes something."""
     calls = []
-    modules = [importlib.import_module(f"para_jax.{x}") for x in ("compress", "search")]
+    modules = [
+        importlib.import_module(f"para_jax._pruning.{x}")
+        for x in ("pipeline", "search")
+    ]
     real = modules[0].spectra_of
 
     def counted(*args, **kwargs):
@@ -540,7 +543,7 @@ def test_a_dtype_that_holds_no_fractions_is_refused():
 
 
 def test_a_number_is_no_policy():
-    module = importlib.import_module("para_jax.compress")
+    module = importlib.import_module("para_jax._pruning.pipeline")
     cut = module.cut.__wrapped__  # As it is without the tests' type checks.
 
     with pytest.raises(TypeError, match=r"a policy such as Gamma\(0.25\), got 0.25"):

@@ -23,6 +23,7 @@ PUBLIC = (
     "para_jax.flax.linen",
     "para_jax.flax.nnx",
     "para_jax.layouts",
+    "para_jax.linalg",
     "para_jax.names",
     "para_jax.plot",
 )
@@ -38,12 +39,10 @@ SINGLE = {
 }
 # All policies are seen side by side, and results where they are made.
 ELSEWHERE = {
-    "para_jax._pruning.policies.Bytes": "para_jax._pruning.policies.Policy",
-    "para_jax._pruning.policies.Epsilon": "para_jax._pruning.policies.Policy",
-    "para_jax._pruning.policies.Gamma": "para_jax._pruning.policies.Policy",
-    "para_jax._pruning.policies.Params": "para_jax._pruning.policies.Policy",
-    "para_jax._pruning.policies.Rank": "para_jax._pruning.policies.Policy",
-    "para_jax._pruning.policies.Threshold": "para_jax._pruning.policies.Policy",
+    **{
+        f"para_jax._pruning.policies.{x}": "para_jax._pruning.abstract_policies.Policy"
+        for x in ("Bytes", "Epsilon", "Gamma", "Params", "Rank", "Threshold")
+    },
     "para_jax._adapters.checkpoint.Child": "para_jax._pruning.pipeline.compress",
     "para_jax._pruning.extract.Extraction": "para_jax._pruning.extract.extract",
     "para_jax._pruning.inspect.Inspection": "para_jax._pruning.inspect.inspect",
