@@ -59,8 +59,8 @@ endef
 .DELETE_ON_ERROR:
 # Two installs into one environment would break each other.
 .NOTPARALLEL:
-.PHONY: help demo colabs docs test test-train test-all test-newest test-floors test-engines lint \
-  format-check style types imports format clean distclean
+.PHONY: help demo colabs docs test test-train test-all test-newest test-floors \
+  test-engines lint format-check style types imports format dist clean distclean
 
 help:
 	@echo 'make demo         watch two real LoRA adapters lose most of their ranks'
@@ -75,6 +75,7 @@ help:
 	@echo 'make test-engines run real engines on what we write (GBs): ENGINES="vllm"'
 	@echo 'make lint         check style, format, types and the direction of imports'
 	@echo 'make format       format the code, and repair what ruff can'
+	@echo 'make dist         build what goes to a package index, and try it out'
 	@echo 'make clean        remove caches and build outputs'
 	@echo 'make distclean    the same, and the virtual environments'
 	@echo
@@ -153,6 +154,13 @@ imports: $(READY_TEST)
 format: $(READY_TEST)
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
+
+# What goes to a package index: built, checked, and installed where nothing else is.
+dist: $(READY_TEST)
+	@rm -rf dist
+	@$(PY) -m build
+	@$(PY) -m twine check --strict dist/*
+	@$(PY) -m tests.dist
 
 # An environment whose interpreter has gone is made anew, with all that was in it.
 $(shell for venv in $(VENV) $(NEWEST) $(FLOORS); do \

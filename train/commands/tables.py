@@ -30,11 +30,11 @@ def table(name: str, /, *, write: bool = False, folder: pathlib.Path = FOLDER) -
     """Print a table of the results.
 
     Args:
-        name: One of a, b, ranks, epsilon, drop, scores, energy, stability, retuned, cost,
-          rates; or all.
-        write: Also put it in its place in docs/results.md and in the README.md of its
-      results.
-    folder: The folder of the JSON files of results.
+      name: One of a, b, ranks, epsilon, drop, scores, energy, stability, retuned, cost,
+        rates; or all.
+      write: Also put it in its place in docs/results.md and in the README.md of its
+        results.
+      folder: The folder of the JSON files of results.
     """
     made, lacking, reasons = _make(name, TABLES, Files(folder))
     console = rich.console.Console()

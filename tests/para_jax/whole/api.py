@@ -22,6 +22,7 @@ from para_jax import formats, layouts, names
 from para_jax.flax import linen
 from para_jax.flax import nnx as lora
 from tests.para_jax.whole import inputs
+from tests.para_jax.whole.describe import Unsigned
 
 POLICIES = (
     para.Gamma(0.5),
@@ -79,7 +80,7 @@ def traced(_: pathlib.Path) -> Any:
     for policy in POLICIES:
         kept = masks(spectra, policy)
         found[policy.name] = kept, repack(spectra, kept, inputs.jnp_adapters())
-    return spectra, found
+    return Unsigned(spectra), found
 
 
 @_call
@@ -124,7 +125,7 @@ def squeeze_with_moments(_: pathlib.Path) -> Any:
         adapters, transforms = para.squeeze(para.from_params(params), policy)
         return para.to_params(adapters), para.project_moments(state, transforms)
 
-    return smaller(params, state, para.Gamma(0.5))
+    return Unsigned(smaller(params, state, para.Gamma(0.5)))
 
 
 @_call
@@ -136,8 +137,7 @@ def shrink_with_moments(_: pathlib.Path) -> Any:
     _, state = optimizer.update(adapters, state)
     small, transforms = para.shrink(adapters, para.Rank(2), form="padded")
     return (
-        small,
-        para.project_moments(state, transforms),
+        Unsigned((small, para.project_moments(state, transforms))),
         para.reset_moments(state, optimizer.init(small)),
     )
 

@@ -41,25 +41,46 @@ _VOLATILE = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How to record something.
+
+    Attributes:
+      places: What stands for a folder whose path differs from run to run.
+      full: Whether to keep all of what is long.
+      unsigned: Whether the signs of numbers are left open.
+    """
+
+    places: Mapping[str, str]
+    full: bool = False
+    unsigned: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsigned:
+    """Factors whose signs an SVD leaves open, differently on each platform."""
+
+    value: Any
+
+
 def sha(data: bytes | str) -> str:
     data = data.encode() if isinstance(data, str) else data
     return hashlib.sha256(data).hexdigest()
 
 
-def text(words: str, places: Mapping[str, str], *, full: bool = False) -> Any:
+def text(words: str, how: How) -> Any:
     """Returns the record of a text.
 
     Args:
       words: The text.
-      places: What stands for a folder whose path differs from run to run.
-      full: Whether to keep all of a long one.
+      how: How to record it.
     """
-    for path, name in places.items():
+    for path, name in how.places.items():
         words = words.replace(path, name)
     for pattern, new in _VOLATILE:
         words = pattern.sub(new, words)
     floats = [float(x) for x in _NUMBER.findall(words) if not _whole(x)]
-    if len(words) <= LONG or full:
+    if len(words) <= LONG or how.full:
         if not floats:
             return words
         short = _NUMBER.sub(lambda x: _rounded(x[0]), words)
@@ -88,63 +109,66 @@ def _digits(x: float) -> str:
     return f"{found}.0" if _whole(found) else found
 
 
-def array(x: Any) -> dict[str, Any]:
+def array(x: Any, how: How) -> dict[str, Any]:
     """Returns the record of an array."""
     x = np.asarray(x)
     found = {"dtype": x.dtype.name, "shape": list(x.shape)}
     if x.dtype.kind in "biu":
         return found | {"exact": sha(x.tobytes())}
-    return found | {"sha256": sha(x.tobytes())} | _size([x])
+    return found | {"sha256": sha(x.tobytes())} | _size([x], how)
 
 
-def arrays(found: Mapping[str, Any], *, full: bool = False) -> dict[str, Any]:
+def arrays(found: Mapping[str, Any], how: How) -> dict[str, Any]:
     """Returns the record of arrays by name; of many, what they have in common."""
     found = {name: np.asarray(x) for name, x in found.items()}
-    if len(found) <= MANY or full:
-        return {name: array(x) for name, x in sorted(found.items())}
+    if len(found) <= MANY or how.full:
+        return {name: array(x, how) for name, x in sorted(found.items())}
     names = sorted(found)
     lines = [f"{x} {found[x].dtype.name} {found[x].shape}" for x in names]
     bits = "".join(sha(found[x].tobytes()) for x in names)
     some = {"arrays": len(found), "names": sha("\n".join(lines)), "sha256": sha(bits)}
     ranks = [min(found[x].shape, default=0) for x in names]
-    return some | {"smallest": " ".join(map(str, ranks))} | _size(found.values())
+    return some | {"smallest": " ".join(map(str, ranks))} | _size(found.values(), how)
 
 
-def _size(found: Any) -> dict[str, str]:
-    """Returns the norm, and a sum that sees signs and places."""
+def _size(found: Any, how: How) -> dict[str, str]:
+    """Returns the norm, and a sum that sees places and signs."""
     norm = dot = 0.0
     for x in found:
         flat = np.ravel(x).astype(np.float64)
+        flat = np.abs(flat) if how.unsigned else flat
         norm += float(flat @ flat)
         dot += float(flat @ np.cos(np.arange(flat.size)))
     return {"norm": _digits(norm**0.5), "dot": _digits(dot)}
 
 
-def value(x: Any, places: Mapping[str, str], *, full: bool = False) -> Any:
+def value(x: Any, how: How) -> Any:
     """Returns the record of what a call returned."""
     if x is None or isinstance(x, bool | int):
         return x
     if isinstance(x, str):
-        return text(x, places, full=full)
+        return text(x, how)
     if isinstance(x, float | np.floating):
-        return text(repr(float(x)), places)
+        return text(repr(float(x)), how)
+    if isinstance(x, Unsigned):
+        return value(x.value, dataclasses.replace(how, unsigned=True))
     if isinstance(x, jax.Array | np.ndarray):
-        return array(x)
+        return array(x, how)
     if isinstance(x, para.Report | para.Inspection):
-        return text(json.dumps(x.as_dict()), places, full=full)
+        return text(json.dumps(x.as_dict()), how)
     if isinstance(x, Mapping) and x and all(isinstance(y, np.ndarray) for y in x):
-        return arrays(x, full=full)
+        return arrays(x, how)
     if isinstance(x, Mapping):
-        return {str(k): value(y, places, full=full) for k, y in x.items()}
+        return {str(k): value(y, how) for k, y in x.items()}
     if dataclasses.is_dataclass(x):
         fields = {y.name: getattr(x, y.name) for y in dataclasses.fields(x)}
-        return value(fields, places, full=full)
+        return value(fields, how)
     if isinstance(x, tuple | list):
-        return [value(y, places, full=full) for y in x]
-    return value(str(x), places, full=full)
+        return [value(y, how) for y in x]
+    return value(str(x), how)
 
 
-def files(root: pathlib.Path, places: Mapping[str, str], *, full: bool = False) -> dict:
+def files(root: pathlib.Path, how: How) -> dict:
     """Returns the record of all files below a folder, by path."""
     found = {}
     inside: list[pathlib.Path] = []
@@ -154,24 +178,24 @@ def files(root: pathlib.Path, places: Mapping[str, str], *, full: bool = False) 
         name = path.relative_to(root).as_posix()
         if (path / "_CHECKPOINT_METADATA").is_file():
             inside.append(path)
-            found[name] = _orbax(path, places, full)
+            found[name] = _orbax(path, how)
         elif path.is_symlink():
             found[name] = f"a link to {path.readlink()}"
         elif path.is_file():
-            found[name] = _file(path, places, full)
+            found[name] = _file(path, how)
         elif not any(path.iterdir()):
             found[name] = "an empty folder"
     return found
 
 
-def _file(path: pathlib.Path, places: Mapping[str, str], full: bool) -> Any:
+def _file(path: pathlib.Path, how: How) -> Any:
     data = path.read_bytes()
     if path.suffix == ".safetensors":
         metadata, tensors = _tensors(data)
         return {
             "sha256": sha(data),
-            "metadata": text(metadata, places, full=full),
-            "tensors": arrays(tensors, full=full),
+            "metadata": text(metadata, how),
+            "tensors": arrays(tensors, how),
         }
     if path.suffix == ".png":
         size = [int.from_bytes(data[i : i + 4]) for i in (16, 20)]
@@ -179,7 +203,7 @@ def _file(path: pathlib.Path, places: Mapping[str, str], full: bool) -> Any:
     if path.suffix == ".jsonl":  # Lines are in the order in which tenants ended.
         first, *rest = data.decode().splitlines(keepends=True)
         data = "".join([first, *sorted(rest)]).encode()
-    return text(data.decode(), places, full=full)
+    return text(data.decode(), how)
 
 
 def _tensors(data: bytes) -> tuple[str, dict[str, np.ndarray]]:
@@ -195,7 +219,7 @@ def _tensors(data: bytes) -> tuple[str, dict[str, np.ndarray]]:
     return metadata, tensors
 
 
-def _orbax(path: pathlib.Path, places: Mapping[str, str], full: bool) -> Any:
+def _orbax(path: pathlib.Path, how: How) -> Any:
     """Returns the record of a checkpoint, whose own files differ from run to run."""
     tree = ocp.metadata(path).metadata
     tree = ocp.load(path, jax.tree.map(lambda _: np.ndarray, tree))
@@ -203,8 +227,8 @@ def _orbax(path: pathlib.Path, places: Mapping[str, str], full: bool) -> Any:
     metadata = json.loads((path / "_CHECKPOINT_METADATA").read_text())
     words = json.dumps(metadata["custom_metadata"], sort_keys=True)
     return {
-        "checkpoint": text(words, places, full=full),
-        "leaves": arrays({jax.tree_util.keystr(k): x for k, x in leaves}, full=full),
+        "checkpoint": text(words, how),
+        "leaves": arrays({jax.tree_util.keystr(k): x for k, x in leaves}, how),
     }
 
 

@@ -88,6 +88,7 @@ def record(name: str, root: pathlib.Path, *, full: bool = False) -> dict[str, An
         str(root): "<root>",
         str(inputs.REPO): "<repo>",
     }
+    how = describe.How(places, full=full)
     out, err = io.StringIO(), io.StringIO()
     found: dict[str, Any] = {}
     with (
@@ -98,25 +99,25 @@ def record(name: str, root: pathlib.Path, *, full: bool = False) -> dict[str, An
     ):
         call = CALLS[name]
         if callable(call):
-            found |= _returned(call, here / "in", places, full)
+            found |= _returned(call, here / "in", how)
         else:
             commands = (call,) if isinstance(call, str) else call
             found["codes"] = [cli.main(shlex.split(x)) for x in commands]
     (here / "in").unlink()
-    files = describe.files(here, places, full=full)
+    files = describe.files(here, how)
     for stream, words in (("out", out.getvalue()), ("err", err.getvalue())):
         if name == "version":
             words = words.replace(para.__version__, "<version>")
         if "checkpoint" in str(files):  # Its size differs from run to run.
             words = re.sub(r"[\d.]+ k?B on disk", "# on disk", words)
         if words:
-            found[stream] = describe.text(words, places, full=full)
+            found[stream] = describe.text(words, how)
     if files:
         found["files"] = files
     return found
 
 
-def _returned(call: Any, folder: pathlib.Path, places: Any, full: bool) -> dict:
+def _returned(call: Any, folder: pathlib.Path, how: describe.How) -> dict:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
@@ -124,9 +125,9 @@ def _returned(call: Any, folder: pathlib.Path, places: Any, full: bool) -> dict:
             value = call(folder)
         except Exception as error:
             words = f"{type(error).__name__}: {error}"
-            return {"raised": describe.text(words, places, full=full)}
-    found = {"value": describe.value(value, places, full=full)}
-    if notes := [describe.text(str(x.message), places) for x in said]:
+            return {"raised": describe.text(words, how)}
+    found = {"value": describe.value(value, how)}
+    if notes := [describe.text(str(x.message), how) for x in said]:
         found["warned"] = notes
     return found
 
