@@ -27,7 +27,6 @@ def policies(cut: Cut, engine: str | None = None) -> list[para.Policy]:
         raise ValueError(f"Name a budget: {', '.join(f'--{x}' for x in BUDGETS)}.")
     max_rank = cut.max_rank
     # An engine refuses a rank above its buffers, so its largest is a limit as well.
-    # An engine refuses a rank above its buffers, so its largest is a limit as well.
     if engine and (most := max(ENGINES[engine].ranks, default=0)):
         max_rank = min(max_rank or most, most)
     found: list[para.Policy] = [
@@ -40,7 +39,6 @@ def policies(cut: Cut, engine: str | None = None) -> list[para.Policy]:
         )
         for name, value in cut.budgets
     ]
-    # Equal policies have equal names: one child would replace the other.
     # Equal policies have equal names: one child would replace the other.
     if twice := sorted(x.name for x, n in Counter(found).items() if n > 1):
         raise ValueError(f"{twice[0]} is asked for twice.")
