@@ -190,7 +190,7 @@ def _check_kinds(flat: Checkpoint, rules: Engine) -> None:
         kind = flat.layers.get(path, Layer()).kind
         if kind not in rules.kinds:
             raise ValueError(
-                f"'{path}' is of the kind '{kind}', which it takes no LoRA for."
+                f"'{path}' is of the kind '{kind}', for which it accepts no LoRA."
             )
         name = path.rpartition("/")[2]
         if name in rules.unseen or (rules.only and name not in rules.only):

@@ -86,7 +86,7 @@ def warn(checkpoint: Checkpoint, engine: str) -> None:
     # A layer has a number. Embeddings and heads have none, and may be the only modules.
     if paths and not any(_is_placed(parts) for parts in paths):
         warnings.warn(
-            f"'{min(checkpoint.adapters)}' and the others are no names of layers, "
+            f"'{min(checkpoint.adapters)}' and the others are not names of layers, "
             f"embeddings or heads of a language model. If {engine} finds no such "
             "modules, it serves the base model without a word: give them the names "
             "of its model.",

@@ -113,8 +113,8 @@ def _check(folder: pathlib.Path, *, overwrite: bool) -> None:
     if inside and not overwrite:
         raise FileExistsError(
             Message(
-                f"'{folder}' holds '{inside[0]}' and no {NAME}, so it is no fleet to "
-                "go on with. Choose another place, or ",
+                f"'{folder}' holds '{inside[0]}' and no {NAME}, so it is not a fleet "
+                "to continue. Choose another place, or ",
                 Remedy.OVERWRITE,
                 ".",
             )
@@ -138,8 +138,8 @@ def _parsed(path: pathlib.Path, number: int, line: bytes, kind: type[T]) -> T:
     except (TypeError, ValueError) as error:
         raise ValueError(
             Message(
-                f"'{path}' is no manifest of a fleet: line {number} cannot be read "
-                f"({error}). Remove that line, or ",
+                f"'{path}' is not the manifest of a fleet: line {number} cannot be "
+                f"read ({error}). Remove that line, or ",
                 Remedy.OVERWRITE,
                 ".",
             )

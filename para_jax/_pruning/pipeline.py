@@ -282,6 +282,6 @@ def _check_parent(parent: Checkpoint) -> None:
             adapter.b, jax.core.Tracer
         ):
             raise ValueError(
-                f"'{path}' is traced, and a rank that becomes a shape must be known. "
-                "Inside jit, use decompose, masks and repack(form='masked')."
+                f"'{path}' is traced, and a rank that becomes a shape must be "
+                "concrete. Inside jit, use decompose, masks and repack(form='masked')."
             )

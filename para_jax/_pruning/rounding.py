@@ -144,7 +144,7 @@ def check_folded(wanted: Mapping[str, Adapter], written: Mapping[str, Adapter]) 
         warnings.warn(
             Message(
                 f"Folding its scales into factors of {', '.join(sorted(dtypes))} moves "
-                f"what is written by {_share(moved, whole)}. Compress it with ",
+                f"the written update by {_share(moved, whole)}. Compress it with ",
                 Argument("dtype", "bfloat16"),
                 " instead, where Gamma(1) keeps all.",
             ),

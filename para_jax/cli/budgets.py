@@ -7,12 +7,12 @@ from para_jax._engines.registry import ENGINES
 from para_jax.cli.request import Cut
 
 BUDGETS = {
-    "gamma": (para.Gamma, "keep this share of all ranks, above 0 and up to 1"),
-    "rank": (para.Rank, "keep so many ranks a module, on average"),
-    "epsilon": (para.Epsilon, "keep this share of the energy, above 0 and up to 1"),
-    "threshold": (para.Threshold, "keep the singular values from this one up"),
-    "params": (para.Params, "keep at most so many parameters, such as 100k"),
-    "bytes": (para.Bytes, "keep at most so many bytes of factors, such as 1.5MB"),
+    "gamma": (para.Gamma, "keep this share of all ranks, in (0, 1]"),
+    "rank": (para.Rank, "keep this many ranks per module, on average"),
+    "epsilon": (para.Epsilon, "keep this share of the energy, in (0, 1]"),
+    "threshold": (para.Threshold, "keep singular values at or above this one"),
+    "params": (para.Params, "keep at most this many parameters, such as 100k"),
+    "bytes": (para.Bytes, "keep at most this many bytes of factors, such as 1.5MB"),
 }
 """The policy and the help of each flag, in the order of the help."""
 

@@ -34,8 +34,8 @@ def source(command: Parser) -> None:
 def sources(command: Parser) -> None:
     """Add SRC, patterns of many adapters."""
     what = (
-        "a pattern that the adapters match, in quotes: 'tenants/*/adapter'; each child "
-        "goes to DST, under its path below the pattern's fixed part ('tenants')"
+        "a quoted pattern that matches the adapters: 'tenants/*/adapter'. Each child "
+        "is written below DST, by its path under the fixed part ('tenants')"
     )
     command.add_argument("source", metavar="SRC", nargs="+", help=what)
     _whole(command)
@@ -43,49 +43,45 @@ def sources(command: Parser) -> None:
 
 def _whole(command: Parser) -> None:
     add = command.add_argument
-    what = "leave out all else that is in it: base weights, a trained head"
+    what = "read the adapters only: leave out base weights and trained heads"
     add("--adapters-only", action="store_true", help=what)
     add("--debug", action="store_true", help="show the traceback of a failure")
 
 
 def foreign(command: Parser) -> None:
     """Add the facts missing from a tree of arrays or a file without alphas."""
-    group = command.add_argument_group(
-        "an Orbax checkpoint that another program wrote, or one file without alphas"
-    )
+    group = command.add_argument_group("facts that SRC does not record")
     add = group.add_argument
-    what = "what wrote it; recognised if left out"
+    what = "the library that wrote the tree; recognised by default"
     add("--layout", choices=tuple(LAYOUTS), metavar="NAME", help=f"{what}: %(choices)s")
     add_one = group.add_mutually_exclusive_group().add_argument
     # One fixes the other at a known rank: both could only contradict each other.
-    what = "the numerator of the scale alpha / r, where SRC does not hold it"
+    what = "alpha, the numerator of the scale alpha / r"
     add_one("--alpha", type=number, metavar="X", help=what)
-    what = "alpha / r itself"
+    what = "the scale alpha / r, instead of --alpha"
     add_one("--scale", type=number, metavar="X", help=what)
-    what = (
-        "the axis that its layers are stacked on, where shapes do not tell: 0, 1, none"
-    )
+    what = "the axis along which layers are stacked: 0, 1 or none"
     add("--stack-axis", type=_axis, metavar="AXIS", help=what)
 
 
 def output(
     command: Parser,
     *,
-    target: str = "what to write: a folder; for kohya, FILE.safetensors",
-    overwrite: str = "replace the adapter that is at DST",
+    target: str = "the folder to write; for kohya, FILE.safetensors",
+    overwrite: str = "replace an existing adapter at DST",
 ) -> None:
     """Add DST, its form and its names, in the words of one command."""
     add = command.add_argument
     add("target", metavar="DST", type=pathlib.Path, help=target)
-    what = "the format of DST; that of SRC if left out"
+    what = "the format of DST; SRC's by default"
     add("--format", choices=get_args(Format), help=what)
     add(
         "--profile",
         choices=PROFILES,
-        help="PEFT with each module at its own rank (ragged, if left out), or for "
-        "programs that know one rank, one rank a module type, or one alpha",
+        help="the form of a PEFT folder: ragged (each module at its own rank, the "
+        "default), or one rank for all modules, for each module type, or one alpha",
     )
-    what = "what is to serve DST, instead of --format and --profile"
+    what = "the engine that will serve DST, instead of --format and --profile"
     add(
         "--for",
         dest="engine",
@@ -99,25 +95,25 @@ def output(
 
 def _names(command: Parser) -> None:
     add = command.add_argument_group(
-        "other names: JAX paths and Hugging Face's"
+        "renaming between JAX paths and Hugging Face's names"
     ).add_argument
     what = (
-        "rename the modules as transformers has them (DST is Orbax: as JAX has them): "
+        "rename modules to transformers' names (to JAX paths if DST is Orbax): "
         f"{', '.join(MODELS)}, or a .toml file"
     )
     add("--model", metavar="NAME", help=what)
-    what = "whose JAX paths they are, where the paths do not tell"
+    what = "the library whose JAX paths they are, if ambiguous"
     add("--ecosystem", metavar="NAME", help=what)
-    what = "the size of an attention head, where MaxText's form depends on it"
+    what = "the size of an attention head, if MaxText's shapes need it"
     add("--head-dim", type=int, metavar="N", help=what)
-    what = "how many layers the model has, where their numbers depend on it"
+    what = "the number of layers of the model, if numbering needs it"
     add("--layers", type=int, metavar="N", help=what)
 
 
 def method(command: Parser) -> None:
     """Add the way to decompose, and JSON."""
     add = command.add_argument
-    what = "how to decompose: QR, Gram products, or what suits this machine"
+    what = "decompose by QR, by Gram products, or choose by device"
     add("--method", choices=("auto", "qr", "gram"), default="auto", help=what)
     json(command)
 
@@ -132,14 +128,15 @@ def cut(command: Parser) -> None:
     """Add the way to decompose, the limits of ranks, the dtype, and JSON."""
     method(command)
     add = command.add_argument
-    what = "choose among all modules (global, if left out), or in each by itself"
+    what = "compare all modules (global, the default), or each by itself"
     add("--scope", choices=("global", "local"), default="global", help=what)
-    what = "keep so many ranks of every module"
+    what = "keep at least this many ranks of every module"
     add("--min-rank", type=int, default=0, metavar="R", help=what)
-    add("--max-rank", type=int, metavar="R", help="keep no more of any module")
-    what = "make all ranks multiples of Q"
+    what = "keep at most this many ranks of any module"
+    add("--max-rank", type=int, metavar="R", help=what)
+    what = "round ranks to multiples of Q"
     add("--multiple-of", type=int, default=1, metavar="Q", help=what)
-    what = "the dtype of DST; that of SRC if left out"
+    what = "the dtype of DST; SRC's by default"
     add("--dtype", choices=_DTYPES, help=what)
 
 

@@ -87,7 +87,7 @@ def _add_compress(command: flags.Parser) -> None:
     flags.output(command)
     flags.cut(command)
     add = command.add_argument
-    what = "write what was kept, module by module"
+    what = "write a report with the kept ranks of each module"
     add("--report", type=pathlib.Path, metavar="FILE.json", help=what)
     what = "draw the kept ranks"
     add("--plot", type=pathlib.Path, metavar="FILE.png", help=what)
@@ -112,7 +112,7 @@ def _add_inspect(command: flags.Parser) -> None:
     flags.method(command)
     # Costs need no singular values, so there is nothing to draw.
     add = command.add_mutually_exclusive_group().add_argument
-    what = "show what each serving engine would pay for it"
+    what = "show the cost of serving it with each engine"
     add("--engines", action="store_true", help=what)
     what = "draw the singular values"
     add("--plot", type=pathlib.Path, metavar="FILE.png", help=what)
@@ -156,15 +156,19 @@ def _add_fleet(command: flags.Parser) -> None:
     _add_budget(command)
     flags.output(
         command,
-        target="the folder of all children, and of their manifest",
-        overwrite="begin anew, whatever is done: needed for another budget or form",
+        target="the folder for all children and their manifest",
+        overwrite="start over; required to change the budget or the form",
     )
     flags.cut(command)
-    group = command.add_argument_group("the run, which goes on where one ended")
+    group = command.add_argument_group(
+        "execution; an interrupted run continues where it ended"
+    )
     add = group.add_argument
-    what = "read, compress and write so many at once"
+    what = "process this many adapters at once"
     add("--jobs", type=flags.count, metavar="N", help=what)
-    what = "on a cluster of Ray: that at ADDRESS, or as ray.init finds it or starts one"
+    what = (
+        "run on a Ray cluster: the one at ADDRESS, or the one ray.init finds or starts"
+    )
     add("--ray", nargs="?", const="", metavar="ADDRESS", help=what)
 
 
@@ -250,8 +254,14 @@ _WRITE = "write one smaller adapter"
 # Name, positional words, help, flags, request.
 _COMMANDS = (
     ("compress", "SRC DST BUDGET", _WRITE, _add_compress, _compress),
-    ("inspect", "SRC", "show what an adapter holds", _add_inspect, _inspect),
-    ("sweep", "SRC DST BUDGETS", "write one adapter a budget", _add_sweep, _sweep),
+    ("inspect", "SRC", "show what an adapter contains", _add_inspect, _inspect),
+    ("sweep", "SRC DST BUDGETS", "write one adapter per budget", _add_sweep, _sweep),
     ("fleet", "SRC DST BUDGET", "compress many adapters alike", _add_fleet, _fleet),
-    ("convert", "SRC DST", "write it in another format", _add_convert, _convert),
+    (
+        "convert",
+        "SRC DST",
+        "write an adapter in another format",
+        _add_convert,
+        _convert,
+    ),
 )

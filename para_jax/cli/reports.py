@@ -29,7 +29,7 @@ def check_picture(path: pathlib.Path | None) -> None:
 
     kinds = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".") not in kinds:
-        raise ValueError(f"'{path}' is no picture: use .png, .pdf or .svg.")
+        raise ValueError(f"'{path}' is not a picture: use .png, .pdf or .svg.")
 
 
 def write(path: pathlib.Path | None, report: para.Report) -> None:

@@ -48,7 +48,9 @@ def check_output(output: Output) -> None:
     for name, value in facts.items():
         if value is not None:
             flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is of a model: give --model, or leave it out.")
+            raise ValueError(
+                f"--{flag} describes a model: give --model, or leave it out."
+            )
 
 
 def check(request: Conversion) -> None:
@@ -65,15 +67,15 @@ def check_form(request: Conversion) -> None:
     one_file = is_one_file(target)
     if wanted != "peft" and profile not in (None, "ragged"):
         raise ValueError(
-            f"--profile {profile} is of PEFT, and '{target}' is to be {wanted}: leave "
-            "it out, or give --format peft."
+            f"--profile {profile} applies to PEFT only, and '{target}' is to be "
+            f"{wanted}: leave it out, or give --format peft."
         )
     suffix = FORMATS[wanted].suffix
     if suffix and not one_file:
-        raise ValueError(f"'{target}' is to be one file: end it in '{suffix}'.")
+        raise ValueError(f"'{target}' must be a single file: end it in '{suffix}'.")
     if one_file and not suffix:
         raise ValueError(
-            f"'{target}' is to be a folder of {wanted}: leave out '{target.suffix}', "
+            f"'{target}' must be a folder of {wanted}: leave out '{target.suffix}', "
             "or give --format kohya for one file."
         )
 

@@ -183,9 +183,11 @@ def save(
 def _check_form(form: FileFormat, profile: Profile, target: pathlib.Path) -> None:
     """Check that a format has the profile, and the target its ending."""
     if profile not in form.profiles:
-        raise ValueError(f"The profile '{profile}' is of PEFT: leave it out.")
+        raise ValueError(f"The profile '{profile}' applies to PEFT only: leave it out.")
     if form.one_file and target.suffix != form.suffix:
-        raise ValueError(f"'{target}' is to be one file: end it in '{form.suffix}'.")
+        raise ValueError(
+            f"'{target}' must be a single file: end it in '{form.suffix}'."
+        )
 
 
 def _warn_of_extra(checkpoint: Checkpoint, form: FileFormat) -> None:
@@ -228,7 +230,7 @@ def check_same(wanted: Checkpoint, got: Checkpoint) -> None:
         for name in sorted(one.keys() | two.keys()):
             if name not in one or name not in two or not _equal(one[name], two[name]):
                 raise ValueError(
-                    f"'{name}' does not read back as what it should be: the format "
+                    f"'{name}' does not read back as it was written: the format "
                     "cannot hold it. Are there dots in the paths of the modules?"
                 )
 

@@ -64,7 +64,8 @@ def _check_experts(
     fused = [x for x in checkpoint.adapters if kinds.get(x) == "experts"]
     if named := [*numbered, *fused, *_members(checkpoint, kinds)]:
         raise ValueError(
-            f"'{named[0]}' is of a mixture's experts, which mlx-lm stacks under other "
+            f"'{named[0]}' belongs to a mixture's experts, which mlx-lm stacks under "
+            "other "
             f"names (switch_mlp) than the model it was made from: {form} cannot hold "
             "them. Save it in the format that it came in."
         )

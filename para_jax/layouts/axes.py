@@ -254,7 +254,7 @@ def _ambiguous(path: str, a: Shape, b: Shape, found: Sequence[Axes]) -> str:
 
 
 def _misfit(path: str, a: Shape, b: Shape) -> str:
-    text = f"'{path}': a {list(a)} and b {list(b)} are no pair of factors"
+    text = f"'{path}': a {list(a)} and b {list(b)} are not a pair of factors"
     if _readings(b, a):
         return f"{text}, but they would be with a and b swapped."
     return (

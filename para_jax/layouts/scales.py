@@ -93,8 +93,8 @@ def _scale(
     if one is None:
         raise ValueError(
             Message(
-                f"'{pair.path}': the layout {layout.name} does not say what a @ b is "
-                "multiplied with. Give ",
+                f"'{pair.path}': the layout {layout.name} does not record the scale of "
+                "a @ b. Give ",
                 layout.alpha,
                 ".",
             )

@@ -245,6 +245,6 @@ def _check_children(tree: Tree, checkpoint: Checkpoint) -> None:
     known = {name for pair in tree.pairs for name in members(pair)}
     if unknown := sorted(checkpoint.adapters.keys() - known):
         raise ValueError(
-            f"'{unknown[0]}' is no adapter of the tree, which has '{min(known)}', ... "
-            "Rename the adapters back (para_jax.names.from_hf)."
+            f"'{unknown[0]}' is not an adapter of the tree, which has '{min(known)}', "
+            "... Rename the adapters back (para_jax.names.from_hf)."
         )

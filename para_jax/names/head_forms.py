@@ -80,7 +80,7 @@ def _head(outputs: int, head_dim: int | None, path: str) -> int:
         )
     if head_dim < 2 or head_dim % 2 or outputs % head_dim:
         raise ValueError(
-            f"'{path}' has {outputs} outputs, which are no heads of {head_dim}: "
+            f"'{path}' has {outputs} outputs, which are not heads of {head_dim}: "
             "expected an even head_dim that divides them."
         )
     return head_dim

@@ -136,7 +136,7 @@ def _whole(module: Module, path: str, layers: int | None) -> int:
     if layers is None:
         raise ValueError(
             Message(
-                f"'{path}' is of a model that is scanned in blocks of {module.step} "
+                f"'{path}' belongs to a model scanned in blocks of {module.step} "
                 "layers, with the rest of them after the last block, so its number "
                 "depends on theirs. Give ",
                 Argument("layers"),

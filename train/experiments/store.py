@@ -213,7 +213,7 @@ def _json(x: Any) -> str:
 
 
 def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
 
 
 def _name(x: Any) -> str:

@@ -168,7 +168,7 @@ def _own(module: Module) -> float:
     if value == 0:
         raise ValueError(
             f"'{name}' is 0, which sd-scripts takes for the rank, and others for no "
-            "update at all. Set it to what is meant."
+            "update at all. Set it to the value you mean."
         )
     return value / max(shape(module).rank, 1)
 

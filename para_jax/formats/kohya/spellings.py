@@ -281,8 +281,8 @@ def _check_rest(
         )
     if module in halves and end not in _BESIDE:
         raise ValueError(
-            f"'{name}' is not known here, and may change what the factors beside it "
-            "mean. Remove it, if it does not."
+            f"'{name}' is not known here, and may change the meaning of the factors "
+            "beside it. Remove it if it does not."
         )
 
 

@@ -186,7 +186,7 @@ def _number(key: str, text: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"'{key}' is '{text}' in the header, which is no number")
+        raise ValueError(f"'{key}' is '{text}' in the header, which is not a number")
     return value
 
 

@@ -52,7 +52,7 @@ def rank_and_scale(config: Config) -> tuple[int, float]:
         raise ValueError(
             f"lora_parameters has scale {scale} and alpha {given['alpha']}: mlx-lm "
             "before June 2024 multiplied scale * alpha / rank, later releases read "
-            "scale alone. Set scale to what it was trained with, and remove alpha."
+            "scale alone. Set scale to the value it was trained with, and remove alpha."
         )
     return int(rank), float(scale)
 

@@ -192,7 +192,7 @@ def _check(flat: Checkpoint) -> None:
         kind = flat.layers.get(path, Layer()).kind
         if kind not in ("linear", "embedding", "experts") or path in flat.biases:
             what = "bias" if path in flat.biases else f"layer of the kind '{kind}'"
-            raise ValueError(f"'{path}' has a {what}, which mlx-lm has no LoRA for.")
+            raise ValueError(f"'{path}' has a {what}, for which mlx-lm has no LoRA.")
         if x.a.dtype.name not in ("float32", "float16", "bfloat16"):
             raise ValueError(
                 Message(

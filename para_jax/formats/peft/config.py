@@ -105,7 +105,8 @@ def _compiles(pattern: str, name: str) -> None:
         re.compile(pattern)
     except re.error as error:
         raise ValueError(
-            f"{name} has the key {pattern!r}, which is no regular expression ({error})."
+            f"{name} has the key {pattern!r}, which is not a regular expression "
+            f"({error})."
         ) from error
 
 

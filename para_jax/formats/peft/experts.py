@@ -101,8 +101,8 @@ def pair(name: str, module: Module, rank: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"'{name}' has lora_{there} but no lora_{missing}.")
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] % rank:
         raise ValueError(
-            f"'{name}': A {list(a.shape)} and B {list(b.shape)} are no factors of rank "
-            f"{rank} for each expert."
+            f"'{name}': A {list(a.shape)} and B {list(b.shape)} are not factors of "
+            f"rank {rank} for each expert."
         )
     if a.dtype != b.dtype:
         raise ValueError(

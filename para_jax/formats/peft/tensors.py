@@ -117,7 +117,8 @@ def pair(name: str, module: Module, rank: int) -> tuple[np.ndarray, np.ndarray]:
         )
     if a.ndim < 2 or b.ndim != a.ndim:
         raise ValueError(
-            f"'{name}': A {list(a.shape)} and B {list(b.shape)} are no pair of factors."
+            f"'{name}': A {list(a.shape)} and B {list(b.shape)} are not a pair of "
+            "factors."
         )
     # B is grouped too, so its rank axis is divided by the number of groups.
     if a.ndim > 2 and a.shape[0] != b.shape[1] and a.shape[0] % b.shape[1] == 0:

@@ -143,7 +143,7 @@ def _refuse(
     models = ", ".join(x.name for x in found)
     others = "" if not any(found[nearest]) else f", though others are {nearest.name}'s"
     raise ValueError(
-        f"'{path}' is no module of the models whose names are known "
+        f"'{path}' is not a module of a model with known names "
         f"({models}){others}. An adapter of another model keeps its names without "
         "an engine."
     )

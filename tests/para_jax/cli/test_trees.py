@@ -409,7 +409,7 @@ def test_an_adapter_of_hugging_faces_gets_jax_names_in_orbax(done, saved):
         (["--ecosystem", "flux"], r"ecosystem is 'flux'. Say which, --ecosystem: flax"),
         (
             ["--ecosystem", "maxtext-scanned", "--head-dim", 3],
-            "8 outputs, which are no heads of 3",
+            "8 outputs, which are not heads of 3",
         ),
     ],
 )
@@ -661,7 +661,10 @@ def test_the_costs_of_the_engines_are_a_table_and_json(done):
         (["--for", "vllm", "--format", "peft"], "leave out --format"),
         (["--for", "tgi"], "tgi.*vllm"),
         (["--format", "orbax", "--profile", "padded"], "--profile padded is of PEFT"),
-        (["--format", "kohya"], r"'child' is to be one file: end it in '.safetensors'"),
+        (
+            ["--format", "kohya"],
+            r"'child' must be a single file: end it in '.safetensors'",
+        ),
         (["--layout", "qwix"], "its own layout: leave out --layout qwix"),
         (["--alpha", 16], "its own scales: leave out --alpha 16"),
         (["--stack-axis", "none"], "its own layout: leave out --stack-axis none"),
@@ -676,8 +679,8 @@ def test_the_costs_of_the_engines_are_a_table_and_json(done):
             ["--model", "llama3", "--format", "orbax"],
             "ecosystem is not given. Say which, --ecosystem: flax",
         ),
-        (["--ecosystem", "flax"], "--ecosystem is of a model: give --model"),
-        (["--layers", 12], "--layers is of a model: give --model"),
+        (["--ecosystem", "flax"], "--ecosystem describes a model: give --model"),
+        (["--layers", 12], "--layers describes a model: give --model"),
     ],
 )
 @pytest.mark.parametrize("command", ["compress", "convert"])
@@ -733,7 +736,7 @@ def test_an_axis_that_shapes_do_not_tell_is_asked_for(refused, done, tmp_path):
     ("kind", "target", "match"),
     [
         ("kohya", "there.safetensors", "is a directory, expected a file"),
-        ("peft", "new.safetensors", "is to be a folder of peft.*--format kohya"),
+        ("peft", "new.safetensors", "must be a folder of peft.*--format kohya"),
     ],
 )
 def test_a_place_of_the_wrong_kind_is_refused(refused, tmp_path, kind, target, match):

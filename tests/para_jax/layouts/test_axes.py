@@ -166,7 +166,7 @@ def test_shapes_without_arrays_are_enough():
 @pytest.mark.parametrize(
     ("a", "b", "kernel", "stack_axis", "message"),
     [
-        ((5,), (2, 7), None, None, "are no pair of factors"),
+        ((5,), (2, 7), None, None, "are not a pair of factors"),
         ((5, 2), (3, 7), None, None, "the ranks disagree"),
         ((4, 5, 2), (3, 2, 7), None, None, "or the stacks do"),
         ((2, 7), (5, 2), None, None, "with a and b swapped"),

@@ -706,7 +706,7 @@ def test_the_size_of_a_head_is_asked_for_where_it_is_needed(change, path):
 def test_a_size_of_heads_that_cannot_be_is_refused(head_dim):
     given = at("decoder/layers_0/self_attention/query")
 
-    with pytest.raises(ValueError, match="12 outputs, which are no heads of"):
+    with pytest.raises(ValueError, match="12 outputs, which are not heads of"):
         names.to_hf(given, "mistral", head_dim=head_dim)
 
 

@@ -98,7 +98,7 @@ def test_a_corrupt_row_is_named_with_its_file_and_field(path, changes, match):
         ("{", "is not JSON"),
         ("[]", r"holds list \[\], expected an object"),
         ("{}", "`command` is missing, expected str"),
-        ('{"command": NaN}', "is not JSON: NaN is no number"),
+        ('{"command": NaN}', "is not JSON: NaN is not a number"),
     ],
 )
 def test_a_foreign_file_is_refused(tmp_path, text, match):

@@ -305,7 +305,7 @@ def test_whatever_wrote_it_its_adapters_open(write, tmp_path):
 def test_a_scale_that_is_not_known_is_asked_for(write, tmp_path):
     path = write(tmp_path / "x", params())
 
-    with pytest.raises(ValueError, match="does not say what a @ b is multiplied with"):
+    with pytest.raises(ValueError, match="does not record the scale of a @ b"):
         para.load(path)
 
 
