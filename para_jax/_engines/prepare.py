@@ -14,13 +14,9 @@ from para_jax._adapters.checkpoint import Checkpoint, Layer
 from para_jax._adapters.messages import Argument, Message
 from para_jax._engines import (
     experts as expert_modules,
-)
-from para_jax._engines import (
     profiles,
     registry,
     renaming,
-)
-from para_jax._engines import (
     rules as engine_rules,
 )
 from para_jax._engines.profiles import Profile, Shape

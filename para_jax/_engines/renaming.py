@@ -6,8 +6,7 @@ from typing import Any
 
 from para_jax._adapters.checkpoint import Checkpoint
 from para_jax._adapters.messages import Message, Remedy
-from para_jax._engines import registry
-from para_jax._engines import rules as engine_rules
+from para_jax._engines import registry, rules as engine_rules
 from para_jax._engines.rules import Engine, Format
 from para_jax.layouts.pairs import members
 from para_jax.names import diffusion

@@ -23,8 +23,7 @@ from para_jax._pruning.batches import Progress
 from para_jax._pruning.decompose import Spectra, Spectrum, spectrum_of
 from para_jax._pruning.decompose_host import joined_cores
 from para_jax._pruning.policies import Policy, check
-from para_jax._pruning.pool import Pool
-from para_jax._pruning.pool import pool as pool_of
+from para_jax._pruning.pool import Pool, pool as pool_of
 from para_jax._pruning.repack import Form, repack
 from para_jax._pruning.report import Report, report
 from para_jax._pruning.select import exact_masks

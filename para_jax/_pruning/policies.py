@@ -19,9 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from para_jax._pruning import comparisons
-from para_jax._pruning.abstract_policies import Budget as Budget
-from para_jax._pruning.abstract_policies import Cutoff
-from para_jax._pruning.abstract_policies import Policy as Policy
+from para_jax._pruning.abstract_policies import (
+    Budget as Budget,
+    Cutoff,
+    Policy as Policy,
+)
 from para_jax._pruning.comparisons import Choice, Found
 from para_jax._pruning.pool import Pool
 from para_jax._pruning.spending import Candidates

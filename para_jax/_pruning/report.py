@@ -14,8 +14,7 @@ import numpy as np
 from para_jax._pruning.decompose import Spectra
 from para_jax._pruning.near_ties import Tie, near_tie
 from para_jax._pruning.policies import Policy
-from para_jax._pruning.pool import Pool
-from para_jax._pruning.pool import pool as pool_of
+from para_jax._pruning.pool import Pool, pool as pool_of
 from para_jax.linalg import energy
 
 

@@ -17,8 +17,7 @@ from para_jax._adapters.padding import pad
 from para_jax._pruning.abstract_policies import round_up
 from para_jax._pruning.pipeline import cut, spectra_of
 from para_jax._pruning.policies import Rank
-from para_jax._pruning.pool import Pool
-from para_jax._pruning.pool import pool as pool_of
+from para_jax._pruning.pool import Pool, pool as pool_of
 from para_jax._pruning.repack import Form
 from para_jax.linalg.products import Method
 

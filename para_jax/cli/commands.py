@@ -10,8 +10,7 @@ import time
 import para_jax as para
 from para_jax._engines import prepare
 from para_jax._engines.registry import ENGINES
-from para_jax._fleet import manifest
-from para_jax._fleet import tenants as fleet_tenants
+from para_jax._fleet import manifest, tenants as fleet_tenants
 from para_jax._pruning.inspect import inspect as inspection_of
 from para_jax._pruning.pipeline import cuts, spectra_of
 from para_jax._pruning.select import ranks

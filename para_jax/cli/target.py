@@ -6,8 +6,7 @@ import pathlib
 import numpy as np
 
 import para_jax as para
-from para_jax._engines import prepare, registry
-from para_jax._engines import rules as engine_rules
+from para_jax._engines import prepare, registry, rules as engine_rules
 from para_jax._pruning.report import human_bytes
 from para_jax.cli.request import Conversion, Output
 from para_jax.formats import FORMATS, Format, atomic, is_one_file, recognise

@@ -17,28 +17,26 @@ import numpy as np
 from para_jax._adapters.adapter import Adapter, Adapters
 from para_jax._adapters.checkpoint import Checkpoint, Layer, as_checkpoint
 from para_jax._adapters.messages import Argument, Message
-from para_jax._engines import prepare as engine_prepare
-from para_jax._engines import renaming
-from para_jax._engines.prepare import Cost as Cost
-from para_jax._engines.prepare import Prepared as Prepared
-from para_jax._engines.prepare import costs as costs
-from para_jax._engines.prepare import prepare as prepare
-from para_jax._engines.profiles import PROFILES as PROFILES
-from para_jax._engines.profiles import Profile as Profile
-from para_jax._engines.profiles import shaped as shaped
-from para_jax._engines.registry import ENGINES as ENGINES
-from para_jax._engines.registry import known as known
+from para_jax._engines import prepare as engine_prepare, renaming
+from para_jax._engines.prepare import (
+    Cost as Cost,
+    Prepared as Prepared,
+    costs as costs,
+    prepare as prepare,
+)
+from para_jax._engines.profiles import (
+    PROFILES as PROFILES,
+    Profile as Profile,
+    shaped as shaped,
+)
+from para_jax._engines.registry import ENGINES as ENGINES, known as known
 from para_jax._engines.renaming import named as named
-from para_jax._engines.rules import Engine as Engine
-from para_jax._engines.rules import Format as Format
+from para_jax._engines.rules import Engine as Engine, Format as Format
 from para_jax._pruning import rounding
 from para_jax.formats import atomic, tensor_files
-from para_jax.formats.format import FileFormat as FileFormat
-from para_jax.formats.format import Hints as Hints
-from para_jax.formats.recognition import place as place
-from para_jax.formats.recognition import recognise as recognise
-from para_jax.formats.registry import FORMATS as FORMATS
-from para_jax.formats.registry import is_one_file as is_one_file
+from para_jax.formats.format import FileFormat as FileFormat, Hints as Hints
+from para_jax.formats.recognition import place as place, recognise as recognise
+from para_jax.formats.registry import FORMATS as FORMATS, is_one_file as is_one_file
 from para_jax.layouts import StackAxis
 
 Path = str | pathlib.Path

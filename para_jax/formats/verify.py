@@ -41,14 +41,8 @@ from para_jax.formats import tensor_files
 from para_jax.formats.mlx import folder as mlx
 from para_jax.formats.peft import (
     config as peft_config,
-)
-from para_jax.formats.peft import (
     experts as peft_experts,
-)
-from para_jax.formats.peft import (
     folder as peft,
-)
-from para_jax.formats.peft import (
     tensors as peft_tensors,
 )
 

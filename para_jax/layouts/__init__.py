@@ -10,9 +10,13 @@ Keys and shapes identify the layout. Both functions are traceable under `jit`, a
 """
 
 from para_jax.layouts.axes import StackAxis as StackAxis
-from para_jax.layouts.module_ranks import module_ranks as module_ranks
-from para_jax.layouts.module_ranks import qwix_rules as qwix_rules
+from para_jax.layouts.module_ranks import (
+    module_ranks as module_ranks,
+    qwix_rules as qwix_rules,
+)
 from para_jax.layouts.registry import LAYOUTS as LAYOUTS
-from para_jax.layouts.tree import Tree as Tree
-from para_jax.layouts.tree import from_tree as from_tree
-from para_jax.layouts.tree import to_tree as to_tree
+from para_jax.layouts.tree import (
+    Tree as Tree,
+    from_tree as from_tree,
+    to_tree as to_tree,
+)

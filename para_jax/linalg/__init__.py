@@ -4,8 +4,6 @@ The traced ones run on any number of CPU cores, also where XLA's batched LAPACK 
 would wait for one another for ever; on a GPU some are kernels.
 """
 
-from para_jax.linalg.factorize import eigh as eigh
-from para_jax.linalg.factorize import matmul as matmul
-from para_jax.linalg.factorize import svd as svd
+from para_jax.linalg.factorize import eigh as eigh, matmul as matmul, svd as svd
 from para_jax.linalg.threads import in_threads as in_threads
 from para_jax.linalg.tolerances import RESOLUTION as RESOLUTION

@@ -14,10 +14,6 @@ square root of `head_dim`, rotary pairs side by side); the update changes with t
 That changes singular values, so rename before compressing.
 """
 
-from para_jax.names.convert import from_hf as from_hf
-from para_jax.names.convert import to_hf as to_hf
-from para_jax.names.models import MODELS as MODELS
-from para_jax.names.models import read as read
-from para_jax.names.models import tables as tables
-from para_jax.names.patterns import Module as Module
-from para_jax.names.patterns import Table as Table
+from para_jax.names.convert import from_hf as from_hf, to_hf as to_hf
+from para_jax.names.models import MODELS as MODELS, read as read, tables as tables
+from para_jax.names.patterns import Module as Module, Table as Table

@@ -9,8 +9,13 @@ import jax
 import numpy as np
 
 import para_jax as para
-from tests.benchmarks import accuracy, cases, clock, contenders
-from tests.benchmarks import torch_contenders as in_torch
+from tests.benchmarks import (
+    accuracy,
+    cases,
+    clock,
+    contenders,
+    torch_contenders as in_torch,
+)
 from tests.benchmarks.contenders import Adapters, Index, Inputs, Run
 from tests.benchmarks.rows import Row
 

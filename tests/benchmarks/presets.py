@@ -37,8 +37,7 @@ from train.grid import work
 from train.grid.plan import Plan
 from train.presets import PLANS
 from train.presets.paper import tiny
-from train.runs import outcome
-from train.runs import settings as runs
+from train.runs import outcome, settings as runs
 from train.subjects import Folders
 from train.subjects.subject import Subject
 

@@ -17,8 +17,7 @@ from diffusers.loaders import single_file_utils
 
 from para_jax.names import diffusion
 from tests.engines.image_checkpoints import adapted, deltas, kohya_state, same
-from tests.engines.image_models import MODELS, flux
-from tests.engines.image_models import shapes as modules
+from tests.engines.image_models import MODELS, flux, shapes as modules
 
 pytestmark = [
     pytest.mark.user_defaults,

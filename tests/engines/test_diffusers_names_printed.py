@@ -15,8 +15,7 @@ import para_jax as para
 from para_jax import cli
 from para_jax.names import diffusion
 from tests.engines.image_checkpoints import adapted, deltas, kohya_state, same
-from tests.engines.image_models import MODELS
-from tests.engines.image_models import shapes as modules
+from tests.engines.image_models import MODELS, shapes as modules
 
 pytestmark = [
     pytest.mark.user_defaults,

@@ -12,8 +12,7 @@ import transformers
 from train.data import arrays
 from train.methods import lora
 from train.models import bert, checkpoint, pretrained
-from train.runs import outcome, trainer
-from train.runs import settings as runs
+from train.runs import outcome, settings as runs, trainer
 from train.subjects.sentences import PEFT
 
 RANK, SCALE = 3, 2.0

@@ -10,8 +10,7 @@ import rich.console
 from train import presets
 from train.commands import arguments, tables
 from train.experiments import results
-from train.grid import plan as plans
-from train.grid import work
+from train.grid import plan as plans, work
 from train.presets.paper import tiny as tinies
 from train.runs import folder
 

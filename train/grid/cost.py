@@ -12,8 +12,7 @@ import jax
 
 from train.experiments.rows import Cost
 from train.grid import plan, training
-from train.runs import settings as runs
-from train.runs import trainer
+from train.runs import settings as runs, trainer
 
 _CALLS = 4
 

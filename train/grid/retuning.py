@@ -17,8 +17,7 @@ from train import posthoc
 from train.experiments.rows import Row
 from train.grid import offspring, plan, training
 from train.methods import lora
-from train.runs import settings as runs
-from train.runs import trainer
+from train.runs import settings as runs, trainer
 
 
 def rows(

@@ -17,8 +17,7 @@ from train.evaluation import evaluate
 from train.experiments.rows import Row
 from train.grid import plan
 from train.methods.method import Adapters, Config, State, size
-from train.runs import settings as runs
-from train.runs import trainer
+from train.runs import settings as runs, trainer
 from train.subjects.subject import Subject
 
 Begin = Callable[[runs.Inputs], trainer.Learner]

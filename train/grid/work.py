@@ -21,8 +21,7 @@ from para_jax.formats import atomic
 from train import posthoc, subjects
 from train.experiments import store
 from train.experiments.rows import Cost, Row, Spectrum
-from train.grid import cost, offspring, retuning, training
-from train.grid import plan as plans
+from train.grid import cost, offspring, plan as plans, retuning, training
 from train.runs import settings as runs
 
 KINDS: dict[str, Any] = {

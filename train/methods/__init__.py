@@ -12,9 +12,7 @@ from train.methods import (
     pissa,
     sora,
 )
-from train.methods.method import Config as Config
-from train.methods.method import Method as Method
-from train.methods.method import State as State
+from train.methods.method import Config as Config, Method as Method, State as State
 
 METHODS: dict[str, Config] = {
     "lora": lora.Lora(),

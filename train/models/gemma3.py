@@ -28,11 +28,12 @@ from train.data.batch import Batch
 from train.models import attention, layers, loss, rope
 from train.models.adapted import Adapted
 from train.models.attention import Cache
-from train.models.gemma3_config import GEMMA3_4B as GEMMA3_4B
-from train.models.gemma3_config import Config as Config
-from train.models.gemma3_config import read_config as read_config
-from train.models.gemma3_weights import leaves as leaves
-from train.models.gemma3_weights import load as load
+from train.models.gemma3_config import (
+    GEMMA3_4B as GEMMA3_4B,
+    Config as Config,
+    read_config as read_config,
+)
+from train.models.gemma3_weights import leaves as leaves, load as load
 from train.models.score import Score
 
 STACK = "model/layers"

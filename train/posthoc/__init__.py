@@ -20,20 +20,24 @@ And `child(parts, drop_top(parts, 8))` with `parts = decompose(adapters)`: all b
 strongest components, the paper's Figure 3.
 """
 
-from train.posthoc.base import Statistics as Statistics
-from train.posthoc.base import of_kernels as of_kernels
-from train.posthoc.base import statistics as statistics
-from train.posthoc.components import Components as Components
-from train.posthoc.components import child as child
-from train.posthoc.components import decompose as decompose
-from train.posthoc.components import stack as stack
-from train.posthoc.examples import Examples as Examples
-from train.posthoc.examples import examples_of as examples_of
-from train.posthoc.pruners import PRUNERS as PRUNERS
-from train.posthoc.pruners import Parent as Parent
-from train.posthoc.pruners import Pruner as Pruner
-from train.posthoc.pruners import Ranking as Ranking
-from train.posthoc.pruners import prune as prune
+from train.posthoc.base import (
+    Statistics as Statistics,
+    of_kernels as of_kernels,
+    statistics as statistics,
+)
+from train.posthoc.components import (
+    Components as Components,
+    child as child,
+    decompose as decompose,
+    stack as stack,
+)
+from train.posthoc.examples import Examples as Examples, examples_of as examples_of
+from train.posthoc.pruners import (
+    PRUNERS as PRUNERS,
+    Parent as Parent,
+    Pruner as Pruner,
+    Ranking as Ranking,
+    prune as prune,
+)
 from train.posthoc.scores import SCORES as SCORES
-from train.posthoc.selection import choose as choose
-from train.posthoc.selection import drop_top as drop_top
+from train.posthoc.selection import choose as choose, drop_top as drop_top

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from train import subjects
-from train.runs import checkpoints, folder, outcome, records, trainer
-from train.runs import settings as runs
+from train.runs import checkpoints, folder, outcome, records, settings as runs, trainer
 
 EVERY = 500
 """Steps between two checkpoints."""

@@ -16,8 +16,7 @@ import para_jax as para
 from train.evaluation import evaluate
 from train.methods.method import size
 from train.models import pretrained
-from train.runs import settings as runs
-from train.runs import trainer
+from train.runs import settings as runs, trainer
 from train.subjects.subject import Subject
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from train.models import repository
 from train.runs.settings import Run
 from train.subjects import glue, images, instructions, pictures, problems, sentences
-from train.subjects.folders import ANYWHERE as ANYWHERE
-from train.subjects.folders import Folders as Folders
+from train.subjects.folders import ANYWHERE as ANYWHERE, Folders as Folders
 from train.subjects.subject import Subject as Subject
 
 LOADERS: dict[str, Callable[[Run], Subject]] = {

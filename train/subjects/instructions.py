@@ -21,9 +21,9 @@ from train.data import (
     commonsense,
     instructions,
     mathematics,
+    parts as splits,
     sequences,
 )
-from train.data import parts as splits
 from train.data.batch import Batch
 from train.data.instructions import Example
 from train.evaluation import evaluate

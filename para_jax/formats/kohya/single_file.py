@@ -28,8 +28,7 @@ from para_jax._adapters.messages import Message
 from para_jax._engines import profiles
 from para_jax.formats import configuration, other_files, record, tensor_files
 from para_jax.formats.format import Hints
-from para_jax.formats.kohya import headers, spellings, stated
-from para_jax.formats.kohya import scales as file_scales
+from para_jax.formats.kohya import headers, scales as file_scales, spellings, stated
 from para_jax.formats.peft import tensors as peft_tensors
 
 _OURS = "para_jax"

@@ -20,9 +20,11 @@ from para_jax._adapters.checkpoint import Checkpoint, Layer
 from para_jax._adapters.messages import Argument, Message
 from para_jax._engines import profiles
 from para_jax.formats import other_files, record, tensor_files
-from para_jax.formats.mlx import CONFIG as CONFIG
-from para_jax.formats.mlx import WEIGHTS as WEIGHTS
-from para_jax.formats.mlx import config as mlx_config
+from para_jax.formats.mlx import (
+    CONFIG as CONFIG,
+    WEIGHTS as WEIGHTS,
+    config as mlx_config,
+)
 
 _RANKS = "para_jax_ranks"
 # The embeddings of mlx-lm's models, by their last name: LoRA looks up their rows.

@@ -21,8 +21,7 @@ from para_jax._adapters.messages import Argument, Message
 from para_jax._adapters.params import from_params, nest, to_params, unnest
 from para_jax.formats import record
 from para_jax.formats.format import Hints
-from para_jax.formats.orbax import storage as orbax_io
-from para_jax.formats.orbax import trees as orbax_trees
+from para_jax.formats.orbax import storage as orbax_io, trees as orbax_trees
 from para_jax.formats.orbax.trees import KEY, VERSION
 
 

@@ -13,8 +13,6 @@ from para_jax._engines import experts as expert_modules
 from para_jax._engines.profiles import Profile
 from para_jax.formats.peft import (
     config as peft_config,
-)
-from para_jax.formats.peft import (
     fields as peft_fields,
 )
 from para_jax.formats.peft.config import Config

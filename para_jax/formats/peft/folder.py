@@ -16,18 +16,12 @@ from para_jax._adapters.messages import Message
 from para_jax._engines import profiles
 from para_jax._engines.profiles import Profile
 from para_jax.formats import other_files, record, tensor_files
-from para_jax.formats.peft import CONFIG as CONFIG
-from para_jax.formats.peft import WEIGHTS as WEIGHTS
 from para_jax.formats.peft import (
+    CONFIG as CONFIG,
+    WEIGHTS as WEIGHTS,
     child as peft_child,
-)
-from para_jax.formats.peft import (
     config as peft_config,
-)
-from para_jax.formats.peft import (
     experts as peft_experts,
-)
-from para_jax.formats.peft import (
     tensors as peft_tensors,
 )
 

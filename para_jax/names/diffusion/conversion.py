@@ -18,8 +18,8 @@ from para_jax.names.diffusion import (
     schemes,
     text,
     transformers,
+    unet as unets,
 )
-from para_jax.names.diffusion import unet as unets
 from para_jax.names.diffusion.family import Family, Match
 from para_jax.names.diffusion.moving import Join, Split
 from para_jax.names.diffusion.placing import Placed

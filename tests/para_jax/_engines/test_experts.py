@@ -7,8 +7,7 @@ import pytest
 import safetensors.numpy
 
 import para_jax as para
-from para_jax._engines import experts as expert_modules
-from para_jax._engines import prepare, profiles
+from para_jax._engines import experts as expert_modules, prepare, profiles
 
 pytestmark = [
     pytest.mark.user_defaults,

@@ -15,8 +15,7 @@ import pytest
 
 import para_jax as para
 from para_jax import cli
-from para_jax._fleet import manifest
-from para_jax._fleet import tenants as fleet
+from para_jax._fleet import manifest, tenants as fleet
 
 MINILM = pathlib.Path(__file__).parents[3] / "train/assets/minilm-movie-r16"
 GAMMA = ("--gamma", 0.25)

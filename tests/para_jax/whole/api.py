@@ -19,8 +19,7 @@ from flax import nnx
 
 import para_jax as para
 from para_jax import formats, layouts, names
-from para_jax.flax import linen
-from para_jax.flax import nnx as lora
+from para_jax.flax import linen, nnx as lora
 from tests.para_jax.whole import inputs
 from tests.para_jax.whole.describe import Unsigned
 

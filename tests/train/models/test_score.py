@@ -133,8 +133,7 @@ def test_a_training_step_never_has_the_logits_of_all_tokens(monkeypatch, gemma):
     from train.data import arrays, sequences
     from train.methods import lora
     from train.models import loss
-    from train.runs import settings as runs
-    from train.runs import trainer
+    from train.runs import settings as runs, trainer
 
     model, params, _, batch = gemma
     few = functools.partial(loss.causal_score, chunk=4)

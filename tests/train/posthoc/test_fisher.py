@@ -7,8 +7,7 @@ import para_jax as para
 from para_jax._adapters.adapter import Adapter
 from train import posthoc
 from train.models.bert import BertClassifier
-from train.posthoc import examples as sampling
-from train.posthoc import fisher
+from train.posthoc import examples as sampling, fisher
 from train.posthoc.fisher import Factors
 
 

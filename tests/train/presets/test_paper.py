@@ -317,8 +317,7 @@ def test_the_cost_of_a_step_is_that_of_a_preset(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_comparison_ends_with_its_tables_and_figures(tmp_path, monkeypatch, capsys):
-    from train import __main__ as main
-    from train import presets
+    from train import __main__ as main, presets
 
     plan = presets.PLANS["paper/glue"]
     some = tuple(x for x in plan.entries if x.name in ("lora-16", "lora-4"))

@@ -49,8 +49,7 @@ def test_numbers_are_those_of_one_device(subject):
 
 def program(given):
     """Return the compiled program: devices sharing a batch add up gradients."""
-    from train.runs import settings as runs
-    from train.runs import trainer
+    from train.runs import settings as runs, trainer
 
     whole, divided = runs._placers(given.run.devices)
     data, rows = next(runs.chunks(given, 0, 3, 3))
@@ -108,8 +107,7 @@ def main(subject):
     import jax
 
     from train.methods import lora
-    from train.runs import settings as runs
-    from train.runs import trainer
+    from train.runs import settings as runs, trainer
 
     parts = {"sentences": sentences, "pictures": pictures}[subject]
     model, base, data = parts(np.random.default_rng(0))

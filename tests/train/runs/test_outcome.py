@@ -4,8 +4,7 @@ import pytest
 
 import para_jax as para
 from train import subjects
-from train.data import arrays
-from train.data import tokens as data
+from train.data import arrays, tokens as data
 from train.evaluation import evaluate
 from train.models import bert, pretrained
 from train.runs import outcome

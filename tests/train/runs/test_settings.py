@@ -7,8 +7,7 @@ import pytest
 from train.data import arrays
 from train.methods import lora
 from train.models import bert
-from train.runs import settings as runs
-from train.runs import trainer
+from train.runs import settings as runs, trainer
 
 RUN = runs.Run(
     method=lora.Lora(rank=2),

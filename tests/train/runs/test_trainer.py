@@ -14,8 +14,7 @@ from train.data import arrays
 from train.methods import gora, lora
 from train.methods.method import Method, State
 from train.models import bert
-from train.runs import settings as runs
-from train.runs import trainer
+from train.runs import settings as runs, trainer
 
 STEPS, BATCH, RATE = 4, 6, 0.05
 PATH = "bert/encoder/layer/0/output/dense"

@@ -13,8 +13,7 @@ import safetensors.numpy
 from train import subjects
 from train.data import digits
 from train.models import siglip
-from train.runs import fit
-from train.runs import settings as run
+from train.runs import fit, settings as run
 from train.subjects import pictures
 
 

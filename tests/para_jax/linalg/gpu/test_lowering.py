@@ -17,9 +17,9 @@ from jax.sharding import (
     AbstractMesh,
     AxisType,
     NamedSharding,
+    PartitionSpec as P,
     use_abstract_mesh,
 )
-from jax.sharding import PartitionSpec as P
 
 import para_jax
 from para_jax.linalg import gpu
