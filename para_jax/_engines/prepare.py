@@ -102,11 +102,9 @@ def costs(checkpoint: Checkpoint) -> list[Cost]:
       >>> paid["peft"], paid["vllm"], paid["sglang"]
       (288, 288, 384)
     """
-    bare = {
-        # Folding a scale of 1 copies nothing, and the sizes do not depend on it.
-        path: dataclasses.replace(x, scale=1.0)
-        for path, x in checkpoint.adapters.items()
-    }
+    # Folding a scale of 1 copies nothing, and the sizes do not depend on it.
+    given = checkpoint.adapters.items()
+    bare = {path: dataclasses.replace(x, scale=1.0) for path, x in given}
     checkpoint = dataclasses.replace(checkpoint, adapters=bare)
     return [_cost(checkpoint, engine) for engine in registry.ENGINES]
 
@@ -293,10 +291,9 @@ def _siblings(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
                 kind = profiles.module_type(beside)
                 if like not in shapes and kind not in types:
                     raise ValueError(
-                        f"it reads '{path}' only beside '{beside}', which this adapter "
-                        "has in no layer, so that its shape is not known. Adapt "
-                        f"{', '.join(group)} together, or use an engine that reads "
-                        "each by itself, such as vllm."
+                        f"it reads '{path}' only beside '{beside}', which no layer of "
+                        f"this adapter has. Adapt {', '.join(group)} together, or use "
+                        "an engine that reads each by itself, such as vllm."
                     )
                 result[beside] = shapes.get(like) or types[kind]
     return result

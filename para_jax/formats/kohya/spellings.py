@@ -1,12 +1,10 @@
 """The names of LoRA tensors in single safetensors files.
 
 A module has a down and an up factor, and may have an alpha and a bias:
-
 - `<module>.lora_down.weight`, `.lora_up.weight`: kohya's sd-scripts, LyCORIS,
   musubi-tuner, OneTrainer. Some put an underscore before `lora_down`.
 - `<module>.lora_A.weight`, `.lora_B.weight`: PEFT, diffusers since 0.22, ai-toolkit.
-  Mochi's have no `.weight`; `state_dict()` of a PEFT model puts the adapter's name
-  before it, as in `lora_A.default.weight`.
+  Mochi's have no `.weight`; a PEFT model's `state_dict()` has `lora_A.default.weight`.
 - `<module>.lora.down.weight`, `<module>.lora_linear_layer.down.weight`,
   `<owner>.processor.to_q_lora.down.weight`: diffusers 0.14 to 0.21.
 - `<owner>.processor.qkv_lora1.down.weight`: XLabs, for FLUX.1.
