@@ -1,7 +1,7 @@
-"""What holds in every test: shapes are checked, and JAX is as strict as it can be.
+"""Apply to every test: shapes are checked, and JAX runs in its strictest mode.
 
 Neither this file nor a conftest below it imports our packages at module level: the
-import hook checks only what is imported after it.
+import hook checks only modules imported after it.
 """
 
 import ast
@@ -57,7 +57,7 @@ def pytest_report_header() -> list[str]:
 
 
 class _Absent(pytest.File):
-    """A file of tests that cannot run here."""
+    """Stand for a test file with missing dependencies."""
 
     reason = ""
 
@@ -68,7 +68,7 @@ class _Absent(pytest.File):
 def pytest_pycollect_makemodule(
     module_path: pathlib.Path, parent: pytest.Collector
 ) -> pytest.Collector | None:
-    """Skips a file of tests/interop that imports what is not installed."""
+    """Skip a file of tests/interop if one of its imports is not installed."""
     if _INTEROP not in module_path.parents:
         return None
     missing = _MISSING & _imported(module_path)
@@ -80,7 +80,7 @@ def pytest_pycollect_makemodule(
 
 
 def _imported(path: pathlib.Path) -> set[str]:
-    """Returns the packages that a file imports, anywhere in it."""
+    """Return the packages imported anywhere in a file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -103,6 +103,6 @@ def key() -> jax.Array:
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
-    """Drops what a file has compiled: of all files, it was 6 GB a process."""
+    """Drop the compiled programs of a file: together they took 6 GB a process."""
     yield
     jax.clear_caches()

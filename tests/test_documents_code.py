@@ -1,7 +1,7 @@
-"""The Python of README and of the documentation runs as it stands there.
+"""Test that the Python blocks of README and documentation run as printed.
 
-It runs on adapters that ship. What a block takes for granted (an adapter, a measure, a
-loss) is given here, and what it leaves behind is looked at.
+It runs on shipped adapters. The names a block assumes (an adapter, a measure, a loss)
+are defined here, and its results are checked.
 """
 
 import os

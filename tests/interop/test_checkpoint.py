@@ -1,4 +1,4 @@
-"""Files that transformers saved, in shards, are read as far as they are needed."""
+"""Test reading of sharded transformers files, no further than needed."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Answers and grades are those of an independent loop with transformers and PEFT."""
+"""Test answers and grades against an independent loop with transformers and PEFT."""
 
 import numpy as np
 import peft
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
-    """A parent and its ragged child, saved in PEFT's format."""
+    """Save a parent and its ragged child in PEFT's format."""
     config = tiny_sums.config()
     stacks = para.from_params(tiny_gemma3.lora(config, rank=3))
     parent = layers.unstacked(stacks)
@@ -52,7 +52,7 @@ def adapters(tmp_path_factory):
 
 
 def written(folder, adapter, stop):
-    """Returns what transformers writes after each text, one at a time."""
+    """Return the continuations transformers generates, one text at a time."""
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json")
     )

@@ -1,4 +1,4 @@
-"""Our Gemma 3 computes what transformers and PEFT compute, and generates the same."""
+"""Test that our Gemma 3 computes and generates the same as transformers and PEFT."""
 
 import copy
 import dataclasses
@@ -37,7 +37,7 @@ IDS = np.random.default_rng(3).integers(1, 37, (2, 11)).astype(np.int32)
 
 
 def hugging_face(config):
-    """The same shape, as transformers states it."""
+    """Return the transformers configuration of the same shape."""
     values = dataclasses.asdict(config)
     whole = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
     local = {"rope_type": "default", "rope_theta": values.pop("rope_local_base_freq")}
@@ -58,7 +58,7 @@ def hugging_face(config):
 
 
 def randomised(model):
-    """The model with weights that make every part of it count."""
+    """Return the model with weights that make every part of it count."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, x in model.named_parameters():
@@ -71,7 +71,7 @@ def randomised(model):
 
 @pytest.fixture(scope="module")
 def models():
-    """Ours with transformers' own, by name: the config, the torch model."""
+    """Return each model by name, with transformers' config and torch model."""
     return {
         name: randomised(transformers.Gemma3ForCausalLM(hugging_face(config)))
         for name, config in (("plain", CONFIG), ("capped", CAPPED))
@@ -80,7 +80,7 @@ def models():
 
 @pytest.fixture(scope="module")
 def folders(models, tmp_path_factory):
-    """The models as transformers saves them, in one file and in shards."""
+    """Save the models with transformers, in one file and in shards."""
     place = tmp_path_factory.mktemp("gemma3")
     for name, model in models.items():
         model.save_pretrained(place / name)
@@ -91,7 +91,7 @@ def folders(models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapted(models, tmp_path_factory):
-    """The model with an adapter of PEFT on all seven projections, and its folder."""
+    """Return a model with a PEFT adapter on all seven projections, and its folder."""
     settings = peft.LoraConfig(
         r=3,
         lora_alpha=5,
@@ -239,7 +239,7 @@ TOKENS = 9  # More than the window, and than some prompts are long.
 
 
 def torch_generated(model, stop):
-    """What transformers generates: prompts are padded on the left there."""
+    """Return the text transformers generates: it pads prompts on the left."""
     width = max(map(len, PROMPTS))
     ids = torch.tensor([[0] * (width - len(x)) + x for x in PROMPTS])
     mask = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in PROMPTS])

@@ -1,4 +1,4 @@
-"""The small models that ship do in transformers what they do here."""
+"""Test that the small shipped models compute the same in transformers."""
 
 import hashlib
 import json

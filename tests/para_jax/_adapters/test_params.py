@@ -1,4 +1,4 @@
-"""Adapters as nested params, and back; NumPy multiplies what has to be equal."""
+"""Test adapters as nested params, and back; NumPy computes the expected products."""
 
 import jax
 import jax.numpy as jnp

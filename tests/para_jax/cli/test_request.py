@@ -1,4 +1,4 @@
-"""A request holds the words of its command, in the manifest's form and in processes."""
+"""Test that a request keeps its command's words, in manifests and across processes."""
 
 import dataclasses
 import json

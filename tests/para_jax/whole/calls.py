@@ -1,4 +1,4 @@
-"""The calls of the golden run: commands of `para` by name, one or several in a row.
+"""Define the golden run's calls of the command line, one or several in a row.
 
 They run in a folder of their own; `in/NAME` stands for an input of `inputs.py`. The
 calls of the Python interface are in `api.py`.

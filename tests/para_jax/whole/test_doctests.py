@@ -1,6 +1,6 @@
-"""Every example in the documentation of the library runs, and gives what it says.
+"""Test that every documented example runs and gives the documented result.
 
-An example starts from the names that the one in `para_jax/__init__.py` makes, in an
+An example starts from the names defined by the one in `para_jax/__init__.py`, in an
 empty folder, with JAX's own defaults.
 """
 
@@ -51,7 +51,7 @@ ELSEWHERE = {
 
 
 def examples():
-    """Yields every docstring with an example, read from the source: decorators hide."""
+    """Yield every docstring with an example, read from the source: decorators hide."""
     for file in sorted(PACKAGE.rglob("*.py")):
         parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
         module = ".".join(parts).removesuffix(".__init__")
@@ -70,9 +70,9 @@ EXAMPLES = {found.name: found for found in examples()}
 
 
 def run(name, names):
-    """Runs an example with names that are there.
+    """Run an example with the given names.
 
-    Returns what it gave that it does not say, and the names that it leaves.
+    Return its unexpected output, and the names afterwards.
     """
     test, said = EXAMPLES[name], []
     for module in re.findall(r"^\s*>>> import (\w+)$", test.docstring, re.MULTILINE):
@@ -83,7 +83,7 @@ def run(name, names):
 
 
 def public():
-    """Returns where the functions and classes that users call are defined."""
+    """Return the modules of the public functions and classes."""
     found = {}
     for name in PUBLIC:
         for key, value in vars(importlib.import_module(name)).items():

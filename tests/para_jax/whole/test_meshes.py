@@ -1,6 +1,6 @@
-"""Adapters on meshes of devices: the tests of `on_eight_devices.py`, on eight of them.
+"""Run the tests of `on_eight_devices.py` on meshes of eight devices.
 
-A process has as many devices as it was started with, so they run in one of their own.
+A process keeps the device count it was started with, so they run in one of their own.
 """
 
 import os
@@ -18,7 +18,7 @@ SOME = "test_a_masked_child_stays_on_the_mesh"
 
 
 def run(*arguments):
-    """Run tests of the file on eight devices; fail with what they print."""
+    """Run tests of the file on eight devices; fail with their output."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",

@@ -1,4 +1,4 @@
-"""What a child's header says is of the child: kept, computed anew, or left out."""
+"""Test that a child's header fields are kept, recomputed or left out."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Trees with leaves that are not arrays: read, compressed and put back as Orbax does.
+"""Test trees with non-array leaves: read, compressed and put back as Orbax does.
 
 The oracle is Orbax's own `load` of the whole checkpoint, before and after.
 """
@@ -105,7 +105,7 @@ def restored(path):
 
 
 def assert_same(got, want):
-    """Checks structure, types and bits; NumPy may stand for an array on a device."""
+    """Check structure, types and bits; NumPy may stand for an array on a device."""
     one, two = (jax.tree.flatten_with_path(x) for x in (got, want))
     assert one[1] == two[1]
     for (path, x), (_, y) in zip(one[0], two[0], strict=True):
@@ -122,7 +122,7 @@ def assert_same(got, want):
 
 
 def check_child(source, target, *, adapters_only):
-    """Compresses a checkpoint, and compares its child with the parent, by Orbax."""
+    """Compress a checkpoint, and compare its child with the parent, by Orbax."""
     parent = para.load(source, adapters_only=adapters_only)
     child = para.compress(parent, para.Gamma(0.67))
     para.save(child, target, format="orbax")
@@ -237,7 +237,7 @@ def test_a_state_of_nnx_keeps_its_keys_and_counts(write, pure, tmp_path):
 
 
 class Opaque:
-    """A leaf of a type that nobody knows."""
+    """Stand for a leaf of an unregistered type."""
 
 
 IN_MEMORY = (

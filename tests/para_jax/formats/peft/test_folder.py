@@ -1,7 +1,7 @@
-"""PEFT's files against hand-made ones: what is read, what is written, what survives.
+"""Test PEFT's files against hand-made ones: tensors and fields read, written, kept.
 
-Files are made and looked at with safetensors and json, products are NumPy's.
-`tests/interop` asks PEFT itself.
+safetensors and json write and read the files, and NumPy computes the products.
+`tests/interop` runs PEFT itself.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def random(*shape, dtype=np.float32, seed=0):
 
 
 def linear(name, m, n, r, **options):
-    """Returns the tensors of a linear layer as torch has them."""
+    """Return the tensors of a linear layer in torch's form."""
     return {
         f"{PREFIX}{name}.lora_A.weight": random(r, m, **options),
         f"{PREFIX}{name}.lora_B.weight": random(n, r, **options),
@@ -125,7 +125,7 @@ WRAPPED = {
 
 @pytest.mark.parametrize("wrapper", WRAPPED)
 def test_wrappers_of_pytorch_are_no_modules(wrapper, tmp_path):
-    """PEFT finds none of them, so their names in a child would be no update at all."""
+    """PEFT finds none of them, so their names in a child would have no effect."""
     plain = linear("layers.1.q", 8, 6, 3) | {f"{PREFIX}layers.1.head": random(3)}
     wrapped = {WRAPPED[wrapper](name): x for name, x in plain.items()}
     assert wrapped.keys().isdisjoint(plain)
@@ -445,7 +445,7 @@ def test_a_child_with_nothing_left_is_refused_and_the_old_one_stays(profile, tmp
 
 
 def through(checkpoint, forms, folder):
-    """Returns the checkpoint after it was saved in one form after the other."""
+    """Return the checkpoint after saving it in one form after the other."""
     for i, form in enumerate(forms):
         if form == "orbax":
             para.save(checkpoint, folder / f"{i}", format="orbax")
@@ -582,7 +582,7 @@ def test_names_match_as_the_regular_expression_that_peft_makes_of_them():
 
 
 def test_alpha_over_each_rank_has_no_place_for_a_bias(tmp_path):
-    """PEFT would divide the bias too, and llama.cpp's script knows no such tensor."""
+    """PEFT would divide the bias too, and llama.cpp's script rejects such a tensor."""
     weights = linear("q", 8, 6, 3) | {f"{PREFIX}q.lora_B.bias": random(6)}
     parent = para.load(write(tmp_path / "x", config(lora_bias=True), weights))
 
