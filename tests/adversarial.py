@@ -15,7 +15,7 @@ from para_jax._adapters.adapter import Adapter
 
 R = 8
 LARGE, TINY = 1e30, 1e-30
-SUBNORMAL = 1e-40  # Of float32, which holds it with 17 bits.
+SUBNORMAL = 1e-40  # float32 keeps 17 of its bits.
 
 Pair = tuple[np.ndarray, np.ndarray]
 Factors = Callable[[np.random.Generator, int, int, int], Pair]
@@ -139,7 +139,7 @@ def _cancelling(left: float) -> Factors:
     def factors(rng: np.random.Generator, m: int, n: int, r: int) -> Pair:
         a, b = _normal(rng, m, n, r)
         half = r // 2
-        # Rounded before they are added up, so that the storage keeps what is left.
+        # Round before adding: rounding for storage must not alter the remainder.
         x = a[:, :half].astype(np.float32).astype(np.float64)
         a[:, :half], a[:, half:] = x, left * a[:, half:] - x
         b[half:] = b[:half]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A test neither reads nor fills the user's cache of compiled programs.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-# SciPy's threads would compete with XLA's for what is one small matrix at a time.
+# SciPy's threads would compete with XLA's over one small matrix at a time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
@@ -25,7 +25,7 @@ import jax
 import jaxtyping
 import pytest
 
-# Not in the environment: what a test starts as a user would has JAX's own defaults.
+# Not in the environment: programs started as a user's must keep JAX's own defaults.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # An `int` is a good `float`, at run time as for the static checker. The hook wants the
@@ -40,7 +40,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("compiling")
 
 _INTEROP = pathlib.Path(__file__).parent / "interop"
-# What tests/interop runs beside what we need ourselves. PyTorch is not in every
+# Packages of tests/interop besides our own requirements. PyTorch is not in every
 # environment: for some Pythons there is no build for the CPU.
 _LIBRARIES = ("chex", "einops", "gemma", "peft", "qwix", "ray", "torch", "transformers")
 _MISSING = {name for name in _LIBRARIES if importlib.util.find_spec(name) is None}

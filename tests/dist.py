@@ -18,12 +18,12 @@ import zipfile
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAME = "para_jax"
-# Beside the package. hatchling adds the ones that no list of ours names.
+# Files beside the package. hatchling adds some by itself.
 IN_SDIST = ("CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml")
 BY_HATCHLING = (".gitignore", "PKG-INFO")
 IN_WHEEL = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
 
-# What the README's first block takes for granted.
+# The setup that the README's first block assumes.
 BEFORE = """
 import shutil, sys
 from importlib.util import find_spec
@@ -107,7 +107,7 @@ def installed(path: pathlib.Path, version: str, folder: pathlib.Path) -> None:
       subprocess.CalledProcessError: if something fails.
     """
     block = first_block((ROOT / "README.md").read_text())
-    # Without extras, but for the one that the block itself shows.
+    # Without extras, except for the one in the block itself.
     extra = "[plot]" if re.search(r"\bimport plot\b", block) else ""
     scripts = folder / "venv" / "bin"
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)

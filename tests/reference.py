@@ -109,7 +109,7 @@ def cut(found: Kernels, policy: Policy) -> Cut:
     )
     if not isinstance(policy, Params):
         cost = np.ones_like(s)
-    worth = s / np.sqrt(cost)  # Squares of what is huge or tiny would not do.
+    worth = s / np.sqrt(cost)  # Squares would over- or underflow.
     order = np.argsort(-worth, kind="stable")
     order = order[(s > floor)[order]]
     dropped = _dropped(s, order)

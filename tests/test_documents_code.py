@@ -55,8 +55,8 @@ def cut(adapters):
     return para.repack(spectra, masks, adapters, form="masked")
 """
 
-# By words of a block: what it is given, and what has to hold then. A block takes all
-# that it has the words of, and has to have some.
+# By words in a block: its setup, and the assertions after it. A block uses every entry
+# with words it contains, and must match at least one.
 CASES = {
     "import para_jax as para": ("", ""),
     "plot.rank_map(": (

@@ -24,7 +24,7 @@ RESULTS_PAGE = ROOT / "docs/results.md"
 RESULTS = sorted(ROOT.glob("train/results/**/README.md"))
 PAGES = sorted(ROOT.glob("docs/**/*.md"))
 DOCUMENTS = [README, *RESULTS, ROOT / "CONTRIBUTING.md", *PAGES]
-# Their numbers say which versions were looked at, or are of the text around a notebook.
+# Their numbers are versions, or belong to the text around a notebook.
 NOT_MEASURED = {"peers", "engines", "formats", "index"}
 MEASURED = [x for x in PAGES if x.stem not in NOT_MEASURED]
 

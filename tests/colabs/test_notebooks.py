@@ -164,7 +164,7 @@ def keep(path, shown):
 
 @pytest.fixture
 def run(tmp_path):
-    """Execute a notebook whose pictures all have labels and return its requests."""
+    """Execute a notebook, check its picture labels and return the requested values."""
 
     def run(number, *asked):
         notebook = execute.read(execute.NOTEBOOKS[number - 1])

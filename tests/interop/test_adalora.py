@@ -1,4 +1,4 @@
-"""Test that AdaLoRA trains as PEFT's does: same budgets, scores, masks and outputs."""
+"""Compare AdaLoRA's budgets, scores, masks and outputs with PEFT's, step by step."""
 
 import types
 
@@ -207,7 +207,7 @@ def test_the_scores_are_those_of_peft(steps, theirs):
         np.testing.assert_allclose(scores[name], want, rtol=1e-6)
 
 
-# PEFT 0.21 takes its own rank pattern for that of LoRA, and finds none of its names.
+# PEFT 0.21 reads AdaLoRA's rank pattern as LoRA's, so no name in it matches.
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")
 def test_the_export_is_what_peft_computes_saves_and_loads(
     steps, theirs, kernels, batches, tmp_path

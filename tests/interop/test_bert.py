@@ -1,4 +1,4 @@
-"""Test that our BERT computes the same as transformers and PEFT, with every adapter."""
+"""Compare our BERT's outputs with transformers and PEFT, for every adapter."""
 
 import copy
 

@@ -85,7 +85,7 @@ def test_parents_and_ragged_children_answer_as_in_transformers(folder, adapters)
         name: [tokenizer.decode([x for x in ids if x != stop]) for ids in each]
         for name, each in answers.items()
     }
-    # The right answers are the parent's, but for two, which are the child's.
+    # The right answers are the parent's for the first five texts, then the child's.
     right = [texts["parent" if i < 5 else "child"][i] for i in range(len(TEXTS))]
     assert len(set(texts["parent"])) > 3
     pairs = sequences.encode(tokenizer, list(zip(TEXTS, right, strict=True)), end=stop)

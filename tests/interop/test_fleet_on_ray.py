@@ -20,7 +20,7 @@ ray = pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    # Ray forks to start its programs; JAX warns of that, where nothing may raise.
+    # Ray forks to start its programs, and JAX's warning about it must not raise there.
     pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -36,7 +36,7 @@ def cluster():
         tempfile.TemporaryDirectory(prefix="ray") as room,
         pytest.MonkeyPatch.context() as patch,
     ):
-        # What the driver's environment says, its workers' does.
+        # Workers inherit the driver's environment.
         root = pathlib.Path(para.__file__).parents[1]
         patch.setenv("PYTHONPATH", str(root))
         patch.setenv("RAY_TMPDIR", room)

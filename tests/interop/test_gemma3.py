@@ -1,4 +1,4 @@
-"""Test that our Gemma 3 computes and generates the same as transformers and PEFT."""
+"""Compare our Gemma 3's outputs and generated text with transformers and PEFT."""
 
 import copy
 import dataclasses
@@ -50,7 +50,7 @@ def hugging_face(config):
         **values,
         layer_types=kinds,
         rope_parameters={"full_attention": whole, "sliding_attention": local},
-        # What random weights give in place of an end and of padding.
+        # Random weights have no meaningful end or padding token.
         eos_token_id=None,
         pad_token_id=0,
         attn_implementation="eager",
@@ -136,7 +136,7 @@ def test_the_configuration_is_read_as_it_was_saved(folders):
 
 
 def test_the_shapes_of_4b_are_those_that_transformers_reads(tmp_path):
-    # As Google wrote it: what has its default is left out, names are the old ones.
+    # As in Google's file: defaults are left out, and names are the old ones.
     text = {
         "model_type": "gemma3_text",
         "hidden_size": 2560,
@@ -186,7 +186,7 @@ def test_the_text_part_of_a_model_that_sees_is_read(models, tmp_path, prefix):
     )
     both = transformers.Gemma3ForConditionalGeneration(config)
     both.model.language_model.load_state_dict(models["plain"].model.state_dict())
-    # transformers 4 wrote the names that the modules have, transformers 5 the old ones.
+    # transformers 4 wrote the modules' present names, transformers 5 the old ones.
     both.save_pretrained(tmp_path, save_original_format=prefix.startswith("language"))
 
     got = gemma3.load(tmp_path, gemma3.read_config(tmp_path))

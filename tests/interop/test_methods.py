@@ -1,4 +1,4 @@
-"""Test that the training methods start from, and compute, the same as PEFT's."""
+"""Compare the training methods' initial factors and outputs with PEFT's."""
 
 import jax
 import jax.numpy as jnp

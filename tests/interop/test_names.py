@@ -32,7 +32,7 @@ TEXT = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-# Of a model whose heads have no size of their own.
+# For models without a separate head size.
 PLAIN = {**TEXT, "hidden_size": N * H, "head_dim": H}
 ENCODER = {
     "hidden_size": D,

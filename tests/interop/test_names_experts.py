@@ -30,7 +30,7 @@ SIZES = {
     "eos_token_id": 2,
     "experts_implementation": "eager",  # The others want rows of 16 bytes.
 }
-# Paths of gate, up and down, and the stack that they are in: MaxText scans the layers
+# Paths of gate, up and down, and their stack: MaxText scans the layers
 # inside of the experts.
 CASES = {
     "tunix": ("qwen3-moe", "layers/{i}/mlp/{x}_proj", ("gate", "up", "down")),

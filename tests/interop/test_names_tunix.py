@@ -1,4 +1,4 @@
-"""Test that tunix with merged updates computes the same as transformers with PEFT.
+"""Compare tunix with merged updates against transformers with PEFT.
 
 The base is a random model of transformers, read by tunix's own loaders. Equal logits
 without an update prove that the configurations agree. Then each kernel of tunix gets an

@@ -28,7 +28,7 @@ import para_jax as para
 from tests.interop.on_peft import PREFIX, loaded, lora_layers
 
 PROFILES = ["ragged", "padded"]
-# What a child says otherwise than its parent.
+# Configuration fields in which a child differs from its parent.
 OURS = {
     "r",
     "lora_alpha",
@@ -156,7 +156,7 @@ class Case:
     embeddings: bool = False
 
 
-# The first match wins. The order is that of the file, where PEFT sorts the keys.
+# The first match wins, in file order; PEFT sorts the keys on saving.
 PATTERNS = {
     "rank_pattern": {
         "^layers.2.q": 5,
@@ -201,7 +201,7 @@ CASES = {
         llama, {"target_modules": ["embed_tokens", "q_proj"]}, embeddings=True
     ),
     "a small embedding saved whole": Case(
-        # It is the one that keeps nothing: see `randomise`.
+        # The embedding is the first module, so it keeps nothing: see `randomise`.
         llama,
         {"target_modules": ["embed_tokens", "v_proj"], "r": 2},
         embeddings=True,

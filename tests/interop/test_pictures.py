@@ -1,4 +1,4 @@
-"""Test that the shipped image adapter and its children compute the same as in PEFT."""
+"""Compare the shipped image adapter and its children with PEFT's outputs."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Test that models pretrained here compute the same in transformers."""
+"""Load models pretrained here in transformers and compare their outputs."""
 
 import jax
 import jax.numpy as jnp

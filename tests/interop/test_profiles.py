@@ -16,7 +16,7 @@ import para_jax as para
 from para_jax._engines import prepare, profiles, registry
 from tests.interop.on_peft import loaded, lora_layers
 
-# Those that find modules of language models.
+# Engines that find the modules of language models.
 FOLDERS = [
     name
     for name, x in registry.ENGINES.items()

@@ -1,4 +1,4 @@
-"""Test that our RoBERTa computes the same as transformers, with PEFT's adapters too."""
+"""Compare our RoBERTa's outputs with transformers, also with PEFT's adapters."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Test that sentences and pairs are tokenized as by transformers."""
+"""Compare the tokens of sentences and pairs with transformers' tokenizer."""
 
 import pytest
 import tokenizers

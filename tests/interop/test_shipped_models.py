@@ -1,4 +1,4 @@
-"""Test that the small shipped models compute the same in transformers."""
+"""Compare the small shipped models' outputs with transformers."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Test that our SigLIP computes the same as transformers, also with PEFT's adapters."""
+"""Compare our SigLIP's outputs with transformers, also with PEFT's adapters."""
 
 import dataclasses
 

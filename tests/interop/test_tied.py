@@ -23,7 +23,7 @@ from peft.tuners.lora import Embedding
 import para_jax as para
 from tests.interop.on_peft import loaded, lora_layers
 
-# PEFT speaks of tied modules, of fields that match nothing, of an attribute of torch's.
+# PEFT warns about tied modules, unmatched fields and an attribute of torch.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Model has `tie_word_embeddings:UserWarning",
     "ignore:gamma .* is less than one:UserWarning",

@@ -1,4 +1,4 @@
-"""Test that the trainer's steps match PyTorch, transformers and PEFT."""
+"""Compare the trainer's steps with PyTorch, transformers and PEFT."""
 
 import copy
 

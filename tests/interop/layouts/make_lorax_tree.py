@@ -1,4 +1,4 @@
-"""Make the jax-lorax trees that `test_lorax.py` reads: real ones, but small.
+"""Make the small but real jax-lorax trees for `test_lorax.py`.
 
 jax-lorax 0.3.1 (with qax 0.4.1 and plum-dispatch 2.5.8) runs on jax 0.4.25 and earlier,
 para_jax on jax 0.10 and later, so they exchange files between two environments.

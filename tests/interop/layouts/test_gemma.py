@@ -71,7 +71,7 @@ def _stand_ins() -> dict[str, types.ModuleType]:
         "kauldron.kd": {"nn": types.SimpleNamespace(Identity=Identity)},
         "kauldron.kontext": {"Key": str, "REQUIRED": ""},
         "kauldron.ktyping": types_of_arrays,  # gemma 4
-        # It asks of each annotation whose it is, and takes jaxtyping's too.
+        # gemma 4 also accepts jaxtyping's annotations, so none is kauldron's.
         "kauldron.ktyping.array_type_meta": {"is_array_type": lambda annotation: False},
         "kauldron.typing": types_of_arrays,  # gemma 3
         "kauldron.utils": {"immutabledict": types.SimpleNamespace(ImmutableDict=dict)},

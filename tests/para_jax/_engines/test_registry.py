@@ -22,7 +22,7 @@ pytestmark = pytest.mark.user_defaults
 SIZES = {"q_proj": (8, 6), "k_proj": (8, 4), "v_proj": (8, 4)}
 SIZES |= {"gate_proj": (8, 11), "up_proj": (8, 11), "down_proj": (11, 8)}
 TREES = {name: x.layouts[-1] for name, x in registry.ENGINES.items() if x.layouts}
-# Engines of image models, which find modules by such names alone.
+# Engines of image models: they find modules only by such names.
 IMAGES = ("diffusers", "comfyui", "sd-scripts")
 every_engine = pytest.mark.parametrize(
     "engine", [name for name in registry.ENGINES if name not in TREES]
@@ -302,7 +302,7 @@ def test_llamacpp_finds_all_experts_of_a_layer_or_none(kept, names, tmp_path):
     got = {path: (m, n) for path, (m, _, n) in shapes_of(tmp_path / "x").items()}
     assert got == {
         f"layers/{layer}/experts/{i}/{names[x]}": shape
-        for layer in range(2)  # PEFT asks for all layers that the parent has.
+        for layer in range(2)  # PEFT needs all layers of the parent.
         for i in range(3)
         for x, shape in EXPERTS.items()
     }
@@ -313,7 +313,7 @@ def test_llamacpp_finds_all_experts_of_a_layer_or_none(kept, names, tmp_path):
         np.testing.assert_allclose(delta(back[path]), want, rtol=1e-5, atol=1e-6)
 
 
-# --- What an engine cannot serve ------------------------------------------------------
+# --- Adapters an engine cannot serve --------------------------------------------------
 
 KINDS = {
     "embedding": {"peft", "vllm", "tpu-inference", "sglang", "llamacpp", "mlx"},
@@ -404,7 +404,7 @@ def test_a_copy_of_an_adapted_embedding_is_passed_over_or_refused(
     else:
         with pytest.raises(ValueError, match=f"{engine} cannot serve"):
             para.save(parent, tmp_path / "x", engine=engine)
-    # Without an adapter it is the module's own tensor, which no engine takes.
+    # Without an adapter it is the module's own tensor, and engines do not accept it.
     gone = checkpoint({name: 0, "layers/0/q_proj": 2}, layers=kinds, extra=extra)
     with pytest.raises(ValueError, match="is not a LoRA factor"):
         para.save(gone, tmp_path / "y", engine="vllm")

@@ -142,7 +142,7 @@ def test_a_vmapped_pack_equals_a_loop():
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
-# What patterns find
+# Matches of patterns
 
 
 @pytest.mark.parametrize(
@@ -563,7 +563,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
         log = tmp_path / f"log-{at}"
         assert run("out", log, at).returncode == -signal.SIGKILL
         begun = log.read_text().split() if log.exists() else []
-        assert not set(begun) & set(done)  # What is done is never done again.
+        assert not set(begun) & set(done)  # Finished work is never repeated.
         if (tmp_path / "out/manifest.jsonl").exists():
             now = [x["name"] for x in lines(tmp_path / "out")]
             assert now[: len(done)] == done
@@ -573,5 +573,5 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
 
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     names = [x["name"] for x in lines(tmp_path / "out")]
-    assert sorted(names) == [f"t{i:02}" for i in range(19)]  # None twice, none lost.
+    assert sorted(names) == [f"t{i:02}" for i in range(19)]  # Each exactly once.
     assert not list((tmp_path / "out").rglob(".*"))

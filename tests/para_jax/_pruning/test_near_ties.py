@@ -81,7 +81,7 @@ def test_an_energy_that_just_reaches_its_share_is_a_tie(epsilon, precision):
     assert (found and found.precision) == precision
     if precision:
         assert "the kept energy equals what is asked for" in str(found)
-        assert found.modules == ("y",)  # Whose 1.5 stays or goes.
+        assert found.modules == ("y",)  # Its 1.5 may stay or go.
 
 
 def test_all_of_the_energy_is_no_tie():

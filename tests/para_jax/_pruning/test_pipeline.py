@@ -416,7 +416,7 @@ def test_the_whole_parent_is_the_answer_where_nothing_less_is_good():
 
     found = para_jax.search(parent(), metric, tolerance=0.5, form="padded")
 
-    assert found.child.report.kept_rank == 8  # All that is not zero.
+    assert found.child.report.kept_rank == 8  # Every nonzero component.
     assert not any(x.accepted for x in found.points)
     assert found.child.adapters["layer/2"].rank == 3
 

@@ -309,7 +309,7 @@ def test_children_of_rising_parameter_budgets_nest(spectra, budgets):
     assert all((small[path] <= large[path]).all() for path in ORDER)
 
 
-# --- What each policy means, on pools that can be checked by eye -------------------
+# --- The meaning of each policy, on pools that can be checked by eye ---------------
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -20,7 +20,7 @@ PRECISIONS = [
     pytest.param("float32", marks=pytest.mark.user_defaults),
 ]
 HUNDREDTHS = [Fraction(i, 100) for i in range(1, 101)]
-# What one of a hundred ranks costs, in the unit of each policy's value.
+# The cost of one of a hundred ranks, in the unit of each policy's value.
 PRICES = {
     Gamma: Fraction(1, MODULES),
     Rank: Fraction(1, MODULES),
@@ -55,7 +55,7 @@ def test_every_hundredth_of_a_parent_buys_as_many_of_its_hundred_ranks(kind):
     spectra = spectra_of(np.linspace(2, 1, MODULES)[:, None])
     values = values_of(kind)
     bare = [int(Fraction(x) / PRICES[kind]) for x in values]
-    assert bare != [*range(1, 101)]  # A floor of what is stored loses some.
+    assert bare != [*range(1, 101)]  # The floor of the stored float loses some.
 
     kept = [int(para_jax.ranks(spectra, kind(x))["mlp"].sum()) for x in values]
 

@@ -20,7 +20,7 @@ import para_jax
 
 pytestmark = [
     pytest.mark.user_defaults,
-    # Of names that optax is about to drop.
+    # optax is about to drop these names.
     pytest.mark.filterwarnings("ignore:.*optimistic_adam. is deprecated"),
     pytest.mark.filterwarnings("ignore:inject_stateful_hyperparams is deprecated"),
 ]
@@ -198,7 +198,7 @@ PROJECTED = {
     ),
 }
 
-# By the state alone: the class and field that the message names.
+# Recognised by the state alone; the message names its class and field.
 REFUSED = {
     "adadelta": (lambda: optax.adadelta(0.1), "ScaleByAdaDeltaState.e_g"),
     "adafactor": (lambda: optax.adafactor(0.1), "FactoredState.v_row"),

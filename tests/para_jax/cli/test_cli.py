@@ -469,7 +469,7 @@ def test_an_impossible_budget_exits_2_with_one_sentence(
     assert (code, out) == (2, "")
     sentence = one_sentence(err)
     assert re.search(match, sentence)
-    # A Python value, such as Gamma(value=0.5, scope='global', ...), is no sentence.
+    # A Python value such as Gamma(value=0.5, scope='global', ...) must not leak out.
     assert "value=" not in sentence
     assert not list(tmp_path.iterdir())
 
@@ -712,7 +712,7 @@ def test_a_narrow_terminal_loses_no_column(call, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
 
     _, out, _ = call("inspect", MINILM)
-    # A terminal wraps what is too long for it; what was cut off is gone.
+    # A terminal wraps long lines by itself; truncated text would be lost.
     assert "…" not in out
     for path in para.load(MINILM).adapters:
         assert path.removeprefix("bert/encoder/layer/") in out

@@ -78,7 +78,7 @@ def refused(call, tmp_path):
         assert err.count("\n") == 1
         assert re.match(r"para( \w+)?: .*\.$", err), err
         assert sorted(tmp_path.rglob("*")) == before
-        # A keyword argument of the library's is no word of the command line.
+        # The command line must not mention the library's keyword arguments.
         assert not re.search(r"\b[a-z_]+=", re.sub(r"'[^']*'", "", err)), err
         return err
 
@@ -597,7 +597,7 @@ def test_an_engine_gets_what_it_takes_or_the_reason_is_said(
     names = {"peft": "adapter_model.safetensors", "mlx": "adapters.safetensors"}
     found = safetensors.numpy.load_file(tmp_path / child / names.get(form, ""))
     assert not [name for name in found if "classifier" in name]
-    by_rank = ("lora_A.weight", "lora_down.weight", "lora_b")  # Whose rows are ranks.
+    by_rank = ("lora_A.weight", "lora_down.weight", "lora_b")  # Rows count ranks.
     ranks = {len(x) for key, x in found.items() if key.endswith(by_rank)}
     assert (len(ranks) == 1) == (ENGINES[engine].profile == "padded")
 

@@ -232,7 +232,7 @@ def test_killed_at_twenty_random_moments_the_old_or_the_new_is_there(forks, targ
         seen.append(which(target))
         assert len(beside(target)) <= 2  # Nothing piles up.
 
-    # The moments did hit what they are for.
+    # The moments did hit both sides of the replacement.
     assert set(seen) == {"old", "new"}
     assert leftovers
     para.save(OLD, target, overwrite=True)

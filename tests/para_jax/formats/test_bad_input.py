@@ -1,4 +1,4 @@
-"""Test that broken input is refused: what, where, got, expected; no partial files."""
+"""Test that broken input is refused by a full message, and leaves no partial files."""
 
 import gc
 import json
@@ -592,7 +592,7 @@ def test_nothing_left_is_no_peft_adapter(folder, tmp_path):
     assert listing(tmp_path) == before
 
 
-# Where to read from
+# Sources
 
 
 def test_a_place_with_nothing_is_named(tmp_path):
@@ -709,7 +709,7 @@ def test_an_orbax_checkpoint_of_a_newer_version_is_refused(orbax):
     refused(orbax, "newer para_jax: update")
 
 
-# Where to write to
+# Targets
 
 
 @pytest.fixture(params=["peft", "orbax"])
@@ -794,7 +794,7 @@ def test_a_link_leads_to_the_adapter_or_is_refused(parent, tmp_path, kind, overw
     except FileExistsError:
         assert listing(tmp_path) == before
     else:
-        # Whether the link itself or what it leads to was replaced: nothing is left.
+        # Nothing is left over, whether the link or its target was replaced.
         assert overwrite
         for path, adapter in para.load(tmp_path / "link").adapters.items():
             want = parent.adapters[path]

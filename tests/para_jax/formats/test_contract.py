@@ -155,7 +155,7 @@ def test_any_format_becomes_any_other(form, other, tmp_path):
     first, second = place(tmp_path, form, "first"), place(tmp_path, other, "second")
 
     para_jax.save(want, first, format=form)
-    # mlx-lm loads factors alone, so what PEFT trained beside them is left out.
+    # mlx-lm loads factors alone, so PEFT's other trained tensors are left out.
     found = para_jax.load(first, adapters_only=other == "mlx")
     para_jax.save(found, second, format=other)
 

@@ -1,7 +1,7 @@
 """Test files other than adapters: each message names the finding and the remedy.
 
-Every row goes through every command: status 2, one sentence, no error of Python's, and
-nothing written.
+Every command runs on every row and must exit with status 2, print one sentence without
+a Python error, and write nothing.
 """
 
 import json
@@ -37,7 +37,7 @@ def factors(rank=3):
 
 
 WHOLE = tensors("model.layers.0.self_attn.q_proj.weight", "model.norm.weight")
-# Each row: the files, the path to name ("." is the folder), what the message says.
+# Each row: the files, the path to name ("." is the folder), the message.
 FOUND = {
     "nothing": ({}, "nowhere", "nowhere' does not exist"),
     "another name": (

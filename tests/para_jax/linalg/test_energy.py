@@ -135,7 +135,7 @@ def test_an_extracted_adapter_knows_its_energy_at_any_scale(scale):
     np.testing.assert_allclose(energy, (s[:2] ** 2).sum() / (s**2).sum(), rtol=1e-9)
 
 
-# --- Who is no policy -----------------------------------------------------------------
+# --- Classes that are not policies ----------------------------------------------------
 
 
 class Half(Gamma):

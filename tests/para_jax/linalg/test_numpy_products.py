@@ -25,7 +25,7 @@ def normal(*shape):
 
 
 def spread(d, r, decades):
-    """Return orthonormal columns with lengths falling by so many powers of ten."""
+    """Return orthogonal columns with lengths graded over the given powers of ten."""
     return np.linalg.qr(normal(d, r))[0] * np.logspace(0, -decades, r)
 
 
@@ -178,7 +178,7 @@ def test_long_factors_are_those_of_their_blocks(monkeypatch):
 
     x = child.adapters["x"]
     np.testing.assert_allclose(x.a @ x.b, a @ b, atol=1e-4)
-    first = x.b[:, :512]  # They say which sign a row has.
+    first = x.b[:, :512]  # They determine the sign of a row.
     assert (first.max(-1) >= -first.min(-1)).all()
 
 

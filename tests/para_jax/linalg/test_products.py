@@ -30,7 +30,7 @@ def qrs(monkeypatch):
 
     monkeypatch.setattr(products.linalg, "qr_r", counted)
     yield done
-    # What was traced with `counted` must not be found again.
+    # Later tests must not find traces made with `counted`.
     jax.clear_caches()
 
 

@@ -17,7 +17,7 @@ COMMANDS: dict[str, str | tuple[str, ...]] = {
     "params": "compress in/mixed out --params 60 --json",
     "bytes": "compress in/half out --bytes 0.5kB --method qr",
     "gram": "compress in/llama out --gamma 0.5 --method gram",
-    # What a PEFT folder may hold, and what it is written as.
+    # Contents of PEFT folders, and target forms.
     "mixed": "compress in/mixed out --gamma 0.5",
     "layers": "compress in/layers out --rank 2 --profile padded",
     "tied": "compress in/tied out --gamma 0.25",

@@ -200,7 +200,7 @@ def _file(path: pathlib.Path, how: How) -> Any:
     if path.suffix == ".png":
         size = [int.from_bytes(data[i : i + 4]) for i in (16, 20)]
         return {"sha256": sha(data), "picture": size}
-    if path.suffix == ".jsonl":  # Lines are in the order in which tenants ended.
+    if path.suffix == ".jsonl":  # Lines are in completion order.
         first, *rest = data.decode().splitlines(keepends=True)
         data = "".join([first, *sorted(rest)]).encode()
     return text(data.decode(), how)

@@ -43,15 +43,15 @@ RECORD = pathlib.Path(__file__).with_name("golden.json")
 CALLS = {**calls.COMMANDS, **api.FUNCTIONS}
 assert len(CALLS) == len(calls.COMMANDS) + len(api.FUNCTIONS)
 
-# What the bits of a result depend on.
+# Packages that determine the bits of a result.
 _PACKAGES = "jax jaxlib numpy scipy ml-dtypes orbax-checkpoint safetensors matplotlib"
-# What a command changes for its own process.
+# Settings a command changes for its own process.
 _SETTINGS = (
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
     "jax_persistent_cache_min_entry_size_bytes",
 )
-# What would change the look of a table.
+# Variables that would change the look of a table.
 _LOOKS = "COLUMNS LINES FORCE_COLOR NO_COLOR TTY_COMPATIBLE TTY_INTERACTIVE"
 
 

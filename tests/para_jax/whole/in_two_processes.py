@@ -130,7 +130,7 @@ def main(process, folder):
     check_leaves_that_are_no_arrays(folder / "leaves")
     print(message_of_failure(child, folder / "peft", "peft"))
     print(message_of_failure(child, folder / "padded"))
-    if process == 1:  # It cannot write its tree, where a name has two uses.
+    if process == 1:  # A name with two uses makes its tree unwritable.
         some = adapters()["outputs"]
         child = {"outputs": some, "outputs/a": some}
     print(message_of_failure(child, folder / "new"))

@@ -20,7 +20,7 @@ from para_jax import Adapter, Gamma
 M, N = 88, 104
 KINDS = ["Auto", "Explicit"]
 BITS = [("Auto", False), ("Explicit", True)]  # Two passes in float32, one in float64.
-# The stack and the rank; over which axes of the mesh a and b are.
+# The stack, the rank, and the mesh axes of a and b.
 PLACES = {
     "layers": ((4,), 3, P("x"), P("x")),
     "inputs": ((), 3, P(("x", "y")), P(None, "y")),

@@ -161,7 +161,7 @@ class TestOnEveryInput:
             error = np.linalg.norm(kernel.product() - product)
             least = np.linalg.norm(kernel.s[kept:])
             assert error <= least * (1 + 1e-12) + bound, where
-            # Of components that are almost equal any may be kept.
+            # Any of several almost equal components may be kept.
             if kept and kernel.s[kept:].max(initial=0) < 0.99 * kernel.s[kept - 1]:
                 assert np.linalg.norm(product - want) <= bound, where
 

@@ -18,7 +18,7 @@ ALONE, MIXED = np.eye(HALF), np.random.default_rng(3).integers(-3, 4, (HALF, HAL
 
 
 def halves(mixing, scale=1.0, dtype=np.float64):
-    """Return factors of rank 8 whose product is exactly zero."""
+    """Return factors of rank 8 with an exactly zero product."""
     rng = np.random.default_rng(5)
     a, b = rng.integers(-9, 10, (M, HALF)), rng.integers(-9, 10, (HALF, N))
     left, right = np.hstack([a, a @ mixing]), np.vstack([mixing @ b, -b])

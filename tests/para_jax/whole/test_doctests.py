@@ -16,8 +16,7 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore:.* are no names of layers")
 PACKAGE = pathlib.Path(__file__).parents[3] / "para_jax"
 
-# Modules all of whose functions and classes are for users, and the names that are in
-# others.
+# Modules with public functions and classes only, and public names of other modules.
 PUBLIC = (
     "para_jax",
     "para_jax.flax.linen",
@@ -37,7 +36,7 @@ SINGLE = {
     "para_jax._engines.prepare.costs",
     "para_jax._engines.prepare.prepare",
 }
-# All policies are seen side by side, and results where they are made.
+# One example shows all policies side by side, and results appear with their makers.
 ELSEWHERE = {
     **{
         f"para_jax._pruning.policies.{x}": "para_jax._pruning.abstract_policies.Policy"

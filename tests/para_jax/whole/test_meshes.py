@@ -13,7 +13,7 @@ import pytest
 FILE = pathlib.Path(__file__).with_name("on_eight_devices.py")
 
 
-# Of the file, what compiles least: a child that `compress` makes on the mesh.
+# The test of the file with the least compilation: `compress` on the mesh.
 SOME = "test_a_masked_child_stays_on_the_mesh"
 
 

@@ -82,7 +82,7 @@ def loss(lora, base, x, y):
 
 
 def train(lora, state, steps):
-    """Return adapters and optimizer state after so many steps, and all losses."""
+    """Return adapters and optimizer state after `steps` steps, and all losses."""
 
     @jax.jit
     def step(lora, state, *data):

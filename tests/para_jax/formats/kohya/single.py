@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-# What the factors of a module are called, and where its alpha is.
+# The names of a module's factors, and of its alpha.
 NAMES = {
     "kohya": ("{}.lora_down.weight", "{}.lora_up.weight"),
     "underscore": ("{}_lora_down.weight", "{}_lora_up.weight"),

@@ -119,7 +119,7 @@ UNCLEAR = {
     "a scale": ({"lora_scale": "2"}, "'lora_scale' is 2 in the header"),
     "no update": ({"alpha": "0"}, "has the scale 0 by"),
 }
-# An alpha without the rank that it is for, wherever it stands.
+# An alpha without its rank, in every place.
 UNCLEAR |= {
     f"no rank, {name}": (metadata, "no rank with it")
     for name, metadata in {
@@ -314,7 +314,7 @@ def test_what_belongs_to_changed_weights_is_not_cut(tmp_path):
         para.save(found, tmp_path / "y.safetensors", format="kohya")
 
 
-# --- What the user says -------------------------------------------------------------
+# --- Scales given by the user -------------------------------------------------------
 
 
 @pytest.mark.parametrize("names", NAMES)

@@ -105,7 +105,7 @@ def test_names_are_kept_and_every_reader_finds_one_scale(names, alphas, word, tm
     target, keep = to(word, source, tmp_path)
 
     (old, _), (new, _) = read(source), read(target)
-    assert new.keys() <= old.keys()  # So no `.alpha` where there was none, too.
+    assert new.keys() <= old.keys()  # In particular, no new `.alpha`.
     left = {name for name in new if not name.endswith(".alpha")}
     if word == "convert":
         assert new.keys() == old.keys()

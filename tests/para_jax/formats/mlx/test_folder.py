@@ -279,7 +279,7 @@ def old(**lora):
     [
         (old(scale=10.0), 10.0),
         (old(scale=10.0, alpha=R), 10.0),
-        # By then alpha was a default that nothing read.
+        # By then alpha was an unread default.
         (config(scale=10.0, alpha=16.0), 10.0),
         ({"num_layers": 4, "lora_parameters": {"rank": R, "scale": -2}}, -2.0),
     ],

@@ -28,7 +28,7 @@ from tests.para_jax.formats.orbax.writers import (
     with_v1_training_checkpointer,
 )
 
-# What a user calls has to work in JAX's default precision.
+# Public functions must work in JAX's default precision.
 pytestmark = pytest.mark.user_defaults
 
 ROOT = pathlib.Path(__file__).parents[4]
@@ -418,7 +418,7 @@ def test_whatever_file_is_cut_short_the_folder_is_named_or_nothing_is_lost(tmp_p
 
 @pytest.mark.parametrize("how", ["missing", "cut short"])
 def test_ours_without_its_metadata_is_not_taken_for_that_of_others(how, tmp_path):
-    # Its scales are lost, and a scale that is given would not be that of every module.
+    # Its scales are lost, and one given scale could not be right for every module.
     path = save(
         para.Checkpoint(adapters={"q": adapter(8, 6, 3, scale=2.0)}), tmp_path / "x"
     )

@@ -18,7 +18,7 @@ import safetensors.numpy
 import para_jax as para
 from para_jax.formats.peft import config as peft_config
 
-# What a user calls has to work in JAX's default precision.
+# Public functions must work in JAX's default precision.
 pytestmark = pytest.mark.user_defaults
 
 PREFIX = "base_model.model."
@@ -223,7 +223,7 @@ def test_an_embedding_has_its_vocabulary_as_inputs(tmp_path):
     got = para.load(write(tmp_path / "x", config(), weights))
 
     assert got.layers == {"q": para.Layer(kind="embedding")}
-    want = 2 * (b.astype(np.float64) @ a).T  # Row i is what token i gets.
+    want = 2 * (b.astype(np.float64) @ a).T  # Row i is the update of token i.
     np.testing.assert_allclose(delta(got.adapters["q"]), want, rtol=1e-12)
 
 
@@ -441,7 +441,7 @@ def test_a_child_with_nothing_left_is_refused_and_the_old_one_stays(profile, tmp
     assert [x.name for x in tmp_path.iterdir()] == ["x"]
 
 
-# --- What has to outlive every form -----------------------------------------------
+# --- Contents preserved by every form ---------------------------------------------
 
 
 def through(checkpoint, forms, folder):
@@ -491,7 +491,7 @@ def test_an_absent_module_is_zeros_of_its_own_kind(gone, forms, tmp_path):
 
 @every_way
 def test_tensors_below_a_base_layer_follow_their_module(forms, tmp_path):
-    # PEFT calls a bias `q.base_layer.bias` where `q` is adapted, `q.bias` where not.
+    # PEFT calls a bias `q.base_layer.bias` if `q` is adapted, else `q.bias`.
     weights = linear("q", 8, 6, 3) | linear("v", 8, 6, 3, seed=1)
     weights[f"{PREFIX}q.lora_B.weight"] *= 1e-6
     for name in ("q.base_layer", "v.base_layer", "norm"):
@@ -548,7 +548,7 @@ def test_the_bias_of_an_update_survives(forms, tmp_path):
 
     para.save(through(child, forms, tmp_path), tmp_path / "child")
 
-    # PEFT multiplies it with the scale, which was 2 and is 1 now.
+    # PEFT multiplies it by the scale: 2 in the parent, 1 in the child.
     got = weights_of(tmp_path / "child")
     for name, bias in biases.items():
         np.testing.assert_array_equal(got[f"{PREFIX}{name}.lora_B.bias"], 2 * bias)

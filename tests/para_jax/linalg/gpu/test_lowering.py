@@ -213,7 +213,7 @@ def broken(request, monkeypatch):
 
         monkeypatch.setattr(module, "_kernel", kernel)
 
-    jax.clear_caches()  # Of what was traced before a kernel broke, and then of that.
+    jax.clear_caches()  # Drop working traces, and later broken ones.
     yield breaks
     jax.clear_caches()
 
