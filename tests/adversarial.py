@@ -1,7 +1,7 @@
-"""Adapters on which careless numerics fail. Host; float64 NumPy, then rounded.
+"""Build adapters on which careless numerics fail, in float64 NumPy, then rounded.
 
-A case is a small model, by name. All but a few are of one structure, so that a program
-that was compiled for one case runs the others. Axis letters as in the package.
+A case is a small model, by name. Nearly all share one structure, so a program compiled
+for one case also runs the others. Axis letters are as in the package.
 """
 
 import functools
@@ -15,14 +15,14 @@ from para_jax._adapters.adapter import Adapter
 
 R = 8
 LARGE, TINY = 1e30, 1e-30
-SUBNORMAL = 1e-40  # Of float32, which holds it with 17 bits.
+SUBNORMAL = 1e-40  # float32 keeps 17 of its bits.
 
 Pair = tuple[np.ndarray, np.ndarray]
 Factors = Callable[[np.random.Generator, int, int, int], Pair]
 
 
 def cases() -> dict[str, dict[str, Adapter]]:
-    """Returns every case, the same ones each time."""
+    """Return every case; repeated calls give the same ones."""
     made = {name: _model(factors) for name, factors in _FACTORS.items()}
     return made | _ACROSS_MODULES | {"shapes": _SHAPES, "storage": _STORAGE}
 
@@ -33,7 +33,7 @@ def _model(
     shapes: Mapping[str, tuple[int, ...]] = {"x": (2, 23, 17, R), "y": (13, 29, R)},
     dtype: type = np.float32,
 ) -> dict[str, Adapter]:
-    """Returns one module a shape `(*stack, m, n, r)`, all made by `factors`."""
+    """Return one module per shape `(*stack, m, n, r)`, all made by `factors`."""
     rng = np.random.default_rng(len(shapes))
     result = {}
     for path, (*stack, m, n, r) in shapes.items():
@@ -53,7 +53,7 @@ def _orthonormal(rng: np.random.Generator, m: int, r: int) -> np.ndarray:
 
 
 def _with_values(sigma: np.ndarray) -> Factors:
-    """Returns factors whose product has these singular values, but for rounding."""
+    """Return factors of a product with these singular values, up to rounding."""
 
     def factors(rng: np.random.Generator, m: int, n: int, r: int) -> Pair:
         a, b = _orthonormal(rng, m, r), _orthonormal(rng, n, r).T
@@ -63,7 +63,7 @@ def _with_values(sigma: np.ndarray) -> Factors:
 
 
 def _rotated(sigma: np.ndarray) -> Factors:
-    """The same, its columns mixed: no scaling of columns undoes the grading."""
+    """Mix the columns of the same factors: no column scaling undoes the grading."""
 
     def factors(rng: np.random.Generator, m: int, n: int, r: int) -> Pair:
         a, b = _with_values(sigma)(rng, m, n, r)
@@ -74,7 +74,7 @@ def _rotated(sigma: np.ndarray) -> Factors:
 
 
 def _scaled(of_a: float | np.ndarray, of_b: float | np.ndarray) -> Factors:
-    """Returns random factors, the columns of `a` and the rows of `b` scaled."""
+    """Return random factors with scaled columns of `a` and rows of `b`."""
 
     def factors(rng: np.random.Generator, m: int, n: int, r: int) -> Pair:
         a, b = _normal(rng, m, n, r)
@@ -89,7 +89,7 @@ def _graded_rows(rng: np.random.Generator, m: int, n: int, r: int) -> Pair:
 
 
 def _identical(rng: np.random.Generator, m: int, n: int, r: int) -> Pair:
-    """All singular values are exactly equal: signs, and powers of two, alone."""
+    """Make all singular values exactly equal, from signs and powers of two alone."""
     a, b = np.zeros((m, r)), np.zeros((r, n))
     a[:r], b[:, -r:] = _HADAMARD, 2 * np.eye(r)
     return a, b
@@ -123,7 +123,7 @@ def _all_equal(rng: np.random.Generator, m: int, n: int, r: int) -> Pair:
 
 
 def _zero(rng: np.random.Generator, m: int, n: int, r: int) -> Pair:
-    """An adapter before its first step."""
+    """Return an adapter before its first step."""
     return rng.normal(size=(m, r)), np.zeros((r, n))
 
 
@@ -134,12 +134,12 @@ def _outlier(rng: np.random.Generator, m: int, n: int, r: int) -> Pair:
 
 
 def _cancelling(left: float) -> Factors:
-    """Returns `[x, left z - x]` and `[y; y]`: of the product, `left z y` is left."""
+    """Return `[x, left z - x]` and `[y; y]`: their product is `left z y`."""
 
     def factors(rng: np.random.Generator, m: int, n: int, r: int) -> Pair:
         a, b = _normal(rng, m, n, r)
         half = r // 2
-        # Rounded before they are added up, so that the storage keeps what is left.
+        # Round before adding: rounding for storage must not alter the remainder.
         x = a[:, :half].astype(np.float32).astype(np.float64)
         a[:, :half], a[:, half:] = x, left * a[:, half:] - x
         b[half:] = b[:half]

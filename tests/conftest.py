@@ -1,7 +1,7 @@
-"""What holds in every test: shapes are checked, and JAX is as strict as it can be.
+"""Apply to every test: shapes are checked, and JAX runs in its strictest mode.
 
 Neither this file nor a conftest below it imports our packages at module level: the
-import hook checks only what is imported after it.
+import hook checks only modules imported after it.
 """
 
 import ast
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A test neither reads nor fills the user's cache of compiled programs.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-# SciPy's threads would compete with XLA's for what is one small matrix at a time.
+# SciPy's threads would compete with XLA's over one small matrix at a time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
@@ -25,7 +25,7 @@ import jax
 import jaxtyping
 import pytest
 
-# Not in the environment: what a test starts as a user would has JAX's own defaults.
+# Not in the environment: programs started as a user's must keep JAX's own defaults.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # An `int` is a good `float`, at run time as for the static checker. The hook wants the
@@ -40,7 +40,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("compiling")
 
 _INTEROP = pathlib.Path(__file__).parent / "interop"
-# What tests/interop runs beside what we need ourselves. PyTorch is not in every
+# Packages of tests/interop besides our own requirements. PyTorch is not in every
 # environment: for some Pythons there is no build for the CPU.
 _LIBRARIES = ("chex", "einops", "gemma", "peft", "qwix", "ray", "torch", "transformers")
 _MISSING = {name for name in _LIBRARIES if importlib.util.find_spec(name) is None}
@@ -57,7 +57,7 @@ def pytest_report_header() -> list[str]:
 
 
 class _Absent(pytest.File):
-    """A file of tests that cannot run here."""
+    """Stand for a test file with missing dependencies."""
 
     reason = ""
 
@@ -68,7 +68,7 @@ class _Absent(pytest.File):
 def pytest_pycollect_makemodule(
     module_path: pathlib.Path, parent: pytest.Collector
 ) -> pytest.Collector | None:
-    """Skips a file of tests/interop that imports what is not installed."""
+    """Skip a file of tests/interop if one of its imports is not installed."""
     if _INTEROP not in module_path.parents:
         return None
     missing = _MISSING & _imported(module_path)
@@ -80,7 +80,7 @@ def pytest_pycollect_makemodule(
 
 
 def _imported(path: pathlib.Path) -> set[str]:
-    """Returns the packages that a file imports, anywhere in it."""
+    """Return the packages imported anywhere in a file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -103,6 +103,6 @@ def key() -> jax.Array:
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
-    """Drops what a file has compiled: of all files, it was 6 GB a process."""
+    """Drop the compiled programs of a file: together they took 6 GB a process."""
     yield
     jax.clear_caches()

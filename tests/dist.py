@@ -1,4 +1,4 @@
-"""Check what `make dist` has built: what is in it, and that it works where it lands.
+"""Check the output of `make dist`: its contents, and that it works once installed.
 
 python -m tests.dist           # of the files in dist/
 """
@@ -18,12 +18,12 @@ import zipfile
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAME = "para_jax"
-# Beside the package. hatchling adds the ones that no list of ours names.
+# Files beside the package. hatchling adds some by itself.
 IN_SDIST = ("CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml")
 BY_HATCHLING = (".gitignore", "PKG-INFO")
 IN_WHEEL = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
 
-# What the README's first block takes for granted.
+# The setup that the README's first block assumes.
 BEFORE = """
 import shutil, sys
 from importlib.util import find_spec
@@ -43,7 +43,7 @@ def accuracy(adapters):
 
 
 def package(root: pathlib.Path = ROOT) -> set[str]:
-    """Returns the files of the package: its modules, and the mark of types."""
+    """Return the files of the package: its modules and the `py.typed` marker."""
     modules = (root / NAME).rglob("*.py")
     return {x.relative_to(root).as_posix() for x in modules} | {f"{NAME}/py.typed"}
 
@@ -68,7 +68,7 @@ def sdist(version: str, modules: set[str]) -> set[str]:
 
 
 def differences(what: str, found: set[str], expected: set[str]) -> list[str]:
-    """Returns a line for each file that is missing, or that should not be there."""
+    """Return a line for each missing or unexpected file."""
     lines = [f"{what}: {x} is missing" for x in sorted(expected - found)]
     return lines + [
         f"{what}: {x} should not be there" for x in sorted(found - expected)
@@ -76,7 +76,7 @@ def differences(what: str, found: set[str], expected: set[str]) -> list[str]:
 
 
 def described(path: pathlib.Path, version: str) -> list[str]:
-    """Returns where the metadata of a wheel differs from what pyproject.toml says."""
+    """Return the differences between a wheel's metadata and pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     with zipfile.ZipFile(path) as file:
         text = file.read(f"{NAME}-{version}.dist-info/METADATA").decode()
@@ -101,13 +101,13 @@ def first_block(readme: str) -> str:
 
 
 def installed(path: pathlib.Path, version: str, folder: pathlib.Path) -> None:
-    """Installs a wheel into an empty environment, and runs the README's first block.
+    """Install a wheel into an empty environment and run the README's first block.
 
     Raises:
       subprocess.CalledProcessError: if something fails.
     """
     block = first_block((ROOT / "README.md").read_text())
-    # Without extras, but for the one that the block itself shows.
+    # Without extras, except for the one in the block itself.
     extra = "[plot]" if re.search(r"\bimport plot\b", block) else ""
     scripts = folder / "venv" / "bin"
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
@@ -135,7 +135,7 @@ def installed(path: pathlib.Path, version: str, folder: pathlib.Path) -> None:
 
 
 def main() -> int:
-    """Checks all. Returns 1 where something is not as it should be."""
+    """Run all checks and return 1 if any fails."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "dist")
     given = parser.parse_args()

@@ -1,8 +1,8 @@
-"""The tables of engines in the README and `docs/engines.md`, made of `ENGINES`.
+"""Generate the engine tables of the README and `docs/engines.md` from `ENGINES`.
 
     python -m tests.engines_table
 
-puts them between the marks `<!-- engines: NAME -->` and `<!-- /engines: NAME -->`.
+writes them between the markers `<!-- engines: NAME -->` and `<!-- /engines: NAME -->`.
 """
 
 import pathlib
@@ -36,20 +36,20 @@ HOW = {
 
 
 def markdown(head, rows):
-    """Returns a table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(x)} |" for x in lines)
 
 
 def written(engine):
-    """Returns the form of what is written, in words."""
+    """Return the written form in words."""
     profile = f", {engine.profile}" if engine.form == "peft" else ""
     single = " or one file" if engine.one_file else ""
     return FORMATS[engine.form] + profile + single
 
 
 def names(engine):
-    """Returns whose names the engine reads, and which are converted to those."""
+    """Return the naming schemes an engine reads, and whether others are converted."""
     if engine.layouts:
         return f"trees of {' and '.join(engine.layouts)}"
     wanted = [*engine.reads, engine.names, engine.one_file and engine.one_file.names]
@@ -58,7 +58,7 @@ def names(engine):
 
 
 def ranks(engine):
-    """Returns which ranks the engine takes."""
+    """Return the ranks an engine accepts."""
     if not engine.ranks:
         return "any"
     start = tuple(range(1, len(engine.ranks) + 1))
@@ -76,12 +76,12 @@ TOGETHER = {
 
 
 def together(engine):
-    """Returns which modules have to be there together."""
+    """Return the modules an engine requires together."""
     return "; ".join(y for x, y in TOGETHER.items() if getattr(engine, x)) or "-"
 
 
 def overview():
-    """Returns the README's table: what is written, and how that was checked."""
+    """Return the README's table: the written form, and how it was checked."""
     rows = [
         [name, written(x), names(x), HOW[x.known.how], x.known.version]
         for name, x in ENGINES.items()
@@ -90,7 +90,7 @@ def overview():
 
 
 def rules():
-    """Returns what each engine takes."""
+    """Return the table of each engine's requirements."""
     rows = []
     for name, x in ENGINES.items():
         kinds = ", ".join(x.kinds)
@@ -104,7 +104,7 @@ def rules():
 
 
 def evidence():
-    """Returns how each row is known."""
+    """Return the table of evidence for each row."""
     rows = [
         [name, x.known.how, x.known.version, x.known.date, x.known.source]
         for name, x in ENGINES.items()
@@ -117,7 +117,7 @@ BLOCK = re.compile(r"(<!-- (engines: (\w+)) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 def filled(text):
-    """Returns the text with every table as it is now."""
+    """Return the text with every table up to date."""
     return BLOCK.sub(lambda x: f"{x[1]}\n{TABLES[x[3]]()}\n\n{x[4]}", text)
 
 

@@ -1,9 +1,10 @@
-"""Prints the floors in pyproject.toml as constraints for pip: these versions exactly.
+"""Print the version floors of pyproject.toml as exact constraints for pip.
 
     python tests/floors.py >floors.txt
     pip install --constraint floors.txt --editable '.[cli,plot]'
 
-Only of what a user installs: the tests' own tools are as new as they come.
+Only dependencies of an installation for users are listed: the tests' own tools stay at
+their newest versions.
 """
 
 import pathlib
@@ -18,13 +19,13 @@ _FLOOR = re.compile(r"(?P<name>[\w.-]+)(\[[^]]*\])?>=(?P<floor>[\d.]+)(,<[\d.]+)
 
 
 def main() -> None:
-    """Prints a line for each package."""
+    """Print a line for each package."""
     project = tomllib.loads(PROJECT.read_text())["project"]
     print("\n".join(constraints(project)))
 
 
 def constraints(project: dict) -> list[str]:
-    """Returns `name==floor` of each dependency, and of each in an extra for users.
+    """Return `name==floor` for each dependency, including the extras for users.
 
     Raises:
       ValueError: A requirement has no floor, or has two.

@@ -1,10 +1,10 @@
-"""The table of layouts in `docs/layouts.md`, made of the tests that prove its cells.
+"""Generate the layout table of `docs/layouts.md` from the tests that prove its cells.
 
     python -m tests.layouts
 
 runs every test that carries the mark `layout(name, column)` and prints, as Markdown,
-which columns hold for which layout: `yes` where all of a cell's tests pass, `FAILS`
-where one does not, and a dash where there is none.
+the columns that hold for each layout: `yes` if all of a cell's tests pass, `FAILS` if
+one does not, and a dash if there is none.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ TITLES = {"forward": "its own forward agrees"}
 
 
 class Cells:
-    """A pytest plugin that collects the outcomes of marked tests by cell."""
+    """Collect the outcomes of marked tests by cell, as a pytest plugin."""
 
     def __init__(self):
         self.cells = defaultdict(list)
@@ -46,7 +46,7 @@ class Cells:
 
 
 def table(cells):
-    """Returns the Markdown of all cells."""
+    """Return the Markdown of all cells."""
     names = sorted({name for name, _ in cells.cells}, key=str.lower)
     rows = [["layout", *(TITLES.get(x, x) for x in COLUMNS)]]
     rows += [[name, *(cells.cell(name, x) for x in COLUMNS)] for name in names]

@@ -1,7 +1,7 @@
-"""What PARA computes, written down once more in plain NumPy float64. Host.
+"""Compute PARA again in plain float64 NumPy, as an oracle. Runs on the host.
 
-It shares nothing with the package but the containers that it reads, so that it is an
-oracle for whatever precision, method or device the package computes with.
+It shares only the containers it reads with the package, so it is an oracle for every
+precision, method and device of the package.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ Kernels = Mapping[tuple[str | int, ...], "Kernel"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kernel:
-    """The SVD of one update `[m, n]`.
+    """Hold the SVD of one update `[m, n]`.
 
     Attributes:
       u: `[m, k]`.
       s: `[k]`, descending, `k = min(m, n, r)`.
       vt: `[k, n]`.
       rank: The rank `r` of the adapter.
-      norms: What the norms of the update's `r` parts, a column times a row each, add
-        up to. Rounding is relative to it.
+      norms: The sum of the norms of the update's `r` rank-one parts. Rounding is
+        relative to it.
     """
 
     u: np.ndarray
@@ -45,7 +45,7 @@ class Kernel:
 
     @property
     def floor(self) -> float:
-        """The value up to which a singular value counts as zero."""
+        """The threshold up to which a singular value counts as zero."""
         return self.rank * RESOLUTION * self.top
 
     @property
@@ -59,21 +59,21 @@ class Kernel:
         return int((self.s > self.floor).sum())
 
     def product(self, components: slice = slice(None)) -> np.ndarray:
-        """Returns the part of the update that these components make, `[m, n]`."""
+        """Return the part of the update made of these components, `[m, n]`."""
         return (self.u[:, components] * self.s[components]) @ self.vt[components]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cut:
-    """What a policy keeps.
+    """Hold the result of a policy.
 
     Attributes:
-      ranks: Those of the kernels.
-      gap: By how much the last component that is kept is worth more than the first
-        that is not, as singular values, relative to the first values of their modules:
-        an error below it does not change their order.
-      slack: For `Epsilon`, how far the share that is kept, or any other that could be,
-        is from the share that is asked for.
+      ranks: The ranks of the kernels.
+      gap: The difference in worth between the last kept and the first dropped
+        component, as singular values relative to the first values of their modules. An
+        error below it does not change their order.
+      slack: For `Epsilon`, the distance between the requested share and the kept share
+        or any other possible share.
     """
 
     ranks: dict[tuple[str | int, ...], int]
@@ -82,7 +82,7 @@ class Cut:
 
 
 def kernels(adapters: Mapping[str, Adapter]) -> dict[tuple[str | int, ...], Kernel]:
-    """Returns the SVD of each kernel, by its path and its index in the stack."""
+    """Return the SVD of each kernel, by its path and its index in the stack."""
     result = {}
     for path, x in adapters.items():
         a, b = (np.asarray(y, np.float64) for y in (x.a, x.b))
@@ -100,7 +100,7 @@ def _kernel(a: np.ndarray, b: np.ndarray) -> Kernel:
 
 
 def cut(found: Kernels, policy: Policy) -> Cut:
-    """Returns what a global policy without limits keeps: a prefix of one order."""
+    """Return the choice of a global policy without limits: a prefix of one order."""
     module = np.repeat(np.arange(len(found)), [len(x.s) for x in found.values()])
     s = np.concatenate([x.s for x in found.values()])
     floor, top, cost = (
@@ -109,7 +109,7 @@ def cut(found: Kernels, policy: Policy) -> Cut:
     )
     if not isinstance(policy, Params):
         cost = np.ones_like(s)
-    worth = s / np.sqrt(cost)  # Squares of what is huge or tiny would not do.
+    worth = s / np.sqrt(cost)  # Squares would over- or underflow.
     order = np.argsort(-worth, kind="stable")
     order = order[(s > floor)[order]]
     dropped = _dropped(s, order)
@@ -132,7 +132,7 @@ def cut(found: Kernels, policy: Policy) -> Cut:
 
 
 def _dropped(s: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Returns the share of the energy that is lost if `0 ... N` components are kept."""
+    """Return the lost share of the energy if `0 ... N` components are kept."""
     unit = s / (s.max() or 1)
     squares = unit[order] ** 2
     left_out = (unit**2).sum() - squares.sum()

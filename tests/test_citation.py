@@ -1,4 +1,4 @@
-"""How to cite the software, and the paper whose method it is."""
+"""Test the citation of the software and of the paper behind its method."""
 
 import pathlib
 import tomllib

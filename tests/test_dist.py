@@ -1,4 +1,4 @@
-"""The check of what `make dist` builds finds what is wrong with it."""
+"""Test that the check of `make dist` finds faults in its output."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""The API reference has every public name."""
+"""Test that the API reference has every public name."""
 
 import importlib
 import pathlib
@@ -25,7 +25,7 @@ AGAIN = {
 
 
 def documented():
-    """Yields every name that a page documents, with the module before it."""
+    """Yield every name documented on a page, with the module before it."""
     for page in PAGES:
         for block in page.read_text().split("currentmodule:: ")[1:]:
             module = block.split()[0]
@@ -34,7 +34,7 @@ def documented():
 
 
 def public(module):
-    """Yields the names that are re-exported as themselves, or defined in the module."""
+    """Yield the names re-exported as themselves, or defined in the module."""
     source = pathlib.Path(module.__file__).read_text()
     yield from re.findall(r" import (\w+) as \1$", source, re.M)
     yield from re.findall(r"^(?:def|class) ([a-zA-Z]\w*)", source, re.M)

@@ -1,7 +1,7 @@
-"""The Python of README and of the documentation runs as it stands there.
+"""Test that the Python blocks of README and documentation run as printed.
 
-It runs on adapters that ship. What a block takes for granted (an adapter, a measure, a
-loss) is given here, and what it leaves behind is looked at.
+It runs on shipped adapters. The names a block assumes (an adapter, a measure, a loss)
+are defined here, and its results are checked.
 """
 
 import os
@@ -55,8 +55,8 @@ def cut(adapters):
     return para.repack(spectra, masks, adapters, form="masked")
 """
 
-# By words of a block: what it is given, and what has to hold then. A block takes all
-# that it has the words of, and has to have some.
+# By words in a block: its setup, and the assertions after it. A block uses every entry
+# with words it contains, and must match at least one.
 CASES = {
     "import para_jax as para": ("", ""),
     "plot.rank_map(": (

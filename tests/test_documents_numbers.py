@@ -1,7 +1,7 @@
-"""Where the numbers in the documents come from.
+"""Test the sources of the numbers in the documents.
 
-A block between `<!-- NAME -->` and `<!-- /NAME -->` is what a command makes of a file
-that is committed. Any other section with numbers names a command that gives them.
+A block between `<!-- NAME -->` and `<!-- /NAME -->` is a command's output for a
+committed file. Any other section with numbers names the command that produces them.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ RESULTS_PAGE = ROOT / "docs/results.md"
 RESULTS = sorted(ROOT.glob("train/results/**/README.md"))
 PAGES = sorted(ROOT.glob("docs/**/*.md"))
 DOCUMENTS = [README, *RESULTS, ROOT / "CONTRIBUTING.md", *PAGES]
-# Their numbers say which versions were looked at, or are of the text around a notebook.
+# Their numbers are versions, or belong to the text around a notebook.
 NOT_MEASURED = {"peers", "engines", "formats", "index"}
 MEASURED = [x for x in PAGES if x.stem not in NOT_MEASURED]
 
@@ -63,14 +63,14 @@ def blocks(path):
 
 
 def sections(path):
-    """Returns the sections of a document by title, their generated blocks taken out."""
+    """Return the sections of a document by title, their generated blocks taken out."""
     text = BLOCK.sub("", path.read_text())
     found = ["", *re.split(r"^#+ (.*)$", text, flags=re.M)]
     return dict(zip(found[::2], found[1::2], strict=True))
 
 
 def place(name):
-    """Returns the one page that holds a generated block."""
+    """Return the one page with a generated block."""
     (page,) = (x for x in PAGES if name in blocks(x))
     return page
 
@@ -209,7 +209,7 @@ def test_the_docstring_of_the_demo_expects_the_accuracies_of_the_table(name):
 
 
 def table_of_demo(name):
-    """Returns the lines of one table that the demo prints: the parent, the children."""
+    """Return the lines of one table printed by the demo: the parent, the children."""
     page = (ROOT / "docs/get-started.md").read_text()
     _, _, rest = page.partition(f" {name}: ")
     body, _, _ = rest.partition("    Adapters ")

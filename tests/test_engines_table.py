@@ -1,4 +1,4 @@
-"""The tables of engines in the documents are those of the code."""
+"""Test that the engine tables in the documents match the code."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What `make test-floors` installs: the lowest version that each requirement allows."""
+"""Test the constraints of `make test-floors`: each requirement's lowest version."""
 
 import tomllib
 

@@ -1,12 +1,12 @@
-"""Executes the notebooks of `colabs/` from top to bottom, and says how long each took.
+"""Execute the notebooks of `colabs/` from top to bottom and print how long each took.
 
     python -m tests.colabs.execute
     python -m tests.colabs.execute 02 --pictures /tmp/pictures
     python -m tests.colabs.execute --out build/notebooks
 
-Each runs by itself, in a new empty folder, with this checkout's packages. What it shows
-is not written back: in git, notebooks hold no outputs. `--out` keeps the executed
-notebooks, which the documentation shows, and `--pictures` the pictures alone.
+Each runs by itself, in a new empty folder, with this checkout's packages. Outputs are
+not written back: notebooks are committed without them. `--out` keeps the executed
+notebooks for the documentation, and `--pictures` the pictures alone.
 """
 
 import argparse
@@ -32,19 +32,19 @@ Alone, on two cores, each is to take less than 180.
 
 
 def read(path: pathlib.Path) -> nbformat.NotebookNode:
-    """Returns a notebook as it is in git."""
+    """Return a notebook as committed to git."""
     return nbformat.read(path, as_version=4)
 
 
 def executed(
     notebook: nbformat.NotebookNode, folder: pathlib.Path, *, limit: float = LIMIT
 ) -> nbformat.NotebookNode:
-    """Returns the notebook with its outputs, run in a process that ends with it.
+    """Run the notebook in a process of its own and return it with its outputs.
 
     Args:
-      notebook: What to run; it is filled with its outputs in place.
-      folder: Where it runs, as Jupyter would in the notebook's own folder.
-      limit: The seconds that all cells together may take.
+      notebook: The notebook to run. Its outputs are filled in in place.
+      folder: The working directory, as Jupyter would use the notebook's own folder.
+      limit: The time limit for all cells together, in seconds.
 
     Raises:
       nbclient.exceptions.CellExecutionError: if a cell raises.
@@ -66,7 +66,7 @@ def executed(
 
 
 def pictures(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, bytes]]:
-    """Yields the cell's name and the PNG of each picture that a run has shown."""
+    """Yield the cell name and the PNG of each picture shown in a run."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if image := output.get("data", {}).get("image/png"):

@@ -1,7 +1,7 @@
-"""The notebooks: clean in git, and true when they run.
+"""Check that the notebooks are clean in git and that their claims hold when run.
 
-What a notebook claims it asserts itself; what is asserted here has another oracle:
-PyTorch's accuracy, the demo's table, and files read by safetensors and Orbax alone.
+A notebook asserts its own claims. The assertions here use other oracles: PyTorch's
+accuracy, the demo's table, and files read by safetensors and Orbax alone.
 """
 
 import copy
@@ -113,7 +113,7 @@ def test_shell_cells_stop_at_the_first_failure(path):
 
 @pytest.fixture
 def install(monkeypatch, tmp_path):
-    """Runs the install cell; returns the programs that it called."""
+    """Run the install cell and return the programs it called."""
     called = []
 
     def run(*modules):
@@ -154,7 +154,7 @@ def test_on_colab_the_repository_is_cloned_and_installed_with_its_encoder(
 
 
 def keep(path, shown):
-    """Leaves an executed notebook, without our cells, where `make docs` finds it."""
+    """Save an executed notebook for `make docs`, without the cells added here."""
     kept = copy.deepcopy(shown)
     kept.cells = kept.cells[1:-1]
     folder = execute.ROOT / "build" / "notebooks"
@@ -164,7 +164,7 @@ def keep(path, shown):
 
 @pytest.fixture
 def run(tmp_path):
-    """Executes a notebook whose pictures all have labels; returns what was asked."""
+    """Execute a notebook, check its picture labels and return the requested values."""
 
     def run(number, *asked):
         notebook = execute.read(execute.NOTEBOOKS[number - 1])

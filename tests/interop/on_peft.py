@@ -1,4 +1,4 @@
-"""What PEFT makes of an adapter: the oracle of the tests beside it."""
+"""Compute an adapter's effect with PEFT: the oracle of the tests beside this file."""
 
 import copy
 import pathlib
@@ -11,7 +11,7 @@ PREFIX = "base_model.model."
 
 
 def lora_layers(model: peft.PeftModel) -> dict[str, LoraLayer]:
-    """Returns the modules that PEFT has adapted, by their names in the base model."""
+    """Return the modules adapted by PEFT, by their names in the base model."""
     return {
         name.removeprefix(PREFIX): module
         for name, module in model.named_modules()
@@ -20,9 +20,9 @@ def lora_layers(model: peft.PeftModel) -> dict[str, LoraLayer]:
 
 
 def loaded(base: torch.nn.Module, folder: pathlib.Path) -> peft.PeftModel:
-    """Returns PEFT's model, after making sure that file and model agree on all keys.
+    """Return PEFT's model, after checking that file and model agree on all keys.
 
-    A warning is an error too: PEFT warns of keys of patterns that match nothing.
+    A warning is an error too: PEFT warns about pattern keys that match nothing.
     """
     model = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
     result = model.load_adapter(folder, adapter_name="default")

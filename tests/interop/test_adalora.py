@@ -1,4 +1,4 @@
-"""AdaLoRA trains as PEFT's does: the same budgets, scores, masks and outputs."""
+"""Compare AdaLoRA's budgets, scores, masks and outputs with PEFT's, step by step."""
 
 import types
 
@@ -28,7 +28,7 @@ def double_precision():
 
 
 class Mlp(torch.nn.Module):
-    """6 - 8 - 3, with a squared loss."""
+    """A 6 - 8 - 3 network with a squared loss."""
 
     def __init__(self):
         super().__init__()
@@ -81,7 +81,7 @@ def part(model, letter, name):
 
 
 def triplets(model):
-    """Their parameters, in our orientation."""
+    """Return PEFT's parameters in the orientation of para_jax."""
     return Triplets(
         a={name: part(model, "A", name).T for name in NAMES},
         e={name: part(model, "E", name)[:, 0] for name in NAMES},
@@ -102,7 +102,7 @@ def outputs(adapters, kernels, x):
 
 @pytest.fixture
 def ours(theirs, kernels, batches):
-    """Our state after each step, from their start, on their batches."""
+    """Return our state after each step, from PEFT's start on its batches."""
     method = CONFIG.method(STEPS)
     optimizer = method.optimizer(lambda count: RATE, 0)
     state = State(
@@ -130,7 +130,7 @@ def ours(theirs, kernels, batches):
 
 @pytest.fixture
 def steps(ours, theirs, batches):
-    """Trains theirs a step at a time, beside ours; depends on `ours` to start last."""
+    """Train PEFT's model in steps beside ours; use `ours` so that it starts last."""
     # By name: PEFT 0.21 marks `ranknum`, a constant of the scale, as trainable too.
     trained = [p for name, p in theirs.named_parameters() if "lora_" in name]
     optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0)
@@ -207,7 +207,7 @@ def test_the_scores_are_those_of_peft(steps, theirs):
         np.testing.assert_allclose(scores[name], want, rtol=1e-6)
 
 
-# PEFT 0.21 takes its own rank pattern for that of LoRA, and finds none of its names.
+# PEFT 0.21 reads AdaLoRA's rank pattern as LoRA's, so no name in it matches.
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")
 def test_the_export_is_what_peft_computes_saves_and_loads(
     steps, theirs, kernels, batches, tmp_path

@@ -1,4 +1,4 @@
-"""Our BERT computes what transformers and PEFT compute, with every adapter."""
+"""Compare our BERT's outputs with transformers and PEFT, for every adapter."""
 
 import copy
 
@@ -27,14 +27,14 @@ def folder():
 
 @pytest.fixture(scope="module")
 def texts():
-    """Of all lengths, so that some are padded and some truncated."""
+    """Return texts of all lengths: some are padded, some truncated."""
     ordered = sorted(sentiment.load("movie", "test").texts, key=len)
     return [*ordered[:: len(ordered) // SENTENCES], ordered[-1] * 2]
 
 
 @pytest.fixture(scope="module")
 def encoded(folder, texts):
-    """PyTorch's tensors, from the tokenizer of transformers."""
+    """Return PyTorch tensors from the transformers tokenizer."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     return tokenizer(
         texts, padding=True, truncation=True, max_length=64, return_tensors="pt"

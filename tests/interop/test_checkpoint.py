@@ -1,4 +1,4 @@
-"""Files that transformers saved, in shards, are read as far as they are needed."""
+"""Test reading of sharded transformers files, no further than needed."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ from train.models import checkpoint, roberta
 _STATUS = pathlib.Path("/proc/self/status")
 _MEGABYTE = 2**20
 
-# Apart from the tests' own process, whose memory is full of what came before.
+# In a process of its own: earlier tests have already raised this one's peak memory.
 _MEASURE = """
 import json, pathlib, sys
 import jax

@@ -1,4 +1,4 @@
-"""Answers and grades are those of an independent loop with transformers and PEFT."""
+"""Test answers and grades against an independent loop with transformers and PEFT."""
 
 import numpy as np
 import peft
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
-    """A parent and its ragged child, saved in PEFT's format."""
+    """Save a parent and its ragged child in PEFT's format."""
     config = tiny_sums.config()
     stacks = para.from_params(tiny_gemma3.lora(config, rank=3))
     parent = layers.unstacked(stacks)
@@ -52,7 +52,7 @@ def adapters(tmp_path_factory):
 
 
 def written(folder, adapter, stop):
-    """Returns what transformers writes after each text, one at a time."""
+    """Return the continuations transformers generates, one text at a time."""
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json")
     )
@@ -85,7 +85,7 @@ def test_parents_and_ragged_children_answer_as_in_transformers(folder, adapters)
         name: [tokenizer.decode([x for x in ids if x != stop]) for ids in each]
         for name, each in answers.items()
     }
-    # The right answers are the parent's, but for two, which are the child's.
+    # The right answers are the parent's for the first five texts, then the child's.
     right = [texts["parent" if i < 5 else "child"][i] for i in range(len(TEXTS))]
     assert len(set(texts["parent"])) > 3
     pairs = sequences.encode(tokenizer, list(zip(TEXTS, right, strict=True)), end=stop)

@@ -1,4 +1,4 @@
-"""Experts of one module each, as PEFT wrote them before transformers 5, in PEFT today.
+"""Test experts of one module each, from PEFT before transformers 5, in PEFT today.
 
 transformers 5 has one parameter for the experts of a layer, and PEFT stacks their
 factors on loading. Parents are made by hand; base weights plus NumPy's deltas, float64,
@@ -136,7 +136,7 @@ class Parent:
         self.deltas[name] = 2 * b.astype(np.float64) @ a
 
     def cut(self, count):
-        """Returns the base with the `count` largest components of all deltas."""
+        """Return the base with the `count` largest components of all deltas."""
         svds = {
             n: np.linalg.svd(x, full_matrices=False) for n, x in self.deltas.items()
         }
@@ -260,7 +260,7 @@ def test_peft_leaves_out_what_the_note_says(tmp_path):
 
 
 def converters():
-    """Yields what transformers makes one parameter of modules, one an expert."""
+    """Yield transformers' rules for merging one module per expert into a parameter."""
     table = conversion_mapping._build_checkpoint_conversion_mapping()
     for model, rules in table.items():
         for rule in rules:

@@ -1,7 +1,7 @@
-"""LoRA on fused experts: what PEFT's `target_parameters` writes, reads and computes.
+"""Test LoRA on fused experts: files and outputs of PEFT's `target_parameters`.
 
-The models are transformers' own, tiny and random. The deltas that PEFT computes are
-the oracle, their truncation is NumPy's.
+The models are transformers' own, tiny and random. PEFT's deltas, truncated by NumPy,
+are the oracle.
 """
 
 import copy
@@ -47,7 +47,7 @@ def qwen():
 
 
 def gpt_oss():
-    """Stores its experts the other way round, and says so."""
+    """Build a model that stores its experts transposed and declares it."""
     return transformers.GptOssForCausalLM(
         transformers.GptOssConfig(**SIZES, num_local_experts=3, sliding_window=8)
     )
@@ -93,7 +93,7 @@ def tokens():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Returns the base, PEFT's random adapter of it, and that adapter as we read it."""
+    """Return the base, PEFT's random adapter of it, and the adapter as read here."""
 
     @functools.cache
     def get(name):
@@ -125,7 +125,7 @@ def logits(model):
 
 
 def deltas(model):
-    """Returns PEFT's delta of each parameter, by our path, `[*stack, in, out]`."""
+    """Return PEFT's delta of each parameter, by our path, `[*stack, in, out]`."""
     result = {}
     for name, layer in model.named_modules():
         if not isinstance(layer, peft.tuners.lora.LoraLayer):
@@ -147,7 +147,7 @@ def of(adapter):
 
 
 def with_deltas(base, found):
-    """Returns the base model with deltas `[in, out]` added to its parameters."""
+    """Return the base model with deltas `[in, out]` added to its parameters."""
     model = copy.deepcopy(base)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -172,7 +172,7 @@ def load_in_peft(base, folder):
 
 
 def truncated(found, ranks, count):
-    """Returns the deltas made of the `count` largest components of the whole model."""
+    """Return the deltas of the `count` largest components of the whole model."""
     parts = {path: np.linalg.svd(x, full_matrices=False) for path, x in found.items()}
     pool = np.concatenate([parts[path].S[..., : ranks[path]].ravel() for path in found])
     least = np.sort(pool)[-count]

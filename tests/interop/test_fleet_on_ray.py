@@ -1,4 +1,4 @@
-"""A fleet on a real local cluster of Ray, whose workers are killed during the run."""
+"""Test a fleet on a real local Ray cluster while its workers are killed."""
 
 import collections
 import json
@@ -20,7 +20,7 @@ ray = pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    # Ray forks to start its programs; JAX warns of that, where nothing may raise.
+    # Ray forks to start its programs, and JAX's warning about it must not raise there.
     pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -30,13 +30,13 @@ NAMES = [f"t{i:02}" for i in range(13)]
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two workers on this machine."""
+    """Start two workers on this machine."""
     # The path of a socket has at most 107 bytes: pytest's own folders are too deep.
     with (
         tempfile.TemporaryDirectory(prefix="ray") as room,
         pytest.MonkeyPatch.context() as patch,
     ):
-        # What the driver's environment says, its workers' does.
+        # Workers inherit the driver's environment.
         root = pathlib.Path(para.__file__).parents[1]
         patch.setenv("PYTHONPATH", str(root))
         patch.setenv("RAY_TMPDIR", room)
@@ -71,7 +71,7 @@ def parents(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_trace_of_the_settings(monkeypatch, tmp_path):
-    """Undoes what a command sets for its own process, and keeps it off the user's."""
+    """Undo a command's process-wide settings, and isolate the user's."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     names = (
@@ -93,7 +93,7 @@ def files(folder):
 
 
 def deadly(log, moments):
-    """Returns a unit of work that notes its attempts, and kills its worker.
+    """Return a unit of work that notes its attempts and kills its worker.
 
     `moments` says when for some names: (before or after the child is there, how often).
     """

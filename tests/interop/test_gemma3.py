@@ -1,4 +1,4 @@
-"""Our Gemma 3 computes what transformers and PEFT compute, and generates the same."""
+"""Compare our Gemma 3's outputs and generated text with transformers and PEFT."""
 
 import copy
 import dataclasses
@@ -37,7 +37,7 @@ IDS = np.random.default_rng(3).integers(1, 37, (2, 11)).astype(np.int32)
 
 
 def hugging_face(config):
-    """The same shape, as transformers states it."""
+    """Return the transformers configuration of the same shape."""
     values = dataclasses.asdict(config)
     whole = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
     local = {"rope_type": "default", "rope_theta": values.pop("rope_local_base_freq")}
@@ -50,7 +50,7 @@ def hugging_face(config):
         **values,
         layer_types=kinds,
         rope_parameters={"full_attention": whole, "sliding_attention": local},
-        # What random weights give in place of an end and of padding.
+        # Random weights have no meaningful end or padding token.
         eos_token_id=None,
         pad_token_id=0,
         attn_implementation="eager",
@@ -58,7 +58,7 @@ def hugging_face(config):
 
 
 def randomised(model):
-    """The model with weights that make every part of it count."""
+    """Return the model with weights that make every part of it count."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, x in model.named_parameters():
@@ -71,7 +71,7 @@ def randomised(model):
 
 @pytest.fixture(scope="module")
 def models():
-    """Ours with transformers' own, by name: the config, the torch model."""
+    """Return each model by name, with transformers' config and torch model."""
     return {
         name: randomised(transformers.Gemma3ForCausalLM(hugging_face(config)))
         for name, config in (("plain", CONFIG), ("capped", CAPPED))
@@ -80,7 +80,7 @@ def models():
 
 @pytest.fixture(scope="module")
 def folders(models, tmp_path_factory):
-    """The models as transformers saves them, in one file and in shards."""
+    """Save the models with transformers, in one file and in shards."""
     place = tmp_path_factory.mktemp("gemma3")
     for name, model in models.items():
         model.save_pretrained(place / name)
@@ -91,7 +91,7 @@ def folders(models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapted(models, tmp_path_factory):
-    """The model with an adapter of PEFT on all seven projections, and its folder."""
+    """Return a model with a PEFT adapter on all seven projections, and its folder."""
     settings = peft.LoraConfig(
         r=3,
         lora_alpha=5,
@@ -136,7 +136,7 @@ def test_the_configuration_is_read_as_it_was_saved(folders):
 
 
 def test_the_shapes_of_4b_are_those_that_transformers_reads(tmp_path):
-    # As Google wrote it: what has its default is left out, names are the old ones.
+    # As in Google's file: defaults are left out, and names are the old ones.
     text = {
         "model_type": "gemma3_text",
         "hidden_size": 2560,
@@ -186,7 +186,7 @@ def test_the_text_part_of_a_model_that_sees_is_read(models, tmp_path, prefix):
     )
     both = transformers.Gemma3ForConditionalGeneration(config)
     both.model.language_model.load_state_dict(models["plain"].model.state_dict())
-    # transformers 4 wrote the names that the modules have, transformers 5 the old ones.
+    # transformers 4 wrote the modules' present names, transformers 5 the old ones.
     both.save_pretrained(tmp_path, save_original_format=prefix.startswith("language"))
 
     got = gemma3.load(tmp_path, gemma3.read_config(tmp_path))
@@ -239,7 +239,7 @@ TOKENS = 9  # More than the window, and than some prompts are long.
 
 
 def torch_generated(model, stop):
-    """What transformers generates: prompts are padded on the left there."""
+    """Return the text transformers generates: it pads prompts on the left."""
     width = max(map(len, PROMPTS))
     ids = torch.tensor([[0] * (width - len(x)) + x for x in PROMPTS])
     mask = torch.tensor([[0] * (width - len(x)) + [1] * len(x) for x in PROMPTS])

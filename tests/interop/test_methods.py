@@ -1,4 +1,4 @@
-"""The training methods start from, and compute, what those of PEFT do."""
+"""Compare the training methods' initial factors and outputs with PEFT's."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def base():
 
 
 def adapted(base, **settings):
-    """Returns PEFT's model, and its factors in our orientation."""
+    """Return PEFT's model, and its factors in our orientation."""
     config = peft.LoraConfig(target_modules=list(WIDTHS), **settings)
     model = peft.get_peft_model(base, config)
     modules = {name: model.get_submodule(f"base_model.model.{name}") for name in WIDTHS}

@@ -1,8 +1,8 @@
-"""Adapters with JAX names, on transformers' models through PEFT.
+"""Test adapters with JAX names on transformers models, through PEFT.
 
-An update of a JAX kernel lands in the PyTorch weight that the JAX library's own
-conversion makes of that kernel: by its einsum, or for MaxText by what its checkpoint
-conversion does. NumPy puts it there, and the logits have to be those that PEFT gives.
+An update of a JAX kernel belongs in the PyTorch weight to which the JAX library's own
+conversion maps the kernel: by its einsum, or for MaxText by its checkpoint conversion.
+NumPy adds it there, and the logits must equal PEFT's.
 """
 
 import copy
@@ -32,7 +32,7 @@ TEXT = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-# Of a model whose heads have no size of their own.
+# For models without a separate head size.
 PLAIN = {**TEXT, "hidden_size": N * H, "head_dim": H}
 ENCODER = {
     "hidden_size": D,
@@ -115,14 +115,14 @@ def logits(kind, model):
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A kernel of a JAX library, and the module of transformers that it is.
+    """Map a kernel of a JAX library to a module of transformers.
 
     Attributes:
       path: Its path in the layer, or the path of a stack.
       module: The module in the layer.
       shape: The kernel's axes, with those of the update's output last.
-      order: How they lie in the kernel, as an einsum.
-      weight: What the library's conversion makes of a kernel, `[out, in]`.
+      order: Their order in the kernel, as an einsum.
+      weight: The library's conversion of a kernel to `[out, in]`.
     """
 
     path: str
@@ -133,28 +133,28 @@ class Kernel:
 
 
 def heads_last(kernel):
-    """`[D, N, H]` as `[N H, D]`."""
+    """Reshape `[D, N, H]` to `[N H, D]`."""
     return kernel.reshape(kernel.shape[0], -1).T
 
 
 def heads_first(kernel):
-    """`[N, D, H]` as `[N H, D]`."""
+    """Reshape `[N, D, H]` to `[N H, D]`."""
     return kernel.transpose(0, 2, 1).reshape(-1, kernel.shape[1])
 
 
 def out(kernel):
-    """`[N, H, D]` as `[D, N H]`."""
+    """Reshape `[N, H, D]` to `[D, N H]`."""
     return kernel.reshape(-1, kernel.shape[-1]).T
 
 
 def halves(kernel):
-    """MaxText for Llama 3.1: the evens of each head, then its odds."""
+    """Reorder as MaxText for Llama 3.1: the evens of each head, then its odds."""
     evens_and_odds = [kernel[..., ::2], kernel[..., 1::2]]
     return heads_last(np.concatenate(evens_and_odds, axis=-1))
 
 
 def times_root(weight):
-    """MaxText: the kernel holds the factor of the attention."""
+    """Scale as MaxText: the kernel holds the factor of the attention."""
     return lambda kernel: weight(kernel * np.sqrt(kernel.shape[-1]))
 
 
@@ -178,7 +178,7 @@ def mlp(gate, up, down, *, d=D):
 
 
 def same(*modules, d=D):
-    """Flax classes with Hugging Face's names."""
+    """Map Flax classes with Hugging Face's names."""
     return [
         Kernel(x.replace(".", "/"), x, (d, F) if x == modules[-2] else (F, d))
         if x in modules[-2:]
@@ -212,7 +212,7 @@ BERT = same(
 
 
 def vit(places, *, out_proj, dense="MlpBlock_0"):
-    """Linen's attention of 2 heads, and two Dense."""
+    """Return Linen's attention of 2 heads, and two Dense."""
     mha = "MultiHeadDotProductAttention_0"
     h = D // 2
     return [
@@ -319,7 +319,7 @@ def update(adapter):
 
 
 def adapted(parts):
-    """Returns adapters by JAX path, and by module what each does to its weight."""
+    """Return adapters by JAX path, and the effect of each on its weight by module."""
     rng = np.random.default_rng(5)
     adapters, places = {}, {}
     for path, name, kernels in parts:

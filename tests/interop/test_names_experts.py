@@ -1,8 +1,8 @@
-"""Experts with JAX names: their updates in transformers' three-dimensional parameters.
+"""Test experts with JAX names in transformers' three-dimensional parameters.
 
 transformers keeps gate and up of all experts in one `gate_up_proj [E, 2 F, D]`, each
 expert's gate before its up, and applies them as `linear` does; MaxText and tunix keep
-`[E, D, F]` apart. NumPy puts the updates there, PEFT has to give the same logits.
+`[E, D, F]` apart. NumPy adds the updates there, and PEFT must give the same logits.
 """
 
 import copy
@@ -30,7 +30,7 @@ SIZES = {
     "eos_token_id": 2,
     "experts_implementation": "eager",  # The others want rows of 16 bytes.
 }
-# Paths of gate, up and down, and the stack that they are in: MaxText scans the layers
+# Paths of gate, up and down, and their stack: MaxText scans the layers
 # inside of the experts.
 CASES = {
     "tunix": ("qwen3-moe", "layers/{i}/mlp/{x}_proj", ("gate", "up", "down")),
@@ -76,7 +76,7 @@ def logits(model):
 
 
 def adapters_of(name):
-    """Returns an adapter of every kernel `[L, E, in, out]`, in the ecosystem's form."""
+    """Return an adapter of every kernel `[L, E, in, out]`, in the ecosystem's form."""
     rng = np.random.default_rng(7)
     _, path, kernels = CASES[name]
     result, updates = {}, []
@@ -144,7 +144,7 @@ def test_the_paths_tell_the_ecosystem(name):
 
 
 def test_a_child_is_named_after_it_was_cut(tmp_path):
-    """Every expert has its own rank then; PEFT wants one for all of a parameter."""
+    """After a cut each expert has its own rank; PEFT wants one per parameter."""
     base = model_of("qwen3-moe")
     checkpoint, updates = adapters_of("tunix")
     child = para.compress(checkpoint, para.Gamma(0.5))

@@ -1,12 +1,12 @@
-"""tunix with an update in its kernels computes what PEFT makes of transformers.
+"""Compare tunix with merged updates against transformers with PEFT.
 
-The base is a random model of transformers, which tunix's own loaders read: that both
-give the same logits without an update says that the configurations agree. Then each
-kernel of tunix gets an update, in its own axes, and PEFT the same under its own names.
-At last a model that qwix has adapted goes the whole way, from its tree on.
+The base is a random model of transformers, read by tunix's own loaders. Equal logits
+without an update prove that the configurations agree. Then each kernel of tunix gets an
+update in its own axes, and PEFT the same update under its own names. The last test
+takes a model adapted by qwix through the whole path, starting from its tree.
 
-tunix's `__init__` imports all of its trainers; its models need none of them, so an
-empty package stands for it.
+tunix's `__init__` imports all of its trainers. Its models need none of them, so an
+empty package stands in for it.
 """
 
 import copy
@@ -43,13 +43,13 @@ GEMMA = {"sliding_window": 3, "query_pre_attn_scalar": H}
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A model in both libraries.
+    """Hold a model in both libraries.
 
     Attributes:
-      torch: The class of transformers, and what its configuration needs.
+      torch: The class of transformers, and its configuration's arguments.
       loader: tunix's module of weights.
       model: tunix's module of the model.
-      config: What tunix's configuration needs.
+      config: The arguments of tunix's configuration.
       fused: Whether keys and values are one kernel.
       width: The size of the residual.
     """
@@ -110,7 +110,7 @@ FAMILIES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def tunix():
-    """Lets tunix's models be imported without the rest of tunix."""
+    """Make tunix's models importable without the rest of tunix."""
     package = types.ModuleType("tunix")
     spec = importlib.util.find_spec("tunix")
     package.__path__ = [str(pathlib.Path(spec.origin).parent)]
@@ -160,7 +160,7 @@ def tunix_model(tunix, family, folder):
 
 
 def kernels(family):
-    """Each adapter's path in a layer: its kernel, the part of it, its axes, an einsum.
+    """Return each adapter's kernel, part, axes and einsum, by its path in a layer.
 
     The axes are those of the update's inputs and outputs, as LoRA has them; the einsum
     turns them to the order in which the kernel has them.
@@ -208,7 +208,7 @@ def adapters_of(family):
 
 
 def update(model, family, adapters):
-    """Adds each adapter's update to its kernel."""
+    """Add each adapter's update to its kernel."""
     for i, layer in enumerate(model.layers):
         for path, (kernel, part, axes, order) in kernels(family).items():
             x = adapters[f"layers/{i}/{path}"]

@@ -1,4 +1,4 @@
-"""What `docs/peers.md` says that PEFT's own compression does."""
+"""Test the statements of `docs/peers.md` about PEFT's own compression."""
 
 import numpy as np
 import peft
@@ -23,7 +23,7 @@ class Model(torch.nn.Module):
 
 
 def adapted(*targets, **settings):
-    """Returns the model with a random adapter."""
+    """Return the model with a random adapter."""
     torch.manual_seed(0)
     config = peft.LoraConfig(
         r=R, lora_alpha=ALPHA, target_modules=list(targets), **settings

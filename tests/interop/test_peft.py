@@ -1,7 +1,7 @@
-"""What PEFT writes is read by PEFT's own rules, and what we write PEFT applies.
+"""Test files from PEFT, read by its own rules, and files applied by PEFT.
 
-The updates that PEFT computes are the oracle, their truncation is NumPy's in float64.
-Each case below is a model, and a configuration that people train it with.
+PEFT's updates, truncated by NumPy in float64, are the oracle. Each case below is a
+model and a configuration used to train it in practice.
 """
 
 import copy
@@ -28,7 +28,7 @@ import para_jax as para
 from tests.interop.on_peft import PREFIX, loaded, lora_layers
 
 PROFILES = ["ragged", "padded"]
-# What a child says otherwise than its parent.
+# Configuration fields in which a child differs from its parent.
 OURS = {
     "r",
     "lora_alpha",
@@ -79,7 +79,7 @@ class Tower(nn.Module):
 
 
 class Twins(nn.Module):
-    """The names of one tower are the ends of the other's names."""
+    """Name one tower by suffixes of the other's names."""
 
     def __init__(self):
         super().__init__()
@@ -156,7 +156,7 @@ class Case:
     embeddings: bool = False
 
 
-# The first match wins. The order is that of the file, where PEFT sorts the keys.
+# The first match wins, in file order; PEFT sorts the keys on saving.
 PATTERNS = {
     "rank_pattern": {
         "^layers.2.q": 5,
@@ -201,7 +201,7 @@ CASES = {
         llama, {"target_modules": ["embed_tokens", "q_proj"]}, embeddings=True
     ),
     "a small embedding saved whole": Case(
-        # It is the one that keeps nothing: see `randomise`.
+        # The embedding is the first module, so it keeps nothing: see `randomise`.
         llama,
         {"target_modules": ["embed_tokens", "v_proj"], "r": 2},
         embeddings=True,
@@ -249,7 +249,7 @@ every_case = pytest.mark.parametrize("name", CASES)
 
 
 def randomise(model):
-    """Gives all that is trained a value; the first module's are too small to keep."""
+    """Set all trained tensors; the first module's are too small to keep."""
     generator = torch.Generator().manual_seed(3)
     first = next(iter(lora_layers(model)))
     with torch.no_grad():
@@ -263,7 +263,7 @@ def randomise(model):
 
 
 def deltas(model):
-    """Returns what PEFT adds to each weight, in torch's shape, in float64."""
+    """Return PEFT's delta of each weight, in torch's shape, in float64."""
     return {
         name: module.get_delta_weight("default").detach().double().numpy()
         for name, module in lora_layers(model).items()
@@ -271,14 +271,14 @@ def deltas(model):
 
 
 def to_flax(layer, delta):
-    """Returns a delta of torch's shape in Flax's orientation, `[*window, m, n]`."""
+    """Return a delta of torch's shape in Flax's orientation, `[*window, m, n]`."""
     if isinstance(layer, Embedding) or isinstance(layer.get_base_layer(), Conv1D):
         return delta
     return np.moveaxis(delta, (0, 1), (-1, -2))
 
 
 def truncated(model, kept):
-    """Returns the deltas made of the `kept` largest components, and the ranks."""
+    """Return the deltas of the `kept` largest components, and the ranks."""
     svds = {}
     for name, layer in lora_layers(model).items():
         flax = to_flax(layer, deltas(model)[name])
@@ -295,7 +295,7 @@ def truncated(model, kept):
 
 
 def with_deltas(model, flax):
-    """Returns PEFT's model with `flax` in its weights, and adapters that do nothing."""
+    """Return PEFT's model with `flax` in its weights, and adapters without effect."""
     model = copy.deepcopy(model)
     with torch.no_grad():
         for name, layer in lora_layers(model).items():
@@ -315,7 +315,7 @@ def to_torch(layer, delta):
 
 
 def train(case, folder, base=None, dtype=torch.float32):
-    """Returns the base model and PEFT's model of it, whose adapter is in `folder`."""
+    """Return the base model and PEFT's model of it; its adapter is in `folder`."""
     torch.manual_seed(7)
     base = (base or case.model()).to(dtype).eval()
     config = peft.LoraConfig(**{"r": 3, "lora_dropout": 0.0, **case.config})
@@ -333,7 +333,7 @@ def train(case, folder, base=None, dtype=torch.float32):
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A case, trained once for all tests, which do not change it."""
+    """Hold a case, trained once for all tests; none of them changes it."""
 
     case: Case
     folder: pathlib.Path
@@ -342,7 +342,7 @@ class Trained:
 
     @functools.cached_property
     def children(self):
-        """The children that keep all, and a quarter of the ranks."""
+        """Return the children with all and with a quarter of the ranks."""
         policies = [para.Epsilon(1.0), para.Gamma(0.25)]
         return para.family(para.load(self.folder), policies)
 
@@ -372,7 +372,7 @@ def config_of(folder):
 
 
 def budget(model):
-    """Returns the number of ranks that gamma 0.25 keeps, from PEFT's own model."""
+    """Return the number of ranks gamma 0.25 keeps, from PEFT's own model."""
     return math.floor(0.25 * sum(x.r["default"] for x in lora_layers(model).values()))
 
 
@@ -533,7 +533,7 @@ def check_merged(model, want):
 
 
 def check_passed_on(parent, child, ranks, profile):
-    """Checks that the other tensors are there bit for bit, and the other fields."""
+    """Check that the other tensors and fields are unchanged, bit for bit."""
     want = {}
     for key, value in weights_of(parent).items():
         module, inside, leaf = key.removeprefix(PREFIX).rpartition(".base_layer.")
@@ -611,7 +611,7 @@ def test_a_half_precision_model_takes_its_child(tmp_path):
 
 
 def factors_of(folder):
-    """Yields each module's name and its stored factors, of linear layers."""
+    """Yield each linear layer's name and stored factors."""
     weights = weights_of(folder)
     for key in weights:
         if key.endswith(".lora_A.weight"):
@@ -671,7 +671,7 @@ def test_a_padded_child_has_one_rank_and_lists_its_modules(trained, tmp_path):
 
 
 def graded(model, sizes):
-    """Gives each module's update the size that is asked for, by name."""
+    """Give each module's update the requested size, by name."""
     with torch.no_grad():
         for name, layer in lora_layers(model).items():
             for i, x in enumerate(sizes[name]):
@@ -702,7 +702,7 @@ def test_a_name_that_ends_with_another_keeps_its_own_rank(
 
 
 def randomise_alike(model):
-    """Gives all modules orthogonal factors: all components are of one size."""
+    """Give all modules orthogonal factors: all components have the same size."""
     with torch.no_grad():
         for layer in lora_layers(model).values():
             for x in (layer.lora_A["default"].weight, layer.lora_B["default"].weight):
@@ -751,7 +751,7 @@ def test_what_the_parent_excluded_stays_excluded_beside_a_dropped_module(
 
 
 class Named(nn.Module):
-    """Layers of any names, one after the other."""
+    """Chain layers of any names."""
 
     def __init__(self, *names):
         super().__init__()
@@ -832,7 +832,7 @@ def test_a_child_can_be_saved_again_in_another_form(name, ways, trained, tmp_pat
 
 
 def of_spectrum(s, m=8, n=7):
-    """Returns factors of torch's shapes whose product has these singular values."""
+    """Return factors of torch's shapes for a product with these singular values."""
     rng = np.random.default_rng(0)
     u, v = (np.linalg.qr(rng.normal(size=(d, len(s))))[0] for d in (n, m))
     return torch.from_numpy(v.T).float(), torch.from_numpy(u * np.asarray(s)).float()
@@ -900,7 +900,7 @@ def test_peft_loads_unequal_ranks_and_leaves_a_dropped_layer_alone(tmp_path):
 
 
 def train_from(init, folder):
-    """Returns the base and the trained model; the adapters are in `folder`."""
+    """Return the base and the trained model; the adapters are in `folder`."""
     torch.manual_seed(7)
     base = Text().eval()
     config = peft.LoraConfig(

@@ -1,6 +1,6 @@
-"""The fields of a child's configuration, asked of the installed PEFT.
+"""Test the fields of a child's configuration with the installed PEFT.
 
-Children without the parent's other tensors load, and do what is left of the update.
+Children without the parent's other tensors load, and apply the remaining update.
 """
 
 import copy
@@ -93,7 +93,7 @@ every_case = pytest.mark.parametrize("name", CASES)
 
 
 def train(name, folder):
-    """Returns the base and PEFT's model, all that it trains random."""
+    """Return the base and PEFT's model, with all trained tensors random."""
     model, fields = CASES[name]
     base = model()
     targets = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]}
@@ -109,7 +109,7 @@ def train(name, folder):
 
 
 def factors(model):
-    """Returns the LoRA modules of PEFT's model, and what each adds to its weight."""
+    """Return the LoRA modules of PEFT's model, and each one's delta of its weight."""
     return {
         name: x.get_delta_weight("default").detach()
         for name, x in lora_layers(model).items()

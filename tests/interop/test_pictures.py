@@ -1,4 +1,4 @@
-"""The adapter of pictures that ships, and its children, compute what PEFT computes."""
+"""Compare the shipped image adapter and its children with PEFT's outputs."""
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ def part():
 
 @pytest.fixture(scope="module")
 def images(part):
-    """From -1 to 1, in three equal channels."""
+    """Return images from -1 to 1, in three equal channels."""
     grey = part.images.astype(np.float32) / 255 * 2 - 1
     return np.stack([grey] * 3, axis=-1)
 
@@ -42,7 +42,7 @@ def parent():
 
 @pytest.fixture(scope="module")
 def folders(parent, tmp_path_factory):
-    """The parent's folder and those of its children, as the demo saves them."""
+    """Return the folders of the parent and its children, as the demo saves them."""
     children = para.family(parent, list(POLICIES.values()))
     saved = demo.save(children, tmp_path_factory.mktemp("children"))
     places = dict(zip(POLICIES, (x / "peft" for x in saved), strict=True))

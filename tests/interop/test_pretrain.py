@@ -1,4 +1,4 @@
-"""What is pretrained here is read by transformers, and computes the same there."""
+"""Load models pretrained here in transformers and compare their outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ MODEL = generation.TINY.model
 
 
 def drawn(leaves):
-    """Params that bfloat16 holds exactly, and that make every part count."""
+    """Return params exact in bfloat16 that make every part count."""
     generator = np.random.default_rng(0)
     return nest(
         {
@@ -30,7 +30,7 @@ def drawn(leaves):
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """The params of an encoder, and the folder that they were saved to."""
+    """Return the params of an encoder, and the folder they were saved to."""
     params = drawn(siglip.leaves(ENCODER))
     folder = tmp_path_factory.mktemp("encoder")
     vision.save(folder, {"vision_model": params, "classifier": {}}, ENCODER)
@@ -39,7 +39,7 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The params of a language model, and the folder that they were saved to."""
+    """Return the params of a language model, and the folder they were saved to."""
     params = drawn(gemma3.leaves(MODEL))
     folder = tmp_path_factory.mktemp("model")
     tokenizer = corpus.make(documents=60, vocabulary=300, width=16).tokenizer
@@ -48,7 +48,7 @@ def model(tmp_path_factory):
 
 
 def read(kind, folder):
-    """The model in float32, with all of its tensors from the file and no other."""
+    """Load the model in float32, with all of its tensors from the file only."""
     found, info = kind.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )

@@ -1,7 +1,7 @@
-"""Every profile and every engine's folder, as PEFT itself loads and applies it.
+"""Test every profile's and engine's folder, loaded and applied by PEFT itself.
 
-PEFT reads alphas and ranks by name, so it is right for all of them: what else the
-engines need is simulated in `tests/para_jax/formats`, as none of them can run here.
+PEFT reads alphas and ranks by name, so it is right for all of them. The engines' other
+requirements are simulated in `tests/para_jax/formats`, as none of them can run here.
 """
 
 import copy
@@ -16,7 +16,7 @@ import para_jax as para
 from para_jax._engines import prepare, profiles, registry
 from tests.interop.on_peft import loaded, lora_layers
 
-# Those that find modules of language models.
+# Engines that find the modules of language models.
 FOLDERS = [
     name
     for name, x in registry.ENGINES.items()
@@ -43,7 +43,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def train(base):
-    """Returns PEFT's random adapter; the second layer's are too small to keep."""
+    """Return PEFT's random adapter; the second layer's is too small to keep."""
     config = peft.LoraConfig(
         r=3, lora_alpha=6, target_modules=TARGETS, rank_pattern={"down_proj": 5}
     )
@@ -62,7 +62,7 @@ def logits(model):
 
 
 def with_truncated(base, model, count):
-    """Returns the base with the `count` largest components of PEFT's deltas, and ranks.
+    """Return the base with the `count` largest components of PEFT's deltas, and ranks.
 
     NumPy's, in float64, of the full matrices.
     """
@@ -84,7 +84,7 @@ def with_truncated(base, model, count):
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
-    """Returns the base, the child, the model that it should make, and its ranks."""
+    """Return the base, the child, the expected model and its ranks."""
     folder = tmp_path_factory.mktemp("parent")
     base = llama()
     model = train(base)

@@ -1,4 +1,4 @@
-"""Our RoBERTa computes what that of transformers does, with PEFT's adapters too."""
+"""Compare our RoBERTa's outputs with transformers, also with PEFT's adapters."""
 
 import dataclasses
 
@@ -61,7 +61,7 @@ def params(folder, config):
 
 @pytest.fixture(scope="module")
 def batch(config):
-    """Sentences of 1 to 17 tokens, filled up with the padding token."""
+    """Return sentences of 1 to 17 tokens, filled up with the padding token."""
     lengths = np.array([[17], [1], [5], [12]])
     mask = np.arange(17) < lengths
     ids = np.random.default_rng(0).integers(3, config.vocab_size, mask.shape)
@@ -70,7 +70,7 @@ def batch(config):
 
 @pytest.fixture(scope="module")
 def peft_folder(torch_model, tmp_path_factory):
-    """An adapter of two ranks, on all linear layers of two of the three blocks."""
+    """Save a rank-2 adapter on all linear layers of two of the three blocks."""
     path = tmp_path_factory.mktemp("adapter")
     config = peft.LoraConfig(
         r=4,

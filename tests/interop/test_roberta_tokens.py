@@ -1,4 +1,4 @@
-"""Sentences and pairs become the tokens that transformers makes of them."""
+"""Compare the tokens of sentences and pairs with transformers' tokenizer."""
 
 import pytest
 import tokenizers
@@ -19,7 +19,7 @@ PAIRS = [(x, y) for x in TEXTS for y in TEXTS]
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
-    """A RoBERTa tokenizer whose vocabulary was learned from these sentences."""
+    """Return a RoBERTa tokenizer with a vocabulary learned from these sentences."""
     bpe = tokenizers.ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     bpe.train_from_iterator(TEXTS * 3, vocab_size=300, special_tokens=special)

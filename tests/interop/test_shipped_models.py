@@ -1,4 +1,4 @@
-"""The small models that ship do in transformers what they do here."""
+"""Compare the small shipped models' outputs with transformers."""
 
 import hashlib
 import json

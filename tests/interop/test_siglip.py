@@ -1,4 +1,4 @@
-"""Our SigLIP computes what that of transformers does, with PEFT's adapters too."""
+"""Compare our SigLIP's outputs with transformers, also with PEFT's adapters."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 @pytest.fixture(scope="module")
 def whole():
-    """A model of both towers."""
+    """Return a model of both towers."""
     text = {**TEXT, "eos_token_id": 3}
     config = transformers.SiglipConfig(text_config=text, vision_config=VISION)
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def params(folder, config, torch_model):
 
 @pytest.fixture(scope="module")
 def peft_folder(torch_model, tmp_path_factory):
-    """An adapter of two ranks, on all linear layers of two of the three blocks."""
+    """Save a rank-2 adapter on all linear layers of two of the three blocks."""
     path = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(1)
     config = peft.LoraConfig(

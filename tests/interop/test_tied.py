@@ -1,4 +1,4 @@
-"""Adapters on tied embeddings: PEFT loads of a child what was cut of its parent.
+"""Test adapters on tied embeddings: PEFT loads a child as cut from its parent.
 
 A tiny Llama; the deltas of PEFT's own model are the oracle, cut by NumPy in float64.
 Each configuration is trained with PEFT's `ensure_weight_tying` and without it, on a
@@ -23,7 +23,7 @@ from peft.tuners.lora import Embedding
 import para_jax as para
 from tests.interop.on_peft import loaded, lora_layers
 
-# PEFT speaks of tied modules, of fields that match nothing, of an attribute of torch's.
+# PEFT warns about tied modules, unmatched fields and an attribute of torch.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Model has `tie_word_embeddings:UserWarning",
     "ignore:gamma .* is less than one:UserWarning",
@@ -106,7 +106,7 @@ def logits(model):
 
 
 def deltas(model):
-    """Returns what PEFT adds to each module, `[inputs, outputs]`, in float64."""
+    """Return PEFT's delta of each module, `[inputs, outputs]`, in float64."""
     result = {}
     for name, layer in lora_layers(model).items():
         delta = layer.get_delta_weight("default").detach().double().numpy()
@@ -115,7 +115,7 @@ def deltas(model):
 
 
 def cut(want, ranks, counted, budget):
-    """Returns the deltas of the largest components of the modules that are counted."""
+    """Return the deltas of the largest components of the counted modules."""
     svds = {name: np.linalg.svd(want[name], full_matrices=False) for name in want}
     pool = sorted(
         (s for name in counted for s in svds[name].S[: ranks[name]]), reverse=True
@@ -188,7 +188,7 @@ def test_tied_factors_are_one_parameter_in_peft_again(budget, trained, tmp_path)
 
 
 class Halves(torch.nn.Module):
-    """A block under two names, as where an encoder is a decoder too."""
+    """Register a block under two names, as in an encoder reused as a decoder."""
 
     def __init__(self):
         super().__init__()

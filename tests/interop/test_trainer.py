@@ -1,4 +1,4 @@
-"""The trainer's steps are those of PyTorch, transformers and PEFT."""
+"""Compare the trainer's steps with PyTorch, transformers and PEFT."""
 
 import copy
 
@@ -41,7 +41,7 @@ RUN = runs.Run(
 
 @pytest.fixture(scope="module")
 def base():
-    """transformers' classifier, without dropout."""
+    """Return transformers' classifier, without dropout."""
     torch.manual_seed(0)
     config = transformers.BertConfig(
         **SIZES,
@@ -55,7 +55,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def sentences():
-    """Token ids of different lengths, and labels."""
+    """Return token ids of different lengths, and labels."""
     generator = np.random.default_rng(0)
     ids = [generator.integers(1, SIZES["vocab_size"], size=x).tolist() for x in LENGTHS]
     return ids, generator.integers(0, 3, size=len(ids)).tolist()
@@ -63,7 +63,7 @@ def sentences():
 
 @pytest.fixture(scope="module")
 def given(base, sentences, tmp_path_factory):
-    """What our run reads."""
+    """Return the inputs of our run."""
     config = bert.Config(**SIZES)
     folder = tmp_path_factory.mktemp("base")
     base.bert.save_pretrained(folder)
@@ -77,7 +77,7 @@ def given(base, sentences, tmp_path_factory):
 
 
 def as_peft(base, learner):
-    """Returns PEFT's model with the factors and the classifier of our first member."""
+    """Return PEFT's model with the factors and the classifier of our first member."""
     config = peft.LoraConfig(
         task_type="SEQ_CLS",
         r=RANK,
@@ -105,7 +105,7 @@ def put(parameter, value):
 
 
 def torch_steps(model, sentences, rows):
-    """Trains as PyTorch's users do; returns losses, norms and accuracies."""
+    """Train as PyTorch's users do; return losses, norms and accuracies."""
     ids, labels = sentences
     trained = [x for x in model.parameters() if x.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=RUN.weight_decay)

@@ -1,4 +1,4 @@
-"""The library is tested in double precision, and no two dtypes ever mix by accident."""
+"""Run the library's tests in double precision, with strict dtype promotion."""
 
 import jax
 import pytest
@@ -6,10 +6,10 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def strict_double_precision(request):
-    """Turns on x64 and strict promotion, but for tests marked `user_defaults`.
+    """Turn on x64 and strict promotion, except for tests marked `user_defaults`.
 
-    What a user calls has to work without either. The mark also goes on a parameter, to
-    run one test both ways:
+    Public functions must work without either. Put the mark on a parameter to run one
+    test both ways:
 
         @pytest.mark.parametrize(
             "dtype",

@@ -1,7 +1,7 @@
-"""Makes the trees of jax-lorax that `test_lorax.py` reads: real ones, and small.
+"""Make the small but real jax-lorax trees for `test_lorax.py`.
 
 jax-lorax 0.3.1 (with qax 0.4.1 and plum-dispatch 2.5.8) runs on jax 0.4.25 and earlier,
-para_jax on jax 0.10 and later: the two meet in files, in environments of their own.
+para_jax on jax 0.10 and later, so they exchange files between two environments.
 
     lorax$ pip install "jax[cpu]==0.4.25" "numpy<2" "scipy<1.13" \
                "jax-lorax==0.3.1" "plum-dispatch<2.6"
@@ -9,13 +9,13 @@ para_jax on jax 0.10 and later: the two meet in files, in environments of their 
     para$  python tests/interop/layouts/make_lorax_tree.py child
     lorax$ python tests/interop/layouts/make_lorax_tree.py run
 
-`parent` writes `data/lorax_parent.npz`: random weights, and what lorax computes with
-them. `child` compresses these with para_jax into `data/lorax_child.npz`. `run` gives
-the child back to lorax, and adds to that file what lorax computes with it.
+`parent` writes `data/lorax_parent.npz`: random weights, and lorax's outputs with them.
+`child` compresses these with para_jax into `data/lorax_child.npz`. `run` gives the
+child back to lorax, and adds lorax's outputs with it to the same file.
 
-The arrays of a tree are stored by the path that JAX gives them, such as
-`tree/up/kernel/a`: the fields of a `LoraWeight` are keys, but alpha is no leaf.
-`tokens`, `base` and `outputs` are the model's.
+The arrays of a tree are stored by their JAX paths, such as `tree/up/kernel/a`: the
+fields of a `LoraWeight` are keys, but alpha is not a leaf. `tokens`, `base` and
+`outputs` are the model's.
 """
 
 import pathlib
@@ -40,7 +40,7 @@ WEIGHTS = {
 
 
 def model(params, tokens):
-    """Returns `[B, T, 8]`: a gather, a convolution and two matrix products."""
+    """Return `[B, T, 8]`: a gather, a convolution and two matrix products."""
     x = params["embed"]["embedding"][tokens]
     numbers = ("NWC", "WIO", "NWC")
     x = jax.lax.conv_general_dilated(
@@ -52,7 +52,7 @@ def model(params, tokens):
 
 
 def random_tree() -> dict:
-    """Returns base weights and factors, in the shapes that lorax gives them."""
+    """Return base weights and factors, in the shapes lorax gives them."""
     rng = np.random.default_rng(7)
     found = {"tree/conv/bias": rng.normal(size=6)}
     for path, ((*window, m, n), rank) in WEIGHTS.items():
@@ -63,7 +63,7 @@ def random_tree() -> dict:
 
 
 def nested(arrays) -> dict:
-    """Returns the tree of a file's arrays."""
+    """Return the tree of a file's arrays."""
     tree: dict = {}
     for path, value in arrays.items():
         *parents, name = path.removeprefix("tree/").split("/")
@@ -76,7 +76,7 @@ def nested(arrays) -> dict:
 
 
 def with_weights(node, alpha):
-    """Returns the tree with a `lorax.LoraWeight` for each weight, as users have it."""
+    """Return the tree with a `lorax.LoraWeight` for each weight, as users have it."""
     import lorax
 
     if "w" in node:
@@ -90,7 +90,7 @@ def with_weights(node, alpha):
 
 
 def flat(tree) -> dict:
-    """Returns the leaves of a pytree by the path that JAX gives them."""
+    """Return the leaves of a pytree, keyed by their JAX paths."""
     found, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         "/".join(["tree", *(getattr(x, "key", None) or x.name for x in path)]): value

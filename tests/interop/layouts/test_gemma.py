@@ -1,8 +1,8 @@
-"""Trees of `gm.nn.LoRA`, compressed and run again by gemma's own models.
+"""Test trees of `gm.nn.LoRA`, compressed and run again by gemma's own models.
 
 gemma's Transformer imports a trainer (kauldron, and TensorFlow with it) and a tokenizer
-(sentencepiece) for a handful of names, none of which computes anything: stand-ins give
-these, and all that runs here is gemma's own code.
+(sentencepiece) for a handful of names, but none of them computes anything. Stand-ins
+supply these names, so only gemma's own code runs here.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ NAME = "gemma"
 
 @pytest.fixture(scope="module")
 def gemma():
-    """Returns what is used of `gm.nn`, and `gemma.peft`."""
+    """Return the parts of `gm.nn` in use, and `gemma.peft`."""
     if importlib.util.find_spec("gemma") is None:
         pytest.skip("not installed: gemma")
     with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +55,7 @@ def _stand_ins() -> dict[str, types.ModuleType]:
             return x
 
     class Shaped:
-        """kauldron's array types take the shape alone, its trees such a type."""
+        """Stand in for kauldron's types: arrays take the shape, trees such a type."""
 
         def __class_getitem__(cls, shape):
             named = isinstance(shape, str)
@@ -71,7 +71,7 @@ def _stand_ins() -> dict[str, types.ModuleType]:
         "kauldron.kd": {"nn": types.SimpleNamespace(Identity=Identity)},
         "kauldron.kontext": {"Key": str, "REQUIRED": ""},
         "kauldron.ktyping": types_of_arrays,  # gemma 4
-        # It asks of each annotation whose it is, and takes jaxtyping's too.
+        # gemma 4 also accepts jaxtyping's annotations, so none is kauldron's.
         "kauldron.ktyping.array_type_meta": {"is_array_type": lambda annotation: False},
         "kauldron.typing": types_of_arrays,  # gemma 3
         "kauldron.utils": {"immutabledict": types.SimpleNamespace(ImmutableDict=dict)},
@@ -88,15 +88,15 @@ def _stand_ins() -> dict[str, types.ModuleType]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A model, its random parameters with LoRA, and its children.
+    """Hold a model, its random parameters with LoRA, and its children.
 
     Attributes:
       base: The model.
       lora: The same inside `gm.nn.LoRA`.
       params: The parameters of `lora`.
-      inputs: What to call it with.
+      inputs: The arguments of its call.
       places: For each adapter: the key of its kernel, the part of it (for a fused one),
-        the sizes of the update's axes, and the einsum that orders them as the kernel.
+        the sizes of the update's axes, and the einsum to the kernel's order.
     """
 
     base: nn.Module
@@ -114,7 +114,7 @@ class Case:
 
     @functools.cached_property
     def run(self):
-        """Returns the outputs of `gm.nn.LoRA` at the parent's rank."""
+        """Return the outputs of `gm.nn.LoRA` at the parent's rank."""
         return forward(self.lora, self.inputs)
 
     @functools.cached_property
@@ -136,7 +136,7 @@ def output(y):
 
 
 def transformer(gemma, *, grouped):
-    """Returns a Gemma 3 of one layer: grouped queries, or as many keys as queries."""
+    """Return a one-layer Gemma 3, with grouped queries or as many keys as queries."""
     heads = (4, 2) if grouped else (3, 3)
     config = gemma.config(
         num_embed=V,
@@ -185,7 +185,7 @@ def transformer(gemma, *, grouped):
 
 
 class Layers(nn.Module):
-    """The other layers that gemma puts LoRA around."""
+    """Collect the other layers around which gemma puts LoRA."""
 
     @nn.compact
     def __call__(self, x):
@@ -249,7 +249,7 @@ def shapes(tree):
 
 
 def with_deltas(gemma, case, child):
-    """Returns the base model's parameters with the child's updates in the kernels."""
+    """Return the base model's parameters with the child's updates in the kernels."""
     base = jax.tree.map(
         lambda x: np.array(x, np.float64),
         gemma.peft.split_params(case.params)[0],
@@ -351,7 +351,7 @@ def test_a_module_interceptor_runs_each_module_at_its_own_rank(gemma, any_case):
 
 @pytest.mark.layout(NAME, "put back")
 def test_the_childs_tree_has_the_parents_names_and_its_own_ranks(grouped):
-    """A joined projection has the ranks of its parts, but never above the parent's."""
+    """A joined projection has the summed ranks of its parts, at most the parent's."""
     child = grouped.children[0.25]
     attn, mlp = "layer_0/attn", "layer_0/mlp"
 

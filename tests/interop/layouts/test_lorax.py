@@ -1,7 +1,7 @@
-"""Trees of jax-lorax, which runs on no JAX that we run on: real ones, from files.
+"""Test real trees of jax-lorax, read from files since it needs an older JAX.
 
 `make_lorax_tree.py` made them with jax-lorax 0.3.1 on jax 0.4.25, and had lorax run the
-parent, and a child of ours. It says how to make them again.
+parent and one of our children. Its docstring gives the commands to make them again.
 """
 
 import importlib.util
@@ -59,9 +59,9 @@ def shapes(tree):
 
 
 def merged(tree, alpha=None):
-    """Returns plain kernels by lorax's formula `w + alpha / k * b @ a`, in float64.
+    """Return plain kernels by lorax's formula `w + alpha / k * b @ a`, in float64.
 
-    At an `alpha` of None with that of a child: its rank.
+    An `alpha` of None becomes the alpha of a child: its rank.
     """
     if "w" not in tree:
         found = tree.items()
@@ -94,7 +94,7 @@ def test_the_letters_are_swapped_and_alpha_is_divided_by_each_rank(params):
 
 @pytest.mark.layout(NAME, "found")
 def test_alpha_may_be_a_leaf_of_each_weight(params):
-    """As `dataclasses.asdict` of a `LoraWeight` has it."""
+    """Read the form written by `dataclasses.asdict` of a `LoraWeight`."""
     tree = jax.tree.map(lambda x: x, params)
     for path in WEIGHTS:
         module, name = path.split("/")
@@ -111,7 +111,7 @@ def test_alpha_may_be_a_leaf_of_each_weight(params):
 
 
 def test_the_factors_alone_are_found_too(params):
-    """What `lorax.split_lora_params` leaves to be saved."""
+    """Read the part returned by `lorax.split_lora_params` for saving."""
     alone = {
         "up": {"kernel": {name: params["up"]["kernel"][name] for name in "ab"}},
         "conv": {"kernel": {name: params["conv"]["kernel"][name] for name in "ab"}},
@@ -176,7 +176,7 @@ def test_the_childs_tree_has_the_parents_names_and_its_own_ranks(params):
 def test_lorax_ran_our_child_as_the_base_with_our_updates(
     script, params, parent_file, child_file
 ):
-    """The file's child is today's, and lorax's outputs with it are those of NumPy."""
+    """Check that the file's child is current and that lorax's outputs are NumPy's."""
     parent = para_jax.from_tree(params, alpha=5)
     child = para_jax.compress(parent, para_jax.Gamma(script.GAMMA))
 
@@ -216,7 +216,7 @@ def test_a_masked_child_made_inside_jit_is_put_back(script, params, parent_file)
 
 
 def test_a_child_is_a_parent_again_though_a_rank_of_one_fits_every_axis(params):
-    """A convolution's `a` of one rank is `[1, 1, out]`."""
+    """A convolution's `a` of rank one is `[1, 1, out]`."""
     parent = para_jax.from_tree(params, alpha=5)
     child = para_jax.compress(parent, para_jax.Rank(1))
     tree = para_jax.to_tree(child)

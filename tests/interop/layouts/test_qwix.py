@@ -1,6 +1,6 @@
-"""Trees that qwix makes, on Linen and on NNX: its own forward pass runs the children.
+"""Test trees made by qwix on Linen and NNX; its own forward pass runs the children.
 
-Each case below is a model of one operation that qwix gives LoRA factors to. qwix runs
+Each case below is a model of one operation to which qwix gives LoRA factors. qwix runs
 the model with random factors, and the plain model runs with our update added to its
 kernels: by NumPy in float64, placed by each case's own reshape and transpose.
 """
@@ -34,7 +34,7 @@ LINEN, NNX = "qwix (Linen)", "qwix (NNX)"
 
 
 class Einsum(linen.Einsum):
-    """An einsum that qwix can leave its note on, which Linen's own modules forbid."""
+    """An einsum to which qwix can attach its note; Linen's own modules forbid it."""
 
     def __setattr__(self, name, value):
         if name.endswith("_lora_einsum_str"):
@@ -44,7 +44,7 @@ class Einsum(linen.Einsum):
 
 
 class Root(linen.Module):
-    """Modules one after the other, by name."""
+    """Chain modules by name."""
 
     parts: Mapping[str, Callable[..., linen.Module]]
 
@@ -133,15 +133,15 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """What must be found of one module, and where its update goes.
+    """Describe the expected adapter of one module and the place of its update.
 
     Attributes:
       a: The stored shape of its factor `a`.
       b: The stored shape of its factor `b`.
       form: `(*stack, m, n)` of its update.
       stack: The number of stack axes.
-      split: The shape that the update has when `m` and `n` are split.
-      order: The transposition that then gives the kernel.
+      split: The shape of the update after splitting `m` and `n`.
+      order: The transposition from there to the kernel.
     """
 
     a: Shape
@@ -294,7 +294,7 @@ CASES = {
 
 
 def cases(column):
-    """Parametrises over all cases, each marked as a proof of its library's cell."""
+    """Parametrise over all cases, each marked as a proof of its library's cell."""
     return pytest.mark.parametrize(
         "case",
         [
@@ -317,7 +317,7 @@ def uniform():
 
 
 def with_lora(case, rules):
-    """Returns the model that qwix makes under these rules; on NNX, without arrays."""
+    """Return qwix's model under these rules; on NNX, without arrays."""
     model, provider, x = case.model(), qwix.LoraProvider(rules), inputs(case)
     if case.library == LINEN:
         return qwix.apply_lora_to_model(model, provider)
@@ -328,7 +328,7 @@ def with_lora(case, rules):
 
 @functools.cache
 def tree_of(case):
-    """Returns the tree of a model, filled with random numbers, as nested dicts."""
+    """Return the tree of a model, filled with random numbers, as nested dicts."""
     model = with_lora(case, uniform())
     if case.library == LINEN:
         tree = jax.eval_shape(model.init, jax.random.key(2), inputs(case))["params"]
@@ -348,12 +348,12 @@ def outputs(case, model, tree):
 
 
 def forward(case, tree, rules):
-    """Returns what qwix's own model gives under these rules."""
+    """Return the output of qwix's own model under these rules."""
     return outputs(case, with_lora(case, rules), tree)
 
 
 def plain(case, tree, deltas):
-    """Returns what the model without LoRA gives, with the updates in its kernels."""
+    """Return the output of the model without LoRA, with the updates in its kernels."""
     leaves = flat(tree)
     for path, module in case.modules.items():
         key = f"{path}/{module.kernel}".lstrip("/")
@@ -383,7 +383,7 @@ def nested(leaves):
 
 
 def updates(case, adapters):
-    """Returns each module's update `[*stack, m, n]` in float64, zero where absent."""
+    """Return each module's update `[*stack, m, n]` in float64, zero if absent."""
     result = {path: np.zeros(x.form) for path, x in case.modules.items()}
     for path, module in case.modules.items():
         for index in np.ndindex(module.form[: module.stack]):
@@ -395,7 +395,7 @@ def updates(case, adapters):
 
 
 def ranks(case, child):
-    """Returns the rank of each module in the child's tree: the largest in its stack."""
+    """Return the rank of each module in the child's tree: the largest in its stack."""
     found = dict.fromkeys(case.modules, 1)
     for path, module in case.modules.items():
         for index in np.ndindex(module.form[: module.stack]):
@@ -530,7 +530,7 @@ def test_a_tree_is_masked_inside_jit(name):
 
 
 class Gated(linen.Module):
-    """Two weights in one module, which qwix's rules give one rank."""
+    """Hold two weights in one module, to which qwix's rules give one rank."""
 
     @linen.compact
     def __call__(self, x):

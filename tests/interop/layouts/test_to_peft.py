@@ -1,8 +1,8 @@
-"""Every layout's tree, through a file, onto a torch model by PEFT itself.
+"""Test every layout's tree, through a file, on a torch model with PEFT itself.
 
-The trees are plain dicts in the form that the other tests of this folder pin against
-each library. What PEFT adds to the output is compared with the update that the
-library's documentation states, in NumPy.
+The trees are plain dicts in the forms pinned against each library by the other tests of
+this folder. PEFT's contribution to the output is compared with the update stated in the
+library's documentation, in NumPy.
 """
 
 import jax
@@ -89,7 +89,7 @@ def linen():
 
 
 def torch_model(deltas):
-    """Returns nested torch modules with a linear layer at each path, all zero."""
+    """Return nested torch modules with an all-zero linear layer at each path."""
     model = torch.nn.Module()
     model.forward = lambda x: x
     for path, delta in deltas.items():

@@ -1,9 +1,9 @@
-"""Trees of tunix's own models, adapted as tunix does it: qwix on NNX.
+"""Test trees of tunix's own models, adapted as tunix does it: qwix on NNX.
 
-The models are those of google-tunix 0.1.7. Its `__init__` imports all of its trainers,
-with half of what is on PyPI behind them; the models need none, so that an empty
-package stands for it here. LoRA is applied as `tunix/cli/utils/model.py` does, with
-the rank and alpha of one `lora_config`.
+The models are from google-tunix 0.1.7. Its `__init__` imports all of its trainers and
+their many dependencies. The models need none of them, so an empty package stands in for
+it here. LoRA is applied as in `tunix/cli/utils/model.py`, with the rank and alpha of
+one `lora_config`.
 """
 
 import functools
@@ -65,7 +65,7 @@ PARTS = {"attn/kv_einsum": "kv", "attn/qkv_einsum": "qkv"}
 
 @pytest.fixture(scope="module", autouse=True)
 def tunix():
-    """Lets tunix's models be imported without the rest of tunix."""
+    """Make tunix's models importable without the rest of tunix."""
     spec = importlib.util.find_spec("tunix")
     package = types.ModuleType("tunix")
     package.__path__ = [str(pathlib.Path(spec.origin).parent)]
@@ -110,7 +110,7 @@ def build(name):
 
 
 def adapted(name, provider):
-    """Returns the model as tunix adapts it, without arrays."""
+    """Return the model as adapted by tunix, without arrays."""
 
     def make():
         model = build(name)
@@ -127,7 +127,7 @@ def uniform():
 
 @functools.cache
 def tree_of(name):
-    """Returns the tree of an adapted model, filled with random numbers."""
+    """Return the tree of an adapted model, filled with random numbers."""
     shapes = nnx.to_pure_dict(nnx.state(adapted(name, uniform())))
     rng = np.random.default_rng(3)
     return jax.tree.map(
@@ -149,7 +149,7 @@ def forward(name, tree, rules):
 
 
 def plain(name, tree, adapters):
-    """Returns what the model without LoRA gives, with the updates in its kernels."""
+    """Return the output of the model without LoRA, with the updates in its kernels."""
     leaves = flat(tree)
     for layer in range(layers(name)):
         for path, (_, _, _, split, order) in MODULES[name].items():
@@ -200,7 +200,7 @@ def close(got, want):
 
 
 def found(name):
-    """Returns what has to be found: each adapter's a, b and scale."""
+    """Return the expected adapters: each one's a, b and scale."""
     result = {}
     for layer in range(layers(name)):
         for path, (_, a, b, _, _) in MODULES[name].items():
@@ -344,7 +344,7 @@ def test_a_checkpoint_as_tunix_writes_it_gives_the_same_child(tmp_path, kind):
 
 
 def without_value(restored, leaves):
-    """Returns restored leaves in the keys of NNX, over those of the base model."""
+    """Return restored leaves in the keys of NNX, over those of the base model."""
     return leaves | {
         k.removesuffix("/value"): jnp.asarray(x) for k, x in restored.items()
     }

@@ -1,4 +1,4 @@
-"""Messages that carry arguments and remedies: a string, and its parts."""
+"""Test error messages with arguments and remedies: a string, and its parts."""
 
 import copy
 import json

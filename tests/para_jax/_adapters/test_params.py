@@ -1,4 +1,4 @@
-"""Adapters as nested params, and back; NumPy multiplies what has to be equal."""
+"""Test adapters as nested params, and back; NumPy computes the expected products."""
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,8 @@ def test_the_scale_is_folded_in_by_one_rounding(kind, dtype, scale):
     np.testing.assert_array_equal(got["a"], x.a)
     assert got["b"].dtype == dtype
     want = x.b.astype(np.float64) * scale
-    # Rounding the scale itself to half precision would shift a whole module. What
-    # is added is float32's own.
+    # Rounding the scale itself to half precision would shift a whole module. The
+    # added term is float32's own rounding.
     rounding = float(ml_dtypes.finfo(dtype).eps) / 2 + 2e-7
     error = np.abs(np.asarray(got["b"]).astype(np.float64) - want)
     assert (error <= rounding * np.abs(want)).all()
@@ -66,7 +66,7 @@ def test_from_params_inverts_to_params():
         "mlp/up": adapter(8, 6, 3, seed=1),
         "mlp": adapter(4, 9, 6, seed=2),  # A module in a module.
         "layers/10/q": adapter(5, 5, 1, stack=(2, 3), seed=3),
-        "a": adapter(3, 2, 1, seed=4),  # Its name is that of a factor.
+        "a": adapter(3, 2, 1, seed=4),  # Named like a factor.
         "b/a": adapter(3, 2, 2, seed=5),
     }
 

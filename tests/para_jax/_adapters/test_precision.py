@@ -1,6 +1,6 @@
-"""Arrays of float64 give outside of `enable_x64` what they give inside.
+"""Test that float64 arrays give the same outside of `enable_x64` as inside.
 
-Warnings are errors: one of JAX's would say that it made them float32.
+Warnings are errors: JAX would warn if it converted them to float32.
 """
 
 import functools
@@ -32,7 +32,7 @@ FORMS = ["masked", "padded", "ragged"]
 
 @functools.cache
 def parent(dtype):
-    """Returns adapters and their spectra, made inside of the block."""
+    """Return adapters and their spectra, made inside the block."""
     rng = np.random.default_rng(0)
     arrays = {
         f"m{i}": para_jax.Adapter(
@@ -48,7 +48,7 @@ def parent(dtype):
 
 
 def check_equal(got, want):
-    """Checks values and dtypes, to the last bit but for a sum in another order."""
+    """Check values and dtypes, to the last bit but for sums in another order."""
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert x.dtype == y.dtype
@@ -107,7 +107,7 @@ def test_children_of_all_forms_are_those_of_the_block(form, dtype):
 
 
 def in_two_places(function, *args):
-    """Returns what a function gives outside of the block, and inside."""
+    """Return a function's results outside of the block and inside."""
     outside = function(*args)
     with jax.enable_x64(True):
         return outside, function(*args)

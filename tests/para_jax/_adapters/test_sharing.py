@@ -1,4 +1,4 @@
-"""Modules that share one update: counted once, cut once, and equal afterwards.
+"""Test modules sharing one update: counted once, cut once, and equal afterwards.
 
 Spectra are NumPy's, of the full matrices.
 """
@@ -24,7 +24,7 @@ def flipped(x):
 
 
 def tied(scale=0.5):
-    """Returns an embedding, the output layer with its factors, and another module."""
+    """Return an embedding, the output layer with its factors, and another module."""
     embed = adapter(11, 6, 3, scale=scale)
     adapters = {"head": flipped(embed), "embed": embed, "q": adapter(6, 5, 3, seed=1)}
     return para.Checkpoint(

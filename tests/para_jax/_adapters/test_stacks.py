@@ -1,4 +1,4 @@
-"""The kernels of stacks: their order, their paths and their indices."""
+"""Test the kernels of stacks: their order, paths and indices."""
 
 import numpy as np
 

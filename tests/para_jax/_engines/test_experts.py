@@ -1,4 +1,4 @@
-"""Experts of one module each in every profile: one rank where a reader stacks them."""
+"""Test experts of one module each in every profile: one rank if readers stack them."""
 
 import json
 
@@ -30,7 +30,7 @@ def adapter(m, n, r, seed):
 
 
 def experts(moe, ranks):
-    """Returns adapters of experts: `{(layer, number, which): rank}`; 0 is absent."""
+    """Return adapters of experts: `{(layer, number, which): rank}`; 0 is absent."""
     adapters, absent = {}, {}
     for seed, ((i, e, which), r) in enumerate(ranks.items()):
         path = f"layers/{i}/{moe}/experts/{e}/{NAMES[moe][which]}"

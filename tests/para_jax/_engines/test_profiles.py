@@ -1,4 +1,4 @@
-"""Files of each profile under the rules by which engines scale, simulated in float64.
+"""Test files of each profile under the engines' scaling rules, simulated in float64.
 
 The rules are those of the engines' sources (see `para_jax/formats/verify.py`),
 written here once more from the raw files; `tests/interop` asks PEFT itself.
@@ -48,7 +48,7 @@ def adapter(m, n, r, *, scale=1.0, stack=(), seed=0, dtype=np.float32):
 
 
 def model(dtype=np.float32):
-    """Returns ranks 1 to 5 over two types; one module kept nothing."""
+    """Return ranks 1 to 5 over two types; one module keeps nothing."""
     shapes = {"layers/0/q": (7, 5, 3), "layers/1/q": (7, 5, 5), "layers/2/q": (7, 5, 2)}
     shapes |= {"layers/0/up": (5, 11, 1), "layers/1/up": (5, 11, 2)}
     adapters = {
@@ -63,7 +63,7 @@ def delta(x):
 
 
 def factors(folder):
-    """Yields name, A and B of each module of a PEFT folder, in float64."""
+    """Yield name, A and B of each module of a PEFT folder, in float64."""
     found = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
     for key in sorted(x for x in found if x.endswith(".lora_A.weight")):
         name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
@@ -146,7 +146,7 @@ def test_what_is_saved_is_loaded_and_can_be_saved_in_any_other(profile, tmp_path
 
 
 def test_a_padded_stack_is_trimmed_before_its_type_is_measured(tmp_path):
-    """A scanned child has its stack's rank in every layer, most of it zeros."""
+    """A scanned child has its stack's rank in every layer, mostly zero columns."""
     parent = {"layers": adapter(7, 5, 3, stack=(3,))}
     parent["layers"].a[1, :, 1:] = 0
     parent["layers"].a[2, :, 2:] = 0
@@ -174,7 +174,7 @@ def test_the_type_of_a_module_is_its_path_without_the_layer(path, name):
 
 
 def test_alphas_of_one_keep_small_numbers_of_half_precision(tmp_path):
-    """Dividing b by the largest rank instead would leave a few bits of it."""
+    """Dividing b by the largest rank instead would leave only a few bits of it."""
     x = adapter(7, 5, 2, dtype=np.float16)
     small = para.Adapter(x.a, (x.b * np.float16(2e-4)).astype(np.float16))
     large = adapter(5, 71, 64, dtype=np.float16)
@@ -281,7 +281,7 @@ EXPERTS = {
 
 
 def expert_files(folder, **fields):
-    """Writes what PEFT writes for two parameters [3, 9, 7] and [3, 7, 4]."""
+    """Write the files PEFT writes for two parameters [3, 9, 7] and [3, 7, 4]."""
     rng = np.random.default_rng(0)
     module = f"{PREFIX}layers.0.experts"
     shapes = {

@@ -1,7 +1,7 @@
-"""What `engine=` makes of an adapter, and what each engine pays for it.
+"""Test the adapter `engine=` writes, and its cost in each engine.
 
-The engines themselves are not run here: the limits are those that
-`para_jax/_engines/registry.py` gives the evidence for.
+The engines themselves are not run here. `para_jax/_engines/registry.py` gives the
+evidence for the limits.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.user_defaults
 SIZES = {"q_proj": (8, 6), "k_proj": (8, 4), "v_proj": (8, 4)}
 SIZES |= {"gate_proj": (8, 11), "up_proj": (8, 11), "down_proj": (11, 8)}
 TREES = {name: x.layouts[-1] for name, x in registry.ENGINES.items() if x.layouts}
-# Engines of image models, which find modules by such names alone.
+# Engines of image models: they find modules only by such names.
 IMAGES = ("diffusers", "comfyui", "sd-scripts")
 every_engine = pytest.mark.parametrize(
     "engine", [name for name in registry.ENGINES if name not in TREES]
@@ -36,7 +36,7 @@ def adapter(m, n, r, *, seed=0, scale=1.0):
 
 
 def checkpoint(ranks, **fields):
-    """Returns modules by `layer/name` with these ranks; 0 is an absent one."""
+    """Return modules by `layer/name` with these ranks; 0 is absent."""
     adapters, absent = {}, {}
     for seed, (path, rank) in enumerate(ranks.items()):
         m, n = SIZES.get(path.rpartition("/")[2], (8, 6))
@@ -61,7 +61,7 @@ def small():
 
 
 def named(engine):
-    """Returns a name that an engine finds, of a linear or a convolutional layer."""
+    """Return an engine-readable name of a linear or a convolutional layer."""
     if engine == "diffusers":
         return "down_blocks/0/resnets/0/conv1"
     if engine in IMAGES:
@@ -70,7 +70,7 @@ def named(engine):
 
 
 def image(engine):
-    """Returns a child of an image model, of which a part kept nothing."""
+    """Return a child of an image model; a part of it keeps nothing."""
     block = "down_blocks/0/attentions/0/transformer_blocks/0/attn1"
     ranks = {f"{block}/to_q": 5, f"{block}/to_k": 0, f"{block}/to_v": 2}
     if engine != "diffusers":
@@ -130,7 +130,7 @@ def test_the_table_says_what_the_file_has(engine, tmp_path):
 
 
 def test_the_table_counts_what_an_engine_allocates():
-    """Two layers of q 8x6, k and v 8x4, by hand."""
+    """Compare with two layers of q 8x6, k and v 8x4, computed by hand."""
     table = {x.engine: x for x in prepare.costs(small())}
 
     one = 2 * (14 + 12 + 12)
@@ -230,7 +230,7 @@ def test_each_type_is_in_every_layer_at_one_rank(engine, rank, tmp_path):
 @pytest.mark.parametrize("layers", [0, [0], [0, 1]])
 @pytest.mark.parametrize("engine", ["lorax", "lmdeploy"])
 def test_a_parent_in_some_layers_alone_is_refused(engine, layers, tmp_path):
-    """The file does not tell how many layers the base has."""
+    """The file does not record the number of layers in the base."""
     config = {"peft_type": "LORA", "layers_to_transform": layers}
     parent = checkpoint({"layers/0/q_proj": 2, "layers/1/q_proj": 1}, config=config)
 
@@ -248,7 +248,7 @@ def test_a_parent_in_some_layers_alone_is_refused(engine, layers, tmp_path):
     [(1, 1), (3, 3), (16, 16), (17, 32), (32, 32), (65, 128), (129, 256)],
 )
 def test_lmdeploy_has_ranks_that_its_kernel_is_compiled_for(rank, written, tmp_path):
-    """Of more than 16, powers of two: Triton has no other ranges."""
+    """Above 16, only powers of two: Triton has no other ranges."""
     parent = checkpoint({"layers/0/q_proj": rank, "layers/1/q_proj": 1})
 
     para.save(parent, tmp_path / "x", engine="lmdeploy")
@@ -302,7 +302,7 @@ def test_llamacpp_finds_all_experts_of_a_layer_or_none(kept, names, tmp_path):
     got = {path: (m, n) for path, (m, _, n) in shapes_of(tmp_path / "x").items()}
     assert got == {
         f"layers/{layer}/experts/{i}/{names[x]}": shape
-        for layer in range(2)  # PEFT asks for all layers that the parent has.
+        for layer in range(2)  # PEFT needs all layers of the parent.
         for i in range(3)
         for x, shape in EXPERTS.items()
     }
@@ -313,7 +313,7 @@ def test_llamacpp_finds_all_experts_of_a_layer_or_none(kept, names, tmp_path):
         np.testing.assert_allclose(delta(back[path]), want, rtol=1e-5, atol=1e-6)
 
 
-# --- What an engine cannot serve ------------------------------------------------------
+# --- Adapters an engine cannot serve --------------------------------------------------
 
 KINDS = {
     "embedding": {"peft", "vllm", "tpu-inference", "sglang", "llamacpp", "mlx"},
@@ -404,7 +404,7 @@ def test_a_copy_of_an_adapted_embedding_is_passed_over_or_refused(
     else:
         with pytest.raises(ValueError, match=f"{engine} cannot serve"):
             para.save(parent, tmp_path / "x", engine=engine)
-    # Without an adapter it is the module's own tensor, which no engine takes.
+    # Without an adapter it is the module's own tensor, and engines do not accept it.
     gone = checkpoint({name: 0, "layers/0/q_proj": 2}, layers=kinds, extra=extra)
     with pytest.raises(ValueError, match="is not a LoRA factor"):
         para.save(gone, tmp_path / "y", engine="vllm")
@@ -422,7 +422,7 @@ def test_nothing_left_to_serve_is_refused(engine, tmp_path):
 
 
 def in_tree(layout):
-    """Returns a tree of two layers, of which the second matters little."""
+    """Return a tree of two layers; the second matters little."""
     factors = [adapter(8, 6, 3, seed=0), adapter(8, 6, 3, seed=1)]
     pairs = [{"a": x.a * 0.01**i, "b": x.b} for i, x in enumerate(factors)]
     if layout == "gemma":
@@ -467,7 +467,7 @@ LAYERS = {f"model/layers/{i}/self_attn/{x}_proj": 1 + i for i in (0, 1) for x in
 
 
 def test_lmdeploy_compares_the_types_of_modules(tmp_path):
-    """It looks for a name of one adapter's list in the lists of the others."""
+    """It looks for a name from one adapter's list in the lists of the others."""
     para.save(checkpoint(LAYERS), tmp_path / "x", engine="lmdeploy")
 
     config = json.loads((tmp_path / "x/adapter_config.json").read_text())

@@ -1,4 +1,4 @@
-"""A fleet: what is found, what is done, what is left when a run is cut off."""
+"""Test a fleet: adapters found, work done, and the state after an interruption."""
 
 import json
 import os
@@ -23,7 +23,7 @@ GAMMA = ("--gamma", 0.25)
 
 @pytest.fixture(autouse=True)
 def no_trace_of_the_settings(monkeypatch, tmp_path_factory):
-    """Undoes what a command sets for its own process, and keeps it off the user's."""
+    """Undo a command's process-wide settings, and isolate the user's."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.getbasetemp()))
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -49,14 +49,14 @@ def adapters(seed, *, m=8, n=6, rank=4, modules=2):
 
 
 def settle(root, names, **kwargs):
-    """Writes a small adapter for each name."""
+    """Write a small adapter for each name."""
     for seed, name in enumerate(names):
         para.save(adapters(seed), root / name, **kwargs)
 
 
 @pytest.fixture
 def call(capsys, monkeypatch, tmp_path):
-    """Runs a command in this process; returns its code, output and complaint."""
+    """Run a command in this process; return its code, output and error text."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -72,7 +72,7 @@ def call(capsys, monkeypatch, tmp_path):
 
 @pytest.fixture
 def tended(call, tmp_path):
-    """Runs `para fleet` on `in/*` without a failure; returns its summary."""
+    """Run `para fleet` on `in/*` without a failure; return its summary."""
 
     def run(*arguments):
         code, out, err = call("fleet", "in/*", "out", *GAMMA, "--json", *arguments)
@@ -83,13 +83,13 @@ def tended(call, tmp_path):
 
 
 def lines(folder):
-    """Returns the rows of a manifest, in the order that they were written."""
+    """Return the rows of a manifest, in the order written."""
     text = (folder / "manifest.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()][1:]
 
 
 def files(folder):
-    """Returns the bytes of every file of all children."""
+    """Return the bytes of every file of all children."""
     return {
         str(x.relative_to(folder)): x.read_bytes()
         for x in folder.rglob("*")
@@ -142,7 +142,7 @@ def test_a_vmapped_pack_equals_a_loop():
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
-# What patterns find
+# Matches of patterns
 
 
 @pytest.mark.parametrize(
@@ -563,7 +563,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
         log = tmp_path / f"log-{at}"
         assert run("out", log, at).returncode == -signal.SIGKILL
         begun = log.read_text().split() if log.exists() else []
-        assert not set(begun) & set(done)  # What is done is never done again.
+        assert not set(begun) & set(done)  # Finished work is never repeated.
         if (tmp_path / "out/manifest.jsonl").exists():
             now = [x["name"] for x in lines(tmp_path / "out")]
             assert now[: len(done)] == done
@@ -573,5 +573,5 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
 
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     names = [x["name"] for x in lines(tmp_path / "out")]
-    assert sorted(names) == [f"t{i:02}" for i in range(19)]  # None twice, none lost.
+    assert sorted(names) == [f"t{i:02}" for i in range(19)]  # Each exactly once.
     assert not list((tmp_path / "out").rglob(".*"))

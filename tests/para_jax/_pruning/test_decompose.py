@@ -1,4 +1,4 @@
-"""`decompose` against NumPy's float64 SVD of the dense update."""
+"""Test `decompose` against NumPy's float64 SVD of the dense update."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ def factors(rng, m, n, r, *, stack=(), grade=None):
 
 @functools.cache
 def adapters():
-    """Returns one model of all that is to be decomposed, in one program."""
+    """Return one model with all adapters to decompose, for a single program."""
     rng = np.random.default_rng(0)
     result = {}
 
@@ -80,7 +80,7 @@ def dense(adapter):
 
 
 def kernels(name, method, precision):
-    """Yields the dense update and the Spectrum of each kernel of a stack."""
+    """Yield the dense update and the Spectrum of each kernel of a stack."""
     adapter, spectrum = adapters()[name], decomposed(method, precision)[name]
     for index in np.ndindex(adapter.stack):
         one = dataclasses.replace(adapter, a=adapter.a[index], b=adapter.b[index])
@@ -89,7 +89,7 @@ def kernels(name, method, precision):
 
 
 def pair(adapter, spectrum):
-    """Returns the balanced factors in float64, from what the library found."""
+    """Return the balanced factors in float64, from the library's results."""
     a, b = (np.asarray(x, np.float64) for x in (adapter.a, adapter.b))
     return a @ spectrum.left, spectrum.right @ b
 
@@ -227,7 +227,7 @@ def test_the_gradient_of_the_singular_values_is_that_of_the_update(method, m_n_r
 
 
 def shapes_in(jaxpr):
-    """Yields the shape of every value in a jaxpr and in those inside it."""
+    """Yield the shape of every value in a jaxpr and in its inner jaxprs."""
     for equation in jaxpr.eqns:
         for variable in (*equation.invars, *equation.outvars):
             yield getattr(variable.aval, "shape", ())

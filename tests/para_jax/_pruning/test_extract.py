@@ -1,4 +1,4 @@
-"""Adapters out of full weights (PhLoRA), and PiSSA or MiLoRA adapters made plain."""
+"""Test adapters from full weights (PhLoRA), and PiSSA or MiLoRA adapters made plain."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ def delta(adapter):
 
 
 def pissa(weight, rank, *, scale=1.0, last=False):
-    """Returns PiSSA's (or MiLoRA's, `last`) factors of `weight`, by definition."""
+    """Return PiSSA's (or MiLoRA's, `last`) factors of `weight`, by definition."""
     u, s, vt = np.linalg.svd(weight, full_matrices=False)
     chosen = slice(-rank, None) if last else slice(rank)
     root = np.sqrt(s[chosen] / scale)
@@ -181,7 +181,7 @@ def test_a_rank_below_one_is_refused():
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_a_plain_adapter_is_the_exact_change_of_the_original_weights(scale, last):
-    """G-PIS-5."""
+    """Check G-PIS-5."""
     rng = np.random.default_rng(4)
     weight = rng.normal(size=(8, 6))
     initial = pissa(weight, 2, scale=scale, last=last)
@@ -205,7 +205,7 @@ def test_a_plain_adapter_is_the_exact_change_of_the_original_weights(scale, last
 
 
 def test_the_pissa_example_diag_9_4_1():
-    """G-PIS-1: the definition that the other tests build on."""
+    """Check G-PIS-1: the definition on which the other tests build."""
     got = pissa(np.diag([9.0, 4, 1]), 1, scale=4.0)
     least = pissa(np.diag([9.0, 4, 1]), 1, scale=4.0, last=True)
 

@@ -1,4 +1,4 @@
-"""A report says when rounding may turn a choice, and nothing otherwise."""
+"""Test that a report says when rounding may change a choice, and only then."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from para_jax.linalg.tolerances import RESOLUTION
 
 
 def diagonal(*sigma, m=7, n=5):
-    """Returns an adapter whose singular values are exactly `sigma`."""
+    """Return an adapter with exactly the singular values `sigma`."""
     r = len(sigma)
     return para_jax.Adapter(a=np.eye(m, r) * np.array(sigma), b=np.eye(r, n))
 
@@ -49,7 +49,7 @@ def test_how_close_a_tie_is_decides_who_may_choose_otherwise(policy, factor, pre
 
 
 def test_a_tie_is_relative_to_the_largest_value_of_each_module():
-    """What is small in its module is known less well."""
+    """Components small within their module are known less accurately."""
     flat = model(x=[2.0, 1.0], y=[2.0, 1.0 - 1e-5])
     steep = model(x=[2000.0, 1.0], y=[2.0, 1.0 - 1e-5])
 
@@ -81,7 +81,7 @@ def test_an_energy_that_just_reaches_its_share_is_a_tie(epsilon, precision):
     assert (found and found.precision) == precision
     if precision:
         assert "the kept energy equals what is asked for" in str(found)
-        assert found.modules == ("y",)  # Whose 1.5 stays or goes.
+        assert found.modules == ("y",)  # Its 1.5 may stay or go.
 
 
 def test_all_of_the_energy_is_no_tie():
@@ -105,7 +105,7 @@ def test_a_value_at_the_threshold_is_a_tie(tau, precision):
 
 
 def test_two_values_that_energy_separates_may_be_a_tie():
-    """Of 33, the 29 of 4, 3 and one 2 are more than 0.8; the 25 of 4 and 3 are less."""
+    """Of 33, the 29 of 4, 3 and one 2 exceed 0.8; the 25 of 4 and 3 do not."""
     close = model(x=[3.0, 2.0], y=[4.0, 2.0 - 1e-9])
 
     assert tie(close, Epsilon(0.8)).modules == ("x", "y")
@@ -191,7 +191,7 @@ def test_a_spectrum_in_single_precision_is_judged_by_its_own_rounding():
 
 
 def nearly_tied(rng, models):
-    """Returns pairs of kernels `[models, 2, ...]` with one value almost in common."""
+    """Return pairs of kernels `[models, 2, ...]` with one nearly common value."""
     sigma = np.array([[3.0, 2.0], [4.0, 2.0]]) * np.ones((models, 1, 1))
     sigma[:, 1, 1] *= 1 + rng.choice([-1, 1], models) * 10 ** rng.uniform(
         -8, -4, models

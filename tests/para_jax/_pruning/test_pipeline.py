@@ -1,4 +1,4 @@
-"""The whole way in one call: children, families of them, the search, the report."""
+"""Test the whole pipeline in one call: children, families, the search, the report."""
 
 import dataclasses
 import importlib
@@ -25,7 +25,7 @@ PATHS = ["head", "layer/2", "layer/10"]  # The model's order.
 
 
 def parent(sigma=None, *, dtype=np.float32, scale=2.0, seed=0):
-    """Returns adapters of these singular values, in an arbitrary gauge."""
+    """Return adapters of these singular values, in an arbitrary gauge."""
     rng, result = np.random.default_rng(seed), {}
     for path, s in (sigma or SIGMA).items():
         u, _ = np.linalg.qr(rng.normal(size=(8, 3)))
@@ -158,7 +158,7 @@ def test_a_family_is_its_members_one_by_one():
 
 @pytest.fixture
 def decompositions(monkeypatch):
-    """Counts how often the library decomposes something."""
+    """Count how often the library decomposes something."""
     calls = []
     modules = [
         importlib.import_module(f"para_jax._pruning.{x}")
@@ -343,7 +343,7 @@ def test_broken_parents_are_refused(adapters, message):
 
 
 def energy_of(adapters):
-    """A metric that rises with the rank: the energy that is there."""
+    """Return a metric that rises with the rank: the energy present."""
     return sum(float(np.linalg.norm(delta(x)) ** 2) for x in adapters.values())
 
 
@@ -416,7 +416,7 @@ def test_the_whole_parent_is_the_answer_where_nothing_less_is_good():
 
     found = para_jax.search(parent(), metric, tolerance=0.5, form="padded")
 
-    assert found.child.report.kept_rank == 8  # All that is not zero.
+    assert found.child.report.kept_rank == 8  # Every nonzero component.
     assert not any(x.accepted for x in found.points)
     assert found.child.adapters["layer/2"].rank == 3
 
@@ -500,7 +500,7 @@ def test_a_child_beyond_the_range_of_its_dtype_is_refused():
     [("float16", 1e-14, "float32"), ("float32", 1e-90, "float64")],
 )
 def test_a_child_below_the_range_of_its_dtype_is_refused(dtype, scale, wide):
-    """Its factors would be zeros, or a bit or two, and the report would not know."""
+    """Its factors would be zeros, or a bit or two, unnoticed by the report."""
     a, b = np.eye(8, 3), np.eye(3, 6)
     tiny = {"x": para_jax.Adapter(a.astype(dtype), b.astype(dtype), scale)}
 
@@ -516,7 +516,7 @@ def test_a_child_below_the_range_of_its_dtype_is_refused(dtype, scale, wide):
 
 
 def test_a_tiny_module_beside_others_may_be_lost():
-    """What it would add is nothing beside the rest of the model."""
+    """Its contribution is negligible beside the rest of the model."""
     rows = {"x": para_jax.Adapter(np.eye(8, 3), np.eye(3, 6), 1e-20)}
     rows |= {"y": para_jax.Adapter(np.eye(8, 3), np.eye(3, 6))}
 

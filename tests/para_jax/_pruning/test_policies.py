@@ -1,4 +1,4 @@
-"""The table of policies, and the interface that each of them has to fill in."""
+"""Test the table of policies, and the interface each of them must implement."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_only_a_budget_of_ranks_promises_ranks(policy, ranks, spectra):
 
 
 class TopTwo(Cutoff):
-    """Keep the two largest values of the model, and all that equal them."""
+    """Keep the two largest values of the model, and all equal ones."""
 
     kind = "top-two"
 

@@ -1,4 +1,4 @@
-"""Children in each of their forms, against NumPy's truncated SVD of the update."""
+"""Test children in each of their forms against NumPy's truncated SVD of the update."""
 
 import functools
 import inspect
@@ -62,7 +62,7 @@ def delta(adapter):
 
 
 def kept_updates():
-    """Yields the path, index and dtype, and NumPy's kept part, of each kernel."""
+    """Yield the path, index and dtype, and NumPy's kept part, of each kernel."""
     adapters, masks = model()
     for path, adapter in adapters.items():
         for index in np.ndindex(adapter.stack):

@@ -1,4 +1,4 @@
-"""Children that NumPy makes by itself, against NumPy's truncated SVD in float64."""
+"""Test children made by NumPy alone against NumPy's truncated SVD in float64."""
 
 import ml_dtypes
 import numpy as np
@@ -25,7 +25,7 @@ def truncated(product, rank):
 
 
 def positive(b):
-    """Return whether of each row's first entries the first largest is positive."""
+    """Test for each row whether the first largest of its first entries is positive."""
     first = np.float64(b)[:, :SIGNING]
     return first[np.arange(len(first)), np.abs(first).argmax(-1)] > 0
 
@@ -89,7 +89,7 @@ def test_each_kernel_of_a_stack_has_its_own_child(order):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_first_entries_alone_say_which_sign_a_row_has(sign):
-    """Of one row of 521: 3 is the largest of the first 512, and -5 comes after them."""
+    """In a row of 521, 3 is the largest of the first 512, and -5 follows them."""
     row = np.zeros((1, 521))
     row[0, [7, 500, 519]] = 3, -2, -5
     parent = {"x": Adapter(sign * normal(7, 1), sign * row)}
@@ -114,7 +114,7 @@ def test_of_entries_that_are_equal_but_for_their_sign_the_first_is_positive(sign
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
 def test_what_is_stored_is_the_exact_child_rounded_once(dtype):
-    """The exact one is that of the same numbers, stored in float64."""
+    """Compute the exact child from the same numbers, stored in float64."""
     a, b = normal(13, 3).astype(dtype), normal(3, 7, seed=1).astype(dtype)
     wide = {"x": Adapter(np.float64(a), np.float64(b))}
 

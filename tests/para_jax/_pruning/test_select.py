@@ -1,4 +1,4 @@
-"""Policies against a plain Python account of the same rules, in exact fractions."""
+"""Test policies against a plain Python account of the rules, in exact fractions."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ POOL = {"a": [6.0, 2.0], "b": [5.0, 1.0], "c": [0.5, 0.0]}
 
 
 def spectrum(s, *, shape=(8, 6), dtype="float32", rank=None, nominal=None):
-    """Returns a Spectrum of these singular values; its factors are never looked at."""
+    """Return a Spectrum of these singular values; its factors are never read."""
     s = np.asarray(s, np.float64)
     *stack, k = s.shape
     rank = rank or k
@@ -51,7 +51,7 @@ def spectra_of(values):
 
 
 def kept_ranks(spectra, policy):
-    """Returns the ranks as integers, after checking that the traced masks agree."""
+    """Return the ranks as integers, after checking that the traced masks agree."""
     exact = para_jax.ranks(spectra, policy)
     traced = para_jax.masks(spectra, policy)
     assert list(exact) == list(traced) == ordered(spectra)
@@ -105,7 +105,7 @@ def round_up(rank, q):
 
 
 def oracle(modules, policy):
-    """Returns the rank of each module, or None where the budget cannot be kept."""
+    """Return the rank of each module, or None if the budget cannot be kept."""
     if isinstance(policy, (Epsilon, Threshold)):
         return cut_at_threshold(modules, policy)
     return spend_budget(modules, policy)
@@ -171,7 +171,7 @@ def spend_budget(modules, policy):
 
 
 def with_ties(modules, price, ranks, low, high):
-    """Returns `ranks` and all that is worth as much as the last that was bought."""
+    """Return `ranks` and all components tied with the last one bought."""
     worths = [
         x.s[j] ** 2 / p
         for x, p, rank in zip(modules, price, ranks, strict=True)
@@ -187,7 +187,7 @@ def with_ties(modules, price, ranks, low, high):
 
 @st.composite
 def pools(draw, smallest=1):
-    """Returns spectra of one fixed layout, whose small integers tie often."""
+    """Return spectra of one fixed layout; their small integers tie often."""
     result = {}
     for path, stack, k, shape, dtype in reversed(LAYOUT):
         rows = [
@@ -309,7 +309,7 @@ def test_children_of_rising_parameter_budgets_nest(spectra, budgets):
     assert all((small[path] <= large[path]).all() for path in ORDER)
 
 
-# --- What each policy means, on pools that can be checked by eye -------------------
+# --- The meaning of each policy, on pools that can be checked by eye ---------------
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -408,7 +408,7 @@ def test_a_budget_that_is_whole_but_for_rounding_is_whole(rank, modules, want):
 )
 @pytest.mark.slow
 def test_an_energy_that_equals_its_share_is_enough(precision, largest, ones):
-    """What rounding makes of the share may be less than what is dropped."""
+    """The share, once rounded, may be less than the dropped part."""
     epsilon = largest**2 / (largest**2 + ones)
     spectra = {"x": spectrum([float(largest)] + [1.0] * ones)}
 

@@ -1,4 +1,4 @@
-"""Budgets and energies that are whole in decimals, but not in binary.
+"""Test budgets and energies that are whole in decimals, but not in binary.
 
 The oracle is exact fractions. Every budget in hundredths is tried: 0.29 * 100 is below
 29 in float64, and a bare floor would lose a rank.
@@ -20,7 +20,7 @@ PRECISIONS = [
     pytest.param("float32", marks=pytest.mark.user_defaults),
 ]
 HUNDREDTHS = [Fraction(i, 100) for i in range(1, 101)]
-# What one of a hundred ranks costs, in the unit of each policy's value.
+# The cost of one of a hundred ranks, in the unit of each policy's value.
 PRICES = {
     Gamma: Fraction(1, MODULES),
     Rank: Fraction(1, MODULES),
@@ -30,7 +30,7 @@ PRICES = {
 
 
 def spectra_of(s, shape=(5, 2)):
-    """Return the spectrum of a stack of kernels; its factors are never looked at."""
+    """Return the spectrum of a stack of kernels; its factors are never read."""
     s = np.asarray(s, np.float64)
     k = s.shape[-1]
     spectrum = para_jax.Spectrum(
@@ -55,7 +55,7 @@ def test_every_hundredth_of_a_parent_buys_as_many_of_its_hundred_ranks(kind):
     spectra = spectra_of(np.linspace(2, 1, MODULES)[:, None])
     values = values_of(kind)
     bare = [int(Fraction(x) / PRICES[kind]) for x in values]
-    assert bare != [*range(1, 101)]  # A floor of what is stored loses some.
+    assert bare != [*range(1, 101)]  # The floor of the stored float loses some.
 
     kept = [int(para_jax.ranks(spectra, kind(x))["mlp"].sum()) for x in values]
 
@@ -74,7 +74,7 @@ def test_a_traced_hundredth_buys_as_many_ranks_as_a_known_one(kind, precision):
 
 
 def test_a_budget_in_hundredths_of_one_rank_is_that_of_fractions():
-    """Seven modules of three ranks; most hundredths do not divide evenly."""
+    """Use seven modules of three ranks; most hundredths do not divide evenly."""
     spectra = spectra_of(np.linspace(3, 1, 21).reshape(3, 7).T)
     some = [share * 3 for share in HUNDREDTHS if share * 3 * 7 >= 1]
 
@@ -87,7 +87,7 @@ def test_a_budget_in_hundredths_of_one_rank_is_that_of_fractions():
     ("largest", "ones"), [(2, 1), (3, 1), (5, 3), (4, 7), (9, 1), (11, 2)]
 )
 def test_a_known_energy_that_equals_its_share_is_enough(largest, ones):
-    """What rounding makes of the share may be less than what is dropped."""
+    """The share, once rounded, may be less than the dropped part."""
     epsilon = Epsilon(largest**2 / (largest**2 + ones))
 
     kept = para_jax.ranks(spectra_of([float(largest)] + [1.0] * ones), epsilon)

@@ -1,8 +1,8 @@
 """Check every optimizer and wrapper of optax: moments are projected, or refused.
 
-Each projected moment must equal the one that NumPy computes in float64, by the formula
-of `para_jax._training.moments`. The next update, by `optax` itself, must equal that of
-a new state with NumPy's moments.
+Each projected moment must equal NumPy's in float64, by the formula of
+`para_jax._training.moments`. The next update, by `optax` itself, must equal the update
+from a new state with NumPy's moments.
 """
 
 import functools
@@ -20,7 +20,7 @@ import para_jax
 
 pytestmark = [
     pytest.mark.user_defaults,
-    # Of names that optax is about to drop.
+    # optax is about to drop these names.
     pytest.mark.filterwarnings("ignore:.*optimistic_adam. is deprecated"),
     pytest.mark.filterwarnings("ignore:inject_stateful_hyperparams is deprecated"),
 ]
@@ -198,7 +198,7 @@ PROJECTED = {
     ),
 }
 
-# By the state alone: the class and field that the message names.
+# Recognised by the state alone; the message names its class and field.
 REFUSED = {
     "adadelta": (lambda: optax.adadelta(0.1), "ScaleByAdaDeltaState.e_g"),
     "adafactor": (lambda: optax.adafactor(0.1), "FactoredState.v_row"),
@@ -333,7 +333,7 @@ def public():
 
 
 def there(table):
-    """Return the rows of optimizers in this version of optax."""
+    """Return the optimizer rows present in this version of optax."""
     names = public()
     return {x: y for x, y in table.items() if x in names or "," in x or " " in x}
 
@@ -568,7 +568,7 @@ def test_after_a_reset_the_next_step_is_that_of_a_new_optimizer(name):
 
 
 class ScaleByAdamState(optax.ScaleByAdamState):
-    """A user's own class, with the name and fields of optax's."""
+    """Stand for a user's own class, with the name and fields of optax's."""
 
 
 def test_a_state_of_a_users_own_class_is_refused_though_its_fields_are_adams():

@@ -137,7 +137,7 @@ def sgd_state(old, moments):
 
 @pytest.mark.parametrize("gamma", [1.0, 0.5])
 def test_projected_momentum_is_what_the_same_gradients_would_have_left(gamma):
-    """`m = sum_t beta^t dL/da_t`, once with the old factors, once with the new."""
+    """Compute `m = sum_t beta^t dL/da_t` with the old factors and with the new."""
     old = adapters()
     new, transforms = squeeze(old, Gamma(gamma))
     rng = np.random.default_rng(1)
@@ -186,7 +186,7 @@ def test_at_full_budget_momentum_predicts_the_same_change_of_the_loss():
 
 @pytest.mark.parametrize("balanced", [True, False])
 def test_from_balanced_factors_momentum_takes_the_same_way(balanced):
-    """An uninterrupted run in NumPy, against one with a squeeze at full budget."""
+    """Compare an uninterrupted run in NumPy with one squeezed at full budget."""
     rng = np.random.default_rng(3)
     u, _ = np.linalg.qr(rng.normal(size=(8, 3)))
     v, _ = np.linalg.qr(rng.normal(size=(6, 3)))
@@ -461,7 +461,7 @@ def test_states_of_two_optimizers_are_refused():
 
 @functools.cache
 def task():
-    """Return inputs, and the outputs of updates of rank 2, to be learned."""
+    """Return inputs, and the outputs of updates of rank 2 to learn."""
     rng = np.random.default_rng(5)
     x, y = {}, {}
     for path, stack, (m, n, _), _ in MODEL:

@@ -1,4 +1,4 @@
-"""The command line, as a person and as a script meet it."""
+"""Test the command line, as used by a person and by a script."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ FLAGS = ["--gamma", "--rank", "--epsilon", "--threshold", "--params", "--bytes"]
 
 @pytest.fixture(autouse=True)
 def no_trace_of_the_settings(monkeypatch, tmp_path_factory):
-    """Undoes what a command sets for its own process, and keeps it off the user's."""
+    """Undo a command's process-wide settings, and isolate the user's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -45,7 +45,7 @@ def no_trace_of_the_settings(monkeypatch, tmp_path_factory):
 
 
 def made(paths, *, m=8, n=6, rank=3, seed=0, dtype=np.float32):
-    """Returns a checkpoint of random adapters."""
+    """Return a checkpoint of random adapters."""
     rng = np.random.default_rng(seed)
     return para.Checkpoint(
         adapters={
@@ -60,7 +60,7 @@ def made(paths, *, m=8, n=6, rank=3, seed=0, dtype=np.float32):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A PEFT folder of two modules: 6 ranks, 84 parameters, 336 bytes."""
+    """Write a PEFT folder of two modules: 6 ranks, 84 parameters, 336 bytes."""
     folder = tmp_path_factory.mktemp("small") / "adapter"
     para.save(made(["layer/0/q", "layer/1/q"]), folder)
     return folder
@@ -68,7 +68,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture
 def call(capsys, monkeypatch, tmp_path):
-    """Runs a command in this process; returns its code, output and complaint."""
+    """Run a command in this process; return its code, output and error text."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -83,7 +83,7 @@ def call(capsys, monkeypatch, tmp_path):
 
 
 def command(*arguments, code=None, environment=None, **options):
-    """Runs a command in a process of its own."""
+    """Run a command in a process of its own."""
     code = code or "import sys; from para_jax import cli; sys.exit(cli.main())"
     inherited = {
         key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"
@@ -99,7 +99,7 @@ def command(*arguments, code=None, environment=None, **options):
 
 
 def one_sentence(err, prog="para"):
-    """Returns the only line of a complaint, without the program's name."""
+    """Return the only line of an error text, without the program's name."""
     assert err.count("\n") == 1, err
     assert err.startswith(f"{prog}: "), err
     sentence = err.removeprefix(f"{prog}: ").rstrip("\n")
@@ -119,7 +119,7 @@ def ranks(folder):
 
 
 def strict(text):
-    """Returns JSON that every parser reads: no NaN, no Infinity."""
+    """Return JSON readable by every parser: no NaN, no Infinity."""
 
     def refuse(constant):
         raise ValueError(f"{constant} is no JSON")
@@ -469,7 +469,7 @@ def test_an_impossible_budget_exits_2_with_one_sentence(
     assert (code, out) == (2, "")
     sentence = one_sentence(err)
     assert re.search(match, sentence)
-    # A Python value, such as Gamma(value=0.5, scope='global', ...), is no sentence.
+    # A Python value such as Gamma(value=0.5, scope='global', ...) must not leak out.
     assert "value=" not in sentence
     assert not list(tmp_path.iterdir())
 
@@ -712,7 +712,7 @@ def test_a_narrow_terminal_loses_no_column(call, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
 
     _, out, _ = call("inspect", MINILM)
-    # A terminal wraps what is too long for it; what was cut off is gone.
+    # A terminal wraps long lines by itself; truncated text would be lost.
     assert "…" not in out
     for path in para.load(MINILM).adapters:
         assert path.removeprefix("bert/encoder/layer/") in out

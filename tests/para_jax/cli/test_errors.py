@@ -1,4 +1,4 @@
-"""The library's sentences in the words of the command line, and none forgotten."""
+"""Test that the command line rewords every sentence of the library."""
 
 import argparse
 import ast
@@ -51,7 +51,7 @@ def test_a_failure_that_is_no_mistake_names_its_kind():
 
 
 def sources():
-    """Returns the syntax trees of the library, without those of the command line."""
+    """Return the syntax trees of the library, without those of the command line."""
     for path in sorted(LIBRARY.rglob("*.py")):
         name = path.relative_to(LIBRARY).as_posix()
         if not name.startswith("cli/") and name not in OURS:
@@ -59,7 +59,7 @@ def sources():
 
 
 def strings(tree):
-    """Yields the strings of a module that are no docstrings."""
+    """Yield the strings of a module other than docstrings."""
     alone = {id(x.value) for x in ast.walk(tree) if isinstance(x, ast.Expr)}
     for node in ast.walk(tree):
         is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
@@ -81,7 +81,7 @@ def test_no_sentence_names_an_argument_in_its_text():
 
 
 def test_no_sentence_names_an_argument_by_a_variable():
-    """As `f"{name}={value}"`, whose `name` may be that of a flag."""
+    """Search for `f"{name}={value}"`, as `name` may be a flag's."""
     found = [
         f"{name}:{after.lineno}"
         for name, tree in sources()
@@ -97,7 +97,7 @@ def test_no_sentence_names_an_argument_by_a_variable():
 
 
 def test_an_error_of_ours_is_quoted_with_its_parts():
-    """An f-string of the error would keep its text alone."""
+    """An f-string of the error would keep only its text."""
     found = [
         f"{name}:{node.lineno}"
         for name, tree in sources()

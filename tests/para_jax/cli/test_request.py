@@ -1,4 +1,4 @@
-"""A request holds the words of its command, in the manifest's form and in processes."""
+"""Test that a request keeps its command's words, in manifests and across processes."""
 
 import dataclasses
 import json
@@ -13,8 +13,8 @@ import para_jax as para
 from para_jax.cli import commands, fleet_run, parser
 from para_jax.cli.request import Compress, Convert, Fleet, Inspect, Sweep
 
-# The words of a fleet, and the line that they had in manifests before there were
-# requests, byte for byte: fleets that were begun then go on.
+# A fleet's words, and their manifest line from before there were requests, byte for
+# byte: older fleets must be able to continue.
 RECIPES = [
     (
         "in/* out --gamma 0.25",

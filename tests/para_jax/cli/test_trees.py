@@ -1,7 +1,7 @@
-"""The command line on other libraries' trees, other names, other formats and engines.
+"""Test the command line on other libraries' trees, names, formats and engines.
 
-The trees are written by Orbax as those libraries have them, and what comes out is read
-by Orbax and safetensors; the oracle is NumPy's SVD of the dense updates.
+Orbax writes the trees in those libraries' forms, and the outputs are read by Orbax and
+safetensors. The oracle is NumPy's SVD of the dense updates.
 """
 
 import json
@@ -26,7 +26,7 @@ R, ALPHA = 3, 6.0  # So the scale is 2.
 
 @pytest.fixture(autouse=True)
 def no_trace_of_the_settings(monkeypatch, tmp_path_factory):
-    """Undoes what a command sets for its own process, and keeps it off the user's."""
+    """Undo a command's process-wide settings, and isolate the user's."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.getbasetemp()))
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -42,7 +42,7 @@ def no_trace_of_the_settings(monkeypatch, tmp_path_factory):
 
 @pytest.fixture
 def call(capsys, monkeypatch, tmp_path):
-    """Runs a command in this process; returns its code, output and complaint."""
+    """Run a command in this process; return its code, output and error text."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -55,7 +55,7 @@ def call(capsys, monkeypatch, tmp_path):
 
 @pytest.fixture
 def done(call):
-    """Runs a command that has to succeed without a word; returns its output."""
+    """Run a command that must succeed without error text; return its output."""
 
     def run(*arguments):
         code, out, err = call(*arguments)
@@ -69,7 +69,7 @@ def done(call):
 
 @pytest.fixture
 def refused(call, tmp_path):
-    """Runs a command that has to refuse and leave nothing; returns its sentence."""
+    """Run a command that must refuse and write nothing; return its sentence."""
 
     def run(*arguments):
         before = sorted(tmp_path.rglob("*"))
@@ -78,7 +78,7 @@ def refused(call, tmp_path):
         assert err.count("\n") == 1
         assert re.match(r"para( \w+)?: .*\.$", err), err
         assert sorted(tmp_path.rglob("*")) == before
-        # A keyword argument of the library's is no word of the command line.
+        # The command line must not mention the library's keyword arguments.
         assert not re.search(r"\b[a-z_]+=", re.sub(r"'[^']*'", "", err)), err
         return err
 
@@ -97,7 +97,7 @@ def pair(name, a, b, seed):
 
 
 def flat(a, b):
-    """Returns the matrix that two factors of any number of axes stand for."""
+    """Return the matrix represented by two factors of any number of axes."""
     a, b = a.astype(float), b.astype(float)
     return a.reshape(-1, a.shape[-1]) @ b.reshape(len(b), -1)
 
@@ -223,7 +223,7 @@ TREES = {
 
 @pytest.fixture
 def saved(tmp_path):
-    """Saves a tree as its library's program does; returns its dense updates."""
+    """Save a tree as its library's program does; return its dense updates."""
 
     def save(name, path="run"):
         make, updates, _, scale = TREES[name]
@@ -241,7 +241,7 @@ def read(path):
 
 
 def best(updates, kept):
-    """Returns the updates that the `kept` largest singular values of all leave."""
+    """Return the updates left by the `kept` largest singular values of all."""
     parts = {path: np.linalg.svd(x, full_matrices=False) for path, x in updates.items()}
     tau = np.sort(np.concatenate([s for _, s, _ in parts.values()]))[-kept]
     return {p: (u * (s * (s >= tau))) @ vt for p, (u, s, vt) in parts.items()}
@@ -254,7 +254,7 @@ def same(got, want):
 
 
 def peft_updates(folder):
-    """Returns `B A alpha / r` transposed, as a JAX kernel lies, by PEFT's name."""
+    """Return `B A alpha / r` transposed, in a JAX kernel's axes, by PEFT's name."""
     config = json.loads((folder / "adapter_config.json").read_text())
     found = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
     updates = {}
@@ -338,7 +338,7 @@ def test_adapters_only_leaves_the_base_weights_out(done, saved, tmp_path):
 
 
 def llama(updates):
-    """Returns updates of the tunix tree under Hugging Face's names."""
+    """Return updates of the tunix tree under Hugging Face's names."""
     return {
         "model." + path.replace("attn", "self_attn").replace("/", "."): x
         for path, x in updates.items()
@@ -461,7 +461,7 @@ def test_a_profile_decides_on_ranks_and_alphas_alone(done, tmp_path):
 
 
 def kohya_updates(path):
-    """Returns what ComfyUI adds to each weight `[in, out]`."""
+    """Return ComfyUI's delta of each weight `[in, out]`."""
     found = safetensors.numpy.load_file(path)
     return {
         key.removesuffix(".alpha"): flat(
@@ -477,7 +477,7 @@ def kohya_updates(path):
 
 @pytest.fixture
 def unet(tmp_path):
-    """A kohya file as sd-scripts has it; returns its updates."""
+    """Write a kohya file in sd-scripts' form; return its updates."""
     tensors = {}
     for i in range(3):
         name = f"lora_unet_down_{i}_to_q"
@@ -597,7 +597,7 @@ def test_an_engine_gets_what_it_takes_or_the_reason_is_said(
     names = {"peft": "adapter_model.safetensors", "mlx": "adapters.safetensors"}
     found = safetensors.numpy.load_file(tmp_path / child / names.get(form, ""))
     assert not [name for name in found if "classifier" in name]
-    by_rank = ("lora_A.weight", "lora_down.weight", "lora_b")  # Whose rows are ranks.
+    by_rank = ("lora_A.weight", "lora_down.weight", "lora_b")  # Rows count ranks.
     ranks = {len(x) for key, x in found.items() if key.endswith(by_rank)}
     assert (len(ranks) == 1) == (ENGINES[engine].profile == "padded")
 

@@ -31,7 +31,7 @@ F64 = {"param_dtype": float}
 
 
 class Mixed(nn.Module):
-    """A layer of every kind: for 4 x 5 pixels of 3 channels, and 2 words."""
+    """Combine every kind of layer, for 4 x 5 pixels of 3 channels, and 2 words."""
 
     @nn.compact
     def __call__(self, image, words):
@@ -288,7 +288,7 @@ def test_an_embedding_that_also_computes_logits_is_refused(pair):
 
 
 class Layers(nn.Module):
-    """Three layers of one kernel each, or three times the same layer."""
+    """Run three layers of one kernel each, or the same layer three times."""
 
     shared: bool
 

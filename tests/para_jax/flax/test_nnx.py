@@ -309,7 +309,7 @@ def test_a_layer_that_is_shared_is_adapted_wherever_it_is_called(draw):
 
 
 class Doubled(nnx.Linear):
-    """A user's own layer."""
+    """Stand for a user's own layer."""
 
     def __call__(self, inputs, out_sharding=None):
         return 2 * super().__call__(inputs, out_sharding=out_sharding)

@@ -19,7 +19,7 @@ RANK = 4
 
 
 class Model(nnx.Module):
-    """One layer has the name of a moment."""
+    """Name one layer like an optimizer moment."""
 
     def __init__(self, rngs):
         self.first = nnx.Linear(8, 6, rngs=rngs)

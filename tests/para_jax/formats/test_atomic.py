@@ -1,4 +1,4 @@
-"""A directory is replaced as a whole or not at all, whatever is killed and when."""
+"""Test that a directory is replaced atomically, whatever is killed and when."""
 
 import json
 import os
@@ -102,7 +102,7 @@ KILLED = -9
 
 
 def checkpoint(rank, seed):
-    """Returns one of two adapters that differ in everything that is stored."""
+    """Return one of two adapters that differ in every stored value."""
     rng = np.random.default_rng(seed)
     return para.Checkpoint(
         adapters={
@@ -121,7 +121,7 @@ OLD, NEW = checkpoint(3, 0), checkpoint(5, 1)
 
 
 class Forks:
-    """Has adapters saved by other processes; returns how these ended."""
+    """Save adapters in other processes; return their exit status."""
 
     def __init__(self, process):
         self._process = process
@@ -136,7 +136,7 @@ class Forks:
         return code
 
     def seconds(self, target, **order):
-        """Returns how long a save takes, of one that was not killed."""
+        """Return the duration of an uninterrupted save."""
         assert self.save(target, **order) == 0
         marker = pathlib.Path(f"{target}.seconds")
         seconds = float(marker.read_text())
@@ -174,7 +174,7 @@ def beside(target):
 
 
 def same(one, two):
-    """Returns whether two checkpoints hold the same, bit for bit."""
+    """Return whether two checkpoints hold the same, bit for bit."""
     trees = [
         {(p, k): getattr(x, k) for p, x in c.adapters.items() for k in ("a", "b")}
         | {name.removeprefix("base_model.model."): x for name, x in c.extra.items()}
@@ -186,7 +186,7 @@ def same(one, two):
 
 
 def which(target):
-    """Returns which of the two adapters is there; fails if it is not all of one."""
+    """Return which of the two adapters is there; fail on a mixture."""
     found = para.load(target)
     revision = found.config["revision"]
     assert same(found, {"3": OLD, "5": NEW}[revision])
@@ -200,7 +200,7 @@ def fill(folder, text="new"):
 
 
 def replace(target, write, *, overwrite=False):
-    """Replaces a directory by what `write` makes of a new one."""
+    """Replace a directory by a new one filled by `write`."""
     with atomic.replacing(target, overwrite=overwrite) as new:
         write(new)
 
@@ -232,7 +232,7 @@ def test_killed_at_twenty_random_moments_the_old_or_the_new_is_there(forks, targ
         seen.append(which(target))
         assert len(beside(target)) <= 2  # Nothing piles up.
 
-    # The moments did hit what they are for.
+    # The moments did hit both sides of the replacement.
     assert set(seen) == {"old", "new"}
     assert leftovers
     para.save(OLD, target, overwrite=True)

@@ -1,4 +1,4 @@
-"""What is broken is refused: what, where, got, expected; nothing is half-written."""
+"""Test that broken input is refused by a full message, and leaves no partial files."""
 
 import gc
 import json
@@ -35,7 +35,7 @@ PATHS = ["layer/0/q", "layer/0/mlp/down"]
 
 
 def weights(dtype=np.float32, seed=0):
-    """Returns the tensors of two modules, of shapes 8 x 6 and 5 x 9, rank 3."""
+    """Return the tensors of two modules, of shapes 8 x 6 and 5 x 9, rank 3."""
     rng = np.random.default_rng(seed)
     shapes = {
         Q_A: (3, 8),
@@ -50,7 +50,7 @@ def weights(dtype=np.float32, seed=0):
 
 
 def write(folder, config=None, tensors=None):
-    """Writes an adapter as PEFT does; `...` leaves a file out."""
+    """Write an adapter as PEFT does; `...` leaves a file out."""
     folder.mkdir(parents=True, exist_ok=True)
     config = CONFIG if config is None else config
     if config is not ...:
@@ -66,7 +66,7 @@ def without(mapping, *names):
 
 
 def listing(folder):
-    """Returns every file below a folder with its bytes, and every link's target."""
+    """Return every file below a folder with its bytes, and every link's target."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -78,7 +78,7 @@ def listing(folder):
 
 
 def refused(folder, match):
-    """Returns the message with which `load` refuses a folder: it names the folder."""
+    """Return `load`'s error message for a folder; it must name the folder."""
     before = listing(folder)
     with pytest.raises(ValueError, match=match) as caught:
         para.load(folder)
@@ -152,7 +152,7 @@ def header_of(data):
 
 
 def lying(change):
-    """Returns a good file whose header was changed, its data left as they were."""
+    """Return a good file with a changed header and its original data."""
     header, body = header_of(safetensors.numpy.save(weights()))
     change(header)
     text = json.dumps(header).encode()
@@ -266,7 +266,7 @@ def test_a_page_that_was_downloaded_instead_is_refused(folder):
 
 
 class Poison:
-    """Unpickling this makes a file, which shows that somebody did."""
+    """Make a file when unpickled, as evidence of unpickling."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -592,7 +592,7 @@ def test_nothing_left_is_no_peft_adapter(folder, tmp_path):
     assert listing(tmp_path) == before
 
 
-# Where to read from
+# Sources
 
 
 def test_a_place_with_nothing_is_named(tmp_path):
@@ -709,7 +709,7 @@ def test_an_orbax_checkpoint_of_a_newer_version_is_refused(orbax):
     refused(orbax, "newer para_jax: update")
 
 
-# Where to write to
+# Targets
 
 
 @pytest.fixture(params=["peft", "orbax"])
@@ -794,7 +794,7 @@ def test_a_link_leads_to_the_adapter_or_is_refused(parent, tmp_path, kind, overw
     except FileExistsError:
         assert listing(tmp_path) == before
     else:
-        # Whether the link itself or what it leads to was replaced: nothing is left.
+        # Nothing is left over, whether the link or its target was replaced.
         assert overwrite
         for path, adapter in para.load(tmp_path / "link").adapters.items():
             want = parent.adapters[path]

@@ -1,4 +1,4 @@
-"""What holds for every format: the same adapters, written and read in each."""
+"""Test the contract of every format: the same adapters, written and read in each."""
 
 import subprocess
 import sys
@@ -19,9 +19,9 @@ def place(folder, form, name="child"):
 
 
 def parent(dtype="float32"):
-    """Returns modules of unequal ranks, shapes and scales, and a tensor that is none's.
+    """Return modules of unequal ranks, shapes and scales, and an unrelated tensor.
 
-    `layers/10` comes after `layers/2`, whatever the alphabet says.
+    `layers/10` follows `layers/2`, unlike in alphabetical order.
     """
     random = np.random.default_rng(0)
 
@@ -47,7 +47,7 @@ def delta(adapter):
 
 
 def same_updates(got, want, *, exact=True):
-    """Compare by the bits, or but for a rounding of `b`.
+    """Compare bit for bit, or up to one rounding of `b`.
 
     A single file of unequal ranks has one alpha, and `b` times the rank.
     """
@@ -155,7 +155,7 @@ def test_any_format_becomes_any_other(form, other, tmp_path):
     first, second = place(tmp_path, form, "first"), place(tmp_path, other, "second")
 
     para_jax.save(want, first, format=form)
-    # mlx-lm loads factors alone, so what PEFT trained beside them is left out.
+    # mlx-lm loads factors alone, so PEFT's other trained tensors are left out.
     found = para_jax.load(first, adapters_only=other == "mlx")
     para_jax.save(found, second, format=other)
 

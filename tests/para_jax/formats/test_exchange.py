@@ -1,4 +1,4 @@
-"""Where the system exchanges two directories at once, a save never moves one aside."""
+"""Test that a save never moves a directory aside if the system can exchange two."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ AT_FDCWD, RENAME_EXCHANGE, RENAME_SWAP = -100, 2, 2
 
 
 def can_exchange(folder):
-    """Return whether this system and file system can, by asking the C library."""
+    """Ask the C library whether this system and file system can exchange."""
     folders = [folder / name for name in ("probe-1", "probe-2")]
     for x in folders:
         x.mkdir()
@@ -33,7 +33,7 @@ def can_exchange(folder):
 
 @pytest.fixture
 def renames(monkeypatch):
-    """Return a list that grows by the new name of each path that Python renames."""
+    """Return a list that grows by the new name of each path Python renames."""
     done = []
     for name in ("rename", "replace"):
         real = getattr(os, name)
@@ -54,7 +54,7 @@ def adapters(rank):
 
 @pytest.mark.user_defaults
 def test_a_save_over_an_older_one_moves_it_aside_at_no_moment(tmp_path, renames):
-    """A reader between two renames would find nothing where the adapter was."""
+    """Between two renames, a reader would not find the adapter."""
     if not can_exchange(tmp_path):
         pytest.skip("this system or file system has no exchange")
     target = tmp_path / "adapter"

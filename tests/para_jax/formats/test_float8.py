@@ -1,6 +1,6 @@
-"""Factors of 8 bits, and other dtypes of safetensors files, written byte by byte here.
+"""Test 8-bit factors and other safetensors dtypes, with files written byte by byte.
 
-The oracle is NumPy in float64 on what `ml_dtypes` makes of the bytes, and the bytes of
+The oracle is NumPy in float64 on the bytes as decoded by `ml_dtypes`, and the bytes of
 1 by the definition of each format.
 """
 
@@ -43,7 +43,7 @@ OTHERS = {
 
 
 def _is_known(dtype):
-    """Returns whether the installed safetensors reads a dtype: new ones come."""
+    """Return whether the installed safetensors reads a dtype: new ones are added."""
     bits = f'{{"x":{{"dtype":"{dtype}","shape":[0],"data_offsets":[0,0]}}}}'.encode()
     try:
         safetensors.deserialize(len(bits).to_bytes(8, "little") + bits)
@@ -59,7 +59,7 @@ M, R, N = 13, 4, 11
 
 
 def write(path, entries, metadata=None):
-    """Writes a safetensors file of `name: (dtype, shape, bytes)`."""
+    """Write a safetensors file of `name: (dtype, shape, bytes)`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     header, data = {"__metadata__": metadata or {}}, b""
     for name, (dtype, shape, raw) in entries.items():
@@ -81,14 +81,14 @@ def header(path):
 
 
 def factors(dtype, *, size=1.0):
-    """Returns Flax's factors `[m, r]`, `[r, n]` in a dtype."""
+    """Return Flax's factors `[m, r]`, `[r, n]` in a dtype."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(M, R)) * size, rng.normal(size=(R, N)) * size
     return a.astype(dtype), b.astype(dtype)
 
 
 def adapter(folder, form, dtype, a, b, *, extra=None):
-    """Writes an adapter of scale 2 in a format; returns its path."""
+    """Write an adapter of scale 2 in a format; return its path."""
     entries = dict(extra or {})
     if form == "peft":
         key = f"base_model.model.{NAME}.lora_"

@@ -1,7 +1,7 @@
-"""What is not an adapter: each message says what was found, and what to do.
+"""Test files other than adapters: each message names the finding and the remedy.
 
-Every row goes through every command: status 2, one sentence, no error of Python's, and
-nothing written.
+Every command runs on every row and must exit with status 2, print one sentence without
+a Python error, and write nothing.
 """
 
 import json
@@ -37,7 +37,7 @@ def factors(rank=3):
 
 
 WHOLE = tensors("model.layers.0.self_attn.q_proj.weight", "model.norm.weight")
-# Each row: the files, the path to name ("." is the folder), what the message says.
+# Each row: the files, the path to name ("." is the folder), the message.
 FOUND = {
     "nothing": ({}, "nowhere", "nowhere' does not exist"),
     "another name": (
@@ -310,7 +310,7 @@ def test_every_command_ends_with_2_and_one_sentence(source, command, tmp_path, c
 
 @every_row
 def test_a_fleet_says_it_too(source, tmp_path, capsys):
-    """With 2 if nothing is an adapter, and with 1 if all that are one fail."""
+    """Exit with 2 if no input is an adapter, and with 1 if every adapter fails."""
     path, match = source
 
     status = cli.main(["fleet", str(path), str(tmp_path / "dst"), "--gamma", "0.5"])
@@ -375,7 +375,7 @@ def test_adapters_in_a_folder_are_listed_by_their_names(tmp_path):
 
 @pytest.mark.parametrize("name", ["non_lora_trainables.bin", "value_head.safetensors"])
 def test_what_was_trained_beside_an_adapter_is_told(name, tmp_path, capsys):
-    """The reward model, or the projector, of a child would be another one's."""
+    """A child's reward model, or projector, would belong to another adapter."""
     files = {"adapter_config.json": LORA, "adapter_model.safetensors": factors()}
     place(tmp_path / "src", files | {name: b"x"})
 

@@ -1,4 +1,4 @@
-"""What `save` promises of every format."""
+"""Test the promises of `save` for every format."""
 
 import json
 
@@ -12,7 +12,7 @@ Rank = para_jax.Rank
 
 
 def stacked(rows=4):
-    """Returns a stack whose layers differ in how much they matter."""
+    """Return a stack of layers of different importance."""
     rng = np.random.default_rng(0)
     a = rng.normal(size=(rows, 8, 3)) * 4.0 ** -np.arange(rows)[:, None, None]
     return {

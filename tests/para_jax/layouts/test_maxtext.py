@@ -307,7 +307,7 @@ def test_alpha_is_asked_for(form, where):
     ],
 )
 def test_maxtexts_own_module_paths_are_known(path):
-    """One of each form in configs/post_train/lora_module_path.yml."""
+    """Cover one of each form in configs/post_train/lora_module_path.yml."""
     tree = {"kernel_lora_a": np.ones((4, 2)), "kernel_lora_b": np.ones((2, 3))}
     for name in reversed(path.split("/")):
         tree = {name: tree}

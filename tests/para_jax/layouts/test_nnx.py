@@ -1,6 +1,6 @@
 """Check trees of flax.nnx's own LoRA modules; flax runs the children.
 
-In float64. The base model with our update in its kernels is the oracle, the update by
+All in float64. The oracle is the base model with our update in its kernels, computed by
 NumPy from the adapters' paths.
 """
 
@@ -20,7 +20,7 @@ NAME = "flax.nnx"
 
 
 class Block(nnx.Module):
-    """A `LoRA` around a Linear, a `LoRALinear`, and layers in a list."""
+    """Combine a `LoRA` around a Linear, a `LoRALinear`, and layers in a list."""
 
     def __init__(self, rngs, ranks=None, kind=nnx.LoRAParam):
         rank = (lambda path: 4) if ranks is None else ranks.__getitem__
@@ -50,7 +50,7 @@ class Block(nnx.Module):
 
 
 class Gate(nnx.Variable):
-    """A user's own type of LoRA parameter."""
+    """Stand for a user's own type of LoRA parameter."""
 
 
 # The shapes of a model's leaves; the ranks `up`, `first` and `second` are filled in.
@@ -156,7 +156,7 @@ def restored(model, folder):
 
 
 def put_back(model, tree):
-    """Update a model with a tree, also with one of Orbax: layers have strings as keys.
+    """Update a model with a tree, or with Orbax's form, with strings as layer keys.
 
     Such a tree has the level `value` too, unknown to `nnx.update`.
     """
@@ -270,7 +270,7 @@ def test_a_model_is_built_with_the_childs_own_ranks():
 
 
 class Stack(nnx.Module):
-    """Layers made by `nnx.vmap` and run by `nnx.scan`."""
+    """Make layers by `nnx.vmap` and run them by `nnx.scan`."""
 
     def __init__(self, rngs, axis):
         self.axis = axis

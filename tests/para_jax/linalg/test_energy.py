@@ -1,4 +1,4 @@
-"""Energy, error and choices of updates of any scale, against exact fractions."""
+"""Test energy, error and choices at any scale of the update, by exact fractions."""
 
 import math
 from fractions import Fraction
@@ -15,7 +15,7 @@ SCALES = [1e-150, 1e-90, 1e-40, 1.0, 1e40, 1e90, 1e150]
 
 
 def model(scale):
-    """Returns adapters whose singular values are `SIGMA` times the scale's square."""
+    """Return adapters of singular values `SIGMA` times the scale's square."""
     return {path: diagonal(s, scale) for path, s in SIGMA.items()}
 
 
@@ -24,7 +24,7 @@ def diagonal(sigma, scale):
 
 
 def energy_of(report):
-    """Returns the kept share of the energy, in fractions."""
+    """Return the kept share of the energy, in fractions."""
     total = kept = Fraction(0)
     for x in report.modules:
         squares = [Fraction(s) ** 2 for s in x.sigma.tolist()]
@@ -73,7 +73,7 @@ def unscaled(policy, scale):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("policy", [Rank(1), Params(36), Epsilon(0.5)])
 def test_ties_of_any_scale(policy, scale):
-    """A 4 is kept, and another is not; or 8, 7 and 4 have just the energy asked for."""
+    """Keep one 4 and drop another; or 8, 7 and 4 just reach the requested energy."""
     sigma = [[8.0, 4.0, 1.0], [7.0, 4.0, 0.5], [2.0, 1.5, 0.0]]
     if isinstance(policy, Epsilon):
         sigma = [[8.0, 4.0, 1.0], [7.0, 2.0, 0.5], [3.0, 2.5, 0.0]]
@@ -86,7 +86,7 @@ def test_ties_of_any_scale(policy, scale):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_traced_choices_of_any_scale_are_those_of_the_host(scale):
-    """A module of its own is some hundred times smaller than the others."""
+    """Add a module some hundred times smaller than the others."""
     adapters = model(scale) | {"w": model(scale * 0.1)["x"]}
     spectra = jax.jit(para_jax.decompose)(adapters)
     for policy in (Gamma(0.5), Epsilon(0.9), Epsilon(0.95, scope="local")):
@@ -135,11 +135,11 @@ def test_an_extracted_adapter_knows_its_energy_at_any_scale(scale):
     np.testing.assert_allclose(energy, (s[:2] ** 2).sum() / (s**2).sum(), rtol=1e-9)
 
 
-# --- Who is no policy -----------------------------------------------------------------
+# --- Classes that are not policies ----------------------------------------------------
 
 
 class Half(Gamma):
-    """A policy of a user's own."""
+    """Stand for a user-defined policy."""
 
 
 def test_the_base_of_all_policies_is_none():

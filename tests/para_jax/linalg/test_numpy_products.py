@@ -1,4 +1,4 @@
-"""NumPy's own way on CPU: its error on hard factors, its threads, and no compiler."""
+"""Test the NumPy back end on CPU: error on hard factors, threads, no compiler."""
 
 import concurrent.futures
 import os
@@ -25,12 +25,12 @@ def normal(*shape):
 
 
 def spread(d, r, decades):
-    """Returns orthonormal columns of lengths that fall by so many powers of ten."""
+    """Return orthogonal columns with lengths graded over the given powers of ten."""
     return np.linalg.qr(normal(d, r))[0] * np.logspace(0, -decades, r)
 
 
 def cancelling(tiny):
-    """Returns factors whose product is `tiny` times as large as they are."""
+    """Return factors of a product `tiny` times as large as they are."""
     x = np.float32(normal(37, 3))
     y = np.float32(normal(3, 29))
     near = np.float32(x + np.float32(tiny) * normal(37, 3))
@@ -61,7 +61,7 @@ HARD = {
 
 
 def exact(a, b):
-    """Returns the singular values of `a @ b` by NumPy's QR and SVD in float64."""
+    """Return the singular values of `a @ b` by NumPy's QR and SVD in float64."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     one, two = np.linalg.qr(a, mode="r"), np.linalg.qr(b.T, mode="r")
     return np.linalg.svd(one @ two.T, compute_uv=False)[: min(len(a), *b.shape)]
@@ -124,7 +124,7 @@ def test_gram_alone_loses_what_auto_keeps():
 
 @pytest.mark.parametrize("method", ["auto", "qr"])
 def test_parts_that_cancel_to_rounding_are_zero(method):
-    """The update is `x m y - x m y`: zero, but for what rounding leaves."""
+    """The update is `x m y - x m y`: zero, up to rounding."""
     rng = np.random.default_rng(0)
     x, m, y = (rng.normal(size=size) for size in [(13, 4), (4, 4), (4, 11)])
     parent = {
@@ -178,7 +178,7 @@ def test_long_factors_are_those_of_their_blocks(monkeypatch):
 
     x = child.adapters["x"]
     np.testing.assert_allclose(x.a @ x.b, a @ b, atol=1e-4)
-    first = x.b[:, :512]  # They say which sign a row has.
+    first = x.b[:, :512]  # They determine the sign of a row.
     assert (first.max(-1) >= -first.min(-1)).all()
 
 

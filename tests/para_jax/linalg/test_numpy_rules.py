@@ -1,6 +1,7 @@
-"""The rules of the NumPy back end by themselves, against NumPy's SVD in float64.
+"""Test the rules of the NumPy back end alone, against NumPy's SVD in float64.
 
-What counts as zero, how far values may differ in size, and what `left` and `right` are.
+They cover the zero threshold, the range of values, and the meaning of `left` and
+`right`.
 """
 
 import jax
@@ -103,7 +104,7 @@ def test_halves_that_cancel_leave_nothing_at_any_scale(method, half, scale):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_noise_is_that_of_the_parts_not_of_what_is_left(method):
-    """Beside `A B - A B` a part of 1e-19 of their size is less than their rounding."""
+    """Beside `A B - A B`, a part of 1e-19 of their size is below their rounding."""
     a, b = normal(13, 3), normal(3, 7, seed=1)
     u, v = normal(13, 1, seed=2), normal(1, 7, seed=3)
 
@@ -137,7 +138,7 @@ def test_what_counts_as_zero_is_the_rank_times_what_float32_resolves(
 @pytest.mark.parametrize("graded", ["a", "b", "both"])
 @pytest.mark.parametrize(("method", "dtype"), WAYS)
 def test_columns_of_unequal_length_lose_no_digits(method, dtype, graded):
-    """Their Gram matrix is of columns of unit length: 1e-10 is not beside 1."""
+    """Their Gram matrix has unit-length columns, so 1e-10 does not sit beside 1."""
     lengths = np.logspace(0, -3 if graded == "both" else -5, 5)
     a = orthonormal(13, 5) * (1 if graded == "b" else lengths)
     b = (orthonormal(11, 5, seed=1) * (1 if graded == "a" else lengths)).T
@@ -198,7 +199,7 @@ def test_columns_of_zeros_need_no_qr(dtype, monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_kernels_that_share_a_call_have_each_its_own_spectrum(method):
-    """Nine of them: more than share a block, of sizes far apart."""
+    """Decompose nine of them: more than share a block, of sizes far apart."""
     sizes = 10.0 ** np.arange(-36, 37, 9)
     a = [np.float32(x * normal(13, 3, seed=i)) for i, x in enumerate(sizes)]
     b = [np.float32(normal(3, 7, seed=i + 99)) for i in range(len(sizes))]

@@ -1,6 +1,6 @@
-"""Gram matrices where they are exact enough, and QR where they are not.
+"""Test Gram matrices if they are exact enough, and QR otherwise.
 
-What `auto` means on a GPU, computed here. The oracle is NumPy's float64 QR and SVD.
+This is `auto` as on a GPU, computed here. The oracle is NumPy's float64 QR and SVD.
 """
 
 import functools
@@ -20,7 +20,7 @@ SAFE = ["ordinary", "graded/both", "deficient/zeros", "zero", "outlier", "range/
 
 @pytest.fixture
 def qrs(monkeypatch):
-    """Returns a list that grows by one a QR, when it is computed."""
+    """Return a list that grows by one per computed QR."""
     done = []
     qr_r = products.linalg.qr_r
 
@@ -30,7 +30,7 @@ def qrs(monkeypatch):
 
     monkeypatch.setattr(products.linalg, "qr_r", counted)
     yield done
-    # What was traced with `counted` must not be found again.
+    # Later tests must not find traces made with `counted`.
     jax.clear_caches()
 
 

@@ -247,7 +247,7 @@ def test_the_attention_is_that_of_maxtext(model, ecosystem, interleaved):
 
     child = names.to_hf(parent, model, ecosystem=ecosystem, head_dim=H)
 
-    # MaxText multiplies by no 1 / sqrt(H) when it runs: its query kernel holds that.
+    # MaxText does not multiply by 1 / sqrt(H) at run time: its query kernel does.
     want = scores(
         *(x @ delta(parent.adapters[path]) for path in paths), interleaved=interleaved
     )

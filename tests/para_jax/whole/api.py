@@ -1,6 +1,6 @@
-"""The calls of the golden run: functions of the Python interface.
+"""Define the golden run's calls of the Python interface.
 
-Each takes the folder of inputs, runs in a folder of its own, and returns what to
+Each takes the folder of inputs, runs in a folder of its own, and returns the value to
 record.
 """
 

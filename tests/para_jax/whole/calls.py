@@ -1,4 +1,4 @@
-"""The calls of the golden run: commands of `para` by name, one or several in a row.
+"""Define the golden run's calls of the command line, one or several in a row.
 
 They run in a folder of their own; `in/NAME` stands for an input of `inputs.py`. The
 calls of the Python interface are in `api.py`.
@@ -17,7 +17,7 @@ COMMANDS: dict[str, str | tuple[str, ...]] = {
     "params": "compress in/mixed out --params 60 --json",
     "bytes": "compress in/half out --bytes 0.5kB --method qr",
     "gram": "compress in/llama out --gamma 0.5 --method gram",
-    # What a PEFT folder may hold, and what it is written as.
+    # Contents of PEFT folders, and target forms.
     "mixed": "compress in/mixed out --gamma 0.5",
     "layers": "compress in/layers out --rank 2 --profile padded",
     "tied": "compress in/tied out --gamma 0.25",

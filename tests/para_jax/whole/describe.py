@@ -1,8 +1,8 @@
-"""What the golden run records of texts, arrays, files and values, and how to compare.
+"""Record texts, arrays, files and values for the golden run, and compare them.
 
 The bits of a singular value differ between processors, builds of BLAS and versions of
-JAX. So each record has the sha256 of what there was, for the machine that wrote it, and
-a description that holds on every machine: numbers to some digits, all else as it was.
+JAX. So each record has the sha256 of the original, for the machine that wrote it, and a
+description that holds on every machine: numbers to some digits, all else unchanged.
 """
 
 import dataclasses
@@ -43,12 +43,12 @@ _VOLATILE = (
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """How to record something.
+    """Say how to record something.
 
     Attributes:
-      places: What stands for a folder whose path differs from run to run.
-      full: Whether to keep all of what is long.
-      unsigned: Whether the signs of numbers are left open.
+      places: The placeholder of each folder with a path that differs from run to run.
+      full: Whether to keep long values in full.
+      unsigned: Whether to ignore the signs of numbers.
     """
 
     places: Mapping[str, str]
@@ -58,7 +58,7 @@ class How:
 
 @dataclasses.dataclass(frozen=True)
 class Unsigned:
-    """Factors whose signs an SVD leaves open, differently on each platform."""
+    """Factors with signs an SVD leaves open, differently on each platform."""
 
     value: Any
 
@@ -69,7 +69,7 @@ def sha(data: bytes | str) -> str:
 
 
 def text(words: str, how: How) -> Any:
-    """Returns the record of a text.
+    """Return the record of a text.
 
     Args:
       words: The text.
@@ -91,7 +91,7 @@ def text(words: str, how: How) -> Any:
 
 
 def _loose(words: str) -> str:
-    """Returns words without line breaks and quotes, where versions of Python differ."""
+    """Remove line breaks and quotes from words, as Python versions differ in them."""
     return " ".join(words.replace("'", "").split())
 
 
@@ -104,13 +104,13 @@ def _rounded(number: str) -> str:
 
 
 def _digits(x: float) -> str:
-    """Returns a number to five digits, in which one sees that it is not whole."""
+    """Return a float to five digits, with a decimal point even if it is whole."""
     found = f"{x:.5g}"
     return f"{found}.0" if _whole(found) else found
 
 
 def array(x: Any, how: How) -> dict[str, Any]:
-    """Returns the record of an array."""
+    """Return the record of an array."""
     x = np.asarray(x)
     found = {"dtype": x.dtype.name, "shape": list(x.shape)}
     if x.dtype.kind in "biu":
@@ -119,7 +119,7 @@ def array(x: Any, how: How) -> dict[str, Any]:
 
 
 def arrays(found: Mapping[str, Any], how: How) -> dict[str, Any]:
-    """Returns the record of arrays by name; of many, what they have in common."""
+    """Return the record of arrays by name; of many, their common properties."""
     found = {name: np.asarray(x) for name, x in found.items()}
     if len(found) <= MANY or how.full:
         return {name: array(x, how) for name, x in sorted(found.items())}
@@ -132,7 +132,7 @@ def arrays(found: Mapping[str, Any], how: How) -> dict[str, Any]:
 
 
 def _size(found: Any, how: How) -> dict[str, str]:
-    """Returns the norm, and a sum that sees places and signs."""
+    """Return the norm, and a sum sensitive to places and signs."""
     norm = dot = 0.0
     for x in found:
         flat = np.ravel(x).astype(np.float64)
@@ -143,7 +143,7 @@ def _size(found: Any, how: How) -> dict[str, str]:
 
 
 def value(x: Any, how: How) -> Any:
-    """Returns the record of what a call returned."""
+    """Return the record of a call's result."""
     if x is None or isinstance(x, bool | int):
         return x
     if isinstance(x, str):
@@ -169,7 +169,7 @@ def value(x: Any, how: How) -> Any:
 
 
 def files(root: pathlib.Path, how: How) -> dict:
-    """Returns the record of all files below a folder, by path."""
+    """Return the record of all files below a folder, by path."""
     found = {}
     inside: list[pathlib.Path] = []
     for path in sorted(root.rglob("*")):
@@ -200,14 +200,14 @@ def _file(path: pathlib.Path, how: How) -> Any:
     if path.suffix == ".png":
         size = [int.from_bytes(data[i : i + 4]) for i in (16, 20)]
         return {"sha256": sha(data), "picture": size}
-    if path.suffix == ".jsonl":  # Lines are in the order in which tenants ended.
+    if path.suffix == ".jsonl":  # Lines are in completion order.
         first, *rest = data.decode().splitlines(keepends=True)
         data = "".join([first, *sorted(rest)]).encode()
     return text(data.decode(), how)
 
 
 def _tensors(data: bytes) -> tuple[str, dict[str, np.ndarray]]:
-    """Returns the metadata and the tensors of a safetensors file, also of float8."""
+    """Return the metadata and the tensors of a safetensors file, also of float8."""
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     metadata = json.dumps(header.pop("__metadata__", {}), sort_keys=True)
@@ -220,7 +220,7 @@ def _tensors(data: bytes) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _orbax(path: pathlib.Path, how: How) -> Any:
-    """Returns the record of a checkpoint, whose own files differ from run to run."""
+    """Return the record of a checkpoint; its own files differ from run to run."""
     tree = ocp.metadata(path).metadata
     tree = ocp.load(path, jax.tree.map(lambda _: np.ndarray, tree))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -233,11 +233,11 @@ def _orbax(path: pathlib.Path, how: How) -> Any:
 
 
 def differences(old: Any, new: Any, *, exact: bool, at: str = "") -> list[str]:
-    """Returns where two records differ, as one line each.
+    """Return the differences between two records, one line each.
 
     Args:
-      old: What was recorded.
-      new: What is found now.
+      old: The recorded value.
+      new: The present value.
       exact: Whether every bit counts.
       at: The place, for the lines.
     """
@@ -271,7 +271,7 @@ def _compared(old: Any, new: Any, exact: bool, at: str, size: float) -> list[str
 
 
 def _alike(old: str, new: str, size: float) -> bool:
-    """Compares texts but for the last digits of numbers, line breaks and quotes."""
+    """Compare texts but for the last digits of numbers, line breaks and quotes."""
     words = [_NUMBER.sub("#", _loose(x)) for x in (old, new)]
     one, two = (_NUMBER.findall(x) for x in (old, new))
     return (

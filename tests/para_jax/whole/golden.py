@@ -1,11 +1,11 @@
-"""The golden run: what the command and the Python interface do, call by call.
+"""Record and compare the golden run: the command and the Python API, call by call.
 
     python -m tests.para_jax.whole.golden --exact        # bit for bit as recorded?
     python -m tests.para_jax.whole.golden --write        # record it anew
     python -m tests.para_jax.whole.golden --full FILE    # nothing abridged, for a diff
 
-`golden.json` is the record. It is for changes that are to change nothing: it says not
-what is right, only what was.
+`golden.json` is the record. It guards refactorings: it documents past behaviour, not
+correct behaviour.
 """
 
 import argparse
@@ -43,20 +43,20 @@ RECORD = pathlib.Path(__file__).with_name("golden.json")
 CALLS = {**calls.COMMANDS, **api.FUNCTIONS}
 assert len(CALLS) == len(calls.COMMANDS) + len(api.FUNCTIONS)
 
-# What the bits of a result depend on.
+# Packages that determine the bits of a result.
 _PACKAGES = "jax jaxlib numpy scipy ml-dtypes orbax-checkpoint safetensors matplotlib"
-# What a command changes for its own process.
+# Settings a command changes for its own process.
 _SETTINGS = (
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
     "jax_persistent_cache_min_entry_size_bytes",
 )
-# What would change the look of a table.
+# Variables that would change the look of a table.
 _LOOKS = "COLUMNS LINES FORCE_COLOR NO_COLOR TTY_COMPATIBLE TTY_INTERACTIVE"
 
 
 def machine() -> dict[str, str]:
-    """Returns what has to be the same for the same bits."""
+    """Return the environment that must match for identical bits."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     # The flags too: a name is shared by processors of other instructions.
@@ -70,14 +70,14 @@ def machine() -> dict[str, str]:
 
 
 def make(folder: pathlib.Path) -> pathlib.Path:
-    """Writes all inputs; returns where they are."""
+    """Write all inputs; return their places."""
     (folder / "in").mkdir(parents=True)
     inputs.make(folder / "in")
     return folder
 
 
 def record(name: str, root: pathlib.Path, *, full: bool = False) -> dict[str, Any]:
-    """Returns the record of one call, which runs in a folder below `root`."""
+    """Record one call, run in a folder below `root`."""
     here = root / "runs" / name.replace(" ", "-")
     here.mkdir(parents=True)
     (here / "in").symlink_to(root / "in")
@@ -134,7 +134,7 @@ def _returned(call: Any, folder: pathlib.Path, how: describe.How) -> dict:
 
 @contextlib.contextmanager
 def _undone(root: pathlib.Path) -> Iterator[None]:
-    """Takes back what a command sets for its process, and keeps it off the user's."""
+    """Undo a command's process-wide settings, and isolate the user's."""
     hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
     level = logging.root.manager.disable
     settings = {x: getattr(jax.config, x) for x in _SETTINGS}
@@ -154,7 +154,7 @@ def _undone(root: pathlib.Path) -> Iterator[None]:
 
 
 def run(*, full: bool = False) -> dict[str, Any]:
-    """Returns the record of all calls."""
+    """Record all calls."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         root = make(pathlib.Path(folder) / "golden")
@@ -166,7 +166,7 @@ def run(*, full: bool = False) -> dict[str, Any]:
 
 
 def _written(found: Any) -> str:
-    """Returns JSON that has each text and array on one line."""
+    """Return JSON with each text and array on one line."""
     words = json.dumps(found, indent=1, ensure_ascii=False)
     inner = re.compile(r'([{[])\n *("(?:dtype|sha256)"|-?\d)([^{}]*?)\n *([]}])')
     return inner.sub(lambda x: x[1] + _LINES.sub(" ", x[2] + x[3]) + x[4], words) + "\n"
@@ -177,7 +177,7 @@ def read() -> dict[str, Any]:
 
 
 def main() -> int:
-    """Records or compares. Returns 1 where something differs."""
+    """Record or compare. Return 1 if something differs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--write", action="store_true", help="record all calls anew")

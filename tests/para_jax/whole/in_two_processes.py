@@ -1,8 +1,8 @@
-"""One of two processes that compress and save one model: see `test_processes.py`.
+"""Compress and save one model as one of two processes: see `test_processes.py`.
 
 python in_two_processes.py PROCESS PORT FOLDER [SHORT]
 
-With SHORT, only what `main_in_short` says.
+With SHORT, only `main_in_short` runs.
 """
 
 import pathlib
@@ -35,7 +35,7 @@ def adapters():
 
 
 def over_both(mesh):
-    """Returns the adapters, of which each process holds a part."""
+    """Return adapters distributed over both processes."""
 
     def put(x, spec):
         place = NamedSharding(mesh, spec)
@@ -48,7 +48,7 @@ def over_both(mesh):
 
 
 def check_chosen_as_by_numpy(child):
-    """The threshold is over the singular values of the whole model."""
+    """Apply the threshold to the singular values of the whole model."""
     svds = {
         path: np.linalg.svd(x.scale * x.a.astype(float) @ x.b, compute_uv=False)
         for path, x in adapters().items()
@@ -82,7 +82,7 @@ def check_saved_and_restored(child, folder):
 
 
 def check_leaves_that_are_no_arrays(folder):
-    """A tree that one program saved is read, compressed and saved by both processes."""
+    """Read, compress and save, in both processes, a tree saved by one program."""
     x = adapters()["outputs"]
     tree = {"q": {"lora_a": x.a, "lora_b": x.b}, "key": jax.random.key(7)}
     tree |= {"flag": True, "name": "run", "scale": np.float32(2)}
@@ -112,7 +112,7 @@ def parents(kind):
 
 
 def main_in_short(process, folder):
-    """Compresses one module and saves it; a second save fails in both."""
+    """Compress one module and save it; a second save fails in both."""
     parent = {"layers": parents("Auto")["layers"]}
     child = para_jax.compress(parent, Gamma(1.0), form="padded")
     para_jax.save(child, folder / "short", format="orbax")
@@ -130,7 +130,7 @@ def main(process, folder):
     check_leaves_that_are_no_arrays(folder / "leaves")
     print(message_of_failure(child, folder / "peft", "peft"))
     print(message_of_failure(child, folder / "padded"))
-    if process == 1:  # It cannot write its tree, where a name has two uses.
+    if process == 1:  # A name with two uses makes its tree unwritable.
         some = adapters()["outputs"]
         child = {"outputs": some, "outputs/a": some}
     print(message_of_failure(child, folder / "new"))

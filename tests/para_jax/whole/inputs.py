@@ -1,7 +1,7 @@
-"""What the golden run reads: adapters that ship, and small ones made from seeds.
+"""Make the golden run's inputs: shipped adapters, and small ones from seeds.
 
-None is written by the library. All numbers are multiples of 2^-20, so that their bits
-are the same on every machine.
+The library writes none of them. All numbers are multiples of 2^-20, so their bits are
+the same on every machine.
 """
 
 import json
@@ -25,13 +25,13 @@ LORAX = "tests/interop/layouts/data/lorax_parent.npz"
 
 
 def array(*shape: int, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
-    """Returns numbers in [-1, 1) that are the same on every machine."""
+    """Return numbers in [-1, 1), the same on every machine."""
     rng = np.random.default_rng([seed, *shape])
     return (rng.integers(-(2**20), 2**20, size=shape) / 2**20).astype(dtype)
 
 
 def pair(name: str, m: int, n: int, r: int, *, seed: int, **kwargs: Any) -> dict:
-    """Returns the factors of one module as PEFT stores them."""
+    """Return the factors of one module as PEFT stores them."""
     return {
         f"base_model.model.{name}.lora_A.weight": array(r, m, seed=seed, **kwargs),
         f"base_model.model.{name}.lora_B.weight": array(n, r, seed=seed + 1, **kwargs),
@@ -51,7 +51,7 @@ def peft(folder: pathlib.Path, tensors: Mapping[str, Any], **config: Any) -> Non
 
 
 def llama(*, r: int = 4, layers: int = 2, seed: int = 0, **kwargs: Any) -> dict:
-    """Returns attention and MLP of a tiny Llama, two heads of size 4."""
+    """Return attention and MLP of a tiny Llama, two heads of size 4."""
     shapes = {
         "self_attn.q_proj": (8, 8),
         "self_attn.k_proj": (8, 4),
@@ -70,7 +70,7 @@ def llama(*, r: int = 4, layers: int = 2, seed: int = 0, **kwargs: Any) -> dict:
 
 
 def mixed() -> dict:
-    """Returns modules of unequal ranks, a trained head, and a bias beside an update."""
+    """Return modules of unequal ranks, a trained head, and a bias beside an update."""
     return {
         **pair("block.0.fc", 7, 5, 2, seed=1),
         **pair("block.2.fc", 7, 5, 3, seed=2),
@@ -82,7 +82,7 @@ def mixed() -> dict:
 
 
 def layers() -> dict:
-    """Returns a convolution and an embedding."""
+    """Return a convolution and an embedding."""
     name = "base_model.model."
     return {
         f"{name}stem.lora_A.weight": array(3, 2, 3, 3, seed=1),
@@ -94,7 +94,7 @@ def layers() -> dict:
 
 
 def kohya(alpha: float | None) -> dict:
-    """Returns a file of a text encoder and a UNet in kohya's names."""
+    """Return a file of a text encoder and a UNet in kohya's names."""
     shapes = {
         "lora_te_text_model_encoder_layers_0_self_attn_q_proj": (8, 8),
         "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q": (6, 6),
@@ -173,7 +173,7 @@ def linen() -> dict:
 
 
 def lorax() -> dict:
-    """Returns a tree that jax-lorax wrote, which ships."""
+    """Return a shipped tree written by jax-lorax."""
     found: dict = {}
     with np.load(REPO / LORAX, allow_pickle=False) as file:
         for path, x in file.items():
@@ -190,7 +190,7 @@ TREES = {x.__name__: x for x in (nnx, tunix, qwix, gemma, maxtext, linen)}
 
 
 def jnp_adapters(**kwargs: Any) -> dict:
-    """Returns two modules, one of them a stack, as JAX arrays."""
+    """Return two modules, one of them a stack, as JAX arrays."""
     import para_jax as para
 
     def one(m: int, n: int, r: int, seed: int, *stack: int) -> para.Adapter:
@@ -202,7 +202,7 @@ def jnp_adapters(**kwargs: Any) -> dict:
 
 
 def make(folder: pathlib.Path) -> None:
-    """Writes all of them."""
+    """Write all inputs."""
     for name, path in ASSETS.items():
         shutil.copytree(REPO / path, folder / name)
     peft(folder / "llama", llama(), target_modules="all-linear")

@@ -1,7 +1,7 @@
-"""Adapters on meshes of eight devices: `test_meshes.py` runs this file on as many.
+"""Test adapters on meshes of eight devices; `test_meshes.py` runs this file.
 
-Sizes tell what moves between devices: `m` is a multiple of 11 and `n` of 13, however
-they are divided or flattened; nothing else is.
+Sizes identify the arrays moved between devices: only `m` is a multiple of 11 and only
+`n` of 13, however they are divided or flattened.
 """
 
 import functools
@@ -20,7 +20,7 @@ from para_jax import Adapter, Gamma
 M, N = 88, 104
 KINDS = ["Auto", "Explicit"]
 BITS = [("Auto", False), ("Explicit", True)]  # Two passes in float32, one in float64.
-# The stack and the rank; over which axes of the mesh a and b are.
+# The stack, the rank, and the mesh axes of a and b.
 PLACES = {
     "layers": ((4,), 3, P("x"), P("x")),
     "inputs": ((), 3, P(("x", "y")), P(None, "y")),
@@ -49,7 +49,7 @@ def mesh(kind):
 
 
 def sharded(kind, names=tuple(PLACES)):
-    """Returns some of the adapters on the mesh."""
+    """Return some of the adapters on the mesh."""
     here = mesh(kind)
     return {
         path: Adapter(
@@ -87,7 +87,7 @@ def results(kind, *, x64):
 
 @functools.cache
 def truth():
-    """Returns the singular values and the pooled choice of NumPy, kernel by kernel."""
+    """Return NumPy's singular values and pooled choice, kernel by kernel."""
     dense = {p: x.scale * x.a.astype(float) @ x.b for p, x in parent().items()}
     svd = {path: np.linalg.svd(x, full_matrices=False) for path, x in dense.items()}
     s = {path: svd[path][1][..., : x.rank] for path, x in parent().items()}
@@ -105,7 +105,7 @@ def truth():
 
 
 def moved(program):
-    """Returns the shapes of all arrays that move between devices."""
+    """Return the shapes of all arrays moved between devices."""
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
     # Within a line: results may be many, with comments between them.
     pattern = rf" = (.*?) (?:{kinds}|collective-broadcast)(?:-start)?\("
@@ -126,7 +126,7 @@ def product(adapter):
 
 
 def assert_close(got, want):
-    """Compares products, in float32."""
+    """Compare products, in float32."""
     assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want)
 
 

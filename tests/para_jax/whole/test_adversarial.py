@@ -1,7 +1,7 @@
-"""Every way to compute, on adapters that careless numerics fail on.
+"""Test every back end on adapters on which careless numerics fail.
 
 `float32` and `float64` are the traced path, without and with `jax.enable_x64`; `host`
-is what `compress` does. The oracle is NumPy's float64 QR and SVD.
+is the path of `compress`. The oracle is NumPy's float64 QR and SVD.
 """
 
 import functools
@@ -58,7 +58,7 @@ def on_host(adapters, method):
 
 @functools.cache
 def computed(name, method, mode):
-    """Returns the spectra, the masks by policy, and the child of `gamma`."""
+    """Return the spectra, the masks by policy, and the child of `gamma`."""
     if mode == "host":
         return on_host(CASES[name], method)
     with jax.enable_x64(mode == "float64"):
@@ -71,7 +71,7 @@ def oracle(name):
 
 
 def is_out_of_reach(name, method, mode):
-    """Whether all that can be asked for is that nothing is NaN."""
+    """Tell whether a case allows no check beyond the absence of NaN."""
     spectra = computed(name, method, mode)[0].values()
     return (
         (mode == "float32" and name in BEYOND_FLOAT32)
@@ -81,13 +81,13 @@ def is_out_of_reach(name, method, mode):
 
 
 def rounding(kernel, mode):
-    """Returns the absolute error that float32 cannot avoid; wider has none."""
+    """Return float32's unavoidable absolute error; wider dtypes have none."""
     return 2 * EPS * kernel.norms if mode == "float32" else 0.0
 
 
 @functools.cache
 def uncertainty(name, mode):
-    """Returns the error that may turn a choice, relative to a module's largest."""
+    """Return the error that may change a choice, relative to a module's largest."""
     known = BOUND if mode == "float32" else 1e-7
     found = [x for x in oracle(name).values() if x.top]
     return max([known, *(rounding(x, mode) / x.top for x in found)])
@@ -99,7 +99,7 @@ def factors(adapters, path, index):
 
 
 def kernels(name, method, mode):
-    """Yields every kernel, its place, its `s, left, right`, and the rank of `gamma`."""
+    """Yield every kernel, its place, its `s, left, right`, and the rank of `gamma`."""
     if is_out_of_reach(name, method, mode):
         return
     spectra, masks, _ = computed(name, method, mode)
@@ -161,7 +161,7 @@ class TestOnEveryInput:
             error = np.linalg.norm(kernel.product() - product)
             least = np.linalg.norm(kernel.s[kept:])
             assert error <= least * (1 + 1e-12) + bound, where
-            # Of components that are almost equal any may be kept.
+            # Any of several almost equal components may be kept.
             if kept and kernel.s[kept:].max(initial=0) < 0.99 * kernel.s[kept - 1]:
                 assert np.linalg.norm(product - want) <= bound, where
 

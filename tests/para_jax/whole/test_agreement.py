@@ -1,4 +1,4 @@
-"""The ranks are those of NumPy in float64, however they are computed."""
+"""Test that the ranks are NumPy's in float64, for every way to compute them."""
 
 import pytest
 

@@ -1,9 +1,9 @@
-"""What the paper leaves open, and what the library does about it: the numbered rows.
+"""Test the library's answers to the paper's ambiguities, by numbered row.
 
-Rows that nothing here can compute: 12 (which parameters "75-90 %" counts: those of
-adapters alone, see row 11), 15 (which layers are adapted: the caller's choice), 20 (a
-word: the indicator function), 22 (which baseline a table shows: for the experiments)
-and 24 (merging of models: the paper announces it and has none).
+Some rows cannot be computed here: 12 (the parameters counted by "75-90 %": adapters
+alone, see row 11), 15 (the adapted layers: the caller's choice), 20 (a word: the
+indicator function), 22 (the baseline shown in a table: for the experiments) and 24
+(merging of models: announced in the paper, but not included).
 """
 
 import inspect
@@ -26,7 +26,7 @@ Epsilon, Gamma, Rank, Threshold = (
 
 
 def diagonal(*sigma, m=None, n=None, scale=1.0, dtype=np.float64):
-    """Returns an adapter of these singular values, `[m, n]`."""
+    """Return an adapter of these singular values, `[m, n]`."""
     r = len(sigma)
     a, b = np.eye(m or r, r), np.eye(r, n or r)
     return para_jax.Adapter((a * sigma).astype(dtype), b.astype(dtype), scale)
@@ -38,7 +38,7 @@ def ranks(adapters, policy):
 
 
 def many(count, r=16):
-    """Returns `count` modules of rank `r`, all singular values different."""
+    """Return `count` modules of rank `r`, all singular values different."""
     s = np.random.default_rng(0).permutation(count * r).reshape(count, r) + 1.0
     return {f"layer/{i}": diagonal(*row) for i, row in enumerate(-np.sort(-s, axis=-1))}
 
@@ -84,7 +84,7 @@ def test_04_the_threshold_is_the_budgets_last_value_counted_from_one():
 
 
 def test_05_the_outer_factors_are_not_lost():
-    """The child lives in the full space, not in that of the r x r core."""
+    """The child lives in the full space, not in the space of the r x r core."""
     rng = np.random.default_rng(5)
     x = para_jax.Adapter(rng.normal(size=(8, 3)), rng.normal(size=(3, 6)))
 
@@ -219,7 +219,7 @@ def test_21_an_adapter_of_changed_weights_is_refused_until_it_is_plain():
 
 @pytest.mark.user_defaults
 def test_23_the_choice_is_made_in_double_precision_and_stored_as_the_parent_is():
-    """Values that differ by 1e-9 tie in float32."""
+    """Values 1e-9 apart tie in float32."""
     pool = {"x": diagonal(1.0, 0.5), "y": diagonal(1 + 1e-9, 0.5)}
     half = {"x": diagonal(2, 1, dtype=ml_dtypes.bfloat16)}
 
@@ -242,7 +242,7 @@ def test_25_compression_takes_no_data_and_tuning_takes_a_metric():
 
 
 def test_26_the_work_grows_with_the_square_of_the_rank_not_of_the_kernel():
-    """The cost that XLA counts: eight times the kernel is eight times the work."""
+    """By XLA's cost analysis, eight times the kernel is eight times the work."""
 
     def operations(d, r):
         x = {"x": para_jax.Adapter(np.ones((d, r)), np.ones((r, d)))}

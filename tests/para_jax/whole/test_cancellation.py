@@ -1,7 +1,7 @@
-"""Updates that are zero although none of their factors is: both back ends.
+"""Test zero updates from nonzero factors, on both back ends.
 
 `[A, A M] @ [M B; -B]` is `A M B - A M B`. Whole numbers keep both halves exact in every
-dtype, so all that a computation finds of it is its own rounding.
+dtype, so any nonzero result is the computation's own rounding.
 """
 
 import functools
@@ -18,7 +18,7 @@ ALONE, MIXED = np.eye(HALF), np.random.default_rng(3).integers(-3, 4, (HALF, HAL
 
 
 def halves(mixing, scale=1.0, dtype=np.float64):
-    """Return factors of rank 8 whose product is exactly zero."""
+    """Return factors of rank 8 with an exactly zero product."""
     rng = np.random.default_rng(5)
     a, b = rng.integers(-9, 10, (M, HALF)), rng.integers(-9, 10, (HALF, N))
     left, right = np.hstack([a, a @ mixing]), np.vstack([mixing @ b, -b])
@@ -87,7 +87,7 @@ def test_a_traced_program_keeps_nothing_of_an_update_that_cancels(precision, met
 
 
 def test_what_is_left_of_a_product_that_cancels_in_part_is_kept():
-    """Of `A B - A (B - C)` the `A C` is left, a millionth of its halves."""
+    """`A B - A (B - C)` leaves `A C`, a millionth of its halves."""
     a, b = plain()
     c = 1e-6 * np.random.default_rng(11).normal(size=b.shape)
     adapters = {"x": Adapter(np.hstack([a, a]), np.vstack([b, c - b]))}

@@ -1,6 +1,6 @@
-"""Every example in the documentation of the library runs, and gives what it says.
+"""Test that every documented example runs and gives the documented result.
 
-An example starts from the names that the one in `para_jax/__init__.py` makes, in an
+An example starts from the names defined by the one in `para_jax/__init__.py`, in an
 empty folder, with JAX's own defaults.
 """
 
@@ -16,8 +16,7 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore:.* are no names of layers")
 PACKAGE = pathlib.Path(__file__).parents[3] / "para_jax"
 
-# Modules all of whose functions and classes are for users, and the names that are in
-# others.
+# Modules with public functions and classes only, and public names of other modules.
 PUBLIC = (
     "para_jax",
     "para_jax.flax.linen",
@@ -37,7 +36,7 @@ SINGLE = {
     "para_jax._engines.prepare.costs",
     "para_jax._engines.prepare.prepare",
 }
-# All policies are seen side by side, and results where they are made.
+# One example shows all policies side by side, and results appear with their makers.
 ELSEWHERE = {
     **{
         f"para_jax._pruning.policies.{x}": "para_jax._pruning.abstract_policies.Policy"
@@ -51,7 +50,7 @@ ELSEWHERE = {
 
 
 def examples():
-    """Yields every docstring with an example, read from the source: decorators hide."""
+    """Yield every docstring with an example, read from the source: decorators hide."""
     for file in sorted(PACKAGE.rglob("*.py")):
         parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
         module = ".".join(parts).removesuffix(".__init__")
@@ -70,9 +69,9 @@ EXAMPLES = {found.name: found for found in examples()}
 
 
 def run(name, names):
-    """Runs an example with names that are there.
+    """Run an example with the given names.
 
-    Returns what it gave that it does not say, and the names that it leaves.
+    Return its unexpected output, and the names afterwards.
     """
     test, said = EXAMPLES[name], []
     for module in re.findall(r"^\s*>>> import (\w+)$", test.docstring, re.MULTILINE):
@@ -83,7 +82,7 @@ def run(name, names):
 
 
 def public():
-    """Returns where the functions and classes that users call are defined."""
+    """Return the modules of the public functions and classes."""
     found = {}
     for name in PUBLIC:
         for key, value in vars(importlib.import_module(name)).items():

@@ -1,4 +1,4 @@
-"""Facts about PARA that are known without any code of ours: one test each, or a few.
+"""Test known facts about PARA, independent of our code: one test each, or a few.
 
 The paper's orientation is `delta = B A` with `B [n, r]` and `A [r, m]`; ours is its
 transpose, `a = A^T`, `b = B^T`.
@@ -96,7 +96,7 @@ SHAPES = [(8, 6, 3), (5, 7, 2), (8, 6, 3)]
 def test_singular_values_of_small_products_are_as_calculated_by_hand(
     method, B, A, sigma
 ):
-    """G-PARA-1 to 4."""
+    """Check G-PARA-1 to 4."""
     got = para_jax.decompose({"x": adapter(B, A)}, method=method)["x"]
 
     np.testing.assert_allclose(got.s, sigma, rtol=1e-9, atol=1e-7 * (sigma[0] or 1))
@@ -138,7 +138,7 @@ def test_the_worked_pool_is_cut_where_the_cumulative_energy_says(
 
 
 def test_the_squared_error_is_the_discarded_energy():
-    """G-PARA-6."""
+    """Check G-PARA-6."""
     adapters = randomly(np.random.default_rng(6), SHAPES)
     squares = np.sort(
         np.concatenate(
@@ -178,7 +178,7 @@ def test_no_other_choice_of_ranks_has_a_smaller_error():
 
 
 def test_the_child_is_the_truncated_svd_of_the_block_diagonal_update():
-    """G-PARA-7."""
+    """Check G-PARA-7."""
     adapters = randomly(np.random.default_rng(8), SHAPES)
     blocks = [delta(x) for x in adapters.values()]
     rows, columns = (np.cumsum([0, *(x.shape[i] for x in blocks)]) for i in (0, 1))
@@ -196,7 +196,7 @@ def test_the_child_is_the_truncated_svd_of_the_block_diagonal_update():
 
 
 def test_the_two_factors_of_a_child_are_balanced():
-    """G-PARA-8."""
+    """Check G-PARA-8."""
     adapters = randomly(np.random.default_rng(9), SHAPES)
 
     for path, x in para_jax.compress(adapters, Gamma(1.0)).adapters.items():
@@ -207,7 +207,7 @@ def test_the_two_factors_of_a_child_are_balanced():
 
 @pytest.mark.parametrize("gauge", ["invertible", "permutation", "graded"])
 def test_the_child_depends_on_the_product_of_the_factors_alone(gauge):
-    """G-PARA-9."""
+    """Check G-PARA-9."""
     rng = np.random.default_rng(10)
     adapters = randomly(rng, SHAPES)
     matrices = {
@@ -227,7 +227,7 @@ def test_the_child_depends_on_the_product_of_the_factors_alone(gauge):
 
 
 def test_children_nest_and_cutting_twice_is_cutting_once():
-    """G-PARA-10."""
+    """Check G-PARA-10."""
     adapters = randomly(np.random.default_rng(11), SHAPES)
 
     smaller = ranks(adapters, Rank(0))
@@ -245,7 +245,7 @@ def test_children_nest_and_cutting_twice_is_cutting_once():
 
 
 def test_a_common_scale_moves_the_threshold_and_one_scale_moves_the_ranks():
-    """G-PARA-11."""
+    """Check G-PARA-11."""
 
     def pool(x, y):
         return {
@@ -281,7 +281,7 @@ def test_graded_columns_keep_all_their_singular_values_in_single_precision(metho
 
 
 def test_storage_in_bfloat16_costs_a_thousandth():
-    """G-PARA-12."""
+    """Check G-PARA-12."""
     rng = np.random.default_rng(13)
     x = para_jax.Adapter(rng.normal(size=(96, 8)), rng.normal(size=(8, 64)))
     half = para_jax.Adapter(*(jnp.asarray(y, jnp.bfloat16) for y in (x.a, x.b)))
@@ -330,12 +330,12 @@ PEFT_SPECTRUM = [6.0, 5.0, 2.0, 1.0, 0.5, 0.0]
     ],
 )
 def test_on_one_layer_epsilon_is_the_rule_of_peft(epsilon, want):
-    """G-PARA-14: the stated cut-offs, and PEFT's own function where it is installed."""
+    """G-PARA-14: the stated cut-offs, and PEFT's own function if it is installed."""
     assert ranks({"x": diagonal(*PEFT_SPECTRUM)}, Epsilon(epsilon)) == (want,)
 
 
 def test_on_one_layer_epsilon_agrees_with_the_code_of_peft():
-    """G-PARA-14."""
+    """Check G-PARA-14."""
     torch = pytest.importorskip("torch")
     conversion = pytest.importorskip("peft.tuners.lora.conversion")
     rng = np.random.default_rng(15)
@@ -401,7 +401,7 @@ def test_the_largest_singular_value_is_not_always_the_one_that_the_data_needs():
 
 
 def test_a_child_has_scale_one_and_no_module_of_rank_zero():
-    """G-PARA-17, as far as it needs no files."""
+    """Check G-PARA-17, except for the part on files."""
     pool = {"a": diagonal(6, 2), "b": diagonal(5, 1), "c": diagonal(0.5, 0)}
 
     child = para_jax.compress(pool, Gamma(0.5))

@@ -1,7 +1,7 @@
-"""Each call of the golden run does what it did when it was recorded.
+"""Test that each call of the golden run still matches its record.
 
-Bit for bit on the machine that recorded it, and in all that does not depend on a
-machine elsewhere. `golden.py` says how to record anew.
+Results match bit for bit on the machine that recorded them, and elsewhere in everything
+independent of the machine. `golden.py` gives the command to record anew.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Compression as a part of somebody's compiled step: one program serves all budgets."""
+"""Test compression inside a user's compiled step: one program serves all budgets."""
 
 import functools
 import os
@@ -38,7 +38,7 @@ def adapters(seed=0, dtype=np.float32):
 
 @functools.cache
 def spectra(x64):
-    """Returns the spectra of `adapters()`, in the precision of the test."""
+    """Return the spectra of `adapters()`, in the precision of the test."""
     with jax.enable_x64(x64):
         return jax.device_get(jax.jit(para_jax.decompose)(adapters()))
 
@@ -50,7 +50,7 @@ def masked(adapters, policy):
 
 
 def counted(function):
-    """Returns `function`, and a list that gets one entry each time it is traced."""
+    """Return `function`, and a list that grows by one entry per trace."""
     traces = []
 
     def wrapped(*args):
@@ -61,7 +61,7 @@ def counted(function):
 
 
 def updates(adapters):
-    """Returns the update of each kernel in float64."""
+    """Return the update of each kernel in float64."""
     return {
         path: x.scale * np.asarray(x.a, np.float64) @ np.asarray(x.b, np.float64)
         for path, x in para_jax.unstack(adapters).items()
@@ -69,7 +69,7 @@ def updates(adapters):
 
 
 def check_equal(got, want, tolerance=1e-4):
-    """Checks that masked adapters are the updates of a ragged child."""
+    """Check that masked adapters are the updates of a ragged child."""
     want = updates(want)
     for path, update in updates(jax.device_get(got)).items():
         expected = want.get(path, np.zeros(update.shape))
@@ -244,7 +244,7 @@ def test_a_donated_state_is_given_back_compressed():
 
 
 def test_gradients_flow_through_the_kept_part():
-    """Against central differences, where no choice changes."""
+    """Compare with central differences, away from changes of the choice."""
     parent = adapters(dtype=np.float64)
 
     @jax.jit

@@ -1,6 +1,6 @@
-"""Adapters on meshes of devices: the tests of `on_eight_devices.py`, on eight of them.
+"""Run the tests of `on_eight_devices.py` on meshes of eight devices.
 
-A process has as many devices as it was started with, so they run in one of their own.
+A process keeps the device count it was started with, so they run in one of their own.
 """
 
 import os
@@ -13,12 +13,12 @@ import pytest
 FILE = pathlib.Path(__file__).with_name("on_eight_devices.py")
 
 
-# Of the file, what compiles least: a child that `compress` makes on the mesh.
+# The test of the file with the least compilation: `compress` on the mesh.
 SOME = "test_a_masked_child_stays_on_the_mesh"
 
 
 def run(*arguments):
-    """Run tests of the file on eight devices; fail with what they print."""
+    """Run tests of the file on eight devices; fail with their output."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",

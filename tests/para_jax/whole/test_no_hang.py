@@ -1,10 +1,10 @@
-"""Nothing hangs, on machines of two cores least of all.
+"""Test that nothing hangs, in particular on machines of two cores.
 
 XLA:CPU (jax 0.10.2) never returns from a program that runs two independent batched
 LAPACK calls on two cores. `jax.vmap(jnp.linalg.qr)` of two arrays in one `jit` is
-enough, so a caller's own code can hang like that whatever the library does; ours must
-not, alone or beside one such call of the caller. Each run is a process of its own, with
-a time limit, as no Python code runs while XLA hangs.
+enough, so a caller's own code can hang like this whatever the library does. The library
+must not hang, alone or beside one such call. Each run is a process of its own with a
+time limit, as no Python code runs while XLA hangs.
 """
 
 import os
@@ -77,7 +77,7 @@ def cache(tmp_path_factory):
 
 
 def run(program, cache):
-    """Runs `program` as a user would, with programs that are compiled once."""
+    """Run `program` as a user would, with programs compiled once."""
     environment = os.environ | {
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(cache),

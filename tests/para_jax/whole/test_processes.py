@@ -1,4 +1,4 @@
-"""One model over two processes: compressed together, saved and restored by both.
+"""Test one model over two processes: compressed, saved and restored by both.
 
 The processes run `in_two_processes.py`, with two devices each. No process can fetch a
 factor, as it has only half of it.
@@ -26,7 +26,7 @@ def free_port():
 
 
 def run(folder, *short):
-    """Returns what each of the two processes printed."""
+    """Return the output of each of the two processes."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_PLATFORMS": "cpu",
@@ -57,14 +57,14 @@ def run(folder, *short):
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    """Returns the folder, and what each process printed."""
+    """Return the folder, and the output of each process."""
     folder = tmp_path_factory.mktemp("two")
     return folder, run(folder)
 
 
 @pytest.mark.user_defaults
 def test_what_two_processes_have_saved_is_the_update_they_shared(tmp_path):
-    """All ranks of one module are kept: the product is that of the parent."""
+    """All ranks of one module are kept, so the product is the parent's."""
     first, second = run(tmp_path, "short")
 
     got = para_jax.load(tmp_path / "short").adapters["layers"]

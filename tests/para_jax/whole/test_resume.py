@@ -1,8 +1,7 @@
-"""A training run is stopped, its child is loaded elsewhere, and training goes on.
+"""Test that a stopped training run continues elsewhere from its saved child.
 
-The run is a Linen model's, trained by optax and saved by Orbax's CheckpointManager. The
-second run is a process of its own, which knows the child's folder alone: this file is
-its program.
+optax trains a Linen model, and Orbax's CheckpointManager saves it. The second run is a
+process of its own that knows only the child's folder: this file is its program.
 """
 
 import functools
@@ -30,7 +29,7 @@ SMALLER = para.Gamma(0.6)  # 7 of 12 ranks, for 3 modules.
 
 
 class Dense(nn.Module):
-    """A dense layer that adds the adapter it finds in the collection `lora`."""
+    """Add the adapter found in the collection `lora` to a dense layer."""
 
     features: int
 
@@ -53,7 +52,7 @@ class Model(nn.Module):
 
 @functools.cache
 def task():
-    """Returns the frozen base, and data of a base that is changed by rank 2."""
+    """Return the frozen base, and data of a base changed by rank 2."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(64, 5)).astype(np.float32)
     base = Model().init(jax.random.key(0), x)["params"]
@@ -66,7 +65,7 @@ def task():
 
 
 def start():
-    """Returns adapters as LoRA starts: `b` is zero."""
+    """Return adapters as LoRA starts: `b` is zero."""
     rng = np.random.default_rng(1)
     ends = zip((5, *WIDTHS), WIDTHS, strict=False)
     return {
@@ -83,7 +82,7 @@ def loss(lora, base, x, y):
 
 
 def train(lora, state, steps):
-    """Returns adapters and optimizer state after so many steps, and all losses."""
+    """Return adapters and optimizer state after `steps` steps, and all losses."""
 
     @jax.jit
     def step(lora, state, *data):
@@ -99,7 +98,7 @@ def train(lora, state, steps):
 
 
 def go_on(child):
-    """Trains a saved child, and prints what came of it: the second run."""
+    """Train a saved child and print the results: the second run."""
     checkpoint = para.load(child)
     lora = para.to_params(checkpoint.adapters)
     trained, _, losses = train(lora, OPTIMIZER.init(lora), STEPS)
@@ -110,7 +109,7 @@ def go_on(child):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Returns the folder of a stopped run, and its losses."""
+    """Return the folder of a stopped run, and its losses."""
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
     lora = para.to_params(start())
     lora, state, losses = train(lora, OPTIMIZER.init(lora), STOP)

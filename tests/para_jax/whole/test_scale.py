@@ -1,4 +1,4 @@
-"""Large adapters: piece by piece in memory, tensor by tensor on disk."""
+"""Test large adapters: piece by piece in memory, tensor by tensor on disk."""
 
 import json
 import os
@@ -41,14 +41,14 @@ def parent():
 
 @pytest.fixture(params=[1, 150, 330])
 def limit(request, monkeypatch):
-    """Batches of one kernel; of two of one shape; of four, or of two shapes."""
+    """Limit batches to one kernel; to two of a shape; to four, or to two shapes."""
     monkeypatch.setattr(groups_module, "_BATCH", request.param)
     return request.param
 
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    """Batches of two kernels of the first shape, that cut the stack of five."""
+    """Limit batches to two kernels of the first shape, splitting the stack of five."""
     monkeypatch.setattr(groups_module, "_BATCH", 150)
 
 
@@ -310,7 +310,7 @@ def large(tmp_path_factory):
 
 
 def peak(*words):
-    """Returns the most bytes that `para` held in memory at once."""
+    """Return the peak memory of `para`, in bytes."""
     path = [str(pathlib.Path.cwd()), *filter(None, sys.path)]
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, *map(str, words)],

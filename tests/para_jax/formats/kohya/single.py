@@ -1,4 +1,4 @@
-"""Single safetensors files for tests: how they are named, written and read by others.
+"""Name, write and read single safetensors files as other programs do.
 
 The readers' rules are those of their sources, in NumPy float64:
 
@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-# What the factors of a module are called, and where its alpha is.
+# The names of a module's factors, and of its alpha.
 NAMES = {
     "kohya": ("{}.lora_down.weight", "{}.lora_up.weight"),
     "underscore": ("{}_lora_down.weight", "{}_lora_up.weight"),
@@ -74,14 +74,14 @@ def factors(tensors):
 
 
 def comfy(path):
-    """Return what ComfyUI adds to each weight `[out, in]`, times `rule`'s scale."""
+    """Return ComfyUI's delta of each weight `[out, in]`, times `rule`'s scale."""
     return _deltas(
         read(path)[0], lambda alpha, rank, _: 1 if alpha is None else alpha / rank
     )
 
 
 def diffusers(path):
-    """Return what diffusers adds, of a file in kohya's names."""
+    """Return diffusers' delta, for a file in kohya's names."""
 
     def scale(_, rank, alphas):
         common = collections.Counter(alphas).most_common(1)
@@ -109,7 +109,7 @@ def cut(deltas, keep):
 
 
 def same(got, want, eps=1e-5):
-    """Check updates; what kept nothing may be missing."""
+    """Check updates; modules that keep nothing may be missing."""
     for name, x in want.items():
         bound = eps * np.abs(x).max() + 1e-12
         np.testing.assert_allclose(got.get(name, 0 * x), x, atol=bound, err_msg=name)

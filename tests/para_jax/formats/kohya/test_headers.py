@@ -1,4 +1,4 @@
-"""What a child's header says is of the child: kept, computed anew, or left out."""
+"""Test that a child's header fields are kept, recomputed or left out."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from tests.para_jax.formats.kohya.single import pair, read, write
 
 pytestmark = pytest.mark.user_defaults
 
-# What sd-scripts writes of a training (`train_network.py`), musubi-tuner, OneTrainer,
+# Training metadata of sd-scripts (`train_network.py`), musubi-tuner, OneTrainer and
 # ai-toolkit (`toolkit/metadata.py`), and users' own notes.
 KEPT = {
     "ss_output_name": "style",
@@ -64,7 +64,7 @@ GONE = {
     "adapter_config": '{"r": 4, "lora_alpha": 2}',
     "config": '{"unet": {"r": 4, "lora_alpha": 2}}',
 }
-# All that sd-scripts at 7dc64e0 writes with a network, but its ranks and alphas.
+# All fields sd-scripts at 7dc64e0 writes with a network, except ranks and alphas.
 SD_SCRIPTS = """
 ss_adaptive_noise_scale ss_base_model_version ss_batch_size_per_device
 ss_bucket_info ss_bucket_no_upscale ss_cache_latents

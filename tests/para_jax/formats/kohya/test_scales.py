@@ -1,4 +1,4 @@
-"""Scales that no tensor of a single file holds: in its header, beside it, or said.
+"""Test scales outside a single file's tensors: in its header, beside it, or given.
 
 The oracles are formulas: LoRA's `alpha / r`, rsLoRA's `alpha / sqrt(r)`, and mistral's
 `scaling` (mistral-inference `src/mistral_inference/lora.py`).
@@ -22,7 +22,7 @@ PATTERNS = UNET | {"r": 8, "rank_pattern": {"a.q": 4}, "alpha_pattern": {"a.q": 
 
 
 def packed(**components):
-    """Return what diffusers' `_pack_dict_with_prefix` gives, as JSON."""
+    """Return the JSON of diffusers' `_pack_dict_with_prefix`."""
     flat = {
         f"{c}.{k}": x for c, config in components.items() for k, x in config.items()
     }
@@ -119,7 +119,7 @@ UNCLEAR = {
     "a scale": ({"lora_scale": "2"}, "'lora_scale' is 2 in the header"),
     "no update": ({"alpha": "0"}, "has the scale 0 by"),
 }
-# An alpha without the rank that it is for, wherever it stands.
+# An alpha without its rank, in every place.
 UNCLEAR |= {
     f"no rank, {name}": (metadata, "no rank with it")
     for name, metadata in {
@@ -164,7 +164,7 @@ def test_a_tensors_own_alpha_comes_first(tmp_path):
 
 
 def test_convolutions_may_have_an_alpha_of_their_own(tmp_path):
-    """`conv_dim` is of kernels that are not 1 x 1 (sd-scripts `networks/lora.py`)."""
+    """`conv_dim` is for kernels larger than 1 x 1 (sd-scripts `networks/lora.py`)."""
     tensors = pair("q", 8, 6, 4) | {
         "c.lora_down.weight": random(2, 5, 3, 3),
         "c.lora_up.weight": random(7, 2, 1, 1),
@@ -314,7 +314,7 @@ def test_what_belongs_to_changed_weights_is_not_cut(tmp_path):
         para.save(found, tmp_path / "y.safetensors", format="kohya")
 
 
-# --- What the user says -------------------------------------------------------------
+# --- Scales given by the user -------------------------------------------------------
 
 
 @pytest.mark.parametrize("names", NAMES)

@@ -1,4 +1,4 @@
-"""kohya's files against hand-made ones, under ComfyUI's rule: `alpha / r`, or 1.
+"""Test kohya's files against hand-made ones, under ComfyUI's rule: `alpha / r`, or 1.
 
 ComfyUI and sd-scripts are not run: their rule and names are taken from their sources
 (comfy/weight_adapter/lora.py, networks/resize_lora.py).
@@ -40,7 +40,7 @@ def pair(name, m, n, r, *, alpha=None, names=("lora_down", "lora_up"), **options
 
 
 def comfy(path):
-    """Returns what ComfyUI adds to each weight `[out, in, *window]`, in float64."""
+    """Return ComfyUI's delta of each weight `[out, in, *window]`, in float64."""
     found = safetensors.numpy.load_file(path)
     result = {}
     for key in found:

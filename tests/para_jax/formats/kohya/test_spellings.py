@@ -1,4 +1,4 @@
-"""Single files come back under their parent's names, or are refused by a key."""
+"""Test that single files keep their parent's names, or are refused by a key."""
 
 import ml_dtypes
 import numpy as np
@@ -78,7 +78,7 @@ def parent(tmp_path, names, alphas=None, dtype=np.float32, rank=4):
 
 
 def to(word, source, folder):
-    """Write what a word asks for; return it and the ranks that it keeps."""
+    """Write the named form; return it and the ranks it keeps."""
     target, loaded = folder / "y.safetensors", para.load(source)
     every = sum(x.rank for x in loaded.adapters.values())
     half = para.Gamma(0.5)
@@ -105,7 +105,7 @@ def test_names_are_kept_and_every_reader_finds_one_scale(names, alphas, word, tm
     target, keep = to(word, source, tmp_path)
 
     (old, _), (new, _) = read(source), read(target)
-    assert new.keys() <= old.keys()  # So no `.alpha` where there was none, too.
+    assert new.keys() <= old.keys()  # In particular, no new `.alpha`.
     left = {name for name in new if not name.endswith(".alpha")}
     if word == "convert":
         assert new.keys() == old.keys()
@@ -252,7 +252,7 @@ def test_what_lies_beside_factors_keeps_its_name_and_its_bits(tmp_path):
 def test_a_part_of_an_update_that_a_reader_does_not_know_is_told(
     name, form, reader, tmp_path, recwarn
 ):
-    """PEFT loads what `modules_to_save` and `bias` name, mlx-lm factors alone."""
+    """PEFT loads the modules in `modules_to_save` and `bias`, mlx-lm factors alone."""
     tensors = pair("transformer.q", 8, 6, 3, names="peft") | {name: random(6)}
     found = para.load(write(tmp_path / "x.safetensors", tensors))
 
@@ -326,7 +326,7 @@ def test_both_pairs_of_an_attention_processor_are_modules(tmp_path):
 @pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module"])
 @pytest.mark.parametrize("place", [0, 1, 3, 5])
 def test_names_of_wrappers_are_left_out(wrapper, place, tmp_path):
-    """PyTorch's wrappers are no part of a model: no reader finds such modules."""
+    """PyTorch's wrappers are not parts of a model: readers do not find such modules."""
     module = "unet.mid.attn1.to_q"
     parts = module.split(".")
     wrapped = ".".join([*parts[:place], wrapper, *parts[place:]])
@@ -347,7 +347,7 @@ def test_names_of_wrappers_are_left_out(wrapper, place, tmp_path):
 
 @pytest.mark.parametrize("part", ["transformer", "unet", "text_encoder_2"])
 def test_the_prefix_of_peft_is_no_module_of_a_component(part, tmp_path):
-    """SimpleTuner's, of a component that PEFT had wrapped: no reader finds it."""
+    """Readers do not find SimpleTuner's prefix of a component wrapped by PEFT."""
     plain = pair(f"{part}.blocks.0.to_q", 8, 6, 3, names="diffusers")
     source = write(
         tmp_path / "x.safetensors",

@@ -1,6 +1,6 @@
-"""mlx-lm's folders, by hand-made ones: the names, the orientation, the configuration.
+"""Test mlx-lm's folders, by hand-made ones: names, orientation, configuration.
 
-The oracle is mlx-lm's rule in NumPy, `scale * a @ b` with one scale for all (its
+The oracle is mlx-lm's rule in NumPy, `scale * a @ b` with one common scale (its
 `tuner/lora.py`, 0.32.2); `tests/engines/test_mlx.py` runs mlx-lm itself.
 """
 
@@ -60,7 +60,7 @@ def folder(tmp_path):
 
 
 def mlx(folder):
-    """Returns what mlx-lm adds to each weight, as `[in, out]` in float64."""
+    """Return mlx-lm's delta of each weight, as `[in, out]` in float64."""
     words = json.loads((folder / "adapter_config.json").read_text())["lora_parameters"]
     found = safetensors.numpy.load_file(folder / "adapters.safetensors")
     result = {}
@@ -268,7 +268,7 @@ def test_a_configuration_of_mlx_is_no_header_of_another_file(folder, tmp_path):
 
 
 def old(**lora):
-    """Returns a configuration of before October 2024."""
+    """Return a configuration from before October 2024."""
     words = {"lora_layers": 4, "use_dora": False, "lora_parameters": {"rank": R}}
     words["lora_parameters"] |= {"dropout": 0.0, "keys": ["self_attn.q_proj"]} | lora
     return words
@@ -279,7 +279,7 @@ def old(**lora):
     [
         (old(scale=10.0), 10.0),
         (old(scale=10.0, alpha=R), 10.0),
-        # By then alpha was a default that nothing read.
+        # By then alpha was an unread default.
         (config(scale=10.0, alpha=16.0), 10.0),
         ({"num_layers": 4, "lora_parameters": {"rank": R, "scale": -2}}, -2.0),
     ],
@@ -388,7 +388,7 @@ def test_its_scale_is_its_own(flag, folder):
 
 @pytest.mark.parametrize("dtype", ["float64", ml_dtypes.float8_e4m3fn])
 def test_a_dtype_that_mlx_misreads_is_refused(dtype, tmp_path):
-    """mlx 0.32.4 gives float8 back as whole numbers, and refuses float64."""
+    """mlx 0.32.4 reads float8 as whole numbers, and refuses float64."""
     one = para.Adapter(random(8, 2).astype(dtype), random(2, 5).astype(dtype))
 
     with pytest.raises(ValueError, match=r"'q' is float.*mlx-lm reads.*bfloat16"):

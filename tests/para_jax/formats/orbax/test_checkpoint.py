@@ -1,6 +1,6 @@
-"""Orbax checkpoints: ours are complete, those of others open, from any devices.
+"""Test that Orbax checkpoints are complete, and that other writers' open anywhere.
 
-What is in a checkpoint is looked at with Orbax itself.
+Orbax itself reads the contents of a checkpoint.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from tests.para_jax.formats.orbax.writers import (
     with_v1_training_checkpointer,
 )
 
-# What a user calls has to work in JAX's default precision.
+# Public functions must work in JAX's default precision.
 pytestmark = pytest.mark.user_defaults
 
 ROOT = pathlib.Path(__file__).parents[4]
@@ -43,7 +43,7 @@ def adapter(m, n, r, *, seed=0, dtype=np.float32, stack=(), **fields):
 
 
 def everything():
-    """Returns a checkpoint in which no field is empty, and nothing is regular."""
+    """Return a checkpoint with every field set, and nothing regular."""
     return para.Checkpoint(
         adapters={
             "layers/0/q": adapter(8, 6, 3, seed=1, scale=1 / 3),
@@ -90,7 +90,7 @@ def save(checkpoint, path):
 
 
 def assert_same(got, want):
-    """Checks that two checkpoints are equal, bit for bit."""
+    """Check that two checkpoints are equal, bit for bit."""
     assert got.adapters.keys() == want.adapters.keys()
     for path, x in want.adapters.items():
         assert_array(got.adapters[path].a, x.a, path)
@@ -113,7 +113,7 @@ def assert_array(got, want, name):
 
 
 def arrays_of(path):
-    """Returns the tree and the metadata, as Orbax alone reads them."""
+    """Return the tree and the metadata, as Orbax alone reads them."""
     metadata = ocp.metadata(path)
     tree = ocp.load(path, jax.tree.map(lambda _: np.ndarray, metadata.metadata))
     return tree, metadata.custom_metadata
@@ -261,7 +261,7 @@ def test_a_real_parent_comes_back_with_its_own_tensors(tmp_path):
 
 
 def params():
-    """Returns hand-made params of two modules, among other leaves."""
+    """Return hand-made params of two modules, among other leaves."""
     rng = np.random.default_rng(0)
 
     def random(*shape, dtype=np.float32):
@@ -418,7 +418,7 @@ def test_whatever_file_is_cut_short_the_folder_is_named_or_nothing_is_lost(tmp_p
 
 @pytest.mark.parametrize("how", ["missing", "cut short"])
 def test_ours_without_its_metadata_is_not_taken_for_that_of_others(how, tmp_path):
-    # Its scales are lost, and a scale that is given would not be that of every module.
+    # Its scales are lost, and one given scale could not be right for every module.
     path = save(
         para.Checkpoint(adapters={"q": adapter(8, 6, 3, scale=2.0)}), tmp_path / "x"
     )

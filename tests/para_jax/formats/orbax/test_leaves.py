@@ -1,4 +1,4 @@
-"""Trees with leaves that are not arrays: read, compressed and put back as Orbax does.
+"""Test trees with non-array leaves: read, compressed and put back as Orbax does.
 
 The oracle is Orbax's own `load` of the whole checkpoint, before and after.
 """
@@ -29,7 +29,7 @@ from tests.para_jax.formats.orbax.writers import (
     with_v1_training_checkpointer,
 )
 
-# What a user calls has to work in JAX's default precision.
+# Public functions must work in JAX's default precision.
 pytestmark = pytest.mark.user_defaults
 
 M, N, R = 7, 5, 3
@@ -86,7 +86,7 @@ def tree_with(**leaves):
     }
 
 
-# What each writer refuses itself: the rest goes into one checkpoint.
+# Kinds each writer refuses itself: the others share one checkpoint.
 WRITERS = {
     with_v1: set(NUMPY),
     with_v1_training_checkpointer: set(NUMPY),
@@ -100,12 +100,12 @@ adapters_only = pytest.mark.parametrize("adapters_only", [False, True])
 
 def restored(path):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # It asks for the tree that it finds itself.
+        warnings.simplefilter("ignore")  # It warns about a missing target tree.
         return ocp.load(path)
 
 
 def assert_same(got, want):
-    """Checks structure, types and bits; NumPy may stand for an array on a device."""
+    """Check structure, types and bits; NumPy may stand for an array on a device."""
     one, two = (jax.tree.flatten_with_path(x) for x in (got, want))
     assert one[1] == two[1]
     for (path, x), (_, y) in zip(one[0], two[0], strict=True):
@@ -122,7 +122,7 @@ def assert_same(got, want):
 
 
 def check_child(source, target, *, adapters_only):
-    """Compresses a checkpoint, and compares its child with the parent, by Orbax."""
+    """Compress a checkpoint, and compare its child with the parent, by Orbax."""
     parent = para.load(source, adapters_only=adapters_only)
     child = para.compress(parent, para.Gamma(0.67))
     para.save(child, target, format="orbax")
@@ -149,7 +149,7 @@ def test_a_tree_of_all_kinds_of_leaves_comes_back(write, adapters_only, tmp_path
     check_child(path, tmp_path / "child", adapters_only=adapters_only)
 
 
-# Metadata of v1 depends on what else is in the tree: one kind at a time, too.
+# v1's metadata depends on the rest of the tree, so test each kind alone too.
 @pytest.mark.parametrize("write", [with_v1, with_pytree_checkpointer])
 @pytest.mark.parametrize("kind", ["bool", "str", "int", "None", "key", "empty list"])
 def test_a_tree_with_one_leaf_of_a_kind_comes_back(kind, write, tmp_path):
@@ -237,7 +237,7 @@ def test_a_state_of_nnx_keeps_its_keys_and_counts(write, pure, tmp_path):
 
 
 class Opaque:
-    """A leaf of a type that nobody knows."""
+    """Stand for a leaf of an unregistered type."""
 
 
 IN_MEMORY = (

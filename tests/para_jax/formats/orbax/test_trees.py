@@ -1,4 +1,4 @@
-"""Checkpoints that other programs wrote: read as they are, children in their form."""
+"""Test checkpoints of other programs: read as written, children in the same form."""
 
 import json
 

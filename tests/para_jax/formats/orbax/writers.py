@@ -1,4 +1,4 @@
-"""Orbax's own writers of a tree, each of which returns the folder that holds it."""
+"""Write a tree with each of Orbax's own writers; return the tree's folder."""
 
 import orbax.checkpoint as ocp_v0
 from orbax.checkpoint import v1 as ocp

@@ -1,4 +1,4 @@
-"""What a child's configuration keeps of its parent's, field by field."""
+"""Test the fields a child's configuration keeps of its parent's, one by one."""
 
 import json
 
@@ -20,7 +20,7 @@ def random(*shape, seed=0):
 
 
 def write(folder, *, extra=(), small=(), targets=("q",), **fields):
-    """Writes a parent of `NAMES`; those in `small` are the first to go."""
+    """Write a parent of `NAMES`; those in `small` are cut first."""
     tensors = {f"{PREFIX}{name}": random(5, seed=9) for name in extra}
     for i, name in enumerate(NAMES):
         size = 1e-6 if name in small else 1.0

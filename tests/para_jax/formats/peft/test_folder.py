@@ -1,7 +1,7 @@
-"""PEFT's files against hand-made ones: what is read, what is written, what survives.
+"""Test PEFT's files against hand-made ones: tensors and fields read, written, kept.
 
-Files are made and looked at with safetensors and json, products are NumPy's.
-`tests/interop` asks PEFT itself.
+safetensors and json write and read the files, and NumPy computes the products.
+`tests/interop` runs PEFT itself.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import safetensors.numpy
 import para_jax as para
 from para_jax.formats.peft import config as peft_config
 
-# What a user calls has to work in JAX's default precision.
+# Public functions must work in JAX's default precision.
 pytestmark = pytest.mark.user_defaults
 
 PREFIX = "base_model.model."
@@ -56,7 +56,7 @@ def random(*shape, dtype=np.float32, seed=0):
 
 
 def linear(name, m, n, r, **options):
-    """Returns the tensors of a linear layer as torch has them."""
+    """Return the tensors of a linear layer in torch's form."""
     return {
         f"{PREFIX}{name}.lora_A.weight": random(r, m, **options),
         f"{PREFIX}{name}.lora_B.weight": random(n, r, **options),
@@ -125,7 +125,7 @@ WRAPPED = {
 
 @pytest.mark.parametrize("wrapper", WRAPPED)
 def test_wrappers_of_pytorch_are_no_modules(wrapper, tmp_path):
-    """PEFT finds none of them, so their names in a child would be no update at all."""
+    """PEFT finds none of them, so their names in a child would have no effect."""
     plain = linear("layers.1.q", 8, 6, 3) | {f"{PREFIX}layers.1.head": random(3)}
     wrapped = {WRAPPED[wrapper](name): x for name, x in plain.items()}
     assert wrapped.keys().isdisjoint(plain)
@@ -223,7 +223,7 @@ def test_an_embedding_has_its_vocabulary_as_inputs(tmp_path):
     got = para.load(write(tmp_path / "x", config(), weights))
 
     assert got.layers == {"q": para.Layer(kind="embedding")}
-    want = 2 * (b.astype(np.float64) @ a).T  # Row i is what token i gets.
+    want = 2 * (b.astype(np.float64) @ a).T  # Row i is the update of token i.
     np.testing.assert_allclose(delta(got.adapters["q"]), want, rtol=1e-12)
 
 
@@ -441,11 +441,11 @@ def test_a_child_with_nothing_left_is_refused_and_the_old_one_stays(profile, tmp
     assert [x.name for x in tmp_path.iterdir()] == ["x"]
 
 
-# --- What has to outlive every form -----------------------------------------------
+# --- Contents preserved by every form ---------------------------------------------
 
 
 def through(checkpoint, forms, folder):
-    """Returns the checkpoint after it was saved in one form after the other."""
+    """Return the checkpoint after saving it in one form after the other."""
     for i, form in enumerate(forms):
         if form == "orbax":
             para.save(checkpoint, folder / f"{i}", format="orbax")
@@ -491,7 +491,7 @@ def test_an_absent_module_is_zeros_of_its_own_kind(gone, forms, tmp_path):
 
 @every_way
 def test_tensors_below_a_base_layer_follow_their_module(forms, tmp_path):
-    # PEFT calls a bias `q.base_layer.bias` where `q` is adapted, `q.bias` where not.
+    # PEFT calls a bias `q.base_layer.bias` if `q` is adapted, else `q.bias`.
     weights = linear("q", 8, 6, 3) | linear("v", 8, 6, 3, seed=1)
     weights[f"{PREFIX}q.lora_B.weight"] *= 1e-6
     for name in ("q.base_layer", "v.base_layer", "norm"):
@@ -548,7 +548,7 @@ def test_the_bias_of_an_update_survives(forms, tmp_path):
 
     para.save(through(child, forms, tmp_path), tmp_path / "child")
 
-    # PEFT multiplies it with the scale, which was 2 and is 1 now.
+    # PEFT multiplies it by the scale: 2 in the parent, 1 in the child.
     got = weights_of(tmp_path / "child")
     for name, bias in biases.items():
         np.testing.assert_array_equal(got[f"{PREFIX}{name}.lora_B.bias"], 2 * bias)
@@ -582,7 +582,7 @@ def test_names_match_as_the_regular_expression_that_peft_makes_of_them():
 
 
 def test_alpha_over_each_rank_has_no_place_for_a_bias(tmp_path):
-    """PEFT would divide the bias too, and llama.cpp's script knows no such tensor."""
+    """PEFT would divide the bias too, and llama.cpp's script rejects such a tensor."""
     weights = linear("q", 8, 6, 3) | {f"{PREFIX}q.lora_B.bias": random(6)}
     parent = para.load(write(tmp_path / "x", config(lora_bias=True), weights))
 

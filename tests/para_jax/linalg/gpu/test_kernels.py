@@ -1,4 +1,4 @@
-"""The kernels step by step on this CPU, and their plain twins, against NumPy.
+"""Test the kernels step by step on the CPU, and their plain twins, against NumPy.
 
 `L` products, a depth `d`, a rank `r`.
 """
@@ -155,7 +155,7 @@ def grams(pairs):
 
 @functools.cache
 def found(way, rank):
-    """Returns `s, left, right` and the share of each input, of one program."""
+    """Return `s, left, right` and the share of each input, from one program."""
     pairs = products(rank)
     computed = {"kernel": by_kernel, "twin": by_twin}[way](*grams(pairs.values()))
     return dict(zip(pairs, zip(*map(np.asarray, computed), strict=True), strict=True))
@@ -217,7 +217,7 @@ class TestSpectra:
 
 
 def least_share(x):
-    """Returns it by QR: the squares of the diagonal, but for columns of zeros."""
+    """Return the share by QR: the squared diagonal, except for columns of zeros."""
     there = x[:, x.any(0)]
     diagonal = np.diagonal(np.linalg.qr(there, mode="r"))
     shares = (diagonal / np.linalg.norm(there, axis=0)) ** 2

@@ -1,6 +1,6 @@
-"""Which kernels a program for a GPU has, seen without one: it is lowered, not run.
+"""Test which kernels a GPU program contains, by lowering it without a GPU.
 
-The slow tests lower programs of every rank, which takes a second a rank.
+The slow tests lower programs of every rank, at about a second per rank.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ QR = "cusolver_geqrf"
 
 @contextlib.contextmanager
 def as_on(backend, kind="NVIDIA H200"):
-    """Traces and lowers as where `backend` is JAX's default.
+    """Trace and lower as if `backend` were JAX's default.
 
-    From 0.11 on, JAX has to know for which GPU it lowers a kernel.
+    From 0.11 on, JAX needs the target GPU to lower a kernel.
     """
     with pytest.MonkeyPatch.context() as patch, use_abstract_mesh(mesh((), (), kind)):
         patch.setattr(jax, "default_backend", lambda: backend)
@@ -122,7 +122,7 @@ def test_on_a_mesh_there_are_neither_kernels_nor_qr(kind):
 
 @pytest.mark.parametrize("check", [True, False])
 def test_in_a_shard_map_there_are_kernels_unless_it_checks_what_varies(check):
-    """Pallas wants to be told that of its results, which plain operations know."""
+    """Pallas needs the varying axes of its results; plain operations infer them."""
     devices = mesh((4,), ("x",))
     decompose = jax.shard_map(
         para_jax.decompose, mesh=devices, in_specs=P(), out_specs=P(), check_vma=check
@@ -200,7 +200,7 @@ def check_program(platform, wide, rank):
 
 @pytest.fixture(params=["tracing", "lowering"])
 def broken(request, monkeypatch):
-    """Breaks the kernel of a module, when it is traced or when it is lowered."""
+    """Break the kernel of a module, when it is traced or when it is lowered."""
 
     def breaks(module):
         whole = module._kernel
@@ -213,7 +213,7 @@ def broken(request, monkeypatch):
 
         monkeypatch.setattr(module, "_kernel", kernel)
 
-    jax.clear_caches()  # Of what was traced before a kernel broke, and then of that.
+    jax.clear_caches()  # Drop working traces, and later broken ones.
     yield breaks
     jax.clear_caches()
 
@@ -265,7 +265,7 @@ def test_without_kernels_it_maps_and_has_a_derivative(broken):
 
 
 def test_a_gpu_that_jax_does_not_know_runs_the_plain_operations():
-    """JAX 0.11 and 0.12 lower kernels for GPUs whose names they know."""
+    """JAX 0.11 and 0.12 lower kernels only for GPUs they know by name."""
     with as_on("gpu", "Tesla K80"):
         known = KERNEL in program(adapters())
 
@@ -273,7 +273,7 @@ def test_a_gpu_that_jax_does_not_know_runs_the_plain_operations():
 
 
 def test_warnings_that_are_errors_stop_no_program():
-    """JAX 0.11 and 0.12 warn that this backend of Pallas will go."""
+    """JAX 0.11 and 0.12 warn of the removal of this Pallas backend."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         jax.clear_caches()

@@ -133,7 +133,7 @@ def test_a_name_has_one_meaning_in_diffusers(name):
     )
 
 
-# A module of no other family, so that the way back has one meaning.
+# A module unique to the family, so that the way back is unambiguous.
 ONLY = {"flux": "lora_unet_guidance_in_in_layer", "sd3": "lora_unet_x_embedder_proj"}
 
 
@@ -292,7 +292,7 @@ def test_comfyui_gets_a_name_that_it_has(name):
     assert list(diffusion.convert(of(name), "comfyui").adapters) == [COMFYUI[name]]
 
 
-# --- What names do not decide ---------------------------------------------------------
+# --- Ambiguous names ------------------------------------------------------------------
 
 REFUSED = {
     (
