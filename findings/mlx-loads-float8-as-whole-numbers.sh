@@ -1,9 +1,9 @@
 #!/bin/sh
 # mlx 0.32.4 with mlx-cpu 0.32.4, Python 3.11, 29 November 2026.
 #
-# Guess beforehand: a dtype that MLX lacks is refused, or converted to one that it has.
-# Seen: mlx.core.load gives an F8_E4M3 tensor of a safetensors file back as uint8, its
-# bytes as whole numbers: 1.0 comes back as 56. An F8_E5M2 tensor it refuses.
+# Expected: MLX refuses a dtype that it lacks, or converts it to one that it has.
+# Observed: mlx.core.load returns an F8_E4M3 tensor of a safetensors file as uint8, with
+# its bytes read as integers: 1.0 becomes 56. It refuses an F8_E5M2 tensor.
 #
 #   F8_E4M3: mlx.core.uint8 [56, 56]
 #   F8_E5M2: RuntimeError
@@ -35,7 +35,7 @@ def load(dtype, byte):
         return type(error).__name__
 
 
-# 1.0 in either.
+# 1.0 in both formats.
 found = [load("F8_E4M3", 0x38), load("F8_E5M2", 0x3C)]
 print(f"F8_E4M3: {found[0]}\nF8_E5M2: {found[1]}")
 sys.exit(found != ["mlx.core.uint8 [56, 56]", "RuntimeError"])

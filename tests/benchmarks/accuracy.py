@@ -1,4 +1,4 @@
-"""How far a child is from the truth: NumPy in float64, through the factors."""
+"""Measure a child's error against NumPy in float64, computed through the factors."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Kept(NamedTuple):
-    """What a method kept of one module: `s [k]`, `a [m, k]` and `b [k, n]`."""
+    """One module as a method kept it: `s [k]`, `a [m, k]` and `b [k, n]`."""
 
     s: np.ndarray
     a: np.ndarray
@@ -16,10 +16,11 @@ class Kept(NamedTuple):
 def errors(
     a: np.ndarray, b: np.ndarray, scale: float, kept: Kept
 ) -> tuple[float, float]:
-    """Returns the errors of the kept singular values and of their product.
+    """Return the errors of the kept singular values and of their product.
 
-    The first is the largest relative one; the second is relative in the Frobenius
-    norm, to the best approximation of `scale * a @ b` of the same rank.
+    The first is the largest relative error of a singular value. The second is the
+    relative error, in the Frobenius norm, to the best approximation of
+    `scale * a @ b` of the same rank.
     """
     s, a_ref, b_ref = truncated(a, b, scale, kept.s.size)
     difference = norm_of_product(
@@ -30,7 +31,7 @@ def errors(
 
 
 def truncated(a: np.ndarray, b: np.ndarray, scale: float, k: int) -> Kept:
-    """Returns the best approximation of rank `k`, by QR and SVD in float64."""
+    """Return the best approximation of rank `k`, by QR and SVD in float64."""
     q_a, r_a = np.linalg.qr(np.asarray(a, np.float64))
     q_b, r_b = np.linalg.qr(np.asarray(b, np.float64).T)
     u, s, vt = np.linalg.svd(scale * r_a @ r_b.T)
@@ -38,10 +39,10 @@ def truncated(a: np.ndarray, b: np.ndarray, scale: float, k: int) -> Kept:
 
 
 def norm_of_product(x: np.ndarray, y: np.ndarray) -> float:
-    """Returns the Frobenius norm of `x @ y`, which is never formed.
+    """Return the Frobenius norm of `x @ y` without forming the product.
 
-    Triangular factors, not Gram matrices, which would hide a small difference of two
-    large products under the rounding of their squares.
+    Triangular factors are used instead of Gram matrices: the rounding of squares would
+    hide a small difference of two large products.
     """
     r_x = np.linalg.qr(np.asarray(x, np.float64), mode="r")
     r_y = np.linalg.qr(np.asarray(y, np.float64).T, mode="r")

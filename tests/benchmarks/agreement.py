@@ -1,12 +1,12 @@
-"""Do the ranks agree with those of NumPy in float64, on whatever device is there?
+"""Compare the ranks on the current device with those of NumPy in float64.
 
     python -m tests.benchmarks.agreement
     JAX_PLATFORMS=cpu python -m tests.benchmarks.agreement
 
-200 random adapters and a trained one, each cut by several policies in three ways: as
-traced programs without and with `jax.enable_x64`, and by `compress`. NumPy does not
-know the device, so what agrees with it on two devices agrees between them. Of each
-choice that does not agree, the table says how close a tie it was.
+200 random adapters and a trained one are each compressed by several policies in three
+ways: as traced programs without and with `jax.enable_x64`, and by `compress`. NumPy's
+ranks do not depend on the device, so two devices that agree with NumPy agree with each
+other. For each choice that disagrees, the table shows how close the tie was.
 """
 
 import argparse
@@ -28,8 +28,8 @@ TRAINED = pathlib.Path(__file__).parents[2] / "train/assets/minilm-movie-r16"
 Structure = tuple[tuple[tuple[int, int, int], ...], int, type]
 WAYS = ("float32", "float64", "host")
 
-# `(modules, m, n)` of each group of modules, the rank, the dtype that it is stored in.
-# Few of them, since each is a program of its own.
+# `(modules, m, n)` of each group of modules, the rank, and the storage dtype.
+# There are only a few, since each one compiles a program of its own.
 STRUCTURES = (
     (((4, 48, 48), (2, 48, 131)), 8, np.float32),
     (((3, 96, 64), (3, 64, 96)), 16, np.float32),
@@ -46,13 +46,13 @@ Ranks = dict[tuple[str | int, ...], int]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What one policy chose for one adapter, computed in one way.
+    """One policy's choice for one adapter, computed in one way.
 
     Attributes:
-      adapter: Which of the adapters.
-      policy: Which of the policies.
-      way: How it was computed.
-      moved: How many ranks are elsewhere than NumPy has them; 0 if they agree.
+      adapter: The adapter's name.
+      policy: The policy's name.
+      way: How the choice was computed.
+      moved: The number of ranks that differ from NumPy's; 0 if they agree.
       gap: How close a tie it was, see `tests.reference.Cut`.
     """
 
@@ -66,7 +66,7 @@ class Choice:
 def random_adapters(
     count: int, structures: Sequence[Structure] = STRUCTURES
 ) -> Iterator[tuple[str, dict[str, para.Adapter]]]:
-    """Yields random adapters that differ in shapes, ranks, scales and spectra."""
+    """Yield random adapters of different shapes, ranks, scales and spectra."""
     for seed in range(count):
         groups, rank, dtype = structures[seed % len(structures)]
         rng = np.random.default_rng(seed)
@@ -82,14 +82,14 @@ def random_adapters(
 def _stack(
     rng: np.random.Generator, modules: int, m: int, n: int, r: int, dtype: type
 ) -> para.Adapter:
-    """Returns modules of different norms, whose spectra fall at different rates."""
+    """Draw modules of different norms, with spectra that decay at different rates."""
     a = rng.standard_normal((modules, m, r)) / math.sqrt(m)
     b = rng.standard_normal((modules, r, n)) / math.sqrt(n)
     norms = np.exp(rng.normal(size=(modules, 1)))
     fall = norms * np.exp(-np.arange(r) * rng.uniform(0, 0.5, (modules, 1)))
     rotation = np.linalg.qr(rng.standard_normal((modules, r, r)))[0]
     a, b = a * fall[:, None] @ rotation, rotation.mT @ b
-    # One for a whole group, so that the program is the same.
+    # One scale for the whole group, so that all adapters share a compiled program.
     return para.Adapter(a.astype(dtype), b.astype(dtype), 2.0)
 
 
@@ -116,7 +116,7 @@ def _traced(
 def ranks(
     adapters: dict[str, para.Adapter], asked: tuple[para.Policy, ...], way: str
 ) -> list[Ranks]:
-    """Returns the rank of each kernel for each policy, as the package computes it."""
+    """Return the rank of each kernel for each policy, as the package computes it."""
     if way == "host":
         spectra = spectra_of(adapters)
         found = [para.ranks(spectra, policy) for policy in asked]
@@ -130,7 +130,7 @@ def ranks(
 
 
 def compared(name: str, adapters: dict[str, para.Adapter]) -> Iterator[Choice]:
-    """Yields every choice for one adapter."""
+    """Yield every choice for one adapter."""
     asked, kernels = policies(adapters), reference.kernels(adapters)
     wanted = [reference.cut(kernels, policy) for policy in asked.values()]
     for way in WAYS:

@@ -1,15 +1,15 @@
-"""Frozen models that take their adapters' updates from a function, and their tenants.
+"""Build frozen models with pluggable adapter updates, and the adapters of tenants.
 
 - `minilm`: all-MiniLM-L6-v2 with a classifier, 48 tokens a sentence, every adapted
   kernel; the singular values are those of the adapter in train/assets.
 - `llama`: the matrices of some layers of Llama-3-8B, one token a row, as in decoding.
-  Norms and the gate are there, attention is not: `v` takes its place. The singular
-  values of a module fall as `j ** -p`, with `p` between 0.5 and 1.5, from a length that
-  differs by `exp(0.5 z)` between modules (`z` normal).
+  Norms and the gate are included; attention is not, and uses `v` instead. The singular
+  values of a module decay as `j ** -p`, with `p` between 0.5 and 1.5, from a norm that
+  varies by `exp(0.5 z)` between modules (`z` normal).
 
-Every tenant's parent has rank 16 and its own lengths, the model's times `exp(0.5 z)`
-for each module: rank maps are alike, not the same. Children keep a quarter of the
-ranks, by `para_jax.ranks`. Weights are random: only shapes and ranks matter to time.
+Every tenant's parent has rank 16 and its own norms, the model's times `exp(0.5 z)` for
+each module: rank maps are similar but not equal. Children keep a quarter of the ranks,
+by `para_jax.ranks`. Weights are random, since only shapes and ranks affect the time.
 """
 
 import functools
@@ -51,13 +51,13 @@ class Backbone(NamedTuple):
 
     Attributes:
       name: Its name.
-      dtype: That of weights, factors and sums.
+      dtype: The dtype of weights, factors and sums.
       kernels: `(m, n)` of all kernels that an adapter of the whole model changes.
       singular: Their singular values, `[modules, r]`.
-      timed: The paths that `forward` has: all, or those of some layers.
+      timed: The paths in `forward`: all of them, or those of some layers.
       params: The frozen weights, on the host.
-      inputs: A batch of so many rows.
-      forward: The model: weights, update, batch.
+      inputs: Makes a batch of a given number of rows.
+      forward: Applies the model to weights, update and batch.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Backbone(NamedTuple):
 
 
 def rank_maps(singular: np.ndarray, tenants: int) -> np.ndarray:
-    """Returns the ranks of so many tenants' children, `[modules, tenants]`."""
+    """Return the ranks of all tenants' children, `[modules, tenants]`."""
     modules, r = singular.shape
     generator = np.random.default_rng(0)
     lengths = np.exp(SPREAD * generator.standard_normal((tenants, modules, 1)))
@@ -87,7 +87,10 @@ def rank_maps(singular: np.ndarray, tenants: int) -> np.ndarray:
 
 
 def drawn(shape: tuple[int, ...], scale: float, dtype: str) -> np.ndarray:
-    """Returns random values that repeat: large arrays are made as fast as copied."""
+    """Return reproducible random values by repeating one block.
+
+    Repeating makes a large array as fast as copying it.
+    """
     return np.resize((_block() * scale).astype(jnp.dtype(dtype)), shape)
 
 
@@ -177,7 +180,7 @@ def _norm(x: jax.Array) -> jax.Array:
 def factors(
     m: int, n: int, ranks: np.ndarray, dtype: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns one module's `a: [S, m]` and `b: [S, n]` of all tenants."""
+    """Return one module's `a: [S, m]` and `b: [S, n]` of all tenants."""
     total, size = int(ranks.sum()), 0.3
     a = drawn((total, m), size / math.sqrt(m), dtype)
     return a, drawn((total, n), size, dtype)

@@ -1,18 +1,18 @@
-"""Banks: one module's adapters of all tenants in one place, and batches that mix them.
+"""Store one module's adapters of all tenants in a bank, and apply mixed batches.
 
-Each way is three functions. `bank` lays the factors out, on the host, once. `plan`
-says, on the host, what a batch needs of it: integers whose shapes do not depend on
-which tenants are in the batch. `update` is traced: what the adapters add.
+Each way consists of three functions. `bank` lays the factors out, on the host, once.
+`plan` prepares a batch on the host: integer arrays with shapes that do not depend on
+the tenants in the batch. `update` is traced and computes the adapters' contribution.
 
-- `padded`: every tenant has `R` rows, and those of a batch's tenants are gathered, row
-  by row. Punica's BGMV (Chen et al. 2023) in plain JAX.
-- `paged`: the ranks of all tenants end to end, and a table of the rows that a tenant
-  has, filled up with a row of zeros. A page is one rank, as in S-LoRA (Sheng et al.
-  2023), so a swapped-in adapter takes whichever rows are free.
+- `padded`: every tenant has `R` rows, and the rows of a batch's tenants are gathered
+  for each row of the batch. Punica's BGMV (Chen et al. 2023) in plain JAX.
+- `paged`: the ranks of all tenants end to end, and a table of each tenant's rows,
+  filled up with the index of a row of zeros. A page is one rank, as in S-LoRA (Sheng et
+  al. 2023), so a swapped-in adapter can use any free rows.
 - `segments`: on the same bank, the rows of the batch's tenants are gathered once, every
-  row of the batch is multiplied with all of them, and a mask leaves it its own.
-- `ragged_dot`: rows in the order of their tenants, `jax.lax.ragged_dot` with the padded
-  factors of those that occur.
+  row of the batch is multiplied with all of them, and a mask keeps its own tenant's.
+- `ragged_dot`: rows sorted by tenant, then `jax.lax.ragged_dot` with the padded factors
+  of the tenants in the batch.
 
 Axis letters: `N` tenants, `R` their largest rank, `S` the sum of their ranks, `B` rows
 of a batch, `T` tokens a row, `C` capacity, `m` inputs, `n` outputs.
@@ -26,11 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-DEVIATIONS = 5  # How far above its mean a batch's sum of ranks may lie.
+DEVIATIONS = 5  # The capacity's margin above the mean, in standard deviations.
 
 
 class Factors(NamedTuple):
-    """One module's adapters of all tenants, their ranks end to end."""
+    """One module's adapters of all tenants, with their ranks end to end."""
 
     a: np.ndarray  # [S, m]
     b: np.ndarray  # [S, n]
@@ -39,8 +39,8 @@ class Factors(NamedTuple):
 
 class Way(NamedTuple):
     bank: Callable[[Factors], Any]
-    plan: Callable[[np.ndarray, np.ndarray], Any]  # Of the ranks [N], the tenants [B].
-    update: Callable[[Any, Any, jax.Array], jax.Array]  # [B, T, m] to [B, T, n].
+    plan: Callable[[np.ndarray, np.ndarray], Any]  # From ranks [N] and tenants [B].
+    update: Callable[[Any, Any, jax.Array], jax.Array]  # From [B, T, m] to [B, T, n].
 
 
 class Pair(NamedTuple):
@@ -49,12 +49,12 @@ class Pair(NamedTuple):
 
 
 def starts(ranks: np.ndarray) -> np.ndarray:
-    """Returns where the rows of each tenant begin, `[N]`."""
+    """Return the index of each tenant's first row, `[N]`."""
     return np.cumsum(ranks) - ranks
 
 
 def padded(factors: Factors) -> Pair:
-    """Returns `a: [N, R, m]`, `b: [N, R, n]`, zero beyond a tenant's rank."""
+    """Pad with zeros to the largest rank: `a: [N, R, m]` and `b: [N, R, n]`."""
     within = np.arange(factors.ranks.max()) < factors.ranks[:, None]
 
     def spread(rows: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ def padded(factors: Factors) -> Pair:
 
 
 def paged(factors: Factors) -> Pair:
-    """Returns `a: [1 + S, m]`, `b: [1 + S, n]`, whose row 0 is zero."""
+    """Prepend a row of zeros: `a: [1 + S, m]` and `b: [1 + S, n]`."""
     return Pair(*(np.pad(x, ((1, 0), (0, 0))) for x in (factors.a, factors.b)))
 
 
@@ -76,17 +76,17 @@ def _upright(factors: Factors) -> Pair:
 
 
 def table(ranks: np.ndarray) -> np.ndarray:
-    """Returns the rows of each tenant in a paged bank, `[N, R]`, 0 beyond its rank."""
+    """Return the rows of each tenant in a paged bank, `[N, R]`, 0 beyond its rank."""
     place = np.arange(ranks.max())
     rows = 1 + starts(ranks)[:, None] + place
     return np.where(place < ranks[:, None], rows, 0).astype(np.int32)
 
 
 def capacity(ranks: np.ndarray, present: int) -> int:
-    """Returns how many rows a batch of so many tenants gets, whoever they are.
+    """Return the number of rows to reserve for a batch with `present` distinct tenants.
 
-    Never more than `present * R`, and else the mean and five standard deviations, kept
-    to two binary digits so that many modules share a shape.
+    It is at most `present * R`, and otherwise the mean plus five standard deviations,
+    rounded to two binary digits so that many modules share a shape.
     """
     most = present * int(ranks.max())
     likely = present * ranks.mean()

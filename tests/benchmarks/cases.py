@@ -1,4 +1,4 @@
-"""Adapters shaped as those of known models, and random factors for them.
+"""Define adapters with the shapes of known models, and draw random factors for them.
 
 Modules are stacked by projection, `[layers, m, r]` and `[layers, r, n]`, as scanned
 models have them; experts add an axis.
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 import para_jax as para
 
-SCALE = 2.0  # A common choice of alpha / r, and one that has to be folded in.
-DECAY = 30.0  # How much shorter the last column of a factor is than its first.
+SCALE = 2.0  # A common value of alpha / r; it is not 1, so it has to be folded in.
+DECAY = 30.0  # The ratio of the norms of a factor's first and last columns.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,9 +23,9 @@ class Case:
 
     Attributes:
       rank: The rank of every module.
-      layers: The length of the axis that all stacks begin with.
-      projections: `(m, n)` of each.
-      experts: The length of a second axis; none if 0.
+      layers: The length of the leading axis of all stacks.
+      projections: `(m, n)` of each projection.
+      experts: The length of a second axis; there is none if 0.
     """
 
     name: str
@@ -49,21 +49,21 @@ class Case:
 
     @property
     def smallest(self) -> str:
-        """The projection whose full SVD is the cheapest."""
+        """The projection with the cheapest full SVD."""
         return min(self.projections, key=lambda x: full_svd(*self.projections[x]))
 
     @property
     def full_svds(self) -> float:
-        """What full SVDs of all updates cost, in those of the smallest one."""
+        """The cost of full SVDs of all updates, in units of the smallest one."""
         total = sum(full_svd(m, n) for m, n in self.projections.values())
         one = full_svd(*self.projections[self.smallest])
         return math.prod(self.stack) * total / one
 
     def factors(self, dtype: str) -> dict[str, para.Adapter]:
-        """Returns random factors on the default device, the same ones every time.
+        """Return random factors on the default device, the same ones every time.
 
-        The columns of `a` get shorter, and kernels differ in their length, so ranks
-        come out ragged.
+        The columns of `a` decrease in norm, and kernels differ in norm, so the kept
+        ranks are ragged.
         """
         keys = jax.random.split(jax.random.key(0), len(self.projections))
         return {
@@ -73,7 +73,7 @@ class Case:
 
 
 def full_svd(m: int, n: int) -> int:
-    """Returns what the SVD of a matrix costs, but for a factor."""
+    """Return the cost of a matrix's SVD, up to a constant factor."""
     return m * n * min(m, n)
 
 
@@ -82,7 +82,7 @@ def nbytes(adapters: Mapping[str, para.Adapter]) -> int:
 
 
 def part(adapters: Mapping[str, para.Adapter], layers: int) -> dict[str, para.Adapter]:
-    """Returns the adapters of the first layers."""
+    """Return the adapters of the first layers."""
     return {
         path: dataclasses.replace(x, a=x.a[:layers], b=x.b[:layers])
         for path, x in adapters.items()
@@ -160,7 +160,7 @@ _ALL = (
     _llama("llama3-8b-r64", 64),
     _llama("llama3-8b-r256", 256),
     _llama("llama3-70b-r64", 64, large=True),
-    Case(  # Small enough to try the program itself.
+    Case(  # Small enough for trying out the program.
         name="tiny", rank=5, layers=3, projections={"q": (37, 29), "up": (37, 61)}
     ),
 )

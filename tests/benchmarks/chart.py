@@ -1,4 +1,4 @@
-"""A picture: time against the adapter's size, every way a line, the floor below."""
+"""Plot time against the adapter's size, with one line per way and the floor below."""
 
 import pathlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ OURS = ("auto", "gram", "qr", "host")
 
 
 def save(path: pathlib.Path, rows: Sequence[Row]) -> None:
-    """Writes the picture; one panel a dtype."""
+    """Save the picture, with one panel per dtype."""
     import matplotlib.figure
 
     dtypes = list(dict.fromkeys(x.dtype for x in rows))
@@ -22,7 +22,7 @@ def save(path: pathlib.Path, rows: Sequence[Row]) -> None:
         _draw(panel, [x for x in rows if x.dtype == dtype])
         panel.set_title(f"one child, {dtype}, {rows[0].device}", fontsize=9)
     panels[0].set_ylabel("time of one child")
-    # In the order of the lines, so that none has to be searched for.
+    # The legend follows the vertical order of the lines, so they are easy to match.
     lines = {x.get_label(): x for panel in panels for x in panel.get_lines()}
     labels = sorted(lines, key=lambda x: -max(lines[x].get_ydata()))
     figure.legend(
@@ -62,6 +62,6 @@ _SECONDS = {1: "s", 1e-3: "ms", 1e-6: "µs"}
 
 
 def _quantity(x: float, units: dict[float, str]) -> str:
-    """Returns a power of ten in the largest unit that leaves a whole number."""
+    """Format a power of ten in the largest unit that leaves a whole number."""
     size, unit = next(((s, u) for s, u in units.items() if x >= 0.999 * s), (1, ""))
     return f"{x / size:,.0f} {unit}"

@@ -1,4 +1,4 @@
-"""Time, as a device takes it, and the speed of its memory."""
+"""Measure time on a device, and the bandwidth of its memory."""
 
 import concurrent.futures
 import math
@@ -15,13 +15,13 @@ import numpy as np
 
 from tests.benchmarks import cases
 
-_QUICK = 0.1  # Seconds; what takes longer is not worth many repetitions.
-_BATCH = 0.02  # What calls should take together that are queued back to back.
-_TOTAL = 2.0  # For one row.
+_QUICK = 0.1  # Seconds; slower calls are not worth many repetitions.
+_BATCH = 0.02  # The total seconds of one batch of calls queued back to back.
+_TOTAL = 2.0  # The seconds to spend on one row.
 
 
 def first(call: Callable[[int], Any], wait: Callable[[Any], Any]) -> float:
-    """Returns the seconds of one call."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     wait(call(0))
     return time.perf_counter() - start
@@ -30,17 +30,17 @@ def first(call: Callable[[int], Any], wait: Callable[[Any], Any]) -> float:
 def median(
     call: Callable[[int], Any], wait: Callable[[Any], Any], limit: float
 ) -> float:
-    """Returns the median of the seconds that a call takes once it is warm.
+    """Return the median seconds of a warm call.
 
     Calls under 100 ms are repeated 5 to 30 times, slower ones three times, or once. On
-    an accelerator, calls that are quicker than 20 ms are queued in batches of up to 50
-    and waited for at their end, so that the device's time counts and not that of
-    starting a program from Python; the median is that of the batches' means.
+    an accelerator, calls below 20 ms are queued in batches of up to 50 with one wait at
+    the end, so that the device's time is measured and not the time to start a program
+    from Python; the result is then the median of the batches' means.
 
     Args:
       call: Starts the work; its argument counts the calls.
-      wait: Waits for what `call` returned.
-      limit: The seconds that slow calls may take together.
+      wait: Waits for the result of `call`.
+      limit: The total seconds for slow calls.
     """
     once = first(call, wait)
     if once > _QUICK:
@@ -62,11 +62,11 @@ def _limited(x: float, low: int, high: int) -> int:
 
 
 def bandwidth() -> float:
-    """Returns the bytes a second that a copy reads and writes, as a median.
+    """Return the median bandwidth of a copy: bytes read and written per second.
 
-    Into memory that was written before: what an operating system takes to hand out
-    new memory is no copy. What is read and written is four times the cache, or more.
-    Queued back to back on an accelerator, as the calls are that it is compared with.
+    The target was written before, since page allocation by the operating system is not
+    part of a copy. The traffic is at least four times the cache. On an accelerator the
+    copies are queued back to back, like the calls that they are compared with.
     """
     on_cpu = jax.default_backend() == "cpu"
     size = max(2 * cache(), 2**28 if on_cpu else 2**31)
@@ -89,7 +89,7 @@ def _copy_on_device(size: int) -> tuple[Callable[[int], Any], Callable[[Any], An
 
 
 def _copy_on_host(size: int) -> tuple[Callable[[int], Any], Callable[[Any], Any]]:
-    # NumPy's, since it writes without reading first what it overwrites.
+    # NumPy copies without first reading the memory that it overwrites.
     cores = os.cpu_count() or 1
     source, target = (np.full((cores, size // cores), x, np.int8) for x in (1, 2))
     threads = concurrent.futures.ThreadPoolExecutor(cores)
@@ -97,7 +97,7 @@ def _copy_on_host(size: int) -> tuple[Callable[[int], Any], Callable[[Any], Any]
 
 
 def cache() -> int:
-    """Returns the bytes of the device's last cache; 64 MiB where it is not known."""
+    """Return the bytes of the device's last-level cache; 64 MiB if it is unknown."""
     if jax.default_backend() == "cpu":
         found = pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
         sizes = [x.read_text().strip() for x in found]
@@ -111,11 +111,11 @@ def cache() -> int:
 
 
 def copies(tree: Any, most: int) -> list[Any]:
-    """Returns `tree` as often as it takes to be no more in the cache when used again.
+    """Repeat `tree` often enough that no copy is still in the cache when reused.
 
-    An accelerator's memory is what is measured, and an adapter of a small model fits
-    into its cache. The CPU's cache is as large as a guest of a shared machine can only
-    dream of, so `most` bounds what is spent on it.
+    The benchmark measures an accelerator's memory, and an adapter of a small model fits
+    into its cache. On a shared machine the CPU reports a much larger cache than a guest
+    can use, so `most` limits the number of copies.
     """
     count = _limited(math.ceil(2 * cache() / cases.nbytes(tree)), 1, most)
     return [tree, *(jax.tree.map(jnp.copy, tree) for _ in range(count - 1))]
@@ -124,14 +124,14 @@ def copies(tree: Any, most: int) -> list[Any]:
 def interleaved(
     calls: Mapping[Any, Callable[[], Any]], *, limit: float
 ) -> dict[Any, list[float]]:
-    """Returns the seconds of each call in rounds of all of them, in turn.
+    """Return the seconds of each call, measured in rounds of all calls in turn.
 
-    What else the machine does comes and goes; so it meets all calls alike, and their
-    ratios stand. Quick calls are queued as in `median`.
+    Any other load on the machine varies over time; interleaving exposes all calls to it
+    alike, which keeps their ratios valid. Quick calls are queued as in `median`.
 
     Args:
-      calls: Start the work, warm already.
-      limit: The seconds to spend, about; there are 3 to 20 rounds.
+      calls: Start the work; already warm.
+      limit: The approximate seconds to spend; there are 3 to 20 rounds.
     """
     once = {x: _queued(call, 1) for x, call in calls.items()}
     on_cpu = jax.default_backend() == "cpu"

@@ -1,16 +1,16 @@
-"""A process from file to file, beside what no process can avoid; and families.
+"""Time a cold process from file to file against its lower bound, and families.
 
     python -m tests.benchmarks.cold --json tests/benchmarks/results/cold-cpu.json
     python -m tests.benchmarks.cold --from rows.json --markdown
 
-The first table: `para compress --gamma 0.25` of an adapter in PEFT's format, with no
-compiled program to find, against `import jax` and a process that reads and writes the
-same bytes and nothing else. All are processes of their own, one after the other, again
-and again; their medians are shown, in seconds.
+The first table compares `para compress --gamma 0.25` on an adapter in PEFT's format,
+without a compilation cache, with `import jax` plus a process that only reads and writes
+the same bytes. Each is a process of its own; they are run in turn, repeatedly, and the
+table shows their medians in seconds.
 
-The second: one child of an adapter in memory, and sixteen at once.
+The second table compares one child of an adapter in memory with sixteen at once.
 
-What else runs on the machine shows in all of them: its load at the start is kept too.
+Other load on the machine affects all of them, so the load at the start is saved too.
 """
 
 import argparse
@@ -66,7 +66,7 @@ SIXTEEN = [para_jax.Gamma(i / 16) for i in range(1, 17)]
 
 
 def adapters(case: str) -> dict[str, para_jax.Adapter]:
-    """Returns a random adapter whose modules differ in how fast their spectra fall."""
+    """Return a random adapter with modules of different spectral decay."""
     layers, rank, modules = CASES[case]
     rng = np.random.default_rng(0)
     result = {}
@@ -82,9 +82,9 @@ def adapters(case: str) -> dict[str, para_jax.Adapter]:
 
 
 def run(*words: str) -> None:
-    """Runs a Python process from its start to its end."""
+    """Run a Python process from its start to its end."""
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-    # What is installed comes with its byte code, a checkout has to be let write it.
+    # Installed packages ship byte code; a checkout must be allowed to write its own.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     subprocess.run(
         [sys.executable, *words], env=environment, check=True, capture_output=True
@@ -92,7 +92,7 @@ def run(*words: str) -> None:
 
 
 def cold(case: str, repeats: int) -> dict[str, float]:
-    """Returns the medians of processes that import, copy and compress."""
+    """Return the medians of processes that import, copy and compress."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         parent, child = folder / "parent", folder / "child"
@@ -108,13 +108,13 @@ def cold(case: str, repeats: int) -> dict[str, float]:
             },
             repeats,
         )
-    # Both processes of the sum start an interpreter, and the one of `para` does once.
+    # Both processes of the sum start an interpreter, but `para` starts only one.
     median["copy"] -= median.pop("nothing")
     return median
 
 
 def families(case: str, repeats: int) -> dict[str, float]:
-    """Returns the seconds that one child takes, and that sixteen take."""
+    """Return the seconds for one child and for sixteen."""
     parent = adapters(case)
     calls: dict[str, Callable[[], object]] = {
         "one": lambda: para_jax.compress(parent, SIXTEEN[-1]),
@@ -126,19 +126,19 @@ def families(case: str, repeats: int) -> dict[str, float]:
 def medians(
     calls: Mapping[str, Callable[[], object]], repeats: int
 ) -> dict[str, float]:
-    """Returns the median seconds of each call, all taken in turns."""
+    """Return the median seconds of each call, with all calls in turn."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(1 + repeats):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
-    # The first ones find no byte code, and nothing in any cache.
+    # The first round is dropped: it finds neither byte code nor warm caches.
     return {name: statistics.median(x[1:]) for name, x in times.items()}
 
 
 def measured(cases: Sequence[str], repeats: int) -> list[Row]:
-    """Returns the row of each case."""
+    """Measure each case and return its row."""
     shared = {"load": os.getloadavg()[0], **place.where()}
     return [
         Row(case=case, **cold(case, repeats), **families(case, repeats), **shared)

@@ -1,4 +1,4 @@
-"""What `cold` measured: rows, as JSON, as text, as Markdown."""
+"""Hold the rows of `cold`, and write them as JSON, text or Markdown."""
 
 import dataclasses
 import json
@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was measured of one case: medians, in seconds.
+    """The measurements of one case: medians, in seconds.
 
     Attributes:
       case: Its name.
-      start: A process that imports JAX, and does nothing.
-      copy: What reading the parent and writing as much as a child adds to a process.
+      start: A process that only imports JAX.
+      copy: The added time to read the parent and to write as many bytes as a child has.
       compress: The process of `para compress`.
       one: One child in memory.
       sixteen: Sixteen children in memory, at once.
       device: Its name.
-      versions: Those of the libraries.
+      versions: The versions of the libraries.
       bandwidth: Bytes a second that a copy in memory reads and writes.
-      load: How many processes wanted to run at the start, the last minute's mean.
+      load: The load average of the last minute at the start.
     """
 
     case: str
@@ -37,7 +37,7 @@ class Row:
 
 
 class Table(NamedTuple):
-    """Seconds by case, and the ratio of the last two of them."""
+    """Seconds by case, and the ratio of the last two columns."""
 
     title: str
     columns: Sequence[str]
@@ -45,7 +45,7 @@ class Table(NamedTuple):
 
 
 def load(path: pathlib.Path) -> list[Row]:
-    """Returns what `save` wrote."""
+    """Read the rows written by `save`."""
     return [Row(**x) for x in json.loads(path.read_text())]
 
 
@@ -54,7 +54,7 @@ def save(path: pathlib.Path, rows: Sequence[Row]) -> None:
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """Returns what is shown of the rows."""
+    """Return the tables to show for the rows."""
     processes = ("import jax", "read + write", "sum", "para compress", "ratio")
     return [
         Table(
@@ -79,7 +79,7 @@ def _cells(case: str, *seconds: float) -> list[str]:
 
 
 def text(rows: Sequence[Row]) -> str:
-    """Returns the tables for those who watch."""
+    """Format the tables for a terminal."""
     lines = []
     for title, columns, found in tables(rows):
         lines.append(title)
@@ -89,7 +89,7 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Returns the same in GitHub's Markdown."""
+    """Format the tables as GitHub's Markdown."""
     lines = []
     for title, columns, found in tables(rows):
         rule = ":--", *["--:"] * len(columns)
@@ -99,7 +99,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """Returns where this was measured."""
+    """Return the device, the versions and the load of the measurements."""
     where = dict.fromkeys((x.device, x.versions, x.bandwidth, x.load) for x in rows)
     return [
         f"{device}, {versions}; a copy moves {bandwidth / 1e9:,.0f} GB/s; the load at "

@@ -1,7 +1,7 @@
-"""Ways to make one child, in JAX: ours, and the paper's as it is written.
+"""Make one child in JAX, by our methods and by the paper's literal algorithm.
 
-Every way takes the adapters of one case from where they are, finds all singular
-values, keeps the largest quarter of all of them, and leaves the child's factors there.
+Every way starts from the adapters of one case in place, computes all singular values,
+keeps the largest quarter of all of them, and leaves the child's factors in place.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ class Inputs:
     """One case on the device.
 
     Attributes:
-      copies: Equal adapters, to be used in turn.
-      width: The columns that the child's arrays have: its largest rank, rounded up to
-        a multiple of 8.
+      copies: Equal adapters, used in turn.
+      width: The number of columns of the child's arrays: its largest rank, rounded up
+        to a multiple of 8.
     """
 
     case: Case
@@ -42,15 +42,15 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A way, made ready for one case; nothing is compiled yet.
+    """A way prepared for one case; nothing is compiled yet.
 
     Attributes:
       call: Starts the work. Its argument counts the calls.
-      wait: Waits for what `call` returned.
-      kept: Returns what was kept of one module; `None` where there is no telling.
-      peak: Returns the bytes that the device held at most, once `call` ran.
-      context: What everything runs in.
-      factor: What the time is scaled by, where only a part is run.
+      wait: Waits for the result of `call`.
+      kept: Returns the kept part of one module; `None` if it is not available.
+      peak: Returns the most bytes in use on the device, after `call` ran.
+      context: The context in which everything runs.
+      factor: The scale of the time, if only a part is run.
     """
 
     call: Callable[[int], Any]
@@ -62,11 +62,11 @@ class Run:
 
 
 class Skip(Exception):
-    """Why a way cannot run here."""
+    """The reason why a way cannot run here."""
 
 
 class _Compiled:
-    """A function, compiled when it is called first."""
+    """A function that is compiled on its first call."""
 
     def __init__(self, function: Callable[..., Any], copies: Sequence[Adapters]):
         self._jitted = jax.jit(function)
@@ -80,7 +80,7 @@ class _Compiled:
         return self._program(adapters)
 
     def peak(self) -> int | None:
-        """Returns what the compiler planned: arguments, results, and room to work."""
+        """Return the compiler's planned memory: arguments, results and workspace."""
         if (plan := self._program.memory_analysis()) is None:
             return None
         used = plan.argument_size_in_bytes + plan.output_size_in_bytes
@@ -88,7 +88,7 @@ class _Compiled:
 
 
 def ours(inputs: Inputs, *, method: str) -> Run:
-    """`decompose`, `masks` and `pack` in one compiled program, in float64."""
+    """Run `decompose`, `masks` and `pack` in one compiled program, in float64."""
 
     def child(adapters: Adapters) -> Any:
         spectra = para.decompose(adapters, method=method)
@@ -102,7 +102,7 @@ def ours(inputs: Inputs, *, method: str) -> Run:
 
 
 def host(inputs: Inputs) -> Run:
-    """`compress` from NumPy arrays to NumPy arrays, as the command line calls it."""
+    """Run `compress` from NumPy arrays to NumPy arrays, as the command line does."""
     if jax.default_backend() != "cpu":
         raise Skip("from host memory, so on CPU only")
     parents = [jax.tree.map(np.asarray, x) for x in inputs.copies]
@@ -121,7 +121,7 @@ def host(inputs: Inputs) -> Run:
 
 
 def paper(inputs: Inputs) -> Run:
-    """QR of both factors and SVD of the core, mapped over the modules, in float32."""
+    """Map QR of both factors and SVD of the core over the modules, in float32."""
 
     def child(adapters: Adapters) -> Any:
         found = {path: _mapped(adapter) for path, adapter in adapters.items()}
@@ -140,8 +140,8 @@ def paper(inputs: Inputs) -> Run:
 
 
 def _mapped(x: para.Adapter) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns `u`, `s` and `vt` of every module of a stack."""
-    # Two batched LAPACK calls at once wait for each other for ever on two CPU cores.
+    """Return `u`, `s` and `vt` of every module of a stack."""
+    # On two CPU cores, two simultaneous batched LAPACK calls deadlock.
     over = lax.map if jax.default_backend() == "cpu" else lambda f, xs: jax.vmap(f)(xs)
     a, b = (y.reshape(-1, *y.shape[-2:]) for y in (x.a, x.b))
     found = over(functools.partial(_svd, scale=x.scale), (a, b))
@@ -176,7 +176,7 @@ def _cut(
 
 
 def _in_front(result: Any, path: str, index: Index) -> Kept:
-    """Returns what a padded child holds of one module."""
+    """Return the kept part of one module of a padded child."""
     packed, s, masks = (x[path] for x in result)
     k = int(masks[index].sum())
     parts = s[index][:k], packed.a[index][:, :k], packed.b[index][:k]

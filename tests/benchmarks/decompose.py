@@ -1,12 +1,13 @@
-"""How fast one child is made, beside the memory's own speed and beside other ways.
+"""Time one child against the speed of the memory and against other implementations.
 
     python -m tests.benchmarks.decompose
     python -m tests.benchmarks.decompose --cases siglip2,gemma3-4b --dtype bfloat16
     python -m tests.benchmarks.decompose --json rows.json --plot rows.svg
     python -m tests.benchmarks.decompose --from rows.json --markdown
 
-Timed is what lies between an adapter on the device and its child on the device: all
-singular values, the threshold that keeps a quarter of them, the kept factors.
+The timed part starts with an adapter on the device and ends with its child on the
+device: all singular values, the threshold that keeps a quarter of them, and the kept
+factors.
 
 - `auto`, `gram`, `qr`: this library in one compiled program, in float64, the child
   padded to its largest rank.
@@ -15,20 +16,21 @@ singular values, the threshold that keeps a quarter of them, the kept factors.
   float32, as PARA writes it.
 - `torch-loop`, `torch-batch`: the same in PyTorch, a module or a stack at a time.
 - `torch-full`: PyTorch's SVD of one whole update. `peft`: PEFT's `convert_to_lora`,
-  which is that too. Both scaled up to all modules by `m n min(m, n)`.
+  which does the same. Both are scaled up to all modules by `m n min(m, n)`.
 
 The floor is the time to read all factors twice and to write the kept part once, at the
-speed that a large copy has in this run. `ms` is a median of warm calls, each over
-inputs that are not in the cache any more (see `clock.copies`), and without the time
-that Python takes to start a program that is queued behind another (see
-`clock.median`). `first ms` is trace, compile and first run, with JAX's caches cleared;
-set JAX_COMPILATION_CACHE_DIR and run twice to see a warm persistent cache. What XLA
-tuned for an earlier row it still knows: `gram` after `auto` is not as cold as alone.
-For PyTorch it is the first run, the library already started. `peak MB` counts inputs
-and child: it is the compiler's plan for JAX, what the allocator saw for PyTorch on a
-GPU. The errors are those of a few modules, against NumPy in float64: `sigma` is the
-largest relative error of a kept singular value, `product` that of a kept product, in
-the Frobenius norm.
+bandwidth of a large copy in this run. `ms` is the median of warm calls, each over
+inputs that are no longer in the cache (see `clock.copies`), and excludes the time that
+Python takes to start a program while another one runs (see `clock.median`).
+
+`first ms` is trace, compile and first run, with JAX's caches cleared; set
+JAX_COMPILATION_CACHE_DIR and run twice to see a warm persistent cache. XLA keeps its
+autotuning results from earlier rows, so `gram` after `auto` is not as cold as alone.
+For PyTorch it is the first run with the library already started. `peak MB` includes
+inputs and child: for JAX the compiler's plan, for PyTorch on a GPU the allocator's
+peak. The errors are measured on a few modules, against NumPy in float64: `sigma` is the
+largest relative error of a kept singular value, `product` the largest relative error of
+a kept product, in the Frobenius norm.
 """
 
 import argparse
@@ -37,7 +39,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-# Before JAX is imported: PyTorch needs room on the same device.
+# Set before JAX is imported: PyTorch needs room on the same device.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -57,7 +59,7 @@ def _chosen(what: str, given: str, known: Sequence[str]) -> list[str]:
 
 
 def _default_cases() -> list[str]:
-    """Returns all cases; on a CPU, whose rows take minutes, those below 1 GB."""
+    """Return all cases; on a CPU, where a row takes minutes, those below 1 GB."""
     most = 1e9 if jax.default_backend() == "cpu" else math.inf
     sizes = {name: 4 * x.parameters for name, x in cases.CASES.items() if name != TINY}
     return [name for name, size in sizes.items() if size < most]
@@ -91,13 +93,13 @@ def _run(given: argparse.Namespace) -> list[Row]:
             ):
                 result.append(row)
                 print(rows.line(row), flush=True)
-                if given.json:  # After every row: a long run may be cut short.
+                if given.json:  # After every row: a long run may be interrupted.
                     rows.save(given.json, result)
     return result
 
 
 def _saved(given: argparse.Namespace) -> list[Row]:
-    """Returns the rows of a file, of the cases and dtypes that are asked for."""
+    """Read the rows of a file, for the requested cases and dtypes."""
     names = (given.cases or ",".join(cases.CASES)).split(",")
     dtypes = given.dtype.split(",")
     found = rows.load(given.source)

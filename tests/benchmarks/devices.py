@@ -1,10 +1,10 @@
-"""Accuracy and time of both methods on whatever device is there.
+"""Measure accuracy and time of both methods on the current device.
 
     python -m tests.benchmarks.devices
 
-A table: input, method, bits of the precision, error of the singular values and of the
-product against float64 NumPy, orthogonality of the balanced factors, seconds of the
-first call, and the median of five more in milliseconds.
+Prints a table: input, method, bits of the precision, errors of the singular values and
+of the product against NumPy in float64, orthogonality of the balanced factors, seconds
+of the first call, and the median of five more calls in milliseconds.
 """
 
 import statistics

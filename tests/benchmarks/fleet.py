@@ -1,16 +1,16 @@
-"""Time against the number of adapters, in memory and on disk, and against their size.
+"""Measure time against the number of adapters, in memory and on disk, and their size.
 
     python -m tests.benchmarks.fleet
     python -m tests.benchmarks.fleet --counts 1 10 100 1000 --plot fleet.png
     python -m tests.benchmarks.fleet --counts --layers 1 9 80 --hidden 8192 --ffn 28672
 
 In memory, the same child of every tenant's adapter (decompose, a quarter of all ranks,
-masked): by one program over a tenant axis, and by a loop over a program for one. Both
-are compiled before the clock starts. On disk, `para fleet` with and without the start
-of its process, which is the same for any number; and `para compress` as a process for
-each, on a few of them, scaled up and marked `~`. The last rows are `para fleet` on one
-adapter of so many layers; those of the third command end with one of Llama-3-70B's
-shapes, rank 64, in float32.
+masked) is made by one program over a tenant axis, and by a loop over a program for one
+adapter. Both are compiled before timing. On disk, `para fleet` is timed with and
+without its process start, which does not depend on the number of adapters, and
+`para compress` as one process per adapter, on a few of them, scaled up and marked `~`.
+The last rows are `para fleet` on one adapter of a given number of layers; the third
+command ends with one of Llama-3-70B's shapes, rank 64, in float32.
 """
 
 import argparse
@@ -31,12 +31,12 @@ import para_jax as para
 from tests.benchmarks import scale
 
 SMALL = scale.Model(layers=2, hidden=256, kv=128, ffn=512, rank=8)
-LOOPED = 4  # Processes that are started one by one.
+LOOPED = 4  # The number of processes that are started one by one.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measurement: what, how many adapters, their bytes in all, how long."""
+    """One measurement: series, number of adapters, total bytes, seconds."""
 
     series: str
     adapters: int
@@ -52,7 +52,7 @@ def child(parents: dict[str, para.Adapter]) -> dict[str, para.Adapter]:
 
 
 def stacked(count: int) -> dict[str, para.Adapter]:
-    """Returns random adapters of `SMALL`, tenants first: `[count, layers, m, r]`."""
+    """Draw random adapters of `SMALL`, tenants first: `[count, layers, m, r]`."""
     rng = np.random.default_rng(0)
     stack = (count, SMALL.layers)
     return {
@@ -119,7 +119,7 @@ def fleet(
     jobs: int | None,
     series: str = "para fleet",
 ) -> list[Row]:
-    """Returns the whole process, and what it says of itself."""
+    """Time the whole process, and read the seconds that it reports itself."""
     words = ["fleet", str(parents / "*"), str(target), "--gamma=0.25", "--json"]
     words += [f"--jobs={jobs}"] if jobs else []
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A training step of Gemma3-4B with LoRA, beside PEFT's on the same machine.
+"""Time a training step of Gemma3-4B with LoRA, beside PEFT's on the same machine.
 
     python -m tests.benchmarks.gemma --json rows.jsonl --limit-total 300
     python -m tests.benchmarks.gemma --tiny --json rows.jsonl
@@ -7,12 +7,12 @@
 Gemma3-4B's true shapes with random weights, a LoRA of rank 16 on all seven projections
 of all layers, sequences of 1,024 tokens; forward, backward and AdamW. The base is in
 bfloat16. Ours: adapters in float32, used in bfloat16. PEFT's: the same under autocast
-(`float32`), or adapters in bfloat16 altogether, which is faster.
+(`float32`), or adapters entirely in bfloat16, which is faster.
 
-Every job is a process of its own, so that its memory is seen apart; jobs come in the
-order in which they tell most, and the file has each row from the moment that it is
-there. Peaks are those of the two libraries' allocators, all their tensors included.
-`gemma_rows` says how operations are counted.
+Every job is a process of its own, so that its memory is measured separately. Jobs run
+in order of importance, and each row is saved as soon as it is measured. Peaks are
+reported by the two libraries' allocators and include all their tensors. See
+`gemma_rows` for the count of operations.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tests.benchmarks.gemma_rows import Job
 from train.models.gemma3_config import GEMMA3_4B
 
 _CUBLAS = "--xla_gpu_enable_triton_gemm=false"
-# Or else every layer's weights are copied out of their stack before they are used.
+# Without it, every layer's weights are copied out of their stack before use.
 _SLICES = "--xla_gpu_enable_dynamic_slice_fusion=true"
 JOBS = {
     "jax": Job("para_jax", (4, 8), "cudnn", "named", "scan"),
@@ -63,7 +63,7 @@ TINY = dataclasses.replace(
 
 
 def _run(given: argparse.Namespace) -> None:
-    """Runs each job in a process, as long as there is time."""
+    """Run each job in a process, until the time is used up."""
     end = time.monotonic() + given.limit_total
     for name in given.jobs:
         left = end - time.monotonic()
@@ -81,7 +81,7 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _one(name: str, given: argparse.Namespace, limit: float) -> str:
-    """Returns what ended the process, if it was not the job's end."""
+    """Run one job in a process, and return the reason if it did not finish."""
     words = ["--job", name, "--json", str(given.json), "--length", str(given.length)]
     words += ["--tiny"] if given.tiny else []
     words += ["--batches", *map(str, given.batches)] if given.batches else []
@@ -97,8 +97,8 @@ def _one(name: str, given: argparse.Namespace, limit: float) -> str:
 
 
 def _job(given: argparse.Namespace) -> None:
-    """Runs one job in this process."""
-    # One library a process: each would keep memory from the other.
+    """Run one job in this process."""
+    # One library per process: each would withhold memory from the other.
     job = JOBS[given.job]
     if given.batches:
         job = job._replace(batches=sorted(given.batches))

@@ -1,4 +1,4 @@
-"""Training steps of our Gemma 3: random weights, made where they are used."""
+"""Run training steps of our Gemma 3, with random weights created on the device."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-# Before JAX is imported: what PyTorch can use, we can.
+# Set before JAX is imported: lets JAX use as much memory as PyTorch.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 
 import jax
@@ -28,9 +28,9 @@ from train.models.gemma3 import Config
 def rows(
     name: str, job: Job, config: Config, length: int, trace: pathlib.Path | None = None
 ) -> Iterator[Row]:
-    """Yields a row a batch; one with a reason ends it.
+    """Yield one row per batch; a row with a reason ends the job.
 
-    Writes what the device did in some steps, and the program, to the folder `trace`.
+    With `trace`, write a profile of some steps and the program's text to that folder.
     """
     versions = [f"{x} {importlib.metadata.version(x)}" for x in ("jax", "flax")]
     row = gemma_rows.blank(
@@ -49,7 +49,7 @@ def rows(
         row = dataclasses.replace(row, batch=batch)
         try:
             yield _timed(row, job, config, params, trace)
-        except Exception as error:  # Whatever it is belongs into the table.
+        except Exception as error:  # Any error belongs in the table.
             yield dataclasses.replace(row, reason=_words(error))
             return
 
@@ -125,10 +125,13 @@ def _planned(plan: Any) -> int | None:
 
 
 def _weights(config: Config) -> Any:
-    """Returns the params in bfloat16. A part at a time: bits are wider than weights."""
+    """Return the params in bfloat16.
+
+    They are drawn part by part, since the random bits are wider than the weights.
+    """
     params = {}
     for i, (path, leaf) in enumerate(gemma3.leaves(config).items()):
-        scale = 0.02 * (not path.endswith("scale"))  # Norms are `1 + scale`.
+        scale = 0.02 * (not path.endswith("scale"))  # Norms multiply by `1 + scale`.
         params[path] = _normal(jax.random.key(i), leaf.shape, scale)
     return nest(params)
 
@@ -155,7 +158,7 @@ def _adapters(config: Config) -> dict[str, para.Adapter]:
 
 
 def _cudnn_fails(config: Config, length: int) -> str:
-    """Returns why cuDNN does not run this attention and its gradient, or nothing."""
+    """Return why cuDNN cannot run this attention and its gradient, or ""."""
     heads = (config.num_attention_heads, config.num_key_value_heads)
     q, k = (jnp.ones((1, length, x, config.head_dim), jnp.bfloat16) for x in heads)
 
@@ -168,12 +171,12 @@ def _cudnn_fails(config: Config, length: int) -> str:
 
     try:
         jax.block_until_ready(gradient(q, k, k))
-    except Exception as error:  # Of many kinds: by JAX, by XLA, by cuDNN.
+    except Exception as error:  # The error may be raised by JAX, XLA or cuDNN.
         return _words(error)
     return ""
 
 
 def _words(error: Exception) -> str:
-    """Returns the start of an error's message, on one line."""
+    """Return the start of an error's message, on one line."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return "out of memory" if "RESOURCE_EXHAUSTED" in text else text[:300]

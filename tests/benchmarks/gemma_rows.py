@@ -1,4 +1,4 @@
-"""What was measured of training steps of Gemma 3: rows, their file, their table."""
+"""Hold the measured training steps of Gemma 3: rows, their file, their table."""
 
 import dataclasses
 import json
@@ -19,17 +19,18 @@ TRACED = 2
 
 
 class Job(NamedTuple):
-    """One process: batches of growing size, until one does not fit.
+    """One process: batches of increasing size, until one does not fit.
 
     Attributes:
       library: `para_jax` or `peft`.
-      batches: Sequences a step, ascending: a process knows its peak of memory only.
+      batches: Sequences a step, ascending, since a process only knows its overall peak
+        memory.
       attention: `cudnn`, `xla` or `sdpa`.
-      recompute: What the backward pass computes again: `none`, `full` (all of a layer
-        but its input), `dots` and `named` (see `train.models.layers`).
-      form: How else it differs: `scan` or `unrolled` layers; the adapters' `float32`
+      recompute: The activations that the backward pass recomputes: `none`, `full` (all
+        of a layer but its input), `dots` and `named` (see `train.models.layers`).
+      form: Further variants: `scan` or `unrolled` layers; the adapters' `float32`
         under autocast, or `bfloat16`; `compile`.
-      flags: Those of XLA.
+      flags: XLA's flags.
     """
 
     library: str
@@ -50,13 +51,13 @@ class Row:
       batch: Sequences a step.
       length: Tokens a sequence.
       device: The device's name.
-      versions: Those of the libraries.
-      ms: The median of a step's times.
+      versions: The versions of the libraries.
+      ms: The median time of a step.
       speed: Tokens a second.
       share: Of the chip's peak rate, recomputation not counted; None if it is unknown.
-      peak: Bytes, the most that were in use at a time.
+      peak: The most bytes in use at a time.
       planned: The same as the compiler planned it.
-      loss: The last step's.
+      loss: The loss of the last step.
       reason: Why there are no numbers.
     """
 
@@ -83,12 +84,12 @@ _SAME = ("library", "attention", "recompute", "form", "flags")
 
 
 def flops(config: Config, batch: int, length: int) -> float:
-    """Returns the operations of a training step with a frozen base.
+    """Return the operations of a training step with a frozen base.
 
     With `P` params, `A` of adapters, `N` tokens of sequences of `T`: `4 P N` for the
     products with weights and those of gradients by activations; `6 A N`, as adapters
-    have gradients of their own; `6 T^2 h e` a layer and sequence for attention, half of
-    whose scores are masked. What is recomputed is not counted.
+    have gradients of their own; `6 T^2 h e` a layer and sequence for attention, since
+    half of the scores are masked. Recomputation is not counted.
     """
     kernels = gemma3.leaves(config)
     params = sum(math.prod(x.shape) for x in kernels.values())
@@ -100,7 +101,7 @@ def flops(config: Config, batch: int, length: int) -> float:
 
 
 def blank(name: str, job: Job, length: int, **known: str) -> Row:
-    """Returns the row of a job's first batch, without numbers."""
+    """Return the row of a job's first batch, without numbers."""
     first, same = job.batches[0], {x: getattr(job, x) for x in _SAME}
     known = {"device": "", "versions": "", **known}
     return Row(job=name, **same, batch=first, length=length, **known)
@@ -109,7 +110,7 @@ def blank(name: str, job: Job, length: int, **known: str) -> Row:
 def measured(
     row: Row, seconds: float, config: Config, peak: int | None, **more: float | None
 ) -> Row:
-    """Returns the row with the numbers that follow from a step's time."""
+    """Add the numbers that follow from a step's time to a row."""
     rate = next((x for name, x in PEAKS.items() if name in row.device), None)
     done = flops(config, row.batch, row.length) / seconds
     values = {
@@ -123,7 +124,7 @@ def measured(
 
 
 def append(path: pathlib.Path, row: Row) -> None:
-    """Writes one more line: whatever happens next, it is there."""
+    """Append one line, which survives whatever happens next."""
     with path.open("a") as file:
         file.write(json.dumps(dataclasses.asdict(row)) + "\n")
 
@@ -135,7 +136,7 @@ def load(path: pathlib.Path) -> list[Row]:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """Returns the table, and how the fastest of both compare."""
+    """Format the table, and a comparison of both libraries' fastest rows."""
     rows = list(rows)
     names = ("library", "attention", "recompute", "form", "sequences", "tokens/s")
     names += ("peak GB", "of the chip")
@@ -158,7 +159,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _summary(rows: Sequence[Row]) -> list[str]:
-    """Compares the fastest of PEFT with the fastest of ours in no more memory."""
+    """Compare PEFT's fastest row with our fastest in no more memory."""
     done = [x for x in rows if x.speed is not None and x.peak is not None]
     ours = [x for x in done if x.library == "para_jax"]
     eager = [x for x in done if x.library == "peft" and x.form != "compile"]

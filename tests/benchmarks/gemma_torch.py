@@ -1,4 +1,4 @@
-"""Training steps of transformers' Gemma 3 with PEFT, as its users run them."""
+"""Run training steps of transformers' Gemma 3 with PEFT, as its users do."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def rows(name: str, job: Job, config: Config, length: int) -> Iterator[Row]:
-    """Yields a row a batch; one with a reason ends it."""
+    """Yield one row per batch; a row with a reason ends the job."""
     libraries = ("torch", "transformers", "peft")
     versions = [f"{x} {importlib.metadata.version(x)}" for x in libraries]
     row = gemma_rows.blank(
@@ -37,7 +37,7 @@ def rows(name: str, job: Job, config: Config, length: int) -> Iterator[Row]:
         for batch in job.batches:
             row = dataclasses.replace(row, batch=batch)
             yield _timed(row, job, config, model, optimizer)
-    except Exception as error:  # Whatever it is belongs into the table.
+    except Exception as error:  # Any error belongs in the table.
         text = " ".join(f"{type(error).__name__}: {error}".split())
         reason = "out of memory" if "out of memory" in text else text[:300]
         yield dataclasses.replace(row, reason=reason)
@@ -58,7 +58,7 @@ def _timed(row: Row, job: Job, config: Config, model: Any, optimizer: Any) -> Ro
         value.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(value.detach()), time.perf_counter() - begin  # Waits for it.
+        return float(value.detach()), time.perf_counter() - begin  # `float` waits.
 
     step()
     once = step()[1]
@@ -98,7 +98,7 @@ def _model(job: Job, config: Config) -> Any:
 
 
 def random(config: Config, attention: str = "sdpa") -> Any:
-    """Returns transformers' model with random weights, in bfloat16."""
+    """Build transformers' model with random weights, in bfloat16."""
     torch.set_default_dtype(torch.bfloat16)
     with torch.device(DEVICE):
         model = transformers.Gemma3ForCausalLM(_hugging_face(config, attention))

@@ -1,10 +1,11 @@
-"""Are the GPU's kernels right, and as fast as XLA, with the JAX that is installed?
+"""Check the GPU kernels' accuracy and speed against XLA, with the installed JAX.
 
     python -m tests.benchmarks.kernels
 
-Gram matrices by the kernel against NumPy in float64, at ranks that are powers of two
-and others, and whole decompositions against NumPy's singular values, with and without
-`jax.enable_x64`; then the kernel's time beside that of XLA's product in float64.
+Gram matrices from the kernel are compared with NumPy in float64, at ranks that are
+powers of two and others, and whole decompositions with NumPy's singular values, with
+and without `jax.enable_x64`. Then the kernel's time is compared with XLA's product in
+float64.
 """
 
 import statistics
@@ -23,7 +24,7 @@ from para_jax.linalg.gpu import gram
 
 RANKS = (1, 2, 3, 4, 7, 8, 12, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 96, 127, 128)
 DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16, np.float64)
-# Layers, inputs and rank of Gemma3-4B, Llama-3-8B, and ranks that are no power of two.
+# Layers, inputs and rank of Gemma3-4B, Llama-3-8B, and ranks other than powers of 2.
 SHAPES = (
     *((34, 2560, 16), (34, 10240, 16), (32, 4096, 64), (32, 14336, 64)),
     *((32, 4096, 24), (32, 4096, 8), (32, 4096, 4), (32, 4096, 128)),
@@ -54,7 +55,7 @@ def spectrum_error(rank: int) -> float:
 
 
 def microseconds(function: Callable[[Any], Any], x: Any) -> float:
-    """Return the median time of a call, of five times twenty in a row."""
+    """Return the median time of a call, from five batches of twenty calls in a row."""
     jax.block_until_ready(function(x))
     times = []
     for _ in range(5):
@@ -79,7 +80,7 @@ def main() -> None:
             errors = [
                 gram_error(dtype, r, tall=x) for r in RANKS for x in (True, False)
             ]
-            # NumPy's, where a NaN wins.
+            # NumPy's maximum, since it propagates NaN.
             print(f"gram of {np.dtype(dtype).name}: error at most {np.max(errors):.1e}")
     for wide in (True, False):
         with jax.enable_x64(wide):

@@ -1,4 +1,4 @@
-"""One case: every way in turn, each a row."""
+"""Measure one case: each method in turn, one row per method."""
 
 import functools
 import math
@@ -31,13 +31,13 @@ def measured(
     limit: float,
     place: Mapping[str, Any],
 ) -> Iterator[Row]:
-    """Yields one row a method.
+    """Yield one row per method.
 
     Args:
-      case: What to compress.
+      case: The case to compress.
       methods: Some of `METHODS`.
-      dtype: What to store the factors in.
-      limit: The seconds that a row should take at most, but for its first call.
+      dtype: The storage dtype of the factors.
+      limit: The most seconds that a row should take, excluding its first call.
       place: The fields that all rows share: device, versions, bandwidth.
     """
     adapters = case.factors(dtype)
@@ -66,10 +66,10 @@ def measured(
 
 
 def kept_ranks(adapters: Adapters) -> dict[str, np.ndarray]:
-    """Returns the rank that each module keeps.
+    """Return the rank that each module keeps.
 
-    Layer by layer: a program of the shapes that are timed would leave its tuned matrix
-    products to their first call.
+    It is computed layer by layer: a program of the timed shapes would leave its tuned
+    matrix products to the first call of the methods.
     """
 
     @jax.jit
@@ -83,7 +83,7 @@ def kept_ranks(adapters: Adapters) -> dict[str, np.ndarray]:
 
 
 def floor_bytes(adapters: Adapters, ranks: Ranks) -> int:
-    """Returns the bytes of all factors, twice, and those of the kept part."""
+    """Return the bytes to read all factors twice and to write the kept part once."""
     kept = sum(
         int(ranks[path].sum()) * (x.inputs + x.outputs) * x.a.dtype.itemsize
         for path, x in adapters.items()
@@ -92,7 +92,7 @@ def floor_bytes(adapters: Adapters, ranks: Ranks) -> int:
 
 
 def _tried(method: str, inputs: Inputs, ranks: Ranks, limit: float) -> dict[str, Any]:
-    """Returns the measured fields of a row, or a note that says why there are none."""
+    """Return the measured fields of a row, or a note with the reason for none."""
     try:
         if method in contenders.WAYS:
             run = contenders.WAYS[method](inputs)
@@ -101,7 +101,7 @@ def _tried(method: str, inputs: Inputs, ranks: Ranks, limit: float) -> dict[str,
         return _fields(run, inputs.copies[0], ranks, limit)
     except contenders.Skip as reason:
         return {"note": str(reason)}
-    except Exception as error:  # Whatever it is, the others may still run.
+    except Exception as error:  # After any error the other methods may still run.
         text = str(error).partition("\n")[0]
         return {"note": f"{type(error).__name__}: {text[:100]}"}
 
@@ -129,10 +129,10 @@ def _errors(
     adapters: Adapters,
     ranks: Ranks,
 ) -> dict[str, float]:
-    """Returns the worst errors of a few modules of different projections."""
+    """Return the largest errors over a few modules of different projections."""
     worst = []
     for path in list(adapters)[:: max(1, len(adapters) // 4)]:
-        # The module that keeps most: one that keeps nothing has no error.
+        # The module that keeps most, since a module without ranks has no error.
         place = np.unravel_index(int(ranks[path].argmax()), ranks[path].shape)
         index = tuple(int(i) for i in place)
         x = adapters[path]

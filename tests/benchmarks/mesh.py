@@ -1,14 +1,14 @@
-"""One adapter on one device, and over all of them: time, and what moves between them.
+"""Compare one adapter on one device with all devices: time and communication.
 
     python -m tests.benchmarks.mesh --model llama-8b --rank 64
     python -m tests.benchmarks.mesh --devices 8 --model small --rank 8
 
-Decomposition, threshold and packing into a quarter of the columns, as one program, the
-layers stacked. A table, one row a way of dividing the factors: the median of many runs
-in milliseconds, how many times faster than one device that is, the megabytes of factors
-on each device, the operations that move anything, the megabytes that come out of these
-on each device (as the compiled program has it), and in how many kernels the rank is not
-that of one device.
+Decomposition, threshold and packing into a quarter of the columns run as one program,
+with the layers stacked. The table has one row per way of dividing the factors: the
+median of many runs in milliseconds, the speedup over one device, the megabytes of
+factors on each device, the communication operations, their output in megabytes on each
+device (as in the compiled program), and the number of kernels with another rank than on
+one device.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import para_jax as para
 
-# Layers, hidden size, size of queries, of keys and values, of the hidden layer.
+# Layers; sizes of hidden state, queries, keys and values, and the MLP.
 MODELS = {
     "small": (8, 256, 256, 128, 1024),
     "gemma3-4b": (34, 2560, 2048, 1024, 10240),
@@ -43,13 +43,13 @@ MOVES = (
     "collective-broadcast",
     "reduce-scatter",
 )
-_MOVE = re.compile(rf" = (.*?) ({'|'.join(MOVES)})(-start)?\(")  # Within a line.
+_MOVE = re.compile(rf" = (.*?) ({'|'.join(MOVES)})(-start)?\(")  # Within one line.
 _ARRAY = re.compile(r"\b[a-z]+(\d+)\w*\[([\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A way of dividing the factors, and what it costs."""
+    """A way of dividing the factors, and its cost."""
 
     name: str
     axes: str
@@ -77,7 +77,7 @@ def shapes(model: str) -> dict[str, tuple[int, int, int]]:
 def ways(
     devices: int, axes: str
 ) -> Iterator[tuple[str, str, tuple[P, P], tuple[int, int]]]:
-    """Yields a name, the kind of axes, places of the factors and the mesh's shape."""
+    """Yield a name, the kind of axes, the factors' shardings and the mesh's shape."""
     over_layers, over_sizes = (P("x"), P("x")), (P(None, "y"), P(None, None, "y"))
     yield "layers", axes, over_layers, (devices, 1)
     yield "inputs, outputs", axes, over_sizes, (1, devices)
@@ -87,7 +87,7 @@ def ways(
 
 
 def adapters(model: str, rank: int, dtype: str, places) -> dict[str, para.Adapter]:
-    """Returns factors that are made where they belong."""
+    """Create the factors directly on their devices."""
 
     @functools.partial(jax.jit, static_argnums=(1, 2, 3), out_shardings=places)
     def made(key: jax.Array, layers: int, m: int, n: int):
@@ -110,12 +110,12 @@ def pipeline(parent, policy, width):
 
 
 def moves(program: str) -> tuple[dict[str, int], int]:
-    """Returns the operations that move anything, and the bytes that they bring."""
+    """Count the communication operations of a program and their output bytes."""
     found, total = collections.Counter(), 0
     for result, kind, start in _MOVE.findall(program):
         arrays = _ARRAY.findall(result)
         if start and kind != "all-reduce":
-            arrays = arrays[len(arrays) // 2 :]  # Operands come first.
+            arrays = arrays[len(arrays) // 2 :]  # Operands precede results.
         sizes = [math.prod(map(int, filter(None, x.split(",")))) for _, x in arrays]
         bits = [int(x) for x, _ in arrays]
         found[kind] += 1

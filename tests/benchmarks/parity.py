@@ -1,13 +1,14 @@
-"""How far our backbones' logits are from those of transformers and PEFT, in float32.
+"""Compare our backbones' logits with those of transformers and PEFT, in float32.
 
     python -m tests.benchmarks.parity --json tests/benchmarks/results/parity.json
 
-Each model has the shape of the published one that is named, and random weights. It is
-saved by transformers, in shards, and loaded by `train.models`. Three columns: the model
-alone; with a LoRA adapter of rank 16 on all linear layers of its blocks, saved by PEFT;
-and with the adapter's ragged child of a quarter of the ranks (`Gamma(0.25)`), which
-runs layer by layer, and which PEFT loads from what `para.save` wrote. Each entry is the
-largest absolute difference; the last column is the largest logit, for scale.
+Each model has the shape of the named published one, and random weights. It is saved by
+transformers, in shards, and loaded by `train.models`. There are three comparisons: the
+model alone; with a LoRA adapter of rank 16 on all linear layers of its blocks, saved by
+PEFT; and with the adapter's ragged child of a quarter of the ranks (`Gamma(0.25)`). The
+child runs layer by layer here, and PEFT loads it from the files of `para.save`. Each
+entry is the largest absolute difference; the last column is the largest logit, for
+scale.
 """
 
 import argparse
@@ -36,7 +37,7 @@ COLUMNS = ("model", "shape", "base", "adapter", "ragged child", "largest logit")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was measured of one model: the largest differences of its logits."""
+    """The largest differences of one model's logits."""
 
     model: str
     shape: str
@@ -47,7 +48,7 @@ class Row:
 
 
 def measured(family: Family) -> Row:
-    """Returns the differences of one model, with and without adapters."""
+    """Measure the differences of one model, with and without adapters."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         torch.manual_seed(0)
@@ -85,7 +86,7 @@ def _logits(model: torch.nn.Module, family: Family, x: Any) -> np.ndarray:
 
 @contextlib.contextmanager
 def _adapted(model: Any, family: Family, folder: pathlib.Path) -> Any:
-    """Puts a random adapter on the model, and into the folder."""
+    """Add a random adapter to the model, and save it in the folder."""
     config = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=family.targets)
     wrapped = peft.get_peft_model(model, config)
     for name, x in wrapped.named_parameters():
@@ -112,7 +113,7 @@ def _stacked(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Returns the rows as a table."""
+    """Format the rows as a table."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- " + "| ---: " * 4 + "|"]
     for row in rows:
         errors = (f"{x:.1e}" for x in (row.base, row.adapter, row.child))
@@ -122,7 +123,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def saved(path: pathlib.Path) -> dict[str, Row]:
-    """Returns the rows of a file, by model; none if there is no file."""
+    """Read the rows of a file, by model; none if there is no file."""
     if not path.is_file():
         return {}
     return {x["model"]: Row(**x) for x in json.loads(path.read_text())}

@@ -1,4 +1,4 @@
-"""Where a benchmark runs: the device, its memory's speed, the versions of libraries."""
+"""Describe the benchmark's machine: device, memory bandwidth, library versions."""
 
 import importlib.metadata
 import os
@@ -12,7 +12,7 @@ from tests.benchmarks import clock
 
 
 def where() -> dict[str, Any]:
-    """Returns what all rows share."""
+    """Return the fields that all rows share."""
     versions = [f"Python {platform.python_version()}"]
     for name in ("jax", "torch", "peft"):
         try:

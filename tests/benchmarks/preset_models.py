@@ -1,4 +1,4 @@
-"""The paper's three models with random weights, made and saved by transformers."""
+"""Make the paper's three models with random weights, saved by transformers."""
 
 import pathlib
 
@@ -14,10 +14,10 @@ DEVICE = gemma_torch.DEVICE
 
 
 def make(folder: pathlib.Path) -> None:
-    """Writes SigLIP2-Base, RoBERTa-base and Gemma3-4B, and the tokenizers.
+    """Write SigLIP2-Base, RoBERTa-base and Gemma3-4B, and the tokenizers.
 
     Args:
-      folder: Where each is at its repository's name.
+      folder: The parent folder; each model is saved at its repository's name.
     """
     with torch.device(DEVICE):
         vision = transformers.SiglipVisionModel(transformers.SiglipVisionConfig())

@@ -1,15 +1,15 @@
-"""The paper's presets at the true shapes of their models: what a run takes here.
+"""Measure the time and memory of the paper's presets at their models' true shapes.
 
     python -m tests.benchmarks.presets --folder DIR --json rows.jsonl
     python -m tests.benchmarks.presets --tiny --folder DIR --json rows.jsonl
     python -m tests.benchmarks.presets --from rows.jsonl
 
-Models are made by transformers with random weights and saved as it saves them; sets
-are a few random rows, in the hub's own format. Everything else is what a preset does:
-its loading, its program, its settings but the number of steps, and its evaluation. So
-this says how fast it is and how much memory it takes, and nothing of accuracy.
+The models have random weights and are saved by transformers; the data sets are a few
+random rows in the hub's own format. Everything else is the preset's: its loading, its
+program, its settings except the number of steps, and its evaluation. The results show
+speed and memory, not accuracy.
 
-Every preset is a process of its own, so that its memory is seen apart.
+Every preset is a process of its own, so that its memory is measured separately.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-# Before JAX is imported: what is planned for a GPU of 80 GB may need most of it.
+# Set before JAX is imported: plans for an 80 GB GPU may need most of it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 
 import jax
@@ -57,15 +57,15 @@ class Row:
       task: The task, the preset's first.
       method: The name of the entry.
       device: The device's name.
-      versions: Those of the libraries.
-      members: How many are trained side by side: the learning rates.
+      versions: The versions of the libraries.
+      members: The number of members trained side by side: the learning rates.
       load: Seconds to load the model and the rows.
-      first: Seconds until the first steps were done: with the compilation.
-      step: Seconds of a step of all members, the median.
-      peak: Bytes, the most that were in use at a time until then.
+      first: Seconds until the first steps were done, including compilation.
+      step: Median seconds of a step of all members.
+      peak: The most bytes in use at a time until then.
       hours: Of all trainings of the preset, if each method took as long.
-      evaluate: Seconds to evaluate all members, with the compilation; if it ended.
-      examples: On how many examples.
+      evaluate: Seconds to evaluate all members, including compilation, if it finished.
+      examples: The number of evaluated examples.
       reason: Why there are no numbers.
     """
 
@@ -86,7 +86,7 @@ class Row:
 
 
 def measure(preset: str, method: str, plan: Plan, steps: int) -> Iterator[Row]:
-    """Yields what one method takes on the first task: trained, then evaluated too."""
+    """Train one method on the first task and yield its row, then evaluate it too."""
     task = plan.tasks[0]
     (config,) = (x.config for x in plan.entries if x.name == method)
     settings = dataclasses.replace(plan.settings_of(task), steps=steps)
@@ -120,7 +120,7 @@ def measure(preset: str, method: str, plan: Plan, steps: int) -> Iterator[Row]:
 
 
 def _examples(subject: Subject) -> int:
-    """Returns how many there are to evaluate on: pictures, sentences or questions."""
+    """Return the number of evaluation examples: pictures, sentences or questions."""
     parts = (subject.validation, *subject.tests.values())
     labels = (np.asarray(x.labels) for part in parts for x in part.batches)
     return sum(int((x != NO_LABEL).reshape(len(x), -1).any(1).sum()) for x in labels)
@@ -131,7 +131,7 @@ def _peak() -> int | None:
 
 
 def _trained(given: runs.Inputs) -> tuple[Any, list[float]]:
-    """Returns the members, and the seconds of every few steps."""
+    """Return the members, and the seconds of each group of steps."""
     times, begin = [], time.perf_counter()
     learners = runs.begin(given)
     for progress in runs.advance(given, learners, chunk=CHUNK):
@@ -142,14 +142,14 @@ def _trained(given: runs.Inputs) -> tuple[Any, list[float]]:
 
 
 def hours(plan: Plan, seconds: float) -> float:
-    """Returns those of all trainings, by the seconds of a member's step."""
+    """Return the hours of all trainings, from the seconds of a member's step."""
     members = len(plan.rates) * len(plan.search_seeds) + len(plan.other_seeds)
     steps = sum(plan.settings_of(task).steps for task in plan.tasks)
     return len(plan.entries) * members * steps * seconds / 3600
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """Returns the rows as a table."""
+    """Format the rows as a table."""
     head = ("preset", "method", "members", "load s", "first steps s", "step ms")
     head = (*head, "peak GB", "trainings h", "evaluation s")
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
@@ -165,13 +165,13 @@ def markdown(rows: Iterable[Row]) -> str:
 
 
 def load(file: pathlib.Path) -> list[Row]:
-    """Returns the last row of each method in a file; none if it is not there."""
+    """Read the last row of each method in a file; none if there is no file."""
     rows = [Row(**json.loads(x)) for x in _lines(file)]
     return list({(x.preset, x.method): x for x in rows}.values())
 
 
 def _all(given: argparse.Namespace) -> None:
-    """Runs each preset's methods in processes, as long as there is time."""
+    """Run each preset's methods in processes, until the time is used up."""
     end = time.monotonic() + given.limit_total
     words = ["--folder", str(given.folder), *(["--tiny"] if given.tiny else [])]
     words += ["--steps", str(given.steps), "--json", str(given.json)]
@@ -210,7 +210,7 @@ _COMMAND = (sys.executable, "-m", "tests.benchmarks.presets")
 
 
 def _plan(preset: str, given: argparse.Namespace) -> Plan:
-    """Returns the preset's plan, on models and rows that are made if need be."""
+    """Return the preset's plan, on models and rows that are created if missing."""
     if given.tiny:
         return tiny.shrunk(PLANS[preset], given.folder)
     weights, data = given.folder / "weights", given.folder / "data"

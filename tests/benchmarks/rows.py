@@ -1,4 +1,4 @@
-"""What was measured: rows, as JSON, as a table, as Markdown."""
+"""Hold measurements as rows, and write them as JSON, text or Markdown."""
 
 import dataclasses
 import io
@@ -12,26 +12,26 @@ COLUMNS = ("method", "ms", "of floor", "first ms", "peak MB", "sigma", "product"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One way on one case.
+    """One method on one case.
 
     Attributes:
       case: Its name.
-      modules: The kernels that the adapter changes.
+      modules: The number of kernels that the adapter changes.
       rank: The rank of each.
       bytes: The adapter's size.
-      method: The way's name.
-      dtype: What the factors are stored in.
+      method: The method's name.
+      dtype: The storage dtype of the factors.
       device: Its name.
-      versions: Those of the libraries.
+      versions: The versions of the libraries.
       bandwidth: Bytes a second that a copy reads and writes.
       floor_ms: The time to read all factors twice and to write the kept part once.
       ms: The time of a warm call.
       ratio: `ms / floor_ms`.
       first_ms: The time of the first call: trace, compile, run.
-      peak_bytes: The most that the device's memory held.
-      sigma_error: Of the kept singular values, the largest relative one.
-      product_error: Of the kept products, relative, in the Frobenius norm.
-      scaled: Whether a part was run, and its time scaled up to the whole.
+      peak_bytes: The most bytes in use on the device.
+      sigma_error: The largest relative error of the kept singular values.
+      product_error: The relative error of the kept products, in the Frobenius norm.
+      scaled: Whether only a part was run, and its time scaled up to the whole.
       note: Why there is no time.
     """
 
@@ -56,7 +56,7 @@ class Row:
 
     @property
     def is_first(self) -> bool:
-        """Whether `ms` is that of the first call, with all that compiles in it."""
+        """Whether `ms` is the time of the first call, including compilation."""
         return self.ms is not None and self.ms == self.first_ms
 
 
@@ -69,7 +69,7 @@ def load(path: pathlib.Path) -> list[Row]:
 
 
 def line(row: Row) -> str:
-    """Returns one row for those who watch."""
+    """Format one row for a terminal."""
     name = f"{row.case:15} {row.dtype:8} {row.method:11}"
     if row.ms is None:
         return f"{name} {row.note}"
@@ -78,7 +78,7 @@ def line(row: Row) -> str:
 
 
 def text(rows: Sequence[Row]) -> str:
-    """Returns a table of 80 columns, one block a case."""
+    """Format a table of 80 columns, with one block per case."""
     import rich.box
     import rich.console
     import rich.table
@@ -104,7 +104,7 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Returns the same in GitHub's Markdown."""
+    """Format the rows as GitHub's Markdown."""
     lines = []
     for block in blocks(rows):
         lines += [f"**{title(block[0])}**", ""]
@@ -114,7 +114,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def blocks(rows: Sequence[Row]) -> list[list[Row]]:
-    """Returns the rows of each case and dtype."""
+    """Group the rows by case and dtype."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row.case, row.dtype), []).append(row)
@@ -129,7 +129,7 @@ def title(row: Row) -> str:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """Returns where this was measured, and what could not be."""
+    """Return the place of the measurements, and the reasons for missing ones."""
     where = dict.fromkeys((x.device, x.versions, x.bandwidth) for x in rows)
     lines = [f"{d}, {v}; a copy moves {b / 1e9:,.0f} GB/s." for d, v, b in where]
     if any(x.scaled for x in rows):
@@ -159,12 +159,12 @@ def _below(x: float) -> str:
 
 
 def _about(x: float) -> str:
-    """Returns two digits of what is an estimate."""
+    """Format an estimate with two digits."""
     return f"~{_three(float(f'{x:.2g}'))}"
 
 
 def _three(x: float) -> str:
-    """Returns three digits, or all before the point."""
+    """Format three digits, or all before the decimal point."""
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 

@@ -1,15 +1,15 @@
-"""Time and peak memory of `para` on an adapter of a large model, beside PEFT's own.
+"""Measure time and peak memory of `para` on a large model's adapter, beside PEFT.
 
     python -m tests.benchmarks.scale
     python -m tests.benchmarks.scale --layers 80 --hidden 8192 --ffn 28672 --shrink 8
 
 The first is shaped like an adapter of Llama-3-8B, the second of Llama-3-70B, both of
-rank 64 on all seven projections. Every row is a process of its own, and its memory
-all that this process ever held at once, Python and JAX included.
+rank 64 on all seven projections. Every row is a process of its own, and its memory is
+the peak of the whole process, Python and JAX included.
 
-`convert_to_lora` of PEFT forms each update and decomposes it at full size, so it runs
-on one layer whose widths are divided by `--shrink`. Its time for the whole model is
-scaled up, by `m n min(m, n)` of each module, and marked by `~`.
+PEFT's `convert_to_lora` forms each update and decomposes it at full size, so it runs on
+one layer with widths divided by `--shrink`. Its time for the whole model is scaled up,
+by `m n min(m, n)` of each module, and marked by `~`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import time
 
 import numpy as np
 
-ALPHA_BY_RANK = 2.0  # A common choice, and one that has to be folded in.
+ALPHA_BY_RANK = 2.0  # A common value; it is not 1, so it has to be folded in.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Model:
 
     @property
     def full_svds(self) -> int:
-        """What SVDs of all updates at full size cost, but for a factor."""
+        """The cost of full-size SVDs of all updates, up to a constant factor."""
         return self.layers * sum(
             m * n * min(m, n) for m, n in self.projections.values()
         )
@@ -75,9 +75,9 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One process: what it ran, for how long, and the most bytes that it held.
+    """One process: its name, its seconds, and its peak memory in bytes.
 
-    `factor` scales a part up to the whole model; 1 for what was run as a whole.
+    `factor` scales a part up to the whole model; it is 1 for a complete run.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Row:
 
 
 def make(folder: pathlib.Path, model: Model) -> None:
-    """Writes a random adapter whose modules differ in how fast their spectra fall."""
+    """Write a random adapter with modules of different spectral decay."""
     import safetensors.numpy
 
     rng = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def make(folder: pathlib.Path, model: Model) -> None:
 
 
 def peft_conversion(model: Model) -> float:
-    """Returns the seconds that PEFT's `convert_to_lora` takes on one model."""
+    """Return the seconds that PEFT's `convert_to_lora` takes on one model."""
     import warnings
 
     import peft
@@ -127,16 +127,16 @@ def peft_conversion(model: Model) -> float:
     adapted = peft.get_peft_model(base, config)
     start = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # That there is no need to convert a LoRA.
+        warnings.simplefilter("ignore")  # PEFT warns: a LoRA needs no conversion.
         peft.convert_to_lora(adapted, rank=model.rank // 4)
     return time.perf_counter() - start
 
 
 def run(name: str, *words: str) -> Row:
-    """Runs a program to its end."""
+    """Run a program to its end."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL)
-    # Not `getrusage`, which gives the largest of all children.
+    # `getrusage` would return the maximum over all children.
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -148,7 +148,7 @@ def run(name: str, *words: str) -> Row:
 
 
 def measured(model: Model, folder: pathlib.Path, shrink: int) -> list[Row]:
-    """Returns all rows. The adapters are written below `folder`."""
+    """Measure all rows, with the adapters written below `folder`."""
     sizes = [f"--{x}={y}" for x, y in dataclasses.asdict(model).items()]
     parent, para = str(folder / "parent"), ("-m", "para_jax.cli")
     run("make", "-m", __spec__.name, *sizes, "--make", parent)

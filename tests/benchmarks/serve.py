@@ -1,20 +1,20 @@
-"""What ragged ranks are worth to a server of many tenants' adapters.
+"""Measure the gain from ragged ranks in serving many tenants' adapters.
 
     python -m tests.benchmarks.serve --json rows.json
     python -m tests.benchmarks.serve --small
     python -m tests.benchmarks.serve --from rows.json --markdown --plot serve.png
 
-A frozen model, and one adapter a tenant: the parent of rank 16, or its child at a
-quarter of the ranks. Each row of a batch is of one tenant. `backbones` tells of the
-models and of how the tenants are made, `banks` of the ways to apply them all in one
-program, `swap` of how an adapter gets into a bank. `one by one` is the child without
-any of this: a run for each tenant in the batch, on that tenant's rows. `base` has no
-adapters, which is also the time of a model with one adapter merged into it.
+There is one frozen model, and one adapter per tenant: the parent of rank 16, or its
+child at a quarter of the ranks. Each row of a batch belongs to one tenant. `backbones`
+defines the models and tenants, `banks` the ways to apply all adapters in one program,
+`swap` the loading of an adapter into a bank. `one by one` is the child without a bank:
+one run per tenant in the batch, on that tenant's rows. `base` has no adapters; its time
+is also that of a model with one merged adapter.
 
-Times are medians of warm batches, each way in turn with `base` (see
-`serve_steps`), in the dtype shown and JAX's default precision. Before a way is timed,
-it is compared with plain products in NumPy. Programs are compiled one at a time, and
-stderr tells which; the file of `--json` has every row from the moment that it is there.
+Times are medians of warm batches, each way in turn with `base` (see `serve_steps`), in
+the shown dtype and JAX's default precision. Before a way is timed, it is compared with
+plain products in NumPy. Programs are compiled one at a time, each named on stderr, and
+the file of `--json` is written after every row.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-# Before JAX is imported: what a bank takes should be seen, not what is set aside.
+# Set before JAX is imported: shows the memory that a bank uses, not a reserved pool.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -50,7 +50,7 @@ Say = Callable[[str], None]
 
 
 class Plan(NamedTuple):
-    """What runs: the tenants in a bank, and batches, the most telling first."""
+    """The plan of a run: the tenants in a bank, and batches, most informative first."""
 
     tenants: int
     models: Mapping[str, Callable[[], Backbone]]
@@ -74,7 +74,7 @@ def _plan(*, small: bool) -> Plan:
 
 
 def _measured(plan: Plan, limit: float, say: Say) -> Iterator[Row]:
-    """Yields every row as soon as it is there."""
+    """Yield every row as soon as it is measured."""
     fleets: dict[str, Fleet] = {}
     for name, batch in plan.batches:
         if name not in fleets:

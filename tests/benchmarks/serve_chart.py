@@ -1,4 +1,4 @@
-"""A picture of serving: throughput against tenants in a batch, and what fits."""
+"""Plot serving: throughput against tenants in a batch, and memory capacity."""
 
 import pathlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ GIGABYTES = 10
 
 
 def save(path: pathlib.Path, result: Result) -> None:
-    """Writes the picture: a panel a model, and one for memory."""
+    """Save the picture, with one panel per model and one for memory."""
     import matplotlib.figure
 
     models = list(dict.fromkeys(x.model for x in result.steps))
@@ -33,7 +33,7 @@ def save(path: pathlib.Path, result: Result) -> None:
 
 
 def _lines(panel: Any, steps: Sequence[Step]) -> None:
-    """Draws every way's throughput, in percent of that without adapters."""
+    """Draw every way's throughput, in percent of the model without adapters."""
     ticks = sorted({x.present for x in steps})
     ways = dict.fromkeys((x.adapters, x.way) for x in steps if x.way != "base")
     for adapters, way in ways:
@@ -60,7 +60,7 @@ _ORDER = (*banks.WAYS, serve_steps.ALONE)
 
 
 def _bars(panel: Any, memory: Sequence[Memory]) -> None:
-    """Draws how many tenants' adapters fit where one parent did."""
+    """Draw the number of tenants' adapters that fit into the memory of one parent."""
     parents = {x.model: x.bytes for x in memory if x.layout == "parent"}
     labels = [f"{x.model}: {x.layout}" for x in memory][::-1]
     counts = [parents[x.model] / x.bytes for x in memory][::-1]

@@ -1,4 +1,4 @@
-"""What was measured of serving: rows, and the file that holds them."""
+"""Hold the measurements of serving as rows, and save them to a file."""
 
 import dataclasses
 import json
@@ -12,12 +12,12 @@ class Memory:
 
     Attributes:
       model: The backbone's name.
-      dtype: What factors are stored in.
-      tenants: How many there are; a padded layout depends on them.
+      dtype: The storage dtype of the factors.
+      tenants: The number of tenants; a padded layout depends on them.
       layout: `parent`, or the child's: `one rank` for all modules, as servers allocate,
-        `padded` to the largest of a module's, `ragged`.
+        `padded` to the largest rank of each module, `ragged`.
       bytes: The mean over tenants.
-      allocated: What the device's allocator took, relative to the arithmetic.
+      allocated: The allocator's bytes, relative to the arithmetic.
     """
 
     model: str
@@ -34,10 +34,10 @@ class Swap:
 
     Attributes:
       model: The backbone's name.
-      modules: How many modules were swapped.
+      modules: The number of swapped modules.
       layout: As in `Memory`.
-      form: What it travels as.
-      bytes: What travels.
+      form: The form in which it is transferred.
+      bytes: The transferred bytes.
       transfer_ms: The transfer alone, a median.
       ms: Until it is in its place in the bank, a median.
     """
@@ -53,7 +53,7 @@ class Swap:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Miss:
-    """What a way misses plain products in NumPy by, relative to their norm."""
+    """The relative error of a way against plain products in NumPy, in norm."""
 
     model: str
     adapters: str
@@ -67,17 +67,17 @@ class Step:
 
     Attributes:
       model: The backbone's name.
-      dtype: That of weights, factors and sums.
-      modules: How many adapted modules the timed part has.
-      tenants: Those in the bank.
-      rows: Those of the batch; a row is of one tenant.
-      tokens: Those of a row.
+      dtype: The dtype of weights, factors and sums.
+      modules: The number of adapted modules in the timed part.
+      tenants: The number of tenants in the bank.
+      rows: The rows of the batch; a row belongs to one tenant.
+      tokens: The tokens of a row.
       present: The distinct tenants in the batch.
       adapters: `none`, `parent` or `child`.
       way: How they were applied.
       ms: A median; `low_ms` and `high_ms` are the quartiles.
-      throughput: Relative to that without adapters, the median of the ratios within
-        each round; `low` and `high` are their quartiles.
+      throughput: Relative to the model without adapters, the median of the ratios
+        within each round; `low` and `high` are their quartiles.
     """
 
     model: str
@@ -106,7 +106,10 @@ Row = Memory | Swap | Miss | Step
 
 @dataclasses.dataclass
 class Result:
-    """All rows of one run, which may have been cut short. `place` says where."""
+    """All rows of one run, which may have been interrupted.
+
+    `place` describes the machine.
+    """
 
     place: dict[str, Any]
     memory: list[Memory] = dataclasses.field(default_factory=list)
@@ -127,7 +130,7 @@ class Result:
 
 
 def save(path: pathlib.Path, result: Result) -> None:
-    """Writes all rows, whole or not at all: a run may end at any moment."""
+    """Save all rows atomically, since a run may end at any moment."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n")
     part.replace(path)
@@ -145,7 +148,7 @@ def load(path: pathlib.Path) -> Result:
 
 
 def line(row: Row) -> str:
-    """Returns one row for those who watch."""
+    """Format one row for a terminal."""
     match row:
         case Memory():
             words, value = row.layout, f"{row.bytes / 1e6:.4g} MB"

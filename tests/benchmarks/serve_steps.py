@@ -1,8 +1,8 @@
-"""Batches of a frozen model with its tenants' adapters: programs, and their times.
+"""Compile and time batches of a frozen model with its tenants' adapters.
 
-One program at a time: it is compiled and then timed beside the model without adapters,
-the two in turn, so that a load that comes and goes meets both. What a way's `plan` does
-on the host, while the batch before runs, is not in the time.
+Each program is compiled and then timed in turn with the model without adapters, so that
+a varying load on the machine affects both alike. The host work of a way's `plan`, which
+overlaps with the batch before, is not included in the time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from tests.benchmarks.serve_rows import Step
 from tests.benchmarks.serving import Fleet
 
 BASE, ALONE = "base", "one by one"
-DENSE_GROUPS = 64  # Without a kernel for it, ragged_dot multiplies with every group.
+DENSE_GROUPS = 64  # `ragged_dot` without a special kernel multiplies with every group.
 
 
 class Contender(NamedTuple):
@@ -25,7 +25,7 @@ class Contender(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows, and the distinct tenants that they are of."""
+    """The number of rows, and of distinct tenants among them."""
 
     rows: int
     present: int
@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
 
 def contenders(batch: Batch) -> Iterator[Contender]:
-    """Yields what is run for a batch, the most telling first."""
+    """Yield the contenders for a batch, most informative first."""
     yield Contender("none", BASE)
     yield Contender("parent", "padded")
     yield Contender("child", "padded")
@@ -54,7 +54,7 @@ def contenders(batch: Batch) -> Iterator[Contender]:
 
 
 def made(fleet: Fleet, batch: Batch, contender: Contender) -> Run:
-    """Returns the run of one batch, not compiled yet, its arguments on the device."""
+    """Prepare the run of one batch: arguments on the device, nothing compiled yet."""
     adapters, name = contender
     if name == ALONE:
         return _one_by_one(fleet, batch)
@@ -69,7 +69,7 @@ def made(fleet: Fleet, batch: Batch, contender: Contender) -> Run:
 
 
 def _one_by_one(fleet: Fleet, batch: Batch) -> Run:
-    """Returns a run that calls the model for each tenant's part of the batch."""
+    """Prepare a run that calls the model once per tenant in the batch."""
     rows, present = batch
     bank = fleet.bank("child", banks.padded)
     inputs = jax.device_put(fleet.backbone.inputs(rows // present))
@@ -78,27 +78,27 @@ def _one_by_one(fleet: Fleet, batch: Batch) -> Run:
 
 
 def mixed(fleet: Fleet, rows: int, present: int) -> np.ndarray:
-    """Returns the tenants of a batch's rows, so many of them distinct, in turn."""
+    """Assign `present` distinct tenants to a batch's rows, in turn."""
     generator = np.random.default_rng(present)
     return np.resize(generator.choice(fleet.tenants, present, replace=False), rows)
 
 
 def compiled(run: Run) -> float:
-    """Returns the seconds of a first call, which are those of compiling it."""
+    """Return the seconds of a first call, which are mostly compilation."""
     return clock.first(lambda _: run(), jax.block_until_ready)
 
 
 def step(
     fleet: Fleet, batch: Batch, contender: Contender, run: Run, *, limit: float
 ) -> Step:
-    """Returns the time of a run that is compiled, beside that of its base.
+    """Time a compiled run in turn with its base.
 
     Args:
       fleet: The model and its tenants.
       batch: Made into `run`.
       contender: Made into `run`.
       run: Made by `made`, and called once.
-      limit: About the seconds to spend.
+      limit: The approximate seconds to spend.
     """
     base, backbone = Contender("none", BASE), fleet.backbone
     calls = {base: made(fleet, batch, base), contender: run}

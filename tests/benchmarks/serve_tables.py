@@ -1,4 +1,4 @@
-"""Tables of what was measured of serving, for people and for a page."""
+"""Format the measurements of serving as tables, for a terminal and for Markdown."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ GIGABYTES = (1, 10)
 
 
 class Table(NamedTuple):
-    """Lines of cells under a title; the words come first, `words` columns of them."""
+    """Rows of cells under a title; the first `words` columns are text."""
 
     title: str
     words: int
@@ -17,13 +17,13 @@ class Table(NamedTuple):
 
 
 def text(result: Result) -> str:
-    """Returns all tables in columns."""
+    """Format all tables in aligned columns."""
     blocks = [*("\n".join(_columns(x)) for x in tables(result)), note(result)]
     return "\n\n".join(blocks)
 
 
 def markdown(result: Result) -> str:
-    """Returns the same in GitHub's Markdown."""
+    """Format all tables as GitHub's Markdown."""
     blocks = []
     for title, words, (heads, *lines) in tables(result):
         sides = [":--" if i < words else "--:" for i in range(len(heads))]
@@ -33,7 +33,7 @@ def markdown(result: Result) -> str:
 
 
 def tables(result: Result) -> Iterator[Table]:
-    """Yields what fits, what a swap takes, and a table of batches for each model."""
+    """Yield the tables of memory and swaps, and one table of batches per model."""
     if result.memory:
         yield _memory(result.memory)
     if result.swaps:
@@ -43,7 +43,7 @@ def tables(result: Result) -> Iterator[Table]:
 
 
 def note(result: Result) -> str:
-    """Returns where this was measured, and how well the ways agree."""
+    """Return the place of the measurements, and the agreement of the ways."""
     worst = max((x.error for x in result.misses), default=0)
     return (
         f"{result.place['device']}, {result.place['versions']}. The ways differ from "
@@ -96,7 +96,7 @@ def _shared(step: Step) -> str:
 
 
 def three(x: float) -> str:
-    """Returns three digits, or all before the point."""
+    """Format three digits, or all before the decimal point."""
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 

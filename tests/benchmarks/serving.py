@@ -1,7 +1,7 @@
-"""A frozen model with its tenants' adapters on the device: what fits, what is right.
+"""Put a frozen model and its tenants' adapters on the device; check memory and results.
 
-Memory is the arithmetic of the whole model, and what the allocator took for the bank of
-the modules that are timed.
+Memory is computed for the whole model, and read from the allocator for the bank of the
+timed modules.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +15,12 @@ from tests.benchmarks.backbones import Backbone
 from tests.benchmarks.banks import Factors, Way
 from tests.benchmarks.serve_rows import Memory, Miss
 
-WORST = 0.05  # More than bfloat16 and TF32 do, less than a wrong tenant.
-CHECKED = np.array([1, 0, 2, 1, 0])  # Tenants of the rows that are checked.
+WORST = 0.05  # Above bfloat16's and TF32's rounding, below a wrong tenant's error.
+CHECKED = np.array([1, 0, 2, 1, 0])  # The tenants of the checked rows.
 
 
 class Fleet:
-    """A backbone, and banks of its tenants' adapters that are made when asked for."""
+    """A backbone, and banks of its tenants' adapters, which are built on demand."""
 
     def __init__(self, backbone: Backbone, tenants: int) -> None:
         self.backbone, self.tenants = backbone, tenants
@@ -51,7 +51,7 @@ class Fleet:
         return Factors(*backbones.factors(m, n, ranks, self.backbone.dtype), ranks)
 
     def adapted(self, adapters: str) -> dict[str, np.ndarray]:
-        """Returns the ranks of the timed modules that any tenant adapts."""
+        """Return the ranks of the timed modules with an adapter of any tenant."""
         ranks = self.ranks[adapters]
         return {x: ranks[x] for x in self.backbone.timed if ranks[x].any()}
 
@@ -59,7 +59,7 @@ class Fleet:
         return self._made(adapters, make)[0]
 
     def allocated(self, adapters: str, make: Callable[[Factors], Any]) -> int:
-        """Returns the bytes that the device's allocator took for a bank."""
+        """Return the device allocator's bytes for a bank."""
         return self._made(adapters, make)[1]
 
     def _made(self, adapters: str, make: Callable[[Factors], Any]) -> tuple[Any, int]:
@@ -79,7 +79,7 @@ def _used() -> int:
 
 
 def memory(fleet: Fleet) -> Iterator[Memory]:
-    """Yields the bytes of one tenant's adapter in each layout."""
+    """Yield the bytes of one tenant's adapter in each layout."""
     backbone, child = fleet.backbone, fleet.ranks["child"]
     size = np.dtype(jax.numpy.dtype(backbone.dtype)).itemsize
 
@@ -109,10 +109,10 @@ def memory(fleet: Fleet) -> Iterator[Memory]:
 
 
 def miss(fleet: Fleet, adapters: str, name: str) -> Miss:
-    """Returns what a way misses NumPy's plain products by, in one module's batch.
+    """Compare a way with NumPy's plain products, for one module's batch.
 
     Raises:
-      ValueError: if it is more than rounding.
+      ValueError: if the error exceeds rounding.
     """
     way, child = banks.WAYS[name], fleet.ranks["child"]
     path = max(fleet.adapted(adapters), key=lambda x: np.std(child[x]))
@@ -134,12 +134,12 @@ def miss(fleet: Fleet, adapters: str, name: str) -> Miss:
 
 
 def tokens(fleet: Fleet) -> int:
-    """Returns how many tokens a row has."""
+    """Return the number of tokens in a row."""
     return jax.tree.leaves(fleet.backbone.inputs(1))[0].shape[1]
 
 
 def plain(factors: Factors, tenants: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Returns what each row's own adapter adds, in float64, a row at a time."""
+    """Compute the update of each row by its own adapter, in float64, row by row."""
     begin = banks.starts(factors.ranks)
     parts = [slice(begin[t], begin[t] + factors.ranks[t]) for t in tenants]
     a, b, x = (np.asarray(y, np.float64) for y in (factors.a, factors.b, x))

@@ -1,10 +1,10 @@
-"""One tenant's adapter from host memory into its place in a bank on the device.
+"""Load one tenant's adapter from host memory into its place in a device's bank.
 
-The bank is donated, so it changes in place. An adapter travels as one buffer that was
-packed when it was loaded, and is cut into factors on the device, or as two arrays a
-module. In a padded bank its place is one slice of each array. In a paged bank it is
-whichever rows are free: they travel as integers. One program serves every rank map: it
-cuts the largest rank of each module, and writes what is beyond a tenant's own nowhere.
+The bank is donated and thus changed in place. An adapter is transferred as one buffer,
+packed at load time and split into factors on the device, or as two arrays per module.
+In a padded bank its place is one slice of each array. In a paged bank it can be any
+free rows, and their indices are transferred too. One program serves every rank map: it
+splits off the largest rank of each module, and drops the rows beyond a tenant's own.
 """
 
 import functools
@@ -29,7 +29,7 @@ Adapter = Mapping[str, Pair]
 
 
 def swaps(fleet: Fleet) -> Iterator[Swap]:
-    """Yields the time of a swap for each layout and each form of travel."""
+    """Yield the time of a swap for each layout and each form of transfer."""
     tenants = range(min(ROUNDS, fleet.tenants))
     for adapters in ("parent", "child"):
         widths = _widths(fleet, adapters)
@@ -53,7 +53,10 @@ def swaps(fleet: Fleet) -> Iterator[Swap]:
 
 
 def place_padded(bank: Adapter, load: tuple[Any, Any]) -> Adapter:
-    """Returns `bank` with an adapter in the place of tenant `load[1]`. Traced."""
+    """Return `bank` with an adapter in the place of tenant `load[1]`.
+
+    Traceable under `jit`.
+    """
     new, tenant = load
     put = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
     return jax.tree.map(lambda x, y: put(x, y, tenant), bank, new)
@@ -62,7 +65,10 @@ def place_padded(bank: Adapter, load: tuple[Any, Any]) -> Adapter:
 def place_packed(
     shapes: Mapping[str, Pair], bank: Adapter, load: tuple[Any, Any]
 ) -> Adapter:
-    """Returns the same, from one buffer. Traced."""
+    """Return `bank` with an adapter from one buffer in its tenant's place.
+
+    Traceable under `jit`.
+    """
     buffer, tenant = load
     leaves, form = jax.tree.flatten(shapes, is_leaf=lambda x: type(x) is tuple)
     ends = list(itertools.accumulate(r * width for r, width in leaves))
@@ -72,7 +78,9 @@ def place_packed(
 
 
 def place_paged(widths: Mapping[str, int], bank: Adapter, load: Any) -> Adapter:
-    """Returns `bank` with an adapter in rows of its own. Traced.
+    """Return `bank` with an adapter in rows of its own.
+
+    Traceable under `jit`.
 
     Args:
       widths: The largest rank of each module.
@@ -85,7 +93,7 @@ def place_paged(widths: Mapping[str, int], bank: Adapter, load: Any) -> Adapter:
         mine, factors = rows[at : at + r], []
         for x in bank[path]:
             values = begin[i] + jnp.arange(r * x.shape[1]).reshape(r, -1)
-            part = buffer.at[values].get(mode="clip")  # Beyond its rank, anything.
+            part = buffer.at[values].get(mode="clip")  # Dropped beyond its rank.
             factors.append(x.at[mine].set(part, mode="drop"))
             i += 1
         result[path], at = Pair(*factors), at + r
@@ -93,11 +101,13 @@ def place_paged(widths: Mapping[str, int], bank: Adapter, load: Any) -> Adapter:
 
 
 def paged_load(adapter: Adapter, rows: Mapping[str, np.ndarray], size: int) -> Any:
-    """Returns what travels to a paged bank: buffer, begins of factors, rows. Host.
+    """Return the transfer to a paged bank: buffer, starts of factors, rows.
+
+    Runs on the host.
 
     Args:
       adapter: The factors, `a: [r, m]` and `b: [r, n]`.
-      rows: Those of the bank that they go to, `[R]`, filled up with 0.
+      rows: The target rows in the bank, `[R]`, filled up with 0.
       size: The buffer's length, enough for any tenant.
     """
     leaves = [x for path in rows for x in adapter[path]]
@@ -113,7 +123,7 @@ def pack(leaves: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def filled(adapter: Adapter, widths: Mapping[str, int]) -> dict[str, Pair]:
-    """Returns the adapter with zeros up to the largest rank of each module."""
+    """Pad the adapter with zeros to the largest rank of each module."""
     return {
         path: Pair(*(np.pad(x, ((0, widths[path] - len(x)), (0, 0))) for x in pair))
         for path, pair in adapter.items()

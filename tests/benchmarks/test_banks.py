@@ -1,4 +1,4 @@
-"""Banks: each row gets its own tenant's update, and a swap changes one tenant."""
+"""Tests of banks: each row gets its own tenant's update; a swap changes one tenant."""
 
 import functools
 import importlib
@@ -17,7 +17,7 @@ WAYS = ["padded", "paged", "segments", "ragged_dot"]
 
 @pytest.fixture
 def modules():
-    # Here, since the import hook checks only what is imported after it.
+    # Imported here, since the import hook only checks modules imported after it.
     names = ("banks", "serving", "swap")
     found = {x: importlib.import_module(f"tests.benchmarks.{x}") for x in names}
     return types.SimpleNamespace(**found)
@@ -30,7 +30,7 @@ def drawn(modules, ranks):
 
 
 def delta(factors, tenant):
-    """The whole update `[m, n]` of one tenant, in float64."""
+    """Return the whole update `[m, n]` of one tenant, in float64."""
     begin = sum(factors.ranks[:tenant])
     own = slice(begin, begin + factors.ranks[tenant])
     return factors.a[own].T.astype(np.float64) @ factors.b[own]
@@ -77,7 +77,7 @@ def test_a_paged_bank_holds_each_rank_once_and_a_row_of_zeros(modules):
 
 def test_a_batch_with_more_ranks_than_its_share_is_refused(modules):
     ranks = np.zeros(1000, int)
-    ranks[7] = 100  # Mean 0.1, deviation 3.2: nobody expects it.
+    ranks[7] = 100  # Mean 0.1, deviation 3.2: far above the capacity.
 
     with pytest.raises(ValueError, match=r"1 tenants has 100 ranks .* at most 16"):
         modules.banks.WAYS["segments"].plan(ranks, np.array([7]))

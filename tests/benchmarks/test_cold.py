@@ -1,4 +1,4 @@
-"""The benchmark of whole processes measures them, and shows what was saved."""
+"""Tests of the cold-process benchmark: it measures, and prints saved rows."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.mark.slow
 def test_a_small_case_is_measured_saved_and_shown_again(tmp_path, monkeypatch, capsys):
-    # Here, since the import hook checks only what is imported after it.
+    # Imported here, since the import hook only checks modules imported after it.
     from tests.benchmarks import cold
 
     monkeypatch.setattr(cold, "CASES", {"small": (2, 8, {"attn.q": (16, 24)})})
@@ -18,7 +18,7 @@ def test_a_small_case_is_measured_saved_and_shown_again(tmp_path, monkeypatch, c
     first = capsys.readouterr().out
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["case"] == "small"
-    # Processes that import JAX, and calls in this one, which does so once.
+    # `start` and `compress` import JAX in a new process; `one` runs in this process.
     assert min(row["start"], row["compress"]) > 0.05
     assert max(row["start"], row["compress"]) < 60
     assert 0 < row["one"] < row["compress"]

@@ -1,4 +1,4 @@
-"""The benchmark says what it measures: errors, ranks, rows that come back."""
+"""Tests of the one-child benchmark: errors, ranks, and rows that survive saving."""
 
 import dataclasses
 import pathlib
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def modules():
-    # Here, since the import hook checks only what is imported after it.
+    # Imported here, since the import hook only checks modules imported after it.
     from tests.benchmarks import accuracy, cases, clock, decompose, measure, rows
 
     return accuracy, cases, clock, decompose, measure, rows
@@ -96,7 +96,7 @@ def test_the_command_measures_saves_and_shows_again(
         assert row.bytes == 4 * case.parameters
         assert 2 * row.bytes < row.bandwidth * row.floor_ms / 1e3 < 3 * row.bytes
         assert row.ratio == row.ms / row.floor_ms
-        # Only what is compiled takes longer at first, and by far.
+        # Only compiled methods are much slower on the first call.
         assert row.first_ms > (0 if row.method == "host" else row.ms)
         assert 0 <= row.sigma_error < 1e-5
         assert 0 < row.product_error < 1e-5
@@ -118,7 +118,7 @@ def test_both_axes_of_the_picture_of_saved_rows_have_a_name(modules, tmp_path):
 
     decompose.main(["--from", str(saved), "--plot", str(picture)])
 
-    texts = picture.read_text().split("<!-- ")[1:]  # Each before its glyphs.
+    texts = picture.read_text().split("<!-- ")[1:]  # A comment before its glyphs.
     assert {"adapter", "time of one child"} <= {x.split(" -->")[0] for x in texts}
 
 

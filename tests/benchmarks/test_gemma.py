@@ -1,4 +1,4 @@
-"""The benchmark of Gemma 3's training step runs, and loses no row."""
+"""Tests of the benchmark of Gemma 3's training step: it runs and loses no row."""
 
 import dataclasses
 import importlib
@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture
 def gemma():
-    # Here, since the import hook checks only what is imported after it.
+    # Imported here, since the import hook only checks modules imported after it.
     return importlib.import_module("tests.benchmarks.gemma")
 
 
@@ -31,12 +31,12 @@ def test_a_job_takes_a_training_step_and_writes_its_row(gemma, rows, saved):
 
     gemma.main(words)
 
-    # There is no cuDNN here, and the row says so.
+    # Without cuDNN the first row records the refusal.
     refused, row = rows.load(saved)
     assert "cuDNN" in refused.reason
     assert (row.attention, row.batch, row.length) == ("xla, for want of cudnn", 8, 8)
     assert row.speed == pytest.approx(8 * 8 / (row.ms / 1e3))
-    assert 3 < row.loss < 6  # That of 97 tokens at random is 4.6.
+    assert 3 < row.loss < 6  # A uniform distribution over 97 tokens has a loss of 4.6.
     assert row.planned > 0
 
 
@@ -67,7 +67,7 @@ def test_operations_are_those_of_a_frozen_base(gemma, rows):
     # d 32, MLP 48, 4 heads and 2 of keys of width 8, vocabulary 97, 2 layers.
     base = 2 * (32 * (32 + 2 * 16 + 32 + 3 * 48) + 4 * 32 + 2 * 8) + 97 * 32 + 32
     adapters = 2 * 16 * (64 + 48 + 48 + 64 + 80 + 80 + 80)
-    attention = 2 * 3 * (2 * 10 * 10 * 32)  # Twice forward; backward twice that; half.
+    attention = 2 * 3 * (2 * 10 * 10 * 32)  # Twice forward, 4 times backward; half.
 
     got = rows.flops(gemma.TINY, 7, 10)
 

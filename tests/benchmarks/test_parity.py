@@ -1,4 +1,4 @@
-"""The table of parity: what was saved is of all models, and the script still runs."""
+"""Tests of the parity table: the saved rows cover all models, and the script runs."""
 
 import importlib
 import pathlib
@@ -13,7 +13,7 @@ SAVED = pathlib.Path(__file__).parent / "results/parity.json"
 
 @pytest.fixture
 def parity():
-    # Here, since the import hook checks only what is imported after it.
+    # Imported here, since the import hook only checks modules imported after it.
     return importlib.import_module("tests.benchmarks.parity")
 
 

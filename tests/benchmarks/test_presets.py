@@ -1,4 +1,4 @@
-"""The benchmark of the paper's presets runs, and what is said of it was measured."""
+"""Tests of the presets' benchmark: it runs, and documented numbers were measured."""
 
 import importlib
 import pathlib
@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture
 def presets():
-    # Here, since the import hook checks only what is imported after it.
+    # Imported here, since the import hook only checks modules imported after it.
     return importlib.import_module("tests.benchmarks.presets")
 
 
@@ -32,8 +32,8 @@ def test_a_preset_is_trained_and_evaluated(presets, preset, tmp_path, capsys):
     assert '"evaluate": null' in trained
     (row,) = presets.load(rows)
     assert row.evaluate > 0
-    # Of 40 rows to train on 4 are held out, and each set has 12 to test on. MATH has
-    # one for each of its seven subjects.
+    # 4 of 40 training rows are held out, and each test set has 12. MATH has one row for
+    # each of its seven subjects.
     assert row.examples == {"paper/glue": 4 + 12, "paper/math": 4 + 12 + 7}[preset]
     assert f"| {preset} | lora-16 | 1 |" in capsys.readouterr().out
 
@@ -51,7 +51,7 @@ def test_a_preset_that_is_cut_off_leaves_a_reason(presets, tmp_path, capsys):
 def test_the_hours_are_those_of_all_trainings(presets):
     plan = importlib.import_module("train.presets").PLANS["paper/glue"]
 
-    # Ten methods; three rates of one seed and two seeds more; 3000 steps of four tasks
+    # Ten methods; three rates of one seed and two more seeds; 3000 steps of four tasks
     # and 1500 of one.
     assert presets.hours(plan, 0.01) == pytest.approx(10 * 5 * 13_500 * 0.01 / 3600)
 
@@ -93,5 +93,5 @@ def test_the_memory_that_is_asked_for_follows_from_what_was_measured(saved):
     base = 3.88e9 * 2
     reckoned = base + 2 * (peaks["paper/commonsense"] - base)
     assert asked["paper/math"] == pytest.approx(1.5 * reckoned, rel=0.03)
-    # The paper's GPU has 80 GB, and JAX takes 75 % of it.
+    # The paper's GPU has 80 GB, and JAX preallocates 75 % of it.
     assert max(asked.values()) <= 60e9

@@ -1,4 +1,4 @@
-"""Serving: a model that mixes tenants is right, and tables say what was run."""
+"""Tests of serving: mixed batches are correct, and tables match the run."""
 
 import importlib
 import pathlib
@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-WAYS = 4  # Of applying a bank.
+WAYS = 4  # The ways to apply a bank.
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
 def modules():
-    # Here, since the import hook checks only what is imported after it.
+    # Imported here, since the import hook only checks modules imported after it.
     names = ("backbones", "banks", "clock", "place", "serve", "serve_rows", "serving")
     names += ("serve_steps",)
     found = {x: importlib.import_module(f"tests.benchmarks.{x}") for x in names}
@@ -23,7 +23,7 @@ def modules():
 
 @pytest.fixture
 def tiny(modules):
-    """Two layers, of which a model of three has one timed more than once."""
+    """Return a model of three modules, two of which are timed."""
     kernels = {"up": (5, 7), "down": (7, 5), "other": (5, 3)}
     rng = np.random.default_rng(0)
 
@@ -93,7 +93,7 @@ def test_a_mixed_batch_of_the_encoder_equals_each_tenant_merged(modules, monkeyp
     def update(at, x):
         return way.update(bank, plan, x) if at == path else 0.0
 
-    params = jax.tree.map(lambda x: 20 * x, whole.params)  # So that updates are seen.
+    params = jax.tree.map(lambda x: 20 * x, whole.params)  # Makes updates visible.
     got = whole.forward(params, update, batch)
 
     kernel = params["bert"]["encoder"]["layer"]["0"]["intermediate"]["dense"]
@@ -109,7 +109,7 @@ def test_a_mixed_batch_of_the_encoder_equals_each_tenant_merged(modules, monkeyp
 
 @pytest.fixture
 def here(modules, tiny, monkeypatch):
-    """The command, with a plan that takes a second."""
+    """Set up the command with a plan that takes a second."""
     batches = [("tiny", modules.serve_steps.Batch(4, x)) for x in (4, 1)]
     plan = modules.serve.Plan(9, {"tiny": lambda: tiny}, batches)
     monkeypatch.setattr(modules.serve, "_plan", lambda small: plan)

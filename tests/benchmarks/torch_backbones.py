@@ -1,4 +1,4 @@
-"""Models of transformers with random weights, each beside ours that reads its files."""
+"""Build transformers' models with random weights, each beside ours from its files."""
 
 import functools
 import pathlib
@@ -26,16 +26,16 @@ class Family(NamedTuple):
     """One architecture.
 
     Attributes:
-      name: Of the published model whose shape it has.
+      name: The published model with this shape.
       shape: In words.
       build: Makes the model of PyTorch, with random weights.
       save: Writes it to a folder.
-      load: Our model out of PyTorch's and that folder.
+      load: Makes our model from PyTorch's and that folder.
       inputs: A batch.
       call: PyTorch's logits of a batch.
       targets: PEFT's pattern of the modules to adapt.
       layers: The number of layers.
-      stack: Where these are in our model, if they are stacked.
+      stack: The path of the layers in our model, if they are stacked.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Family(NamedTuple):
 
 
 def _sentences(vocabulary: int) -> Tokens:
-    """Sentences of different lengths, padded with 1."""
+    """Draw sentences of different lengths, padded with 1."""
     generator = np.random.default_rng(0)
     mask = np.arange(TOKENS) < np.linspace(3, TOKENS, BATCH).astype(int)[:, None]
     ids = np.where(mask, generator.integers(5, vocabulary, mask.shape), 1)
@@ -166,8 +166,8 @@ def _see(model: Any, x: np.ndarray) -> torch.Tensor:
     return model(torch.tensor(x).permute(0, 3, 1, 2))
 
 
-# Gemma 3: the widths of the model of 4 billion params, its first 6 layers, the last of
-# which sees all positions, and fewer tokens.
+# Gemma 3 with the widths of the 4B model, its first 6 layers, the last of which
+# attends to all positions, and a smaller vocabulary.
 
 
 def _build_gemma3() -> Any:

@@ -1,6 +1,6 @@
-"""The same in PyTorch, and PEFT's own conversion.
+"""Make the same child in PyTorch, and by PEFT's own conversion.
 
-The adapters are the arrays that JAX made, shared and not copied.
+The adapters share JAX's arrays without a copy.
 """
 
 import functools
@@ -24,18 +24,18 @@ except ImportError:
 
 
 def looped(inputs: Inputs, *, limit: float) -> Run:
-    """QR, SVD and products, module by module, in float32; ragged."""
+    """Run QR, SVD and products, module by module, in float32; ragged."""
     return _whole_or_part(inputs, _looped, _of_one, limit)
 
 
 def batched(inputs: Inputs, *, limit: float) -> Run:
-    """QR, SVD and products, stack by stack, in float32; padded."""
+    """Run QR, SVD and products, stack by stack, in float32; padded."""
     child = functools.partial(_batched, width=inputs.width)
     return _whole_or_part(inputs, child, _of_stack, limit)
 
 
 def full(inputs: Inputs, *, limit: float) -> Run:
-    """The SVD of one update as it is, scaled up to all."""
+    """Run the SVD of one full update, scaled up to all."""
     del limit
     _check()
     name = inputs.case.smallest
@@ -51,7 +51,7 @@ def full(inputs: Inputs, *, limit: float) -> Run:
 
 
 def peft(inputs: Inputs, *, limit: float) -> Run:
-    """PEFT's `convert_to_lora` on one module at a fixed rank, scaled up to all."""
+    """Run PEFT's `convert_to_lora` on one module at a fixed rank, scaled up to all."""
     del limit
     _check()
     try:
@@ -69,7 +69,7 @@ def peft(inputs: Inputs, *, limit: float) -> Run:
     def call(count: int) -> Any:
         del count
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # That there is no need to convert a LoRA.
+            warnings.simplefilter("ignore")  # PEFT warns: a LoRA needs no conversion.
             return library.convert_to_lora(model, rank=rank)
 
     return Run(call=call, wait=_wait, factor=case.full_svds)
@@ -81,11 +81,11 @@ def _whole_or_part(
     kept: Callable[[Any, str, Index], Kept],
     limit: float,
 ) -> Run:
-    """Returns a run of all layers, or of as many as the limit seems to allow."""
+    """Run all layers, or as many as the time limit seems to allow."""
     _check()
     layers = inputs.case.layers
     one = {p: _shared(x) for p, x in cases.part(inputs.copies[0], 1).items()}
-    # The first also starts the library.
+    # The first call also starts the library.
     seconds = min(clock.first(lambda _: child(one), _wait) for _ in range(3))
     run = layers if seconds * layers <= limit else max(1, int(limit / seconds))
     copies = [
@@ -124,7 +124,7 @@ def _looped(stacks: dict[str, tuple[Any, Any]]) -> dict[str, dict[Index, tuple]]
         for index in np.ndindex(a.shape[:-2]):
             found[path, index] = _svd(a[index], b[index])
     tau = _threshold([s for _, s, _ in found.values()])
-    # All ranks in one go: each is a number that the host has to wait for.
+    # All ranks at once: reading each one would synchronize with the device.
     ranks = torch.stack([(s >= tau).sum() for _, s, _ in found.values()]).tolist()
     child: dict[str, dict[Index, tuple]] = {path: {} for path in stacks}
     for ((path, index), (left, s, right)), k in zip(found.items(), ranks, strict=True):
@@ -180,7 +180,7 @@ def _wait(result: Any) -> None:
 
 
 def _peak(held: int) -> int | None:
-    """Returns what PyTorch held at most, and the inputs, which are JAX's."""
+    """Return PyTorch's peak bytes plus the inputs, which JAX allocated."""
     return torch.cuda.max_memory_allocated() + held if _device() == "cuda" else None
 
 

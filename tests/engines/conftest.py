@@ -1,7 +1,7 @@
-"""Real engines, run on what we write. Not part of `make test`, nor of `make test-all`.
+"""Tests of real engines on our files. Not part of `make test` or `make test-all`.
 
-Tests of an engine are skipped where its environment is missing: `make test-engines`
-makes it. A table of all comparisons closes the run; `--engines-results FILE` keeps it.
+An engine's tests are skipped if its environment is missing; `make test-engines` creates
+it. A table of all comparisons ends the run; `--engines-results FILE` saves it.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from tests.engines import environments
 
 _HERE = pathlib.Path(__file__).parent
 _ORACLES = ("peft", "torch", "transformers")
-# As where `make test` runs without PyTorch.
+# As `make test` does without PyTorch.
 collect_ignore_glob = [
     "test_*.py" for name in _ORACLES if importlib.util.find_spec(name) is None
 ]
@@ -44,10 +44,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def row(request):
-    """Keep a row of the table, all of which belongs to one engine and version.
+    """Keep a row of the table, for one engine and version.
 
     Call it with `engine`, `version`, `loaded` and any of `difference` (the largest, of
-    what `of` names), `tokens` ("16/16"), `refused` (the engine's words).
+    the quantity named by `of`), `tokens` ("16/16"), `refused` (the engine's words).
     """
 
     def keep(**cells) -> None:

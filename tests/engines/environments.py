@@ -1,9 +1,9 @@
-"""The environments that engines run in, in `.venv-engines`: they pin what we do not.
+"""Create the engines' environments in `.venv-engines`, apart from ours for their pins.
 
     python -m tests.engines.environments vllm llamacpp
 
-makes those that are missing or older than their `requirements/NAME.txt`. All if none is
-named. One that cannot be installed is reported, and its tests are skipped.
+creates the named ones, or all without a name, if they are missing or older than their
+`requirements/NAME.txt`. A failed installation is reported, and its tests are skipped.
 """
 
 import argparse
@@ -21,13 +21,13 @@ SOURCES = ROOT / "src"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What an engine needs beside its `requirements/NAME.txt`, if there is one.
+    """An engine's needs beyond its `requirements/NAME.txt`, if there is one.
 
     Attributes:
-      beside: The engine in whose environment it is installed; in its own if empty.
-      bare: Packages to install without what they depend on, which only GPUs need.
-      without: Packages to uninstall. Those that PyPI builds for another torch fail when
-        they are imported, and nothing here needs them.
+      beside: The engine to share an environment with; empty for one of its own.
+      bare: Packages to install without their dependencies, which only GPUs need.
+      without: Packages to uninstall. PyPI builds them for another torch, so importing
+        them fails, and nothing here needs them.
       sdists: Source distributions to unpack in `SOURCES`, without installing them.
       checkouts: Public repositories on GitHub, as OWNER/NAME, and their commits. They
         are run from `SOURCES`, and nothing of them is installed.
@@ -70,7 +70,7 @@ ENVIRONMENTS: dict[str, Environment] = {
 
 
 def python(name: str) -> pathlib.Path:
-    """Return the path of an engine's interpreter, whether it is there or not."""
+    """Return the path of an engine's interpreter, whether or not it exists."""
     return ROOT / (ENVIRONMENTS[name].beside or name) / "bin" / "python"
 
 
@@ -90,7 +90,7 @@ def missing(name: str) -> str:
 
 
 def make(name: str) -> None:
-    """Make an environment, and check its repositories out."""
+    """Create an environment, and check out its repositories."""
     environment = ENVIRONMENTS[name]
     if environment.beside:
         make(environment.beside)

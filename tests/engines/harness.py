@@ -1,11 +1,12 @@
-"""Runs a runner in an engine's own environment, and keeps what came of each file.
+"""Run an engine's runner in its own environment, and collect its results per file.
 
-A runner gets the path of a job (JSON), and leaves arrays and facts where it says:
+A runner reads the path of a job (JSON), and writes arrays and facts to its `out`:
 
     {"model": FOLDER, "adapters": {LABEL: PATH}, "tokens": [[1, 2, ...]], "out": FOLDER}
 
-`out/facts.json` holds `version` and, for what the engine refused, `refused: {LABEL: its
-words}`; `out/arrays.npz` the rest, by LABEL/NAME, with the names that `models` has.
+`out/facts.json` holds `version` and, for files that the engine refused, `refused:
+{LABEL: its words}`; `out/arrays.npz` holds the rest, by LABEL/NAME, with the names of
+`models`.
 """
 
 import dataclasses
@@ -23,12 +24,12 @@ RUNNERS = pathlib.Path(__file__).parent / "runners"
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What an engine made of some adapters.
+    """An engine's results for some adapters.
 
     Attributes:
-      facts: Its `version`, and what else the runner tells.
+      facts: Its `version`, and further facts from the runner.
       arrays: By LABEL/NAME.
-      log: What it printed.
+      log: Its output.
     """
 
     facts: dict
@@ -45,22 +46,22 @@ class Answer:
 
 
 def run(engine: str, job: dict, folder: pathlib.Path, *, seconds: int = 1500) -> Answer:
-    """Return what an engine's runner computed.
+    """Run an engine's runner and return its results.
 
     Args:
-      engine: A name in `environments.ENVIRONMENTS`, whose runner has that name.
-      job: What the runner gets, all but `out`.
-      folder: Where the job and all that comes of it is put.
-      seconds: When to give up.
+      engine: A name in `environments.ENVIRONMENTS`; its runner has the same name.
+      job: The runner's job, without `out`.
+      folder: The folder for the job and its results.
+      seconds: The time limit.
 
     Raises:
-      RuntimeError: if the runner failed. The message ends with what it printed.
+      RuntimeError: if the runner failed. The message ends with its output.
     """
     out = folder / "out"
     out.mkdir(parents=True, exist_ok=True)
     file = folder / "job.json"
     file.write_text(json.dumps(job | {"out": str(out)}, default=str))
-    # -P: a runner has its package's name, and must not stand before it.
+    # -P: a runner has its package's name, and would shadow it on the path.
     runner = str(RUNNERS / f"{engine}.py")
     words = [str(environments.python(engine)), "-P", runner, str(file)]
     process = subprocess.run(
@@ -83,7 +84,7 @@ def run(engine: str, job: dict, folder: pathlib.Path, *, seconds: int = 1500) ->
 
 
 def _surroundings(engine: str) -> dict[str, str]:
-    """Return environment variables without those that are for our own tests."""
+    """Return the environment variables, without those for our own tests."""
     ours = ("JAX_", "OPENBLAS_NUM", "PYTHONPATH", "PYTEST")
     kept = {name: x for name, x in os.environ.items() if not name.startswith(ours)}
     checkouts = environments.ENVIRONMENTS[engine].checkouts
@@ -97,8 +98,8 @@ def _surroundings(engine: str) -> dict[str, str]:
 
 
 def compress(source: pathlib.Path, target: pathlib.Path, *words: str) -> pathlib.Path:
-    """Write a child by the command line, and returns its folder or file."""
-    from para_jax import cli  # Not before the import hook of the tests' conftest.
+    """Write a child by the command line, and return its folder or file."""
+    from para_jax import cli  # Imported after conftest's import hook is set.
 
     assert cli.main(["compress", str(source), str(target), *words]) == 0
     return target
@@ -107,8 +108,8 @@ def compress(source: pathlib.Path, target: pathlib.Path, *words: str) -> pathlib
 def difference(answer: Answer, label: str, wanted: dict[str, np.ndarray]) -> float:
     """Return the largest difference of an answer's log-probabilities from an oracle.
 
-    Those after each token of the prompts, if the engine tells them, and those that
-    chose the greedy tokens, up to the first token that differs.
+    It compares the ones after each token of the prompts, if the engine reports them,
+    and the ones that chose the greedy tokens, up to the first different token.
     """
     found = [
         np.abs(answer.arrays[f"{label}/prompt"] - wanted["prompt"]).max()
@@ -123,13 +124,13 @@ def difference(answer: Answer, label: str, wanted: dict[str, np.ndarray]) -> flo
 
 
 def tokens(answer: Answer, label: str, wanted: dict[str, np.ndarray]) -> str:
-    """Return how many greedy tokens are an oracle's, of how many."""
+    """Count the greedy tokens equal to an oracle's, as "COUNT/TOTAL"."""
     same = answer.arrays[f"{label}/tokens"] == wanted["tokens"]
     return f"{int(same.sum())}/{same.size}"
 
 
 def loaded(answer: Answer, label: str) -> dict[str, np.ndarray]:
-    """Return the updates that an engine holds, by module."""
+    """Return an engine's updates, by module."""
     start = f"{label}/"
     return {
         name.removeprefix(start): x
@@ -139,9 +140,9 @@ def loaded(answer: Answer, label: str) -> dict[str, np.ndarray]:
 
 
 def furthest(answer: Answer, label: str, wanted: dict[str, np.ndarray]) -> float:
-    """Return the largest difference of the updates that an engine holds, all modules'.
+    """Return the largest difference of an engine's updates, over all modules.
 
-    Modules that are not in `wanted` have to hold zeros.
+    Modules that are not in `wanted` must hold zeros.
     """
     got = loaded(answer, label)
     assert wanted.keys() <= got.keys(), wanted.keys() - got.keys()

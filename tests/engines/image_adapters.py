@@ -1,7 +1,7 @@
-"""Adapters of image models, written by NumPy in three forms, and what is to remain.
+"""Write image models' adapters with NumPy in three forms, and expected children.
 
-The oracle is the truncation of the parent's updates in float64: of all singular values
-the largest are kept, so many in all as the budget says.
+The oracle truncates the parent's updates in float64: it pools all singular values and
+keeps as many of the largest as the budget allows.
 """
 
 import itertools
@@ -22,13 +22,13 @@ BUDGET = ("--rank", str(KEPT))
 
 
 def factors(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict:
-    """Return (down, up) of each module that is not too small; their sizes differ."""
+    """Draw (down, up) for each module of sufficient size, of different norms."""
     rng = np.random.default_rng(seed)
     result = {}
     for name, (rows, *window) in shapes.items():
         if min(rows, np.prod(window)) < RANK:
             continue
-        # Not above a tenth of the weights: deep models would lose all digits.
+        # At most a tenth of the weights: otherwise deep models lose all digits.
         size = 0.05 * np.exp(rng.normal()) / np.sqrt(RANK * np.prod(window))
         down = rng.normal(size=(RANK, *window)) * size
         up = rng.normal(size=(rows, RANK, *(1 for _ in window[1:])))
@@ -48,7 +48,7 @@ def updates(parent: dict, scales: dict[str, float]) -> dict[str, np.ndarray]:
 
 
 def truncated(whole: dict[str, np.ndarray], kept: int) -> dict[str, np.ndarray]:
-    """Return what is left if the `kept` largest singular values of all are."""
+    """Keep the `kept` largest singular values of all modules."""
     parts = {
         name: np.linalg.svd(x.reshape(len(x), -1), full_matrices=False)
         for name, x in whole.items()
@@ -62,13 +62,13 @@ def truncated(whole: dict[str, np.ndarray], kept: int) -> dict[str, np.ndarray]:
 
 
 def ranks(whole: dict[str, np.ndarray], child: dict[str, np.ndarray]) -> set[int]:
-    """Return the ranks that modules of a child have, to see that they differ."""
+    """Return the set of ranks in a child, to check for unequal ones."""
     found = (np.linalg.matrix_rank(child[x].reshape(len(child[x]), -1)) for x in whole)
     return {int(x) for x in found}
 
 
 def peft(folder: pathlib.Path, parent: dict, alpha: float) -> pathlib.Path:
-    """Write a PEFT folder whose modules have one alpha."""
+    """Write a PEFT folder with one alpha for all modules."""
     folder.mkdir()
     words = {"peft_type": "LORA", "r": RANK, "lora_alpha": alpha, "bias": "none"}
     words["target_modules"] = sorted(parent)
@@ -92,7 +92,7 @@ def diffusers(file: pathlib.Path, parent: dict, component: str) -> pathlib.Path:
 
 
 def kohya(file: pathlib.Path, parent: dict, alphas: dict, dtype=np.float32):
-    """Write a file as sd-scripts does, for a UNet; alphas for the modules named."""
+    """Write a UNet's file as sd-scripts does, with alphas for the named modules."""
     tensors = {}
     for name, (down, up) in parent.items():
         key = "lora_unet_" + re.sub(r"\.", "_", name)
@@ -105,7 +105,7 @@ def kohya(file: pathlib.Path, parent: dict, alphas: dict, dtype=np.float32):
 
 
 def largest(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> float:
-    """Return the largest difference of updates, a module that is not there being 0."""
+    """Return the largest difference of updates; a missing module counts as 0."""
     unknown = set(got) - set(want)
     assert not unknown, f"no such module: {sorted(unknown)[:3]}"
     return max(float(np.abs(got.get(x, 0) - want[x]).max()) for x in want)
@@ -117,9 +117,9 @@ KOHYA_CASES = [f"{x}, {y}" for x, y in itertools.product(ALPHAS, DTYPES)]
 
 
 def unet(folder: pathlib.Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all weights in a tiny UNet that sd-scripts adapts."""
+    """Return the shapes of all weights in a tiny UNet adapted by sd-scripts."""
     found = harness.run("diffusers", {"shapes": ["sd"]}, folder / "shapes")
-    # Not the time embedding and the first and last convolution.
+    # sd-scripts skips the time embedding, and the first and last convolution.
     inside = re.compile(r"attentions|resnets|samplers")
     shapes = found.facts["shapes"]["sd"]
     return {name: tuple(x) for name, x in shapes.items() if inside.search(name)}
@@ -148,7 +148,7 @@ BOUNDS = {"float32": 3e-7, "float16": 2e-3, "bfloat16": 2e-2}
 
 
 def check_child(found, label: str, wanted: dict[str, np.ndarray], row, engine) -> None:
-    """Compare what an engine added to the weights, and keep the row."""
+    """Compare an engine's changes of the weights with the child, and keep the row."""
     start = f"{label}/"
     got = {
         name.removeprefix(start): x

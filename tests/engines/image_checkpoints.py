@@ -1,4 +1,4 @@
-"""Checkpoints with an update of every weight of an image model, and those updates."""
+"""Build checkpoints with an update of every weight of an image model."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ import para_jax as para
 
 
 def adapted(shapes, component, *, rank=2, seed=0):
-    """Returns a checkpoint with an update of each weight, in diffusers' names."""
+    """Build a checkpoint with an update of each weight, in diffusers' names."""
     rng = np.random.default_rng(seed)
     adapters, layers = {}, {}
     for name, (n, channels, *window) in shapes.items():
@@ -21,7 +21,7 @@ def adapted(shapes, component, *, rank=2, seed=0):
 
 
 def deltas(checkpoint):
-    """Returns the update of each module, `[out, in, *window]`, in float64."""
+    """Return the update of each module, `[out, in, *window]`, in float64."""
     result = {}
     for path, x in checkpoint.adapters.items():
         full = x.scale * np.asarray(x.a, np.float64) @ np.asarray(x.b, np.float64)
@@ -41,7 +41,7 @@ def same(got, want, atol=1e-12):
 
 
 def kohya_state(checkpoint):
-    """Returns a state dict as sd-scripts writes it, with alpha for the scale."""
+    """Build a state dict as sd-scripts writes it, with alpha for the scale."""
     result = {}
     for path, x in checkpoint.adapters.items():
         layer = checkpoint.layers.get(path, para.Layer())

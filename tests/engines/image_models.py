@@ -1,4 +1,4 @@
-"""Tiny image models of diffusers, which tests and runners share, and what they take."""
+"""Build tiny image models of diffusers and their inputs, for tests and runners."""
 
 import diffusers
 import torch
@@ -121,13 +121,13 @@ INPUTS = {
 
 
 def seeded(name):
-    """Return a model whose weights are the same in every process."""
+    """Build a model with the same weights in every process."""
     torch.manual_seed(0)
     return MODELS[name][0]().eval()
 
 
 def output(name, model):
-    """Return what a model makes of random inputs, always the same."""
+    """Return a model's output for fixed random inputs."""
     torch.manual_seed(1)
     inputs = {key: torch.randn(shape) for key, shape in INPUTS[name].items()}
     with torch.no_grad():
@@ -135,6 +135,6 @@ def output(name, model):
 
 
 def shapes(model):
-    """Return the shape of every weight that can carry a LoRA update."""
+    """Return the shape of every weight suitable for a LoRA update."""
     layers = (x for x in model.named_modules() if isinstance(x[1], LAYERS))
     return {name: tuple(x.weight.shape) for name, x in layers}

@@ -1,4 +1,4 @@
-"""An adapter of one model in all its forms, and what engines hold that only load it."""
+"""Write one model's adapter in all forms, and check the updates in engines' memory."""
 
 import pathlib
 from typing import NamedTuple
@@ -11,12 +11,12 @@ ALL = models.ATTENTION + models.MLP
 
 
 class Loaded(NamedTuple):
-    """What an engine loaded, and from what.
+    """The results of loading files into an engine.
 
     Attributes:
       engine: Its name in `environments.ENVIRONMENTS`.
       files: The adapters' folders, by label.
-      answer: What it holds of each, by LABEL/MODULE.
+      answer: The updates in its memory, by LABEL/MODULE.
       family: The model's, in `models.FAMILIES`.
     """
 
@@ -37,14 +37,14 @@ def written(
     """Write a model, a parent for it, and the parent's children.
 
     Args:
-      folder: Where to.
+      folder: The target folder.
       forms: The words of the command line, by a child's label.
       family: The model's, in `models.FAMILIES`.
-      targets: The ends of the names of the modules that the parent adapts.
-      experts: Whether it adapts the experts as well.
+      targets: The ends of the names of the modules to adapt.
+      experts: Whether to adapt the experts as well.
 
     Returns:
-      The model's folder, and those of the adapters, the parent among them.
+      The model's folder, and the adapters' folders, including the parent's.
     """
     base = models.make(family, folder / "base")
     adapted = models.linear_shapes(base, targets)
@@ -56,7 +56,7 @@ def written(
 
 
 def shapes(base: pathlib.Path, *more: str) -> dict[str, tuple]:
-    """Return the shapes of all projections, and of what else is named."""
+    """Return the shapes of all projections, and of further named modules."""
     return models.linear_shapes(base, (*ALL, *more))
 
 
@@ -72,7 +72,7 @@ def run(
 
 
 def check_held(loaded: Loaded, label: str, row) -> None:
-    """Check that an engine holds the updates of a file, and keep the difference."""
+    """Check an engine's updates against a file's, and keep the difference."""
     engine, files, answer, family = loaded
     assert answer.refused.get(label) is None
     wanted = models.updates(files[label])

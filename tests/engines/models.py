@@ -1,6 +1,6 @@
-"""Tiny models with random weights, adapters for them, and what both compute together.
+"""Build tiny random models and adapters, and compute their expected results.
 
-Adapters are written tensor by tensor, by neither our code nor PEFT's. The oracles are
+Adapters are written tensor by tensor, without our code or PEFT's. The oracles are
 transformers with PEFT, and transformers with `W + s B A` added by NumPy.
 """
 
@@ -16,7 +16,7 @@ import safetensors.numpy
 import torch
 import transformers
 
-# The products are tiny: several threads would mostly wait for one another.
+# The products are tiny: with several threads, most time would be waiting.
 torch.set_num_threads(1)
 
 SIZES = {
@@ -33,7 +33,7 @@ SIZES = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-# Of families for which llama.cpp derives `head_dim`.
+# For families without a configured `head_dim`: llama.cpp derives it from these.
 _HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
 _EXPERTS = {"num_experts_per_tok": 2, "experts_implementation": "eager"}
 FAMILIES: dict[str, tuple[str, dict]] = {
@@ -41,7 +41,7 @@ FAMILIES: dict[str, tuple[str, dict]] = {
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
     "qwen2": ("Qwen2", _HEADS),
     "qwen3": ("Qwen3", {}),
-    # llama.cpp takes this scalar to be `head_dim`, as it is but for the largest.
+    # llama.cpp reads `head_dim` from this scalar; only the largest Gemma 3 differs.
     "gemma3": ("Gemma3Text", {"sliding_window": 64, "query_pre_attn_scalar": 32}),
     "phi3": ("Phi3", _HEADS),
     "mixtral": ("Mixtral", {"num_local_experts": 4} | _EXPERTS),
@@ -58,7 +58,7 @@ NEW = 16
 
 
 def make(family: str, folder: pathlib.Path) -> pathlib.Path:
-    """Save a model of a family, with weights that make its logits differ by some."""
+    """Save a model of a family, with weights large enough to spread its logits."""
     name, more = FAMILIES[family]
     config = getattr(transformers, f"{name}Config")(**SIZES | more)
     torch.manual_seed(11)
@@ -72,7 +72,7 @@ def make(family: str, folder: pathlib.Path) -> pathlib.Path:
                 x.copy_(scale * torch.randn(x.shape))
             elif "bias" in path:
                 x.copy_(0.1 * torch.randn(x.shape))
-        # Nowhere the best token: all engines generate as many.
+        # The end token is never the best one: all engines generate equally many.
         model.get_output_embeddings().weight[config.eos_token_id] = 0
     model.save_pretrained(folder)
     return folder
@@ -87,7 +87,7 @@ def load(folder: pathlib.Path) -> transformers.PreTrainedModel:
 
 
 def linear_shapes(folder: pathlib.Path, targets: tuple[str, ...]) -> dict[str, tuple]:
-    """Return outputs and inputs of a model's modules, whose names end with targets."""
+    """Return outputs and inputs of the modules with names ending in `targets`."""
     found = {}
     for path, module in load(folder).named_modules():
         if path.endswith(targets) and hasattr(module, "weight"):
@@ -96,7 +96,7 @@ def linear_shapes(folder: pathlib.Path, targets: tuple[str, ...]) -> dict[str, t
 
 
 def expert_shapes(folder: pathlib.Path) -> dict[str, tuple]:
-    """Return the shapes of the experts as files name them, one module each."""
+    """Return the shapes of the experts under their file names, one module each."""
     config = load(folder).config
     wide, hidden = config.intermediate_size, config.hidden_size
     kind = config.model_type
@@ -123,14 +123,14 @@ def adapter(
     ranks: dict[str, int] | None = None,
     seed: int = 3,
 ) -> pathlib.Path:
-    """Write a PEFT folder of random factors, whose spectra differ between modules.
+    """Write a PEFT folder of random factors, with different spectra in each module.
 
     Args:
-      folder: Where to.
-      shapes: Outputs and inputs of each module. `embed_tokens` is taken for an
+      folder: The target folder.
+      shapes: Outputs and inputs of each module. `embed_tokens` is treated as an
         embedding.
-      rank: Of all but `ranks`.
-      config: Goes over what adapter_config.json would hold.
+      rank: The rank of all modules except those in `ranks`.
+      config: Overrides entries of adapter_config.json.
       ranks: By the last part of a module's name.
     """
     random, tensors = np.random.default_rng(seed), {}
@@ -169,7 +169,7 @@ def _computed(model) -> dict[str, np.ndarray]:
     """Return log-probabilities after each token, and the greedy tokens.
 
     `prompt`, `[tokens, vocabulary]`: after each token of the prompts, end to end.
-    `steps`, `[prompts, NEW, vocabulary]`: those that the new tokens were chosen by.
+    `steps`, `[prompts, NEW, vocabulary]`: the ones that chose the new tokens.
     """
     prompt, steps, tokens = [], [], []
     with torch.no_grad():
@@ -194,7 +194,7 @@ def with_nothing(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def with_peft(folder: pathlib.Path, child: pathlib.Path) -> dict[str, np.ndarray]:
-    """Return what transformers and PEFT compute of a model with an adapter."""
+    """Compute a model with an adapter by transformers and PEFT."""
     base = copy.deepcopy(load(folder))
     return _computed(peft.PeftModel.from_pretrained(base, child).eval())
 
@@ -202,14 +202,14 @@ def with_peft(folder: pathlib.Path, child: pathlib.Path) -> dict[str, np.ndarray
 def with_numpy(
     folder: pathlib.Path, child: pathlib.Path, *, rule: str = "pattern"
 ) -> dict[str, np.ndarray]:
-    """Return the same by `W + s B A`, where PEFT itself cannot load an adapter.
+    """Compute the same by `W + s B A`, for adapters that PEFT cannot load.
 
     Modules of single experts go into transformers' fused parameters.
 
     Args:
       folder: The model's.
       child: The adapter's.
-      rule: Of scaling, see `updates`.
+      rule: The rule of scaling, see `updates`.
     """
     model = copy.deepcopy(load(folder))
     parameters = dict(model.named_parameters())
@@ -225,8 +225,8 @@ def updates(child: pathlib.Path, *, rule: str = "pattern") -> dict[str, np.ndarr
 
     Args:
       child: The folder.
-      rule: `pattern`, as PEFT does, alphas and ranks by name; `tensor`, `lora_alpha`
-        over the rank of each tensor itself; `global`, `lora_alpha / r`.
+      rule: `pattern`, as in PEFT: alphas and ranks by name; `tensor`: `lora_alpha`
+        over the rank of each tensor itself; `global`: `lora_alpha / r`.
     """
     config = json.loads((child / "adapter_config.json").read_text())
     tensors = safetensors.numpy.load_file(child / "adapter_model.safetensors")
@@ -263,7 +263,7 @@ _EXPERT = re.compile(r"(.*layers\.\d+)\.[a-z_]+\.experts\.(\d+)\.(\w+)")
 
 
 def _place(parameters: dict, path: str) -> tuple[torch.Tensor, object]:
-    """Return the parameter that a module's update goes to, and where in it."""
+    """Return the target parameter of a module's update, and the index in it."""
     if not (match := _EXPERT.match(path)):
         return parameters[f"{path}.weight"], ...
     owner, expert, name = match[1], int(match[2]), match[3]

@@ -1,24 +1,25 @@
-"""Runs PEFT's own tests on adapters that we rewrote.
+"""Run PEFT's own tests on adapters rewritten by us.
 
     python -m tests.engines.peft_suite --peft CHECKOUT
 
-CHECKOUT is PEFT's repository, or its unpacked source distribution, at the version that
-is installed. The tests need diffusers, scipy and pytest-timeout beside PEFT and
+CHECKOUT is PEFT's repository, or its unpacked source distribution, at the installed
+version. The tests need diffusers, scipy and pytest-timeout in addition to PEFT and
 para_jax: `--python` names the interpreter of such an environment.
 
-The first pass runs the tests of LoRA as they are. The second runs those that passed and
-saved a LoRA adapter; the others cannot change. Every adapter then goes through `para
-compress --gamma 1` before it is loaded (`plugins/peft_detour.py`). Only zeros are
-discarded at gamma 1, so each test has to pass again, or the adapter to be refused by
-name. The third pass runs what failed, with `para convert` for `para compress`: a test
-that passes there compares factors or ranks, not what the adapter does.
+The first pass runs the tests of LoRA unchanged. The second pass runs the tests that
+passed and saved a LoRA adapter; the others are unaffected. Every adapter then goes
+through `para compress --gamma 1` before it is loaded (`plugins/peft_detour.py`). Only
+zeros are discarded at gamma 1, so each test must pass again, unless the adapter is
+refused by name. The third pass reruns the failures with `para convert` instead of
+`para compress`: a test that passes there compares factors or ranks, not the adapter's
+effect.
 
-Most of these adapters are as PEFT begins them, with `lora_B` zero. Nothing is left of
-them at gamma 1, which is refused. With `--random` they begin at random in all passes,
-and more of them are rewritten.
+Most of these adapters are at PEFT's initial state, with `lora_B` zero. Gamma 1 leaves
+nothing of them, so they are refused. With `--random` they start at random in all
+passes, and more of them are rewritten.
 
-Nothing is downloaded. Small random models stand for those of the Hugging Face Hub
-(`plugins/peft_models.py`); a test that needs more of it fails in the first pass.
+Nothing is downloaded. Small random models replace those of the Hugging Face Hub
+(`plugins/peft_models.py`); a test that needs more of the Hub fails in the first pass.
 """
 
 import argparse
@@ -38,13 +39,13 @@ _FILES = (
     *("test_lora_conversion", "test_lora_ga", "test_lora_variants", "test_lorafa"),
     *("test_target_parameters", "test_initialization", "test_custom_models"),
 )
-# Methods of their own, with LoRA in their names.
+# Methods other than LoRA with LoRA in their names.
 _OTHERS = (
     *("adalora", "vblora", "gralora", "randlora", "tinylora", "unilora", "delora"),
     "montec",
 )
 _KEYWORDS = f"(lora or dora) and not ({' or '.join(_OTHERS)})"
-_Lines = dict[str, dict]  # What the plugin tells of each test, by the test's id.
+_Lines = dict[str, dict]  # The plugin's record of each test, by the test's id.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +85,14 @@ def _run(
         settings["PEFT_DETOUR_ONLY"] = str(ids)
         if not ids.read_text():
             return {}
-    # Not the folder of our tests: PEFT's are a package of that name.
+    # The folder of our tests is left out: PEFT's tests are a package of that name.
     path = [str(_PLUGINS), os.environ.get("PYTHONPATH", "")]
     settings["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     done = subprocess.run(
         [
             *(given.python, "-m", "pytest", f"tests/{name}.py", "-k", given.keywords),
             *("-p", "peft_detour", "-p", "peft_models", "-p", "no:cacheprovider"),
-            # A deprecation that PEFT itself meets in transformers is an error there.
+            # PEFT's pytest settings would turn its own deprecated calls into errors.
             *("-q", "-o", "addopts=", "-W", "ignore::FutureWarning"),
             *("--timeout", str(given.timeout), "--timeout-method", "signal"),
         ],
@@ -100,7 +101,7 @@ def _run(
         capture_output=True,
         text=True,
     )
-    if done.returncode not in (0, 1, 5):  # All passed, some failed, nothing to run.
+    if done.returncode not in (0, 1, 5):  # All passed; some failed; nothing to run.
         raise RuntimeError(f"{name}: {done.stdout[-3000:]}{done.stderr[-3000:]}")
     lines = log.read_text().splitlines() if log.exists() else []
     found = {line["id"]: line for line in map(json.loads, lines)}
@@ -174,14 +175,14 @@ def _changes(passes: dict[str, Passes]) -> str:
 
 
 def main() -> int:
-    """Run all passes, and print what changes from the first to the second."""
+    """Run all passes, and print the changes from the first to the second."""
     given = _arguments()
     passes = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         shutil.copytree(given.peft / "tests", folder / "tests")
         shutil.copy(given.peft / "pyproject.toml", folder)
-        (folder / "tests" / "__init__.py").touch()  # The source distribution has none.
+        (folder / "tests" / "__init__.py").touch()  # The source distribution lacks it.
         for name in given.files or _FILES:
             passes[name] = _passes(given, folder, name)
             print(f"{name} is done.", file=sys.stderr, flush=True)
@@ -192,7 +193,7 @@ def main() -> int:
     rewritten = (
         line["rewritten"] for x in passes.values() for line in x.compressed.values()
     )
-    return 0 if any(rewritten) else 1  # An empty detour proves nothing.
+    return 0 if any(rewritten) else 1  # Without rewriting nothing is proved.
 
 
 if __name__ == "__main__":

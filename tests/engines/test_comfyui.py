@@ -1,4 +1,4 @@
-"""ComfyUI's loaders of LoRA files, against truncations by NumPy."""
+"""Tests of ComfyUI's loaders of LoRA files, against truncations by NumPy."""
 
 import pytest
 

@@ -1,8 +1,8 @@
-"""diffusers, on tiny UNets and transformers, against truncations by NumPy.
+"""Tests of diffusers, on tiny UNets and transformers, against truncations by NumPy.
 
 Parents are PEFT folders, files of diffusers' training scripts and of sd-scripts, with
-alphas and without; children have unequal ranks. What is loaded is loaded by the words
-that the command prints, or by the pipeline's own loader of files.
+alphas and without; children have unequal ranks. They are loaded by the code that the
+command prints, or by the pipeline's own loader of files.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ PARENTS = {
     "kohya, an alpha for each": ("kohya", "each"),
     "kohya, without": ("kohya", None),
 }
-# Of all models; the others are of the UNet alone, whose kohya names are the plainest.
+# For all models; the others only for the UNet, which has the plainest kohya names.
 EVERYWHERE = ("PEFT, alpha 9 of 6", "diffusers")
 FORMS = ("folder", "file")
 
@@ -50,7 +50,7 @@ def written(path, kind, alpha, parent, component):
 
 
 def compressed(source, target):
-    """Write a child for diffusers, and return the words that load it."""
+    """Write a child for diffusers, and return the printed code for loading it."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         words = (*image_adapters.BUDGET, "--for", "diffusers")

@@ -1,7 +1,7 @@
-"""Names of image models against diffusers' own models, converters and pipelines.
+"""Tests of image models' names against diffusers' models, converters and pipelines.
 
 The oracle for a renamed kernel is diffusers' conversion of whole checkpoints
-(`loaders/single_file_utils.py`): an update is a weight like another.
+(`loaders/single_file_utils.py`), since an update has the same layout as its weight.
 """
 
 import re
@@ -21,7 +21,7 @@ from tests.engines.image_models import MODELS, flux, shapes as modules
 
 pytestmark = [
     pytest.mark.user_defaults,
-    pytest.mark.slow,  # Importing diffusers takes most of it.
+    pytest.mark.slow,  # Mostly the import of diffusers.
     pytest.mark.filterwarnings("default"),
 ]
 
@@ -49,7 +49,7 @@ WEIGHTS = {
     "sd3": single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers,
     "wan": single_file_utils.convert_wan_transformer_to_diffusers,
 }
-# The names in the authors' code that have an underscore of their own.
+# The names in the authors' code with an underscore of their own.
 WORDS = {
     "sd3": r"joint_blocks|(?:x|context)_block|adaLN_modulation|final_layer"
     r"|(?:x|t|y|context)_embedder",
@@ -78,7 +78,7 @@ def test_an_update_is_converted_as_diffusers_converts_whole_weights(name):
 
 
 def load(pipeline, component, model, state):
-    """Returns the updates that diffusers loads, by module."""
+    """Load a state dict with diffusers, and return its updates by module."""
     config = {"unet_config": model.config} if component == "unet" else {}
     found = pipeline.lora_state_dict(state, **config)
     state, alphas = found if isinstance(found, tuple) else (found, None)
@@ -105,7 +105,7 @@ def test_a_kohya_file_is_read_as_diffusers_reads_it(name):
     make, component = MODELS[name]
     pipeline = KOHYA[name]
     shapes = modules(make())
-    if name == "wan":  # diffusers reads the blocks alone, and each as a whole.
+    if name == "wan":  # diffusers reads only the blocks, each as a whole.
         shapes = {x: y for x, y in shapes.items() if x.startswith("blocks.")}
     theirs = diffusion.convert(adapted(shapes, component), "kohya")
     model = make()
@@ -116,7 +116,7 @@ def test_a_kohya_file_is_read_as_diffusers_reads_it(name):
 
 
 def test_a_kohya_file_of_flux_is_split_as_diffusers_splits_it():
-    width = 3072  # diffusers knows it by heart. One rank, so that factors are small.
+    width = 3072  # Hard-coded in diffusers. One rank keeps the factors small.
     shapes = {
         name: tuple(width * (x // 16) if x % 16 == 0 else x for x in shape)
         for name, shape in modules(flux()).items()

@@ -1,4 +1,4 @@
-"""The words that the command prints for diffusers, on its models and pipelines."""
+"""Tests of the command's printed code for diffusers' models and pipelines."""
 
 import re
 
@@ -19,7 +19,7 @@ from tests.engines.image_models import MODELS, shapes as modules
 
 pytestmark = [
     pytest.mark.user_defaults,
-    pytest.mark.slow,  # Importing diffusers takes most of it.
+    pytest.mark.slow,  # Mostly the import of diffusers.
     pytest.mark.filterwarnings("default"),
 ]
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -31,7 +31,7 @@ def write(path, state):
 
 
 def printed(capsys, *words):
-    """Returns what the command says of loading its result."""
+    """Run the command, and return its printed code for loading the result."""
     assert cli.main([str(x) for x in words]) == 0
     out = " ".join(capsys.readouterr().out.split())
     return re.search(r"((?:model|pipe)\.load_\w+\([^)]*\))", out)[1]
@@ -63,7 +63,7 @@ def test_the_printed_words_load_a_folder(name, scheme, capsys, tmp_path):
 
 
 def pipe(name):
-    """Returns a pipeline of tiny models, without what makes and shows pictures."""
+    """Build a pipeline of tiny models, without tokenizers and safety checker."""
     make, _ = MODELS[name]
     sizes = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 1}
     config = transformers.CLIPTextConfig(
@@ -100,7 +100,7 @@ def pipe(name):
 
 
 def loaded(pipeline):
-    """Returns the updates in all components, as diffusers' files name them."""
+    """Return the updates in all components, as diffusers' files name them."""
     result = {}
     for component, model in pipeline.components.items():
         if isinstance(model, torch.nn.Module):

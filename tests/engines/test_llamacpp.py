@@ -1,4 +1,4 @@
-"""llama.cpp, its conversion scripts and its server, against transformers and PEFT."""
+"""Tests of llama.cpp's conversion scripts and server against transformers and PEFT."""
 
 import functools
 
@@ -112,7 +112,7 @@ def test_unequal_ranks_under_one_alpha_are_each_divided_by_their_own(
     base, files, answer = engine(family)
 
     if refused := answer.refused.get(form):
-        assert family == "mixtral", refused  # Some experts of a layer are missing.
+        assert family == "mixtral", refused  # A layer lacks some experts.
         return
     wrong = models.with_numpy(base, files[form], rule="tensor")
     right = models.with_numpy(base, files[form])

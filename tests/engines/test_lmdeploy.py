@@ -1,4 +1,4 @@
-"""LMDeploy's own loading of adapters (its engine in PyTorch), against `s B A`."""
+"""Tests of LMDeploy's own loading of adapters (its PyTorch engine), against `s B A`."""
 
 import numpy as np
 import pytest

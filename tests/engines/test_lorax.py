@@ -1,4 +1,4 @@
-"""LoRAX's own loading of adapters, type by type, against `s B A`."""
+"""Tests of LoRAX's own loading of adapters, type by type, against `s B A`."""
 
 import pytest
 

@@ -1,8 +1,8 @@
-"""mlx-lm, run on CPU: what it computes with the adapters that we write and read.
+"""Tests of mlx-lm's outputs on CPU, with adapters that we write and read.
 
-Seen with mlx-lm 0.32.2 and mlx 0.32.4 (mlx-cpu), transformers 5.24.0 and PEFT 0.21.2.
-The oracle is the model with the updates merged into its weights by NumPy in float64,
-and PEFT's own logits where an adapter crosses over.
+Measured with mlx-lm 0.32.2 and mlx 0.32.4 (mlx-cpu), transformers 5.24.0 and PEFT
+0.21.2. The oracle is the model with the updates merged into its weights by NumPy in
+float64, and PEFT's own logits for adapters converted between the two.
 """
 
 import json
@@ -51,7 +51,7 @@ def torch_llama(*, tied):
 
 
 def mlx_llama(*, tied=False):
-    """Returns mlx-lm's model, with the weights of `torch_llama`."""
+    """Build mlx-lm's model, with the weights of `torch_llama`."""
     model = llama.Model(
         llama.ModelArgs(model_type="llama", tie_word_embeddings=tied, **SIZES)
     )
@@ -80,7 +80,7 @@ def mlx_moe():
 
 
 def logits(model):
-    model.eval()  # Dropout is on in a new model.
+    model.eval()  # A new model starts with dropout on.
     return np.asarray(model(mx.array(TOKENS)), np.float64)
 
 
@@ -89,7 +89,7 @@ def effect(got, base):
 
 
 def trained(folder, model, config, *, num_layers, seed=0):
-    """Writes what mlx-lm writes after training: LoRA layers with factors of weight."""
+    """Write mlx-lm's files after training: LoRA layers with nonzero factors."""
     model.freeze()
     linear_to_lora_layers(model, num_layers, config)
     random = np.random.default_rng(seed)
@@ -106,7 +106,7 @@ def trained(folder, model, config, *, num_layers, seed=0):
 
 
 def merged(model, updates):
-    """Returns the model with updates `[in, out]` by dotted name, added by NumPy."""
+    """Add updates `[in, out]` by dotted name to the model's weights, with NumPy."""
     params = dict(tree_flatten(model.parameters()))
     for name, delta in updates.items():
         weight = np.asarray(params[f"{name}.weight"], np.float64)
@@ -119,7 +119,7 @@ def merged(model, updates):
 
 
 def updates(adapters):
-    """Returns the updates of what mlx-lm would load, stacks included."""
+    """Return the updates of the adapters for mlx-lm, including stacks."""
     return {
         path.replace("/", "."): x.scale
         * (np.asarray(x.a, np.float64) @ np.asarray(x.b, np.float64))
@@ -270,12 +270,12 @@ def test_a_tied_table_is_warned_of_when_it_crosses_over(tmp_path):
         para.save(para.load(tmp_path / "parent"), tmp_path / "peft")
 
     want = logits(load_adapters(mlx_llama(tied=True), str(tmp_path / "parent")))
-    # PEFT looks up the rows alone, mlx-lm adds the update to the head too.
+    # PEFT applies the update to the lookup only, mlx-lm to the head too.
     assert effect(torch_logits(tmp_path / "peft", tied=True), want) > 1e-2
 
 
 def test_what_we_say_of_mlx_lm_is_so(tmp_path):
-    """One rank for all, no other tensors; float8 comes back as whole numbers."""
+    """Check our claims: one rank for all, no other tensors, float8 read as integers."""
     peft_parent(tmp_path / "parent", targets=["q_proj"])
     para.save(para.load(tmp_path / "parent"), tmp_path / "child", format="mlx")
     file = tmp_path / "child/adapters.safetensors"

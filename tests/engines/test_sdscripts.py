@@ -1,4 +1,4 @@
-"""sd-scripts' own loader and its resize_lora, against truncations by NumPy."""
+"""Tests of sd-scripts' own loader and its resize_lora, against truncations by NumPy."""
 
 import time
 
@@ -23,7 +23,7 @@ def answer(tmp_path_factory):
 
 
 def wide(path):
-    """Write a parent of rank 32 whose modules differ in their spectra."""
+    """Write a parent of rank 32 with different spectra in each module."""
     rng = np.random.default_rng(0)
     tensors, updates = {}, {}
     for i in range(24):

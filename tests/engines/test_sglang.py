@@ -1,4 +1,4 @@
-"""SGLang's own loading: its config, adapter and pool of buffers, against `s B A`."""
+"""Tests of SGLang's own loading: config, adapter and buffer pool, against `s B A`."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""SGLang-JAX's own config and pool of buffers, against `s B A`."""
+"""Tests of SGLang-JAX's own config and buffer pool, against `s B A`."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""vLLM, the whole engine on CPU, against transformers and PEFT."""
+"""Tests of vLLM, the whole engine on CPU, against transformers and PEFT."""
 
 import contextlib
 import functools
@@ -51,7 +51,7 @@ def dense(tmp_path_factory):
 
 
 def _parents_and_children(base, folder):
-    """Return parents of other kinds, and their children for vLLM."""
+    """Write parents of other kinds, and their children for vLLM."""
     shapes = models.linear_shapes(base, loading.ALL)
     parents = {
         "rslora": (shapes, {"config": {"use_rslora": True}}),
@@ -104,7 +104,7 @@ def experts(tmp_path_factory):
 
 
 def _allocated(child: pathlib.Path) -> int:
-    """Return the rank that we say vLLM has to be started with."""
+    """Return the rank that we report as vLLM's required `max_lora_rank`."""
     (cost,) = (x for x in prepare.costs(para.load(child)) if x.engine == "vllm")
     return cost.allocated
 
@@ -112,7 +112,7 @@ def _allocated(child: pathlib.Path) -> int:
 @pytest.mark.parametrize("family", EXPERTS)
 @pytest.mark.parametrize("label", ["parent", *EXPERT_FORMS])
 def test_its_buffers_hold_the_experts_that_were_written(experts, row, family, label):
-    # Not what it computes: its kernels for experts with adapters are CUDA's.
+    # Only the buffers are checked: vLLM's expert kernels with adapters need CUDA.
     loading.check_held(experts(family), label, row)
 
 
@@ -127,7 +127,7 @@ REFUSED = {
 
 
 def _refused(base, folder):
-    """Return parents that vLLM refuses, and those of their children that we write."""
+    """Write parents refused by vLLM, and their children if we can write them."""
     files, shapes = {}, models.linear_shapes(base, loading.ALL)
     for name, (config, added, _) in REFUSED.items():
         rank = config.get("r", 8)

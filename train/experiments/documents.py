@@ -1,10 +1,11 @@
-"""Markdown files whose tables are generated, in place, between two comments.
+"""Fill generated tables into Markdown files, in place, between two comments.
 
 <!-- table a -->
 ...
 <!-- /table a -->
 
-The marks of results in a folder within `train/results` say so: `table vision/a`.
+Tables of results in a folder within `train/results` name that folder in their marks:
+`table vision/a`.
 """
 
 import os
@@ -30,18 +31,18 @@ _MARKED = re.compile(
 
 
 def tables(text: str) -> list[str]:
-    """Returns the names of the tables that a document has a place for."""
+    """Return the names of the tables with a place in a document."""
     return [match["name"] for match in _MARKED.finditer(text)]
 
 
 def mark(name: str, folder: pathlib.Path) -> str:
-    """Returns what the marks of a table of the results in `folder` call it."""
+    """Return the name in the marks of a table of the results in `folder`."""
     inside = os.path.relpath(folder.resolve(), FOLDER.resolve())
     return name if inside == os.curdir else f"{inside}/{name}"
 
 
 def body(marked: str) -> str:
-    """Returns the Markdown of one table, by what its marks call it.
+    """Return the Markdown of one table, by the name in its marks.
 
     Raises:
       Missing: if the results do not suffice.
@@ -52,7 +53,7 @@ def body(marked: str) -> str:
 
 
 def filled(text: str, bodies: Mapping[str, str]) -> str:
-    """Returns the document with tables in their places; others stay as they are."""
+    """Fill tables into their places in a document, and leave others unchanged."""
 
     def fill(match: re.Match[str]) -> str:
         if match["name"] not in bodies:
@@ -63,7 +64,7 @@ def filled(text: str, bodies: Mapping[str, str]) -> str:
 
 
 def write(bodies: Mapping[str, str]) -> list[pathlib.Path]:
-    """Writes tables to their places, and returns the documents that changed.
+    """Write tables to their places, and return the documents that changed.
 
     Raises:
       ValueError: if a table has no place in any document.

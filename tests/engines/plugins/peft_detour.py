@@ -1,15 +1,15 @@
-"""A pytest plugin for PEFT's own tests: what they save is rewritten, and then loaded.
+"""Rewrite every adapter that PEFT's own tests save, as a pytest plugin.
 
-`tests.engines.peft_suite` runs it. `PEFT_DETOUR` in the environment says what happens
+`tests.engines.peft_suite` runs it. `PEFT_DETOUR` in the environment selects the change
 to each LoRA folder that a test saves, in place:
 
-    compress    what `para compress --gamma 1` does
-    convert     what `para convert` does: the factors stay
+    compress    as `para compress --gamma 1` does
+    convert     as `para convert` does: the factors stay
     count       nothing
 
-`PEFT_DETOUR_LOG` names a file, which gets a line of JSON for each test, and
-`PEFT_DETOUR_ONLY` one with the ids of the tests to run, one a line. Where
-`PEFT_DETOUR_RANDOM` is 1, `lora_B` begins at random instead of zero.
+`PEFT_DETOUR_LOG` names a file for one line of JSON per test, and `PEFT_DETOUR_ONLY` one
+with the ids of the tests to run, one a line. If `PEFT_DETOUR_RANDOM` is 1, `lora_B`
+starts at random instead of zero.
 """
 
 import contextlib
@@ -33,12 +33,12 @@ import para_jax as para
 _HOW = os.environ["PEFT_DETOUR"]
 _LOG = pathlib.Path(os.environ["PEFT_DETOUR_LOG"])
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_now: dict = {}  # The line of the test that runs.
-_parents: dict[pathlib.Path, dict[str, bytes]] = {}  # What was rewritten in it.
+_now: dict = {}  # The record of the running test.
+_parents: dict[pathlib.Path, dict[str, bytes]] = {}  # Original files.
 
 
 def _updates(folder: pathlib.Path) -> dict[str, tuple[torch.Tensor, float]]:
-    """Return every module's update by PEFT's rule, and what one rounding is."""
+    """Return every module's update by PEFT's rule, and the size of one rounding."""
     config = peft.LoraConfig.from_pretrained(str(folder))
     stored = safetensors.torch.load_file(folder / _WEIGHTS)
     updates = {}
@@ -60,7 +60,7 @@ def _updates(folder: pathlib.Path) -> dict[str, tuple[torch.Tensor, float]]:
             bias = bias.double()
             updates[f"{module}.bias"] = scale * bias, rounding * float(bias.norm())
         a, b = a.double().flatten(1), b.double().flatten(1)
-        # Parameters of experts have more ranks, and no names in the file.
+        # Experts' parameters have more ranks, and no names in the file.
         if b.shape[1] == a.shape[0] == rank and not config.target_parameters:
             updates[module] = scale * b @ a, rounding * float(a.norm() * b.norm())
     return updates
@@ -73,7 +73,7 @@ def _by_pattern(patterns: dict, path: str, default: float) -> float:
 
 def _error(old: dict, new: dict) -> float:
     """Return the largest error of an update, in roundings of the largest one."""
-    zero = 0.0, 0.0  # A module whose update was zero may be left out.
+    zero = 0.0, 0.0  # A module with an update of zero may be left out.
     errors = [
         float((x - new.get(name, zero)[0]).norm()) for name, (x, _) in old.items()
     ]
@@ -85,12 +85,12 @@ def _rewrite(folder: pathlib.Path) -> None:
     new = folder.with_name(f"{folder.name}.detour")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT's tests look at warnings.
+            warnings.simplefilter("ignore")  # PEFT's tests check warnings.
             adapters = para.load(folder)
             if _HOW == "compress":
                 adapters = para.compress(adapters, para.Gamma(1.0))
             para.save(adapters, new)
-    except (ValueError, FileNotFoundError) as error:  # All else fails the test.
+    except (ValueError, FileNotFoundError) as error:  # Any other error fails the test.
         text = str(error).replace(str(folder), "ADAPTER")
         _now["refused"].append(" ".join(text.split()))
         return
@@ -107,7 +107,7 @@ def _rewrite(folder: pathlib.Path) -> None:
 
 
 def _restore(folder: pathlib.Path) -> None:
-    """Undo a rewriting: PEFT is about to read the factors there with another config.
+    """Undo a rewrite, before PEFT reads the factors there with another config.
 
     A conversion (of PiSSA, say) subtracts an initial adapter from the trained one, by
     the trained one's ranks and scales.
@@ -121,7 +121,7 @@ def _times(top: pathlib.Path) -> dict[pathlib.Path, int]:
 
 
 def _detoured(save, target: str):
-    """Return a function that saves, where its argument `target` is the folder."""
+    """Wrap a function that saves to the folder in its argument `target`."""
     signature = inspect.signature(save)
 
     @functools.wraps(save)
@@ -151,7 +151,7 @@ peft.save_as_lora = _detoured(peft.save_as_lora, "path")
 
 
 def pytest_configure():
-    # It goes online for the first test of a model, and waits long for an answer.
+    # The original goes online for a model's first test, and waits long for an answer.
     testing_utils = importlib.import_module("tests.testing_utils")
     testing_utils.hub_online_once = contextlib.nullcontext
     if os.environ.get("PEFT_DETOUR_RANDOM") == "1":
@@ -192,7 +192,7 @@ def pytest_runtest_logreport(report):
         return
     _now["outcome"] = report.outcome
     why = str(report.longrepr)
-    if isinstance(report.longrepr, tuple):  # Of a skip: file, line, reason.
+    if isinstance(report.longrepr, tuple):  # A skip: file, line, reason.
         why = report.longrepr[2]
     with contextlib.suppress(AttributeError):
         crash = report.longrepr.reprcrash

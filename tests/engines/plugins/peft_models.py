@@ -1,7 +1,7 @@
-"""A pytest plugin for PEFT's own tests: small random models for those of the Hub.
+"""Provide small random models in place of the Hub's, as a plugin for PEFT's own tests.
 
-The tests ask for them by name, and look at shapes, outputs and what comes back from
-disk; nothing depends on trained weights. The architectures are those of the models.
+The tests ask for them by name, and check shapes, outputs and reloaded files; nothing
+depends on trained weights. The architectures are those of the named models.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What runners have in common that load adapters one by one, and generate nothing."""
+"""Load adapters one by one, for runners that generate no tokens."""
 
 import json
 import os
@@ -17,21 +17,21 @@ def checkout() -> pathlib.Path:
 
 
 def commit() -> str:
-    """Return the commit of the engine's only repository, in short."""
+    """Return the abbreviated commit of the engine's only repository."""
     return checkout().name.rpartition("-")[2][:7]
 
 
 def write(
     loaded: Callable[..., dict[str, np.ndarray]], version: str, **facts: object
 ) -> None:
-    """Load all adapters of the job, and leave what the engine holds of each.
+    """Load all adapters of the job, and write the updates in the engine's memory.
 
     Args:
-      loaded: Gets an adapter's folder, the model's configuration and the largest rank;
-        returns `s B A` of each module, `[out, in]`. What it raises is kept as the
+      loaded: Takes an adapter's folder, the model's configuration and the largest rank;
+        returns `s B A` of each module, `[out, in]`. Its exceptions are kept as the
         engine's refusal.
       version: The engine's.
-      **facts: What else to tell.
+      **facts: Further facts to report.
     """
     job = json.loads(pathlib.Path(sys.argv[1]).read_text())
     out, refused, arrays = pathlib.Path(job["out"]), {}, {}

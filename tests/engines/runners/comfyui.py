@@ -1,8 +1,8 @@
-"""Applies files to weights of Stable Diffusion's UNet by ComfyUI's own loaders.
+"""Apply files to weights of Stable Diffusion's UNet by ComfyUI's own loaders.
 
-The job: {"shapes": those of diffusers' weights, "files": {LABEL: PATH}}. The model is
-its names and weights, which is what the loaders look at. Arrays are the updates, by
-LABEL/MODULE in diffusers' names; `facts["left"]` are keys that no module took.
+The job: {"shapes": those of diffusers' weights, "files": {LABEL: PATH}}. The model
+consists of names and weights only, since the loaders use nothing else. Arrays are the
+updates, by LABEL/MODULE in diffusers' names; `facts["left"]` are keys without a module.
 """
 
 import json
@@ -46,7 +46,7 @@ CONFIG = {
 
 
 def model(shapes: dict) -> tuple[types.SimpleNamespace, dict[str, str]]:
-    """Return a model with ComfyUI's names, and diffusers' name of each."""
+    """Build a model with ComfyUI's names, and map them to diffusers' names."""
     theirs = comfy.utils.unet_to_diffusers(dict(CONFIG))
     names = {f"diffusion_model.{theirs[f'{x}.weight']}": x for x in shapes}
     state = {key: torch.zeros(*shapes[x]) for key, x in names.items()}
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 class Told(logging.Handler):
-    """Keeps what is logged."""
+    """Keep the logged messages."""
 
     def __init__(self, said: list[str]):
         super().__init__()

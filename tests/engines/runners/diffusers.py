@@ -1,7 +1,7 @@
-"""Loads adapters into tiny models of diffusers, as it is printed or as pipelines do.
+"""Load adapters into tiny models of diffusers, by printed commands or by pipelines.
 
 The job: {"shapes": [MODEL, ...]}, or {"files": {LABEL: {"model": NAME, "path": PATH,
-"words": what to evaluate, or none, "wanted": updates (.npz)}}}.
+"words": the code to evaluate, or none, "wanted": updates (.npz)}}}.
 """
 
 import json
@@ -37,7 +37,7 @@ def load(name: str, model, path: str) -> None:
 
 
 def updates(model) -> dict[str, np.ndarray]:
-    """Return the updates of a model that has one adapter."""
+    """Return the updates of a model with one adapter."""
     result = {}
     for name, x in model.named_modules():
         if hasattr(x, "get_delta_weight"):
@@ -47,7 +47,7 @@ def updates(model) -> dict[str, np.ndarray]:
 
 
 def merged(model, wanted: dict[str, np.ndarray]):
-    """Return a model with updates in its weights."""
+    """Return a model with updates merged into its weights."""
     with torch.no_grad():
         for name, x in wanted.items():
             weight = model.get_submodule(name).weight

@@ -1,8 +1,8 @@
-"""Runs llama.cpp: its two conversion scripts, then its server, in this process.
+"""Run llama.cpp's two conversion scripts, and then its server, in this process.
 
-The scripts are those of the source distribution of llama-cpp-python, the server is that
-of xllamacpp. With all log-probabilities asked for, it tells those of the whole
-vocabulary by which each new token was chosen.
+The scripts are those of the source distribution of llama-cpp-python; the server is
+xllamacpp's. It is asked for all log-probabilities, and reports those of the whole
+vocabulary for each new token.
 """
 
 import importlib.metadata
@@ -18,7 +18,7 @@ import xllamacpp
 
 
 def tokenizer(folder: pathlib.Path, size: int) -> None:
-    """Write a tokenizer of `size` pieces, which the conversion of a model needs."""
+    """Write a tokenizer of `size` pieces, needed to convert a model."""
     text = folder / "text.txt"
     random = np.random.default_rng(0)
     words = ["".join(random.choice(list("abcdefghij"), 5)) for _ in range(400)]
@@ -43,9 +43,9 @@ def scripts() -> pathlib.Path:
 
 
 def convert(script: str, *words: str) -> str:
-    """Run one of the scripts in this process, and return its complaint if it fails.
+    """Run one of the scripts in this process, and return its error if it fails.
 
-    In a process of its own, each would import PyTorch and transformers again.
+    A process of its own would import PyTorch and transformers again.
     """
     path = scripts() / script
     sys.argv = [str(path), *words]

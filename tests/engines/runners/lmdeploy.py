@@ -1,8 +1,8 @@
-"""Runs LMDeploy's own loading of adapters into modules of a Llama's shapes.
+"""Run LMDeploy's own loading of adapters into modules of a Llama's shapes.
 
-Its packages are imported one by one: the root would import the whole of the server.
-Its kernel is compiled for a GPU that need not be there, and not run.
-`torch.empty` gives NaN, so what nothing was loaded into shows.
+Its packages are imported one by one, since the root would import the whole server. Its
+kernel is compiled for a GPU, which may be absent, and is not run. `torch.empty` is
+filled with NaN, which exposes entries without loaded values.
 """
 
 import importlib.metadata
@@ -29,7 +29,7 @@ from lmdeploy.pytorch.nn.linear import lora as lora_layer
 
 
 class NoKernels:
-    """A backend that computes nothing: the kernels are Triton's, for GPUs."""
+    """Stand in for the backend: the real kernels are Triton's, for GPUs."""
 
     def build_op(self, *_, **__) -> None:
         return None
@@ -44,7 +44,7 @@ PACKED = {
 
 
 class Linear(torch.nn.Module):
-    """What `add_adapters` asks of a linear layer, for one device."""
+    """Provide the parts of a linear layer that `add_adapters` uses, for one device."""
 
     def __init__(self, inputs: int, outputs: list[int]):
         super().__init__()
@@ -76,7 +76,7 @@ def model(config) -> torch.nn.Module:
 
 
 def loaded(path: str, config, _: int) -> dict[str, np.ndarray]:
-    """Return `s B A` of each module that got an adapter."""
+    """Return `s B A` of each module with an adapter."""
     whole = model(config)
     add_adapters(whole, {"one": path}, dtype=torch.float32, device=torch.device("cpu"))
     found = {}
@@ -99,7 +99,7 @@ WIDTH = 4096
 
 
 def refusal(rank: int) -> str:
-    """Return why the kernel is not compiled for a rank, as `fused_lora` asks for it."""
+    """Compile the kernel for a rank as `fused_lora` does, and return any error."""
     kernel = fused_lora._fused_lora_kernel.fn
     given = fused_lora.get_autotune_config()[0]
     values = {

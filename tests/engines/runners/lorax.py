@@ -1,7 +1,7 @@
-"""Runs LoRAX's own loading of adapters, type by type, as for one device.
+"""Run LoRAX's own loading of adapters, type by type, for one device.
 
-Its packages are imported without their `__init__`, which would import the server, and
-ranks are padded as they are where its kernels are installed.
+Its packages are imported without their `__init__`, which would import the server. Ranks
+are padded as on a machine with its kernels.
 """
 
 import pathlib
@@ -39,7 +39,7 @@ TYPES = {
 
 
 class Model:
-    """What `LoraWeights.load` asks of a model, for one device."""
+    """Provide the parts of a model that `LoraWeights.load` uses, for one device."""
 
     world_size, dtype = 1, torch.float32
 
@@ -62,7 +62,7 @@ class Model:
 
 
 def loaded(path: str, config, _: int) -> dict[str, np.ndarray]:
-    """Return `s B A` of each module of each type that is loaded."""
+    """Return `s B A` of each module of each loaded type."""
     layers = config.num_hidden_layers
     model, settings = Model(layers), LoraConfig.load(path, None)
     file = pathlib.Path(path) / "adapter_model.safetensors"

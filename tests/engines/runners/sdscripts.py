@@ -1,8 +1,8 @@
-"""Merges files into a UNet by sd-scripts' own loader, and runs its resize_lora.
+"""Merge files into a UNet by sd-scripts' own loader, and run its resize_lora.
 
 The job: {"files": {LABEL: PATH}, "resize": {LABEL: [PATH, RANK]}}. Arrays are updates,
-by LABEL/MODULE: of a file the difference of the merged weights, of a resized one what
-its factors give. `facts["seconds"]` is what resizing took.
+by LABEL/MODULE: of a file the difference of the merged weights, of a resized one the
+product of its factors. `facts["seconds"]` is the time of resizing.
 """
 
 import json
@@ -34,7 +34,7 @@ from networks import lora, resize_lora
 
 
 def merged(path: str) -> dict[str, np.ndarray]:
-    """Return what merging a file adds to weights of zero."""
+    """Merge a file into weights of zero, and return the result."""
     unet = image_models.seeded("sd")
     with torch.no_grad():
         for x in unet.parameters():
@@ -49,7 +49,7 @@ def merged(path: str) -> dict[str, np.ndarray]:
 
 
 def resized(path: str, rank: int) -> tuple[dict, float]:
-    """Return updates of a resized file, by kohya's names, and seconds."""
+    """Return the updates of a resized file, by kohya's names, and the seconds."""
     state = safetensors.torch.load_file(path)
     start = time.process_time()
     new, _, _ = resize_lora.resize_lora_model(

@@ -1,7 +1,7 @@
-"""Runs SGLang's own loading of adapters: its config, its adapter, its pool of buffers.
+"""Run SGLang's own loading of adapters: its config, its adapter, its buffer pool.
 
-The pool is filled as for one device; the modules that slice for several give all. What
-it then holds, `s B A` of each module, is what the kernels would add.
+The pool is filled as for one device; modules that slice for several devices return
+everything. The pool's `s B A` of each module is the update that the kernels would add.
 """
 
 import pathlib
@@ -28,7 +28,7 @@ from sglang.version import __version__
 
 
 class Base(torch.nn.Module):
-    """A model of which the pool reads the config and the device."""
+    """Provide the config and the device that the pool reads from a model."""
 
     def __init__(self, config):
         super().__init__()
@@ -37,7 +37,7 @@ class Base(torch.nn.Module):
 
 
 class Whole(torch.nn.Module):
-    """A module that is not divided among devices."""
+    """A module without tensor parallelism."""
 
     def slice_lora_a_weights(self, weights, *_):
         return weights

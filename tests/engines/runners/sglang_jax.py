@@ -1,4 +1,4 @@
-"""Runs SGLang-JAX's own config and pool of buffers, on one device of the CPU."""
+"""Run SGLang-JAX's own config and buffer pool, on one CPU device."""
 
 import pathlib
 import re

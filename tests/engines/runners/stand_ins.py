@@ -1,4 +1,4 @@
-"""Packages that an engine imports, and of which it calls nothing here."""
+"""Replace packages that an engine imports without calling anything in them here."""
 
 import importlib.abc
 import importlib.machinery
@@ -8,7 +8,7 @@ import types
 
 
 class _Every(type):
-    """The type of a class all of whose attributes are that class."""
+    """Return the same placeholder class for every attribute of a class."""
 
     def __getattr__(cls, name):
         return _anything(name)
@@ -20,7 +20,7 @@ class _Nothing(metaclass=_Every):
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds what nothing else does: empty packages in which every name is a class."""
+    """Find missing packages as empty ones in which every name is a class."""
 
     def __init__(self, names: set[str]):
         self.names = names
@@ -44,21 +44,21 @@ def _anything(name: str) -> type:
 
 
 def install(*names: str) -> None:
-    """Let packages be imported that are not installed.
+    """Allow importing packages that are not installed.
 
-    Import transformers and diffusers before: they ask which packages there are.
+    Import transformers and diffusers first: they check which packages exist.
     """
     sys.meta_path.append(Finder(set(names)))
 
 
 def replace(name: str) -> None:
-    """Let a module that is there be an empty one."""
+    """Replace an existing module with an empty one."""
     sys.modules[name] = module = types.ModuleType(name)
     module.__getattr__ = _anything
 
 
 def without_init(name: str, folder: pathlib.Path) -> None:
-    """Let a package's modules be imported without its `__init__`."""
+    """Allow importing a package's modules without its `__init__`."""
     module = types.ModuleType(name)
     module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
     module.__path__ = [str(folder)]

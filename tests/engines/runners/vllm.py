@@ -1,8 +1,8 @@
-"""Runs vLLM on the CPU: log-probabilities over the vocabulary, and greedy tokens.
+"""Run vLLM on the CPU: log-probabilities over the vocabulary, and greedy tokens.
 
-What it refuses is asked for one by one, by `add_lora`, before anything is generated.
-With `buffers` in the job, nothing is generated: it tells the updates that its modules
-hold.
+Refusals are collected adapter by adapter with `add_lora`, before anything is generated.
+With `buffers` in the job, nothing is generated: the runner reports the updates in the
+modules' buffers.
 """
 
 import json
@@ -25,7 +25,7 @@ from vllm.lora.request import LoRARequest
 
 
 def computed(llm, prompts, request, new: int) -> dict[str, np.ndarray]:
-    """Return what the tests' `models` computes: prompt, steps, tokens."""
+    """Compute the same arrays as the tests' `models`: prompt, steps, tokens."""
     wanted = vllm.SamplingParams(
         temperature=0.0,
         max_tokens=new,
@@ -61,7 +61,7 @@ EXPERT = {"mixtral": ("w1", "w2", "w3"), "": ("gate_proj", "down_proj", "up_proj
 
 
 def held(model) -> dict[str, np.ndarray]:
-    """Return the `s B A` that a model's buffers hold, by PEFT's names of modules."""
+    """Return the `s B A` in a model's buffers, by PEFT's module names."""
     names = EXPERT.get(model.config.model_type, EXPERT[""])
     found = {}
     for path, module in model.named_modules():
