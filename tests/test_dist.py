@@ -10,7 +10,11 @@ from tests import dist
 def test_the_package_is_its_modules_and_the_mark_of_types():
     found = dist.package()
 
-    assert {"para_jax/__init__.py", "para_jax/cli.py", "para_jax/py.typed"} <= found
+    assert {
+        "para_jax/__init__.py",
+        "para_jax/cli/__init__.py",
+        "para_jax/py.typed",
+    } <= found
     assert all(x.startswith("para_jax/") for x in found)
 
 
@@ -32,11 +36,11 @@ def test_an_sdist_with_the_experiments_is_found_out(tmp_path):
     path = tmp_path / "para_jax-1.0.tar.gz"
     expected = dist.sdist("1.0", {"para_jax/__init__.py"})
     with tarfile.open(path, "w:gz") as file:
-        for name in expected | {"para_jax-1.0/train/cuts.py"}:
+        for name in expected | {"para_jax-1.0/train/__main__.py"}:
             file.addfile(tarfile.TarInfo(name), io.BytesIO())
 
     assert dist.differences("it", dist.in_sdist(path), expected) == [
-        "it: para_jax-1.0/train/cuts.py should not be there"
+        "it: para_jax-1.0/train/__main__.py should not be there"
     ]
 
 

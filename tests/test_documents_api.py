@@ -14,6 +14,7 @@ MODULES = (
     "para_jax.flax.nnx",
     "para_jax.formats",
     "para_jax.layouts",
+    "para_jax.linalg",
     "para_jax.names",
     "para_jax.plot",
 )
@@ -36,7 +37,7 @@ def documented():
 def public(module):
     """Yield the names re-exported as themselves, or defined in the module."""
     source = pathlib.Path(module.__file__).read_text()
-    yield from re.findall(r" import (\w+) as \1$", source, re.M)
+    yield from re.findall(r"\b(\w+) as \1\b", source)
     yield from re.findall(r"^(?:def|class) ([a-zA-Z]\w*)", source, re.M)
 
 
