@@ -23,7 +23,7 @@ All examples in the documentation of this package start from here:
     >>> adapters = {"down": adapter(7, 5, 6, 0.5), "up": adapter(5, 7, 8, 4, 2, 1)}
 """
 
-from importlib.metadata import version as _version
+from importlib import metadata as _metadata
 
 from para_jax._adapters.adapter import (
     Adapter as Adapter,
@@ -82,4 +82,7 @@ from para_jax._training.squeeze import shrink as shrink, squeeze as squeeze
 from para_jax.formats import load as load, save as save
 from para_jax.layouts import from_tree as from_tree, to_tree as to_tree
 
-__version__ = _version("para-jax")
+try:
+    __version__ = _metadata.version("para-jax")
+except _metadata.PackageNotFoundError:  # A checkout on the path, not installed.
+    __version__ = "0+unknown"

@@ -28,6 +28,11 @@ class Argument:
     name: str
     value: object = None
 
+    def __post_init__(self) -> None:
+        # An error must not keep an array alive, and has to pickle: only text is kept.
+        if self.value is not None and self.value is not True:
+            object.__setattr__(self, "value", str(self.value))
+
     def __str__(self) -> str:
         return f"{self.name}={'' if self.value is None else self.value}"
 
@@ -56,11 +61,11 @@ class Message(str):
       >>> outer
       'Cannot read it: Leave out alpha=16.'
       >>> outer.parts
-      ('Cannot read it: Leave out ', Argument(name='alpha', value=16), '.')
+      ('Cannot read it: Leave out ', Argument(name='alpha', value='16'), '.')
 
     Attributes:
       parts: Text, arguments and remedies in their order; messages and errors that were
-        given are taken apart.
+        given are taken apart. Operations on text, such as `+` and `strip`, drop them.
     """
 
     parts: tuple[Part, ...]
@@ -89,7 +94,7 @@ def parts_of(said: Part | BaseException) -> tuple[Part, ...]:
     Anything else has one part: its text.
     """
     if isinstance(said, BaseException):
-        # An OSError of the system has a text that is none of its arguments.
+        # `str(OSError(2, 'No such file'))` is not one of its `args`.
         said = said.args[0] if _holds_message(said) else str(said)
     return said.parts if isinstance(said, Message) else (said,)
 

@@ -2,7 +2,8 @@
 
 A policy either spends a budget (`Budget`), which it does not exceed, or cuts at a
 threshold (`Cutoff`). `select.py`, `near_ties.py` and `report.py` call the methods of
-`Policy` and never ask for its kind; `policies.py` has the policies themselves.
+`Policy` and never ask for its kind; `policies.py` has the policies themselves, and
+admits subclasses of the two only.
 
 A policy is a pytree with its value as the one leaf; all else is static. So it passes
 through `jit`, `vmap` and `scan` like an array, and one program serves every budget.

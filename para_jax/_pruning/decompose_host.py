@@ -40,7 +40,7 @@ def joined_cores(
         pieces = [(found[i], rows) for i, rows in batch]
         return (_by_numpy if on_host else _by_program)(pieces, adapters, method)
 
-    # XLA's programs take all cores by themselves; NumPy's small products do not.
+    # NumPy's small products leave cores idle; XLA schedules its own.
     results = threads.in_threads(one, todo) if on_host else map(one, todo)
     parts: list[list[Core]] = [[] for _ in found]
     for batch, cores in zip(progress(todo), results, strict=True):

@@ -180,7 +180,7 @@ def _projected(
             f"not that of a factor of rank {rank}. Use reset_moments."
         )
     moment = jnp.asarray(moment)[transform.index]
-    # Moments in bfloat16 are common: in it, the sum over the rank would lose momentum.
+    # Sums over the rank in bfloat16 would lose momentum.
     wide = np.promote_types(moment.dtype, np.float32)
     matrix, values = matrix.astype(wide), moment.astype(wide)
     matrix = matrix * matrix if squared else matrix

@@ -14,7 +14,7 @@ from para_jax.cli.request import Fleet
 
 def check(request: Fleet, tenants: Sequence[fleet.Tenant]) -> None:
     """Raise ValueError if the request does not fit the children of any format."""
-    # One of each ending: the format of DST depends on nothing else.
+    # One of each ending is checked; others of a mixed fleet fail in their own rows.
     for one in {x.target.suffix: x for x in tenants}.values():
         child = request.tenant(one.source, one.target)
         source.names_table(child)

@@ -42,7 +42,6 @@ def quiet() -> Iterator[None]:
     sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
     logging.disable(logging.CRITICAL)
     # Recorded, not shown: a spinner on the error stream would overwrite the line.
-    # Recorded: each is printed once, in our words, and outside of a spinner.
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("default")
         warnings.simplefilter("ignore", DeprecationWarning)  # Of others' code.

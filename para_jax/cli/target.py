@@ -64,7 +64,7 @@ def check_form(request: Conversion) -> None:
     """Raise ValueError if the place of DST, or its profile, is not of its format."""
     wanted, target, profile = form(request), request.target, request.output.profile
     one_file = is_one_file(target)
-    if wanted != "peft" and profile not in (None, "ragged"):
+    if profile and profile not in FORMATS[wanted].profiles:
         raise ValueError(
             f"--profile {profile} applies to PEFT only, and '{target}' is to be "
             f"{wanted}: leave it out, or give --format peft."

@@ -140,7 +140,6 @@ def _of_para(parent: Parent, budgets: plan.Plan) -> Iterator[Child]:
         masks = posthoc.choose(parts, scores, local)
         yield Child("local", f"rank {cut:g}", posthoc.child(parts, masks))
     for energy in budgets.energies:
-        # Epsilon has no budget: the ranks follow from the spectrum.
         ranks = para.ranks(found, para.Epsilon(energy))
         masks = {p: np.arange(len(x.s)) < ranks[p] for p, x in found.items()}
         yield Child("para", f"epsilon {energy:g}", posthoc.child(parts, masks))

@@ -3,7 +3,6 @@
 `model.layers.3.self_attn.q_proj.weight` is slice 3 of the kernels at
 `model/layers/self_attn/q_proj`; its adapter in the collection `lora` lies there too, or
 at `model/layers/3/self_attn/q_proj` (see `train.models.layers`).
-
 Gemma Team, "Gemma 3 Technical Report", 2025.
 
 Axis letters: `L` layers, `B` sequences, `T` tokens, `d` model width, `h` heads, `g`

@@ -95,7 +95,7 @@ def _table(
     family: Family, vocabulary: Vocabulary, separator: str
 ) -> dict[str, list[_Row]]:
     """Return the patterns of all names, by the name without its numbers."""
-    # A UNet has hundreds of patterns: the skeleton leaves one or two to try per name.
+    # Few patterns share a skeleton, so few are tried per name.
     result: dict[str, list[_Row]] = {}
     for module in family.modules:
         names: list[tuple[str, int | None]] = [(module.original, None)]

@@ -75,7 +75,6 @@ def _draw(axes: Axes, found: Mapping[str, Interval | None]) -> None:
         if x is None:
             continue
         color = {1: style.ORANGE, -1: style.BLUE, 0: style.GREY}[x.side]
-        # One seed has no interval.
         half = 0 if x.seeds == 1 else 100 * x.half
         axes.errorbar(
             100 * x.mean, place, xerr=half, color=color, marker="o", markersize=3.5
