@@ -132,6 +132,18 @@ CASES = {
             assert left == (before if i == 0 else before // 4), left
         """,
     ),
+    "para.shrink(": (
+        """
+        lora, policy = para.to_params(adapters), para.Gamma(0.05)
+        optimizer = optax.adamw(1e-3)
+        state = optimizer.init(lora)
+        """,
+        """
+        assert total(para.from_params(lora)) == int(0.05 * total(parent.adapters))
+        assert len(adapters) < len(parent.adapters)  # Some modules kept nothing.
+        optimizer.update(lora, state, lora)
+        """,
+    ),
     "jax.vmap(cut)": (
         CUT + "tenants = [adapters, jax.tree.map(lambda x: 2 * x, adapters)]",
         """

@@ -16,7 +16,7 @@ _GLUED = re.compile(r"((?<![`\w])`[^`]+`)(?=\w)")
 
 
 def literal(lines: list[str]) -> list[str]:
-    """Returns the lines, with `::` before each indented block that is no list."""
+    """Return the lines, with `::` before each indented block that is no list."""
     out: list[str] = []
     for i, line in enumerate(lines):
         out.append(line)

@@ -14,7 +14,7 @@ _CAPITAL = re.compile(r"<mi>(?=&#x0*3[9A]|[\u0391-\u03a9])")
 
 
 def convert(formula: str, display: str = "inline") -> str:
-    """Returns a formula as MathML, with upright Greek capitals as LaTeX has them."""
+    """Return a formula as MathML, with upright Greek capitals as LaTeX has them."""
     text = latex2mathml.converter.convert(formula, display=display)
     return _CAPITAL.sub('<mi mathvariant="normal">', text)
 

@@ -26,7 +26,7 @@ _FENCED = re.compile(r"^(```|~~~).*?^\1\s*$", re.M | re.S)
 
 
 def moved(text: str, file: pathlib.Path, page: pathlib.Path, app: Sphinx) -> str:
-    """Returns the text of `file` with its relative links as `page` needs them."""
+    """Return the text of `file` with its relative links as `page` needs them."""
     pages = {ROOT / x: DOCS / f"{name}.md" for name, x in _pages(app).items()}
     for source in sorted((ROOT / "colabs").glob("*.ipynb")):
         pages[source] = NOTEBOOKS / source.name
@@ -77,7 +77,7 @@ def _copy_notebooks(app: Sphinx) -> None:
 
 
 def shown(notebook: str) -> str:
-    """Returns a notebook as a page: no badge, and the cell that installs folded."""
+    """Return a notebook as a page: no badge, and the cell that installs folded."""
     whole = json.loads(notebook)
     for cell in whole["cells"]:
         if cell["id"] == "install":

@@ -40,7 +40,7 @@ class Argument:
 class Remedy(enum.Enum):
     """A remedy with its own words in Python and on the command line."""
 
-    OVERWRITE = "overwrite it"
+    OVERWRITE = "pass overwrite=True"
     RENAME_FIRST = "first: para_jax.names.to_hf"
     OWN_TABLE = "a table of your own"
 

@@ -36,7 +36,7 @@ def check_to_mlx(checkpoint: Checkpoint) -> None:
             Message(
                 f"'{min(checkpoint.extra)}' is not a LoRA factor "
                 f"({len(checkpoint.extra)} such tensors), and mlx-lm loads factors "
-                "alone. Merge it into the base model, and leave it out, with ",
+                "alone. Merge it into the base model, then leave it out with ",
                 Argument("adapters_only", True),
                 ".",
             )

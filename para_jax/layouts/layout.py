@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from para_jax._adapters.messages import Message
 from para_jax.layouts import axes
 from para_jax.layouts.axes import StackAxis
 from para_jax.layouts.pairs import Key, Pair
@@ -38,7 +39,8 @@ class Layout(NamedTuple):
       half: Reads the key of a leaf.
       kernels: The keys at which the base weight of a module may be.
       alpha: The argument to give, and where the user finds it, if the scale is outside
-        of the arrays. Empty: the library has no scale, `delta = a @ b`.
+        of the arrays: it begins with `Argument("alpha")` or `Argument("scale")`. Empty:
+        the library has no scale, `delta = a @ b`.
       path: The module's path as the adapter's name, without the library's own levels.
       parts: The names of the projections that a fused one joins, by its path.
       flat: Whether both sides are flattened to one axis.
@@ -52,7 +54,7 @@ class Layout(NamedTuple):
     name: str
     half: Callable[[Key], Half | None]
     kernels: Callable[[Half], Sequence[Key]]
-    alpha: str = ""
+    alpha: Message | str = ""
     path: Callable[[Key], Key] = lambda module: module
     parts: Callable[[str], tuple[str, ...]] = lambda path: ()
     flat: bool = False

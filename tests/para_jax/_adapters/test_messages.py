@@ -38,7 +38,7 @@ def test_a_message_is_the_sentence_of_its_parts():
         (Argument("max_rank", 8), "max_rank=8"),
         (Argument("adapters_only", True), "adapters_only=True"),
         (Argument("stack_axis", 0), "stack_axis=0"),
-        (Remedy.OVERWRITE, "overwrite it"),
+        (Remedy.OVERWRITE, "pass overwrite=True"),
         (ALPHA_OR_SCALE, "alpha= or scale="),
     ],
 )

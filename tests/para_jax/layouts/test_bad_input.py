@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import para_jax
+from para_jax._adapters.messages import Argument
 
 # A module's path, and the keys of its factors and its base kernel, by layout. A key
 # that begins with the path goes on below it.
@@ -149,6 +150,15 @@ def test_an_alpha_that_is_not_given_is_asked_for_with_where_it_is(name, where):
         para_jax.from_tree(whole)
     with pytest.raises(ValueError, match=f"^'{PLACES[name][0]}': .*{where}"):
         para_jax.from_tree(whole, alpha={"another": 4.0})
+
+
+@layouts
+def test_a_scale_outside_of_the_arrays_is_asked_for_by_its_argument(name):
+    asked = para_jax.layouts.LAYOUTS[name].alpha
+
+    assert bool(asked) == (name not in NO_ALPHA)
+    assert not asked or isinstance(asked.parts[0], Argument)
+    assert not asked or asked.parts[0].name in ("alpha", "scale")
 
 
 @pytest.mark.parametrize("name", NO_ALPHA)
