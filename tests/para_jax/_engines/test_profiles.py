@@ -349,7 +349,7 @@ BAD_EXPERTS = {
         {"target_parameters": ["experts.w_in", "experts.w_out"]},
         r"several targeted parameters \['w_in', 'w_out'\]",
     ),
-    "a rank of another number of experts": ({"r": 4}, "no factors of rank 4"),
+    "a rank of another number of experts": ({"r": 4}, "not factors of rank 4"),
 }
 
 

@@ -531,7 +531,7 @@ def test_names_that_are_in_no_language_model_are_told(engine, tmp_path):
         folder = tmp_path / name.replace("/", ".")
         para.save(checkpoint({name: 2}), folder, engine=engine)
 
-    with pytest.warns(UserWarning, match=f"no names of layers.*If {engine} finds no"):
+    with pytest.warns(UserWarning, match=f"not names of layers.*If {engine} finds no"):
         para.save(checkpoint({"foo/bar": 2}), tmp_path / "x", engine=engine)
 
 

@@ -406,7 +406,10 @@ def test_another_recipe_is_refused_but_for_overwrite(call, tended, tmp_path):
     ("words", "sentence"),
     [
         (("--gamma", 2), "gamma must be in"),
-        (("--gamma", 0.5, "--profile", "padded", "--format", "orbax"), "is of PEFT"),
+        (
+            ("--gamma", 0.5, "--profile", "padded", "--format", "orbax"),
+            "applies to PEFT only",
+        ),
         (("--gamma", 0.5, "--model", "nonesuch"), "nonesuch"),
         (("--gamma", 0.5, "--max-rank", 3, "--multiple-of", 4), "max_rank must be"),
         (("--gamma", 0.5, "--head-dim", 4), "give --model"),
@@ -482,7 +485,9 @@ def test_a_manifest_that_is_none_is_refused_by_its_line(tmp_path, line):
     path.write_text(f'{{"recipe": {{"gamma": 0.25}}}}\n{line}\n')
 
     with (
-        pytest.raises(ValueError, match=r"manifest.jsonl' is no manifest .* line 2"),
+        pytest.raises(
+            ValueError, match=r"manifest.jsonl' is not the manifest .* line 2"
+        ),
         manifest.opened(tmp_path, {"gamma": 0.25}),
     ):
         pass

@@ -660,7 +660,10 @@ def test_the_costs_of_the_engines_are_a_table_and_json(done):
         (["--for", "vllm", "--profile", "ragged"], "leave out --profile"),
         (["--for", "vllm", "--format", "peft"], "leave out --format"),
         (["--for", "tgi"], "tgi.*vllm"),
-        (["--format", "orbax", "--profile", "padded"], "--profile padded is of PEFT"),
+        (
+            ["--format", "orbax", "--profile", "padded"],
+            "--profile padded applies to PEFT only",
+        ),
         (
             ["--format", "kohya"],
             r"'child' must be a single file: end it in '.safetensors'",

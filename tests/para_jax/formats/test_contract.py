@@ -124,7 +124,9 @@ def test_a_profile_is_refused_where_the_format_has_no_such(form, tmp_path):
             para_jax.save(parent(), target, format=form, profile=profile)
             assert recognise(target) == form
             continue
-        with pytest.raises(ValueError, match=f"profile '{profile}' is of PEFT"):
+        with pytest.raises(
+            ValueError, match=f"profile '{profile}' applies to PEFT only"
+        ):
             para_jax.save(parent(), target, format=form, profile=profile)
 
 

@@ -55,7 +55,7 @@ def test_a_scale_beyond_the_range_of_the_dtype_is_refused(tmp_path):
 
 
 def test_a_profile_is_of_peft(tmp_path):
-    with pytest.raises(ValueError, match="'padded' is of PEFT"):
+    with pytest.raises(ValueError, match="'padded' applies to PEFT only"):
         para_jax.save(stacked(), tmp_path / "x", format="orbax", profile="padded")
 
 

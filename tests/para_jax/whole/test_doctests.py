@@ -13,7 +13,7 @@ import re
 import pytest
 
 # `up` is short for a name in a model.
-pytestmark = pytest.mark.filterwarnings("ignore:.* are no names of layers")
+pytestmark = pytest.mark.filterwarnings("ignore:.* are not names of layers")
 PACKAGE = pathlib.Path(__file__).parents[3] / "para_jax"
 
 # Modules with public functions and classes only, and public names of other modules.

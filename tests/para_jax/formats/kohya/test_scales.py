@@ -103,7 +103,10 @@ UNCLEAR = {
         {"alpha": "6", "rank": "4", "ss_network_dim": "2"},
         "disagrees with itself",
     ),
-    "Dynamic": ({"ss_network_alpha": "Dynamic"}, "'Dynamic' in the header.*no number"),
+    "Dynamic": (
+        {"ss_network_alpha": "Dynamic"},
+        "'Dynamic' in the header.*not a number",
+    ),
     "another component": (
         {"lora_adapter_metadata": packed(text_encoder=UNET)},
         "does not cover it",

@@ -444,7 +444,7 @@ ODD = {
     ),
     "an unknown tensor of a module": (
         pair("q", 8, 6, 3) | {"q.gate": random(3)},
-        r"'q.gate' is not known here, and may change what the factors beside it mean",
+        r"'q.gate' is not known here, and may change the meaning of the factors",
     ),
     "AdaLoRA": (pair("q", 8, 6, 3) | {"q.lora_E": random(3, 1)}, "AdaLoRA"),
     "whole numbers": (

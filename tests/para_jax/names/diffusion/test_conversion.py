@@ -298,7 +298,7 @@ REFUSED = {
     (
         "diffusers",
         "lora_unet_some_block_0_attn",
-    ): "'lora_unet_some_block_0_attn' is no module",
+    ): "'lora_unet_some_block_0_attn' is not a module",
     # HunyuanVideo's other names are those of FLUX.1.
     (
         "diffusers",
@@ -306,7 +306,7 @@ REFUSED = {
     ): "though others are FLUX.1's",
     # ... and FLUX.2's, of other widths.
     ("diffusers", "lora_unet_single_blocks_0_linear1"): r"8 inputs and 8 outputs",
-    ("diffusers", "text_model/encoder/layers/0/mlp/fc1"): "no module of the models",
+    ("diffusers", "text_model/encoder/layers/0/mlp/fc1"): "is not a module of a model",
     (
         "diffusers",
         "lora_te3_encoder_block_0_layer_0_SelfAttention_q",
