@@ -166,8 +166,6 @@ def test_every_file_of_ours_that_is_named_is_there(path):
     named = re.findall(r"`((?:para_jax|train|tests|docs)/[\w/.]+\.\w+)`", text)
     named += [x for x in re.findall(r"\]\(([\w/.-]+)\)", text) if "://" not in x]
 
-    # `make docs` makes the pages of the notebooks from those in colabs.
-    named = [re.sub(r"^notebooks/(?=.*ipynb$)", "colabs/", x) for x in named]
     places = path.parent, ROOT
     missing = [x for x in named if not any((p / x).exists() for p in places)]
     assert [x for x in missing if "NAME" not in x] == []

@@ -4,17 +4,18 @@ from collections import Counter
 
 import para_jax as para
 from para_jax._engines.registry import ENGINES
+from para_jax._pruning.policies import POLICIES
 from para_jax.cli.request import Cut
 
 BUDGETS = {
-    "gamma": (para.Gamma, "keep this share of all ranks, in (0, 1]"),
-    "rank": (para.Rank, "keep this many ranks per module, on average"),
-    "epsilon": (para.Epsilon, "keep this share of the energy, in (0, 1]"),
-    "threshold": (para.Threshold, "keep singular values at or above this one"),
-    "params": (para.Params, "keep at most this many parameters, such as 100k"),
-    "bytes": (para.Bytes, "keep at most this many bytes of factors, such as 1.5MB"),
+    "gamma": "keep this share of all ranks, in (0, 1]",
+    "rank": "keep this many ranks per module, on average",
+    "epsilon": "keep this share of the energy, in (0, 1]",
+    "threshold": "keep singular values at or above this one",
+    "params": "keep at most this many parameters, such as 100k",
+    "bytes": "keep at most this many bytes of factors, such as 1.5MB",
 }
-"""The policy and the help of each flag, in the order of the help."""
+"""The help of each policy's flag, in the order of the help."""
 
 
 def policies(cut: Cut, engine: str | None = None) -> list[para.Policy]:
@@ -30,7 +31,7 @@ def policies(cut: Cut, engine: str | None = None) -> list[para.Policy]:
     if engine and (most := max(ENGINES[engine].ranks, default=0)):
         max_rank = min(max_rank or most, most)
     found: list[para.Policy] = [
-        BUDGETS[name][0](
+        POLICIES[name](
             value,
             scope=cut.scope,
             min_rank=cut.min_rank,

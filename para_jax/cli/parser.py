@@ -77,7 +77,7 @@ def _add_budget(command: flags.Parser) -> None:
     # Help shows a title for ordinary groups only, hence a group inside a group.
     group = command.add_argument_group("budget, one of")
     budget = group.add_mutually_exclusive_group(required=True)
-    for name, (_, what) in BUDGETS.items():
+    for name, what in BUDGETS.items():
         budget.add_argument(f"--{name}", type=flags.number, metavar="X", help=what)
 
 
@@ -133,7 +133,7 @@ def _inspect(given: argparse.Namespace) -> Inspect:
 def _add_sweep(command: flags.Parser) -> None:
     flags.source(command)
     add = command.add_argument_group("budgets, one or more").add_argument
-    for name, (_, what) in BUDGETS.items():
+    for name, what in BUDGETS.items():
         add(f"--{name}", type=flags.number, nargs="+", metavar="X", help=what)
     flags.output(command)
     flags.cut(command)

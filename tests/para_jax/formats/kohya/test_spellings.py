@@ -444,7 +444,10 @@ ODD = {
     ),
     "an unknown tensor of a module": (
         pair("q", 8, 6, 3) | {"q.gate": random(3)},
-        r"'q.gate' is not known here, and may change the meaning of the factors",
+        (
+            "'q.gate' is not known here, and may change the meaning of the factors "
+            "beside it"
+        ),
     ),
     "AdaLoRA": (pair("q", 8, 6, 3) | {"q.lora_E": random(3, 1)}, "AdaLoRA"),
     "whole numbers": (
