@@ -4,7 +4,9 @@ A notebook asserts its own claims. The assertions here use other oracles: PyTorc
 accuracy, the demo's table, and files read by safetensors and Orbax alone.
 """
 
+import ast
 import copy
+import importlib
 import json
 import re
 import subprocess
@@ -93,6 +95,26 @@ def test_links_between_notebooks_lead_to_one(path):
     found = re.findall(r"\]\(((?!https:)[^)]+)\)", text)
 
     assert all((path.parent / link).is_file() for link in found)
+
+
+@each
+def test_what_it_imports_of_ours_is_there(path):
+    """Executing a notebook takes a minute; a module that has moved shows at once."""
+    cells = (x.source for x in code(execute.read(path)))
+    python = (x for x in cells if not x.startswith("%%"))
+    found = [
+        (node.module, alias.name)
+        for text in python
+        for node in ast.walk(ast.parse(re.sub(r"^[%!].*", "", text, flags=re.M)))
+        if isinstance(node, ast.ImportFrom)
+        and node.module.partition(".")[0] in ("para_jax", "train")
+        for alias in node.names
+    ]
+
+    assert found
+    for module, name in found:
+        if not hasattr(importlib.import_module(module), name):
+            importlib.import_module(f"{module}.{name}")
 
 
 @each

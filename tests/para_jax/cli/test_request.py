@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import para_jax as para
+from para_jax._pruning.policies import POLICIES
 from para_jax.cli import commands, fleet_run, parser
+from para_jax.cli.budgets import BUDGETS
 from para_jax.cli.request import Compress, Convert, Fleet, Inspect, Sweep
 
 # A fleet's words, and their manifest line from before there were requests, byte for
@@ -103,6 +105,10 @@ def test_a_request_is_of_its_command_and_is_never_changed(kind, words):
     assert hash(request) == hash(parser.parse(shlex.split(words)))
     with pytest.raises(dataclasses.FrozenInstanceError):
         request.json = True
+
+
+def test_every_policy_has_a_flag():
+    assert list(BUDGETS) == list(POLICIES)
 
 
 def test_budgets_are_in_the_order_of_the_help():
