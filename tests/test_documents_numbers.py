@@ -20,6 +20,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
+PROBLEMS = "problems/spectra.json"
 RESULTS_PAGE = ROOT / "docs/results.md"
 RESULTS = sorted(ROOT.glob("train/results/**/README.md"))
 PAGES = sorted(ROOT.glob("docs/**/*.md"))
@@ -285,6 +286,20 @@ def test_updates_are_as_large_beside_their_kernels_as_is_said(results, said):
     got = 100 * np.mean(np.array(ratios) > 1) if "%" in said else np.median(ratios)
     assert got == pytest.approx(number, abs=0.5 if "%" in said else 0.05)
     assert said in (ROOT / "train/results/problems/README.md").read_text()
+
+
+def test_a_quarter_of_the_ranks_holds_as_much_energy_as_the_readme_says():
+    def shares(path):
+        pooled = {}
+        for x in json.loads((ROOT / "train/results" / path).read_text())["rows"]:
+            pooled.setdefault(x["task"], []).extend(x["values"])
+        for values in pooled.values():
+            squares = np.sort(np.square(values))
+            yield round(100 * squares[-(len(squares) // 4) :].sum() / squares.sum())
+
+    sentences, (problems,) = list(shares("spectra.json")), shares(PROBLEMS)
+    said = f"{min(sentences)} to {max(sentences)} % for the sentences, {problems} % for"
+    assert said in " ".join(README.read_text().split())
 
 
 def test_the_page_on_other_tools_states_their_versions():

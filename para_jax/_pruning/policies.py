@@ -61,7 +61,7 @@ class Gamma(Budget):
 
 
 class Rank(Budget):
-    """Keep an average number of ranks a module: `Gamma(rank / r)`, said otherwise.
+    """Keep an average number of ranks a module; `Gamma(rank / r)` keeps as many.
 
     `Rank(0)` keeps nothing.
     """

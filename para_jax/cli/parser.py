@@ -6,6 +6,7 @@ No `argparse.Namespace` leaves this module.
 import argparse
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import para_jax as para
 from para_jax.cli import flags
@@ -95,15 +96,10 @@ def _add_compress(command: flags.Parser) -> None:
 
 def _compress(given: argparse.Namespace) -> Compress:
     return Compress(
-        source=given.source,
-        target=given.target,
-        hints=_hints(given),
-        output=_output(given),
+        **_conversion(given),
         cut=_cut(given),
         report=given.report,
         plot=given.plot,
-        json=given.json,
-        debug=given.debug,
     )
 
 
@@ -141,13 +137,8 @@ def _add_sweep(command: flags.Parser) -> None:
 
 def _sweep(given: argparse.Namespace) -> Sweep:
     return Sweep(
-        source=given.source,
-        target=given.target,
-        hints=_hints(given),
-        output=_output(given),
+        **_conversion(given),
         cut=_cut(given),
-        json=given.json,
-        debug=given.debug,
     )
 
 
@@ -194,13 +185,20 @@ def _add_convert(command: flags.Parser) -> None:
 
 def _convert(given: argparse.Namespace) -> Convert:
     return Convert(
-        source=given.source,
-        target=given.target,
-        hints=_hints(given),
-        output=_output(given),
-        json=given.json,
-        debug=given.debug,
+        **_conversion(given),
     )
+
+
+def _conversion(given: argparse.Namespace) -> dict[str, Any]:
+    """Collect the words of every command from one SRC to DST."""
+    return {
+        "source": given.source,
+        "target": given.target,
+        "hints": _hints(given),
+        "output": _output(given),
+        "json": given.json,
+        "debug": given.debug,
+    }
 
 
 def _hints(given: argparse.Namespace) -> Hints:
