@@ -3,6 +3,10 @@
 A model has hundreds of adapters and a handful of shapes. A program that names each
 adapter compiles and starts slowly; one that names each shape does not.
 
+Within a program every step joins and splits in one order, that of `groups`. The
+compiler drops a join of neighbours that were split before, so that of a chain of steps
+only the first join and the last split are left.
+
 Groups depend on shapes alone. `join` and `split` are traceable under `jit`.
 """
 
@@ -15,10 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from para_jax._adapters.adapter import Adapter
 from para_jax._adapters.stacks import Kernel, kernels
 from para_jax.linalg import sharding
+from para_jax.linalg.divide import divide
 
 # The most that a batch holds, in parameters of adapters: 32 MB in float64. Larger ones
 # are not faster, smaller ones take more calls.
@@ -81,12 +87,43 @@ class Group:
         """Return the rows of each path in its own stack's shape: `join`'s inverse."""
         if self.apart:
             return {next(iter(self.stacks)): joined}
-        result, start = {}, 0
-        for path, stack in self.stacks.items():
-            end = start + math.prod(stack)
-            result[path] = joined[start:end].reshape(*stack, *joined.shape[1:])
-            start = end
-        return result
+        return self.shaped(_divided(joined, self.sizes))
+
+    def shaped(self, parts: Sequence[Any]) -> dict[str, Any]:
+        """Return each path's rows in the shape of its stack."""
+        pairs = zip(self.stacks.items(), parts, strict=True)
+        return {p: x.reshape(*stack, *x.shape[1:]) for (p, stack), x in pairs}
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of kernels of each path."""
+        return [math.prod(stack) for stack in self.stacks.values()]
+
+    def part(self, joined: Any, start: int) -> Any:
+        """Return this group's rows of a larger group's array, as `join` returns them.
+
+        Args:
+          joined: Rows of several groups, one after another.
+          start: The first row of this one.
+        """
+        rows = lax.slice_in_dim(joined, start, start + self.rows)
+        if not self.apart:
+            return rows
+        return rows.reshape(*next(iter(self.stacks.values())), *joined.shape[1:])
+
+
+def _divided(x: Any, sizes: Sequence[int]) -> Sequence[Any]:
+    """Return an array in parts along its first axis; NumPy arrays as views."""
+    if not isinstance(x, np.ndarray):
+        # One operation for all parts: hundreds would take long to trace.
+        return lax.split(x, sizes)
+    ends = np.cumsum(sizes)
+    return [x[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def together(parts: Iterable[Group]) -> Group:
+    """Return all rows of some groups as one, in their order."""
+    return Group({path: s for group in parts for path, s in group.stacks.items()})
 
 
 def groups(adapters: Mapping[str, Adapter]) -> list[Group]:
@@ -160,3 +197,27 @@ def joined(group: Group, values: Mapping[str, Any], rows: slice = slice(None)) -
     leaves = zip(*(jax.tree.leaves(x) for x in members), strict=True)
     joined = [group.join(dict(zip(group.stacks, x, strict=True)), rows) for x in leaves]
     return jax.tree.unflatten(jax.tree.structure(members[0]), joined)
+
+
+def separate(
+    found: Sequence[Group], pairs: Sequence[tuple[jax.Array, jax.Array]]
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Return the factors of every path, given those of each group: a program's results.
+
+    As `Group.split`, but made to be compiled as the last step.
+    """
+    todo = zip(found, pairs, strict=True)
+    joined = [(group, pair) for group, pair in todo if not group.apart]
+    result = {
+        next(iter(group.stacks)): pair
+        for group, pair in zip(found, pairs, strict=True)
+        if group.apart
+    }
+    parts = divide(
+        [factor for _, pair in joined for factor in pair],
+        [group.sizes for group, _ in joined for _ in range(2)],
+    )
+    for (group, _), a, b in zip(joined, parts[::2], parts[1::2], strict=True):
+        of_a, of_b = group.shaped(a), group.shaped(b)
+        result |= {path: (of_a[path], of_b[path]) for path in group.stacks}
+    return result

@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 
 from para_jax._adapters import precision
 from para_jax._adapters.adapter import Adapter, check_pair
-from para_jax._pruning.batches import Group, groups
+from para_jax._pruning.batches import groups, together
 from para_jax.linalg import products, sharding
 from para_jax.linalg.core import Core
 from para_jax.linalg.products import Method
@@ -175,7 +175,7 @@ def _decompose_one_rank(
     found = groups(adapters)
     a = [jnp.asarray(x.join({p: adapters[p].a for p in x.stacks})) for x in found]
     b = [jnp.asarray(x.join({p: adapters[p].b for p in x.stacks})) for x in found]
-    everything = Group({p: s for group in found for p, s in group.stacks.items()})
+    everything = together(found)
     wide = jax.dtypes.canonicalize_dtype(float)
     scales = {
         p: np.full(adapters[p].stack, adapters[p].scale, wide)
@@ -199,10 +199,12 @@ def spectrum_of(adapter: Adapter, core: Core, dtype: DTypeLike) -> Spectrum:
     """
     shape = (adapter.inputs, adapter.outputs)
     k = min(*shape, adapter.rank)  # Beyond `k` there are zeros.
+    if k < core.s.shape[-1]:
+        core = Core(core.s[..., :k], core.left[..., :k], core.right[..., :k, :])
     return Spectrum(
-        s=core.s[..., :k],
-        left=core.left[..., :k],
-        right=core.right[..., :k, :],
+        s=core.s,
+        left=core.left,
+        right=core.right,
         shape=shape,
         dtype=np.dtype(dtype).name,
         nominal=min(adapter.nominal or adapter.rank, k),

@@ -8,19 +8,18 @@ Traceable under `jit`; `repack_numpy.py` is the counterpart for the host.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from para_jax._adapters import precision
 from para_jax._adapters.adapter import Adapter
-from para_jax._pruning.batches import Group, groups, joined
 from para_jax._pruning.decompose import Spectra, Spectrum
+from para_jax._pruning.repack_batches import Batch, Pair, batches
 from para_jax.linalg import factorize, sharding
 from para_jax.linalg.tolerances import SIGNING
 
@@ -33,7 +32,7 @@ def mask(
 ) -> dict[str, Adapter]:
     """Make the child in the parent's shapes, dropped components zero."""
     check(spectra, masks, adapters)
-    return _apply(spectra, masks, adapters, _in_place)
+    return _apply(spectra, masks, adapters, in_place)
 
 
 @precision.kept
@@ -68,56 +67,42 @@ def _apply(
     adapters: Mapping[str, Adapter],
     selection: Selection,
 ) -> dict[str, Adapter]:
-    """Make the child of selected components, one group of equal shapes at a time."""
+    """Make the child of selected components, a rank at a time."""
     result: dict[str, Adapter] = {}
-    for together in _of_one_form(spectra, adapters):
-        # Factors of other shapes share the batch of signs and `r x r` products alone.
-        part = {path: adapters[path] for path in together.stacks}
-        spectrum = jax.tree.map(jnp.asarray, joined(together, spectra))
-        args = spectrum, jnp.asarray(together.join(masks)), part
-        child = functools.partial(_child, together, selection)
-        out = {path: places(x) for path, x in part.items()}
-        made = sharding.in_place(child, *args, out=out)
+    for batch in batches(spectra, masks, adapters):
+        child = functools.partial(_child, batch, selection)
+        args = batch.spectrum, batch.mask, batch.adapters
+        made = sharding.in_place(child, *args, out=batch.places)
         result |= {path: Adapter(a=a, b=b) for path, (a, b) in made.items()}
     return {path: result[path] for path in adapters}
 
 
-def _of_one_form(spectra: Spectra, adapters: Mapping[str, Adapter]) -> list[Group]:
-    """Return the paths of equal ranks and dtypes: their r x r part is one batch."""
-    found: dict[tuple[object, ...], dict[str, tuple[int, ...]]] = {}
-    for path, x in spectra.items():
-        mesh = sharding.mesh_of(adapters[path])
-        apart = mesh if mesh is None else path
-        key = (x.rank, x.s.shape[-1], x.s.dtype, x.dtype, apart)
-        found.setdefault(key, {})[path] = x.s.shape[:-1]
-    return [Group(stacks, apart=key[-1] is not None) for key, stacks in found.items()]
-
-
 def _child(
-    together: Group,
+    batch: Batch,
     selection: Selection,
     spectrum: Spectrum,
     mask: Array,
     adapters: Mapping[str, Adapter],
-) -> dict[str, tuple[Array, Array]]:
+) -> dict[str, Pair]:
     left, right = selection(spectrum, mask)
-    sign = _signs(right, together, {path: x.b for path, x in adapters.items()})
+    factors = batch.factors(adapters)
+    sign = _signs(right, [b for _, b in factors])
     left, right = left * sign[..., None, :], right * sign[..., :, None]
-    left, right = map(together.split, sharding.replicated((left, right)))
-    result: dict[str, tuple[Array, Array]] = {}
-    for group in groups(adapters):
-        whole = joined(group, adapters)
-        a, b = jnp.asarray(whole.a), jnp.asarray(whole.b)
-        columns, rows = group.join(left), group.join(right)
-        a = factorize.applied(a, columns, tall=True, dtype=spectrum.dtype)
-        b = factorize.applied(b, rows, tall=False, dtype=spectrum.dtype)
-        pairs = zip(group.split(a).items(), group.split(b).values(), strict=True)
-        result |= {path: (one_a, one_b) for (path, one_a), one_b in pairs}
-    return result
+    left, right = sharding.replicated((left, right))
+
+    def times(pair: Pair, left: jax.Array, right: jax.Array) -> Pair:
+        a, b = pair
+        dtype = spectrum.dtype
+        return (
+            factorize.applied(a, left, tall=True, dtype=dtype),
+            factorize.applied(b, right, tall=False, dtype=dtype),
+        )
+
+    return batch.products(factors, left, right, times)
 
 
 def _signs(
-    right: Float[Array, "*stack w r"], together: Group, b: Mapping[str, Any]
+    right: Float[Array, "*stack w r"], b: Sequence[Array]
 ) -> Float[Array, "*stack w"]:
     """Return the signs of components, the same for equal updates.
 
@@ -125,11 +110,11 @@ def _signs(
     `tolerances.SIGNING` has the rule. By reductions alone, which a mesh of devices
     makes without moving a row; an argmax would gather it.
     """
-    if together.apart:  # On a mesh a piece of `b` would have to be moved.
-        first = together.join(b)
-    else:
-        width = min(SIGNING, max(x.shape[-1] for x in b.values()))
-        first = together.join({p: _first(jnp.asarray(x), width) for p, x in b.items()})
+    first = b[0]
+    if sharding.mesh_of(b) is None:  # There a piece of `b` would have to be moved.
+        width = min(SIGNING, max(x.shape[-1] for x in b))
+        parts = [_first(x, width).reshape(-1, x.shape[-2], width) for x in b]
+        first = jnp.concatenate(parts).reshape(*right.shape[:-1], width)
     row = factorize.applied(first, right, tall=False, dtype=right.dtype)
     # Zeros beyond never win: the largest magnitude is above them, or all are zero.
     row = jnp.where(jnp.arange(row.shape[-1]) < SIGNING, row, 0)
@@ -151,7 +136,7 @@ def _first(x: Float[Array, "*stack r n"], width: int) -> Float[Array, "*stack r 
     return jnp.pad(x, [*more, (0, width - x.shape[-1])])
 
 
-def _in_place(
+def in_place(
     spectrum: Spectrum, mask: Bool[Array, "*stack k"]
 ) -> tuple[Float[Array, "*stack r r"], Float[Array, "*stack r r"]]:
     """Return `left` and `right`, each kept component in its column."""
@@ -198,13 +183,3 @@ def check(spectra: Spectra, masks: Masks, adapters: Mapping[str, Adapter]) -> No
                 f"'{path}': expected a mask {list(spectrum.s.shape)}, got "
                 f"{list(masks[path].shape)}."
             )
-
-
-def places(adapter: Adapter) -> tuple[P, P]:
-    """Return the mesh axes of new factors: those of the old, none for the rank.
-
-    Explicit axes alone: the compiler places the others.
-    """
-    return sharding.place(adapter.a, rank_axis=-1), sharding.place(
-        adapter.b, rank_axis=-2
-    )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from para_jax._adapters import precision
+from para_jax._pruning import pool_traced
 from para_jax._pruning.decompose import Spectra
 from para_jax._pruning.policies import Policy, single
 from para_jax._pruning.pool import Pool, pool as pool_of
@@ -48,11 +49,12 @@ def masks(spectra: Spectra, policy: Policy) -> dict[str, jax.Array]:
         is more than one.
     """
     policy = single(policy)
-    pool = pool_of(spectra)
+    pool, groups = pool_of(spectra), pool_traced.by_shape(spectra)
 
     def chosen(s: dict[str, Any], policy: Policy = policy) -> dict[str, jax.Array]:
-        pooled = pool.gather(sharding.replicated(s), jnp)
-        kept = pool.scatter(_select(pooled, pool, policy, jnp))
+        pooled = pool_traced.gather(pool, groups, sharding.replicated(s))
+        kept = _select(pooled, pool, policy, jnp)
+        kept = pool_traced.scatter(pool, groups, kept)
         return sharding.replicated(kept)
 
     # A known budget has to stay known, and an argument may become an array.

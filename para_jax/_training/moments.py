@@ -25,7 +25,7 @@ correlate; a mean of squares holds no correlations.
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,7 +42,7 @@ from para_jax._training.optimizer_states import (
     moments,
     name_of,
 )
-from para_jax.linalg import factorize, sharding
+from para_jax._training.projections import Projection, projected
 
 _Key = Any  # One of jax.tree_util's keys: they share no type.
 
@@ -109,25 +109,21 @@ def project_moments(
     """
     old, target = _by_name(state), state if like is None else like
     found = moments(target, transforms)
-    for name in found:
-        check_moment(name, found)
+    check_moments(found)
 
     def one(path: tuple[_Key, ...], fresh: Any) -> Any:
         name = name_of(path)
         if name not in found:
             return _found(name, old)
-        module, last, _, kind, squared = found[name]
         # Flags of the last gradients have no meaning for the next ones.
-        if kind == FLAGS:
+        if found[name].kind == FLAGS:
             return fresh
-        transform = transforms[module]
-        # `shrink` may turn a stack into an adapter per kernel: the old state still has
-        # the moment under the path of the stack.
-        before = f"{name.removesuffix(f'{module}/{last}')}{transform.parent}/{last}"
-        moment, factor = _found(before, old), FACTORS[last]
-        return _projected(moment, transform, factor, bool(squared), before)
+        return _projection(name, found[name], old, transforms)
 
-    return jax.tree.map_with_path(one, target)
+    leaves, tree = jax.tree.flatten(jax.tree.map_with_path(one, target), _is_todo)
+    todo = [x for x in leaves if _is_todo(x)]
+    done = iter(projected(todo, list(transforms)))
+    return tree.unflatten([next(done) if _is_todo(x) else x for x in leaves])
 
 
 def reset_moments(state: Any, fresh: Any) -> Any:
@@ -164,13 +160,20 @@ def reset_moments(state: Any, fresh: Any) -> Any:
     return jax.tree.map_with_path(one, fresh, is_leaf=_is_adapter)
 
 
-def _projected(
-    moment: Any, transform: Transform, factor: str, squared: bool, name: str
-) -> jax.Array:
-    """Return a moment of one factor in the coordinates of the new factor."""
-    is_a = factor == "a"
-    # Otherwise XLA may shard the r x k matrix like the moment, and move the moment.
-    matrix = sharding.replicated(jnp.asarray(transform.a if is_a else transform.b))
+def _projection(
+    name: str,
+    found: Moment,
+    old: Mapping[str, Any],
+    transforms: Mapping[str, Transform],
+) -> Projection:
+    """Return what brings a leaf of the new state over from the old one."""
+    transform = transforms[found.module]
+    # `shrink` may turn a stack into an adapter per kernel: the old state still has the
+    # moment under the path of the stack.
+    end = f"{found.module}/{found.factor}"
+    name = f"{name.removesuffix(end)}{transform.parent}/{found.factor}"
+    moment, is_a = _found(name, old), FACTORS[found.factor] == "a"
+    matrix = transform.a if is_a else transform.b
     stacked = np.ndim(moment) == matrix.ndim + len(transform.index)
     rank_axis = -1 if is_a else -2
     rank = matrix.shape[-2 if is_a else -1]
@@ -179,32 +182,38 @@ def _projected(
             f"The optimizer keeps '{name}' of shape {list(np.shape(moment))}, which is "
             f"not that of a factor of rank {rank}. Use reset_moments."
         )
-    moment = jnp.asarray(moment)[transform.index]
-    # Sums over the rank in bfloat16 would lose momentum.
-    wide = np.promote_types(moment.dtype, np.float32)
-    matrix, values = matrix.astype(wide), moment.astype(wide)
-    matrix = matrix * matrix if squared else matrix
-    pair = (values, matrix) if is_a else (matrix, values)
-    place = sharding.place(values, rank_axis=rank_axis)
-    return sharding.in_place(factorize.matmul, *pair, out=place).astype(moment.dtype)
+    if transform.index:
+        moment = jnp.asarray(moment)[transform.index]
+    return Projection(moment, matrix, is_a, bool(found.squared), found.module)
 
 
-def check_moment(name: str, found: Mapping[str, Moment]) -> None:
-    """Check that one leaf can be projected, given all leaves found by `moments`.
+def _is_todo(x: Any) -> bool:
+    return isinstance(x, Projection)
+
+
+def check_moments(found: Mapping[str, Moment]) -> None:
+    """Check that all leaves found by `moments` can be projected.
 
     Raises:
       ValueError: if not. The message names the leaf, and the class of its state.
     """
-    moment = found[name]
-    if moment.kind == FLAGS:
-        return
+    beside: dict[tuple[str, str], list[Moment]] = {}
+    for moment in found.values():
+        beside.setdefault((moment.module, moment.factor), []).append(moment)
+    for name, moment in found.items():
+        if moment.kind != FLAGS:
+            _check(name, moment, beside[moment.module, moment.factor])
+
+
+def _check(name: str, moment: Moment, beside: Sequence[Moment]) -> None:
+    """Check one leaf, given all of the same factor."""
     where = f"'{name}' ({moment.kind})" if moment.kind else f"'{name}'"
     if moment.squared is None:
         raise ValueError(
             f"The optimizer keeps {where}, which is none of the moments that can be "
             "projected. Use reset_moments."
         )
-    if scaled := after_scaling(name, found):
+    if scaled := after_scaling(moment, beside):
         raise ValueError(
             f"The optimizer keeps {where} of updates that were scaled entry by entry "
             f"(by {scaled}), not of gradients: it cannot be projected. Use "

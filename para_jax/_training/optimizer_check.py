@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from para_jax._adapters.precision import wide
-from para_jax._training.moments import check_moment
+from para_jax._training.moments import check_moments
 from para_jax._training.optimizer_states import FACTORS, FLAGS, Moment, moments, name_of
 
 _STEPS = 4  # Past the first of three accumulated gradients, and of a warm-up of two.
@@ -58,8 +58,7 @@ def check_optimizer(
     """
     modules = {name.rpartition("/")[0] for name in _names(params) if _is_factor(name)}
     found = moments(optimizer.init(params), dict.fromkeys(modules))
-    for name in found:
-        check_moment(name, found)
+    check_moments(found)
     # Flags are not projected, and an optimizer without moments has none to check.
     found = {name: x for name, x in found.items() if x.kind != FLAGS}
     if not found:

@@ -12,7 +12,7 @@ on the structure of a state alone, so its leaves may be tracers.
 Source: optax 0.2.8, `_src/transform.py`, `_src/accumulation.py`, `contrib/`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -177,16 +177,18 @@ def name_of(path: tuple[_Key, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def after_scaling(name: str, found: Mapping[str, Moment]) -> str:
+def after_scaling(moment: Moment, beside: Iterable[Moment]) -> str:
     """Return the earlier state of a chain, if any, that scales entry by entry.
 
     A state behind it in `optax.chain` accumulates scaled updates, not gradients, and
     those do not transform as gradients do. Return the empty string if there is none.
+
+    Args:
+      moment: The leaf.
+      beside: All leaves of the same factor.
     """
-    moment = found[name]
-    for other in found.values():
-        same = (other.module, other.factor) == (moment.module, moment.factor)
-        if not (same and other.squared):
+    for other in beside:
+        if not other.squared:
             continue
         one, two = moment.field.split("/"), other.field.split("/")
         # Two states of one chain differ first in the number that is their place in it.

@@ -16,11 +16,12 @@ static, so the compiled program of a training step still serves it.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from para_jax._adapters import precision
@@ -30,6 +31,7 @@ from para_jax._pruning import repack_traced
 from para_jax._pruning.decompose import Spectrum, decompose
 from para_jax._pruning.pipeline import spectra_of
 from para_jax._pruning.policies import Policy
+from para_jax._pruning.repack_batches import Batch, Pair, batches
 from para_jax._pruning.select import exact_masks, masks
 from para_jax._training.moments import Transform
 from para_jax.linalg import factorize, sharding
@@ -95,21 +97,28 @@ def squeeze(
     """
     spectra = decompose(adapters, method=method)
     kept = masks(spectra, policy)
-    new, transforms = {}, {}
-    for path, adapter in adapters.items():
-        left, right = _pair(adapter, spectra[path], kept[path], jnp)
-        # A kernel with fewer inputs or outputs than its rank has fewer components.
-        missing = adapter.rank - left.shape[-1]
-        still = [(0, 0)] * len(adapter.stack)
-        left = jnp.pad(left, [*still, (0, 0), (0, missing)])
-        right = jnp.pad(right, [*still, (0, missing), (0, 0)])
+    new: dict[str, Adapter] = {}
+    transforms: dict[str, Transform] = {}
+    for batch in batches(spectra, kept, adapters):
+        left, right = repack_traced.in_place(batch.spectrum, batch.mask)
+        root, signed = _joined_roots(batch, left.dtype)
+        left, right = left / root, right / signed
         # Otherwise XLA may shard these r x r matrices like the factors, and move those.
         left, right = sharding.replicated((left, right))
-        places = repack_traced.places(adapter)
-        a, b = sharding.in_place(_applied, adapter, left, right, out=places)
-        new[path] = dataclasses.replace(adapter, a=a, b=b)
-        transforms[path] = _transform(path, (), left, right)
-    return Squeezed(new, transforms)
+        made = sharding.in_place(
+            functools.partial(_child, batch),
+            *(batch.adapters, left, right),
+            out=batch.places,
+        )
+        for path, (a, b) in made.items():
+            new[path] = dataclasses.replace(adapters[path], a=a, b=b)
+        # Transposed before the split, so that `project_moments` undoes a split alone.
+        of_a, of_b = batch.whole.split(right.mT), batch.whole.split(left.mT)
+        transforms |= {p: Transform(a=x, b=of_b[p], parent=p) for p, x in of_a.items()}
+    return Squeezed(
+        {path: new[path] for path in adapters},
+        {path: transforms[path] for path in adapters},
+    )
 
 
 def shrink(
@@ -150,7 +159,7 @@ def shrink(
     kept = exact_masks(spectra, policy)
     new, transforms = {}, {}
     for path, adapter in adapters.items():
-        left, right = _pair(adapter, spectra[path], kept[path], np)
+        left, right = _pair(adapter, spectra[path], kept[path])
         ranks = kept[path].sum(-1)
         for index in [()] if form == "padded" else np.ndindex(adapter.stack):
             # The components are sorted, so a kernel keeps the leading ones.
@@ -163,19 +172,46 @@ def shrink(
     return Squeezed(new, transforms)
 
 
-def _pair(adapter: Adapter, spectrum: Spectrum, mask: Any, xp: Any) -> tuple[Any, Any]:
-    """Return `l` and `r`, with zeros in the dropped columns and rows."""
-    root = math.sqrt(abs(adapter.scale)) or 1.0  # A scale of 0 keeps nothing anyway.
-    left, right = xp.asarray(spectrum.left), xp.asarray(spectrum.right)
-    left = xp.where(mask[..., None, :], left / root, 0)
-    right = xp.where(mask[..., None], right / math.copysign(root, adapter.scale), 0)
-    return left, right
+def _roots(scale: float) -> tuple[float, float]:
+    """Return what `left` and `right` are divided by, of one module."""
+    root = math.sqrt(abs(scale)) or 1.0  # A scale of 0 keeps nothing anyway.
+    return root, math.copysign(root, scale)
 
 
-def _applied(adapter: Adapter, left: Any, right: Any) -> tuple[Any, Any]:
+def _joined_roots(batch: Batch, dtype: Any) -> list[np.ndarray]:
+    """Return `_roots` of all rows, `[L, 1, 1]`."""
+    roots = {path: _roots(x.scale) for path, x in batch.adapters.items()}
+    return [
+        batch.whole.join(
+            {
+                path: np.full((*x.stack, 1, 1), roots[path][i], dtype)
+                for path, x in batch.adapters.items()
+            }
+        )
+        for i in range(2)
+    ]
+
+
+def _child(
+    batch: Batch, adapters: Mapping[str, Adapter], left: jax.Array, right: jax.Array
+) -> dict[str, Pair]:
+    return batch.products(batch.factors(adapters), left, right, _applied)
+
+
+def _pair(
+    adapter: Adapter, spectrum: Spectrum, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `l` and `r` on the host, with zeros in the dropped columns and rows."""
+    root, signed = _roots(adapter.scale)
+    left, right = np.asarray(spectrum.left), np.asarray(spectrum.right)
+    left = np.where(mask[..., None, :], left / root, 0)
+    return left, np.where(mask[..., None], right / signed, 0)
+
+
+def _applied(pair: Pair, left: jax.Array, right: jax.Array) -> Pair:
     # The product is formed in the dtype of the spectrum, float32 or wider, and rounded
     # once to that of the factors.
-    a, b = jnp.asarray(adapter.a), jnp.asarray(adapter.b)
+    a, b = pair
     a_new = factorize.matmul(a.astype(left.dtype), left)
     b_new = factorize.matmul(right, b.astype(right.dtype))
     return a_new.astype(a.dtype), b_new.astype(b.dtype)
