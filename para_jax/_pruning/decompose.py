@@ -149,23 +149,16 @@ def _decompose(
 
 
 def _way(method: Method, adapters: Mapping[str, Adapter]) -> products.Way:
-    """Return the way to the `R` factors on this platform.
+    """Return the way to the `R` factors.
 
     Raises:
       ValueError: if the method is unknown.
     """
-    if method == "qr" or method == "gram":
-        return method
-    if method != "auto":
+    if method not in typing.get_args(Method):
         raise ValueError(f"Unknown method {method!r}: expected 'auto', 'qr' or 'gram'.")
     # A QR would gather each factor; a Gram matrix is a sum over devices.
-    if sharding.mesh_of(adapters) is not None:
-        return "gram"
-    # LAPACK's QR takes two to three times as long, but makes one rounding alone.
-    if jax.default_backend() == "cpu":
-        return "qr"
-    is_wide = jax.dtypes.canonicalize_dtype(float) == jnp.float64
-    return "checked" if is_wide else "gram"
+    on_mesh = method == "auto" and sharding.mesh_of(adapters) is not None
+    return "mesh" if on_mesh else method
 
 
 def _decompose_one_rank(

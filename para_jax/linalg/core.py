@@ -33,9 +33,17 @@ class Core(NamedTuple):
     right: Any
 
 
-def of_roots(r_a: Float[Array, "L r r"], r_b: Float[Array, "L r r"]) -> Core:
-    """Return the core of products `a @ b`, given the R factors of `a` and `b^T`."""
-    return _without_noise(_of_roots(r_a, r_b), _norms(r_a), _norms(r_b))
+def of_roots(
+    r_a: Float[Array, "L r r"], r_b: Float[Array, "L r r"], ops: Any = factorize
+) -> Core:
+    """Return the core of products `a @ b`, given the R factors of `a` and `b^T`.
+
+    Args:
+      r_a: That of `a`.
+      r_b: That of `b^T`.
+      ops: The module of the operations of a platform.
+    """
+    return _without_noise(_of_roots(r_a, r_b, ops), _norms(r_a), _norms(r_b))
 
 
 def of_grams(
@@ -77,13 +85,15 @@ def _spectra(
     )
 
 
-def _of_roots(r_a: Float[Array, "L r r"], r_b: Float[Array, "L r r"]) -> Core:
-    u, s, vt = factorize.svd(factorize.matmul(r_a, r_b.mT))
+def _of_roots(
+    r_a: Float[Array, "L r r"], r_b: Float[Array, "L r r"], ops: Any = factorize
+) -> Core:
+    u, s, vt = ops.svd(ops.matmul(r_a, r_b.mT))
     nonzero = s > tolerances.floor(s[..., :1], s.shape[-1])
     # The inner `where` keeps the derivative finite at zeros, where NaN would spread.
     weight = jnp.where(nonzero, lax.rsqrt(jnp.where(nonzero, s, 1)), 0)
-    left = factorize.matmul(r_b.mT, vt.mT) * weight[:, None, :]
-    right = factorize.matmul(u.mT, r_a) * weight[:, :, None]
+    left = ops.matmul(r_b.mT, vt.mT) * weight[:, None, :]
+    right = ops.matmul(u.mT, r_a) * weight[:, :, None]
     return Core(s, left, right)
 
 
@@ -149,25 +159,27 @@ def times_power(x: Array, exponent: Int[Array, "*stack"]) -> Array:
     return x
 
 
-def root_of_gram(gram: Float[Array, "N r r"]) -> Float[Array, "N r r"]:
+def root_of_gram(
+    gram: Float[Array, "N r r"], ops: Any = factorize
+) -> Float[Array, "N r r"]:
     """Return `R` with `R^T R = gram`, zero in directions of noise.
 
     By eigenvectors, since a Cholesky factor of dependent columns does not exist.
     """
-    values, vectors, lengths = _eigen(gram)
+    values, vectors, lengths = _eigen(gram, ops)
     kept = jnp.where(values > _floor(gram), values, 0)
     root = jnp.sqrt(kept)[:, :, None] * vectors.mT * lengths[:, None, :]
     return sharding.replicated(root)
 
 
 def first_root_of_gram(
-    gram: Float[Array, "N r r"],
+    gram: Float[Array, "N r r"], ops: Any = factorize
 ) -> tuple[Float[Array, "N r r"], Float[Array, "N r r"]]:
     """Return `R` with `R^T R = gram`, almost, and its inverse.
 
     Directions of noise are enlarged, so that a second pass over the factor finds them.
     """
-    values, vectors, lengths = _eigen(gram)
+    values, vectors, lengths = _eigen(gram, ops)
     values = jnp.sqrt(jnp.maximum(values, _floor(gram)))
     root = values[:, :, None] * vectors.mT * lengths[:, None, :]
     safe = jnp.where(lengths > 0, lengths, 1)
@@ -191,9 +203,9 @@ def _cholesky_root(
     return lax.cond(independent, lambda: root, lambda: root_of_gram(gram)), shares
 
 
-def _eigen(gram: Float[Array, "N r r"]) -> tuple[Array, Array, Array]:
+def _eigen(gram: Float[Array, "N r r"], ops: Any) -> tuple[Array, Array, Array]:
     unit, lengths = _unit_columns(gram)
-    return *factorize.eigh(unit), lengths
+    return *ops.eigh(unit), lengths
 
 
 def _floor(gram: Float[Array, "N r r"]) -> float:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from para_jax.linalg import gpu, sharding
+from para_jax.linalg import gpu, platforms, sharding
 
 # cuSOLVER's batched Jacobi SVD stops at this size; beyond it, matrices go one by one.
 _BATCHED_SVD_LIMIT = 32
@@ -85,10 +85,34 @@ def applied(
         return apply
 
     plain = product(lax.Precision.HIGHEST)
-    if is_wide or jax.default_backend() != "gpu":
+    if is_wide:
         return plain(x, w)
     # Three products on the tensor cores give what one in float32 gives without them.
-    return on_gpu(product(lax.DotAlgorithmPreset.TF32_TF32_F32_X3), plain)(x, w)
+    three = product(lax.DotAlgorithmPreset.TF32_TF32_F32_X3)
+    shape = (*x.shape[:-1], w.shape[-1]) if tall else (*w.shape[:-1], x.shape[-1])
+    return platforms.by_platform(
+        x,
+        w,
+        out=jax.ShapeDtypeStruct(shape, dtype),
+        cpu=plain,
+        cuda=on_gpu(three, plain),
+        tpu=functools.partial(one_by_one, plain),
+        default=plain,
+    )
+
+
+def one_by_one(function: Callable[..., Array], *args: Array) -> Array:
+    """Return `function` of each matrix of stacks, in a loop.
+
+    A TPU's compiler unrolls a batch, and takes ten times as long for a few hundred.
+    """
+    # A loop over an axis that a mesh divides would move what it divides.
+    if args[0].ndim == 2 or sharding.mesh_of(args) is not None:
+        return function(*args)
+    stack = args[0].shape[:-2]
+    rows = [x.reshape(-1, *x.shape[-2:]) for x in args]
+    found = lax.map(lambda row: function(*row), rows)
+    return found.reshape(*stack, *found.shape[-2:])
 
 
 def has_kernels(x: Array) -> bool:

@@ -14,6 +14,7 @@ factor, a by-product, tell when `lambda` is small.
 Traceable under `jit`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -24,14 +25,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from para_jax.linalg import core, factorize, sharding
+from para_jax.linalg import core, factorize, platforms, sharding, tpu
 from para_jax.linalg.core import Core
 
 Method = Literal["auto", "qr", "gram"]
 """The caller's choice of a way to the `R` factors, see `para_jax.decompose`."""
 
-Way = Literal["qr", "gram", "checked"]
-"""The way that a program takes; `checked` is `gram`, or `qr` if that loses digits."""
+Way = Literal["auto", "mesh", "qr", "gram", "checked"]
+"""The way that a program takes.
+
+`auto` and `mesh`, for factors divided over devices, are decided by the platform that it
+is lowered for. `checked` is `gram`, or `qr` if that loses digits.
+"""
 
 DEPENDENT = 1e-9
 """A pivot below this share of its column's square makes rounding, `r * eps`, matter."""
@@ -40,11 +45,60 @@ Factors = Sequence[Array]
 
 
 def cores(a: Factors, b: Factors, scale: Float[Array, " L"], way: Way) -> Core:
-    """Return the cores of `scale * a @ b`, in float64 where JAX may.
+    """Return the cores of `scale * a @ b`, in the dtype of `scale`.
 
-    In float32 the factors are brought near 1 first: squares would leave its range.
+    Computed in float64 where JAX may, but on a TPU. In float32 the factors are brought
+    near 1 first: squares would leave its range.
     """
-    find = {"qr": by_qr, "gram": by_grams, "checked": checked}[way]
+    args = [*a], [*b], scale
+    if way == "auto":
+        rank = a[0].shape[-1]
+        shapes = (rank,), (rank, rank), (rank, rank)
+        out = [jax.ShapeDtypeStruct((len(scale), *x), scale.dtype) for x in shapes]
+        return platforms.by_platform(
+            *args,
+            out=Core(*out),
+            cpu=_by_qr,
+            cuda=_on_accelerator,
+            tpu=_on_tpu,
+            default=_on_accelerator,
+        )
+    if way == "mesh":
+        return lax.platform_dependent(*args, tpu=_on_tpu, default=_by_grams)
+    ways = {"qr": _by_qr, "gram": _by_grams, "checked": _checked}
+    return ways[way](*args)
+
+
+def _by_qr(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
+    return _scaled(by_qr, a, b, scale)
+
+
+def _by_grams(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
+    return _scaled(by_grams, a, b, scale)
+
+
+def _checked(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
+    return _scaled(checked, a, b, scale)
+
+
+def _on_accelerator(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
+    is_wide = scale.dtype == jnp.float64
+    return _scaled(checked if is_wide else by_grams, a, b, scale)
+
+
+def _on_tpu(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
+    """Return the cores by Gram matrices, computed in float32."""
+    find = functools.partial(by_grams, ops=tpu)
+    found = _scaled(find, a, b, scale.astype(jnp.float32))
+    return Core(*(x.astype(scale.dtype) for x in found))
+
+
+def _scaled(
+    find: Callable[[Factors, Factors], Core],
+    a: Factors,
+    b: Factors,
+    scale: Float[Array, " L"],
+) -> Core:
     if scale.dtype == jnp.float64:
         return core.scaled(find(a, b), scale)
     a, e_a = _near_one(a)
@@ -62,21 +116,27 @@ def by_qr(a: Factors, b: Factors) -> Core:
     return core.of_roots(*roots)
 
 
-def by_grams(a: Factors, b: Factors) -> Core:
-    """Return the cores through `a^T a` and `b b^T`."""
-    gram_a, gram_b = _grams(a, tall=True), _grams(b, tall=False)
+def by_grams(a: Factors, b: Factors, ops: Any = factorize) -> Core:
+    """Return the cores through `a^T a` and `b b^T`.
+
+    Args:
+      a: Factors.
+      b: Their counterparts.
+      ops: The module of the operations of a platform.
+    """
+    gram_a, gram_b = _grams(a, ops, tall=True), _grams(b, ops, tall=False)
     if gram_a.dtype == jnp.float64:
         return core.of_grams(gram_a, gram_b)[0]
-    roots, whiten = core.first_root_of_gram(jnp.concatenate([gram_a, gram_b]))
+    roots, whiten = core.first_root_of_gram(jnp.concatenate([gram_a, gram_b]), ops)
     # A factor times `whiten` is almost orthogonal; a direction too weak for the first
     # estimate is at least enlarged. A second pass finds the rest as exactly as QR.
     tall = [x.astype(jnp.float32) for x in (*a, *(x.mT for x in b))]
     ends = np.cumsum([math.prod(x.shape[:-2]) for x in tall])[:-1]
     pairs = zip(tall, jnp.split(whiten, ends), strict=True)
-    again = _grams([_times(x, w) for x, w in pairs], tall=True)
+    again = _grams([_times(x, w, ops) for x, w in pairs], ops, tall=True)
     # Triangular again, so that graded columns stay graded in what follows.
-    roots = factorize.qr_r(factorize.matmul(core.root_of_gram(again), roots))
-    return core.of_roots(*jnp.split(roots, 2))
+    roots = ops.qr_r(ops.matmul(core.root_of_gram(again, ops), roots))
+    return core.of_roots(*jnp.split(roots, 2), ops)
 
 
 @jax.custom_jvp
@@ -100,7 +160,9 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Core, Core]:
 @jax.custom_batching.custom_vmap
 def _in_stacks(a: Factors, b: Factors) -> list[Core]:
     """Return `checked(a, b)` for each pair of arrays, with its stack axes."""
-    found, share = core.of_grams(_grams(a, tall=True), _grams(b, tall=False))
+    found, share = core.of_grams(
+        _grams(a, factorize, tall=True), _grams(b, factorize, tall=False)
+    )
     # One condition for all: a batch with one bad factor takes the slow way as a whole.
     safe = (share > DEPENDENT).all()  # Not where a share is NaN.
     found = lax.cond(safe, lambda *_: found, _one_by_one, a, b)
@@ -155,14 +217,14 @@ def _exponent(x: Float[Array, "*stack d r"]) -> Int[Array, "*stack"]:
     return exponent // 2 * 2
 
 
-def _grams(factors: Factors, *, tall: bool) -> Float[Array, "L r r"]:
-    found = [sharding.replicated(factorize.gram(x, tall=tall)) for x in factors]
+def _grams(factors: Factors, ops: Any, *, tall: bool) -> Float[Array, "L r r"]:
+    found = [sharding.replicated(ops.gram(x, tall=tall)) for x in factors]
     return jnp.concatenate([_rows(x) for x in found])
 
 
-def _times(x: Float[Array, "... d r"], w: Float[Array, "L r r"]) -> Array:
+def _times(x: Float[Array, "... d r"], w: Float[Array, "L r r"], ops: Any) -> Array:
     w = sharding.replicated(w.reshape(*x.shape[:-2], *w.shape[-2:]))
-    return factorize.matmul(x, w)
+    return ops.matmul(x, w)
 
 
 def _rows(x: Float[Array, "*stack d r"]) -> Float[Array, "L d r"]:

@@ -1,0 +1,120 @@
+"""A choice between functions, by the platform that a program is lowered for.
+
+`jax.lax.platform_dependent` traces all of them, which takes as long for each. Here the
+choice is one operation until a program is lowered, and only then is the function of
+that platform traced. Mapped over, differentiated or on a mesh of devices, it is
+`platform_dependent` after all.
+
+Traceable under `jit`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+_by_platform = Primitive("by_platform")
+_by_platform.multiple_results = True
+
+
+def by_platform(
+    *args: Any,
+    out: Any,
+    cpu: Callable[..., Any],
+    cuda: Callable[..., Any],
+    tpu: Callable[..., Any],
+    default: Callable[..., Any],
+) -> Any:
+    """Return what the function for the platform returns for `args`.
+
+    Args:
+      *args: Trees of arrays.
+      out: The shapes and dtypes of the result.
+      cpu: A traceable function, in no need of anything but its arguments.
+      cuda: The same for NVIDIA GPUs.
+      tpu: The same for TPUs.
+      default: The same for all others.
+    """
+    leaves, tree = jax.tree.flatten(args)
+    functions = tuple(
+        _Flat(f, tree, jax.dtypes.canonicalize_dtype(float) == np.float64)
+        for f in (cpu, cuda, tpu, default)
+    )
+    shapes, out_tree = jax.tree.flatten(out)
+    if any(_is_placed(x) for x in leaves):
+        found = _traced(*leaves, functions=functions)
+    else:
+        avals = tuple((x.shape, np.dtype(x.dtype)) for x in shapes)
+        found = _by_platform.bind(*leaves, functions=functions, avals=avals)
+    return jax.tree.unflatten(out_tree, found)
+
+
+class _Flat:
+    """A function of a list of arrays, in the precision that it was called in."""
+
+    def __init__(self, function: Callable[..., Any], tree: Any, wide: bool) -> None:
+        self.key = (function, tree, wide)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Flat) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __call__(self, *leaves: Any) -> list[Any]:
+        function, tree, wide = self.key
+        # A program may be lowered in another precision than it was traced in.
+        with jax.enable_x64(wide):
+            return jax.tree.leaves(function(*jax.tree.unflatten(tree, leaves)))
+
+
+def _is_placed(x: Any) -> bool:
+    """Return whether `x` is divided over devices, or may differ between them."""
+    kind = jax.typeof(x)
+    return not kind.sharding.mesh.empty or bool(getattr(kind, "vma", None))
+
+
+def _traced(*leaves: Any, functions: Sequence[_Flat], **_: Any) -> list[Any]:
+    *known, default = functions
+    named = dict(zip(PLATFORMS, known, strict=True))
+    return lax.platform_dependent(*leaves, **named, default=default)
+
+
+def _batched(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
+    mapped = jax.vmap(functools.partial(_traced, **params), in_axes=list(dims))
+    found = mapped(*args)
+    return found, [0] * len(found)
+
+
+def _differentiated(
+    primals: Sequence[Any], tangents: Sequence[Any], **params: Any
+) -> Any:
+    tangents = tuple(ad.instantiate_zeros(x) for x in tangents)
+    return jax.jvp(functools.partial(_traced, **params), tuple(primals), tangents)
+
+
+def _lowered(index: int) -> Any:
+    def function(*leaves: Any, functions: Sequence[_Flat], **_: Any) -> list[Any]:
+        return functions[index](*leaves)
+
+    return mlir.lower_fun(function, multiple_results=True)
+
+
+@_by_platform.def_abstract_eval
+def _(*_: Any, avals: Sequence[Any], **__: Any) -> list[Any]:
+    return [jax.core.ShapedArray(shape, dtype) for shape, dtype in avals]
+
+
+_by_platform.def_impl(_traced)
+batching.primitive_batchers[_by_platform] = _batched
+ad.primitive_jvps[_by_platform] = _differentiated
+mlir.register_lowering(_by_platform, _lowered(len(PLATFORMS)))
+for _index, _platform in enumerate(PLATFORMS):
+    mlir.register_lowering(_by_platform, _lowered(_index), platform=_platform)
