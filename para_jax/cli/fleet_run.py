@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import para_jax as para
-from para_jax._fleet import tenants as fleet
+from para_jax._fleet import processes, tenants as fleet
 from para_jax._fleet.manifest import Manifest, Row
-from para_jax.cli import budgets, show, source, target
+from para_jax.cli import budgets, process, show, source, target
 from para_jax.cli.request import Fleet
 
 
@@ -42,8 +42,12 @@ def tended(request: Fleet, todo: Sequence[fleet.Tenant], kept: Manifest) -> list
 def _rows(
     request: Fleet, work: fleet.Work, todo: Sequence[fleet.Tenant]
 ) -> Iterator[Row]:
-    if request.ray is None:
+    if request.ray is None and len(todo) < processes.LEAST:
         return fleet.threads(work, todo, jobs=request.jobs or fleet.JOBS)
+    if request.ray is None:
+        jobs = request.jobs or processes.workers(todo)
+        begin = functools.partial(process.begin_worker, debug=request.debug)
+        return processes.processes(work, todo, jobs=jobs, begin=begin)
     # An extra, and seconds to import: only where it is asked for.
     from para_jax._fleet import ray
 

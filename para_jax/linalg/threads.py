@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import threadpoolctl
 
 _MOST = 8  # Memory bandwidth limits more threads than this.
+_processes = 1
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,12 +36,34 @@ def in_threads(
       function: The work on one item. Its first error ends the loop.
       items: Read at once, before the first result.
     """
-    pool = futures.ThreadPoolExecutor(min(_cores(), _MOST))
+    if (count := _threads()) == 1:  # A thread would cost more than it overlaps.
+        with _blas.on_one_thread():
+            yield from map(function, items)
+        return
+    pool = futures.ThreadPoolExecutor(count)
     with _blas.on_one_thread():
         try:
             yield from pool.map(function, items)
         finally:  # Also where the loop over the results was left early.
             pool.shutdown(cancel_futures=True)
+
+
+def share(processes: int) -> None:
+    """Leave the other cores to as many processes as compute beside this one.
+
+    To be called once, at the start of such a process.
+
+    Args:
+      processes: How many there are, this one included.
+    """
+    global _processes
+    _processes = processes
+    # Never lifted: to find the libraries anew takes longer than a small product.
+    _blas.on_one_thread().__enter__()
+
+
+def _threads() -> int:
+    return max(min(cores() // _processes, _MOST), 1)
 
 
 class _Blas:
@@ -78,7 +101,8 @@ class _Blas:
 _blas = _Blas()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return the number of cores that this process may use."""
     with contextlib.suppress(AttributeError):  # On Linux alone.
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
