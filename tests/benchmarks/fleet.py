@@ -13,8 +13,9 @@ without its process start, which does not depend on the number of adapters, and
 Beside it, reading and writing alone, in a process a core: no arithmetic could be so
 fast that a fleet on disk is faster. With `--before`, the fleet of another version runs
 in turns with this one's, from the folder that holds its `para_jax`; each is first run
-on four adapters, so that neither compiles while it is timed. The last rows are `para fleet` on one adapter of a given number of layers; the third
-command ends with one of Llama-3-70B's shapes, rank 64, in float32.
+on four adapters, so that neither compiles while it is timed. The last rows are `para
+fleet` on one adapter of a given number of layers; the third command ends with one of
+Llama-3-70B's shapes, rank 64, in float32.
 """
 
 import argparse
