@@ -10,6 +10,7 @@ import concurrent.futures
 import multiprocessing
 import multiprocessing.connection
 import os
+import pathlib
 import signal
 import threading
 import warnings
@@ -25,13 +26,19 @@ from para_jax.linalg import threads
 LEAST = 64
 """The number of tenants from which processes are worth their start of a second."""
 
-_ROOM = 2**32  # The bytes of all parents in flight; a worker takes a few times more.
+_ROOM = 2**32  # The bytes of all parents in flight; a tenant takes a few times more.
 
 
 def workers(tenants: Sequence[Tenant]) -> int:
-    """Return the default number of workers: one a core, fewer for large adapters."""
+    """Return the default number of tenants in flight: one a core, fewer large ones."""
     largest = max((size(x.source) for x in tenants), default=0)
-    return min(threads.cores(), max(_ROOM // max(largest, 1), JOBS))
+    return max(min(threads.cores(), _ROOM // max(largest, 1)), JOBS)
+
+
+def pay(tenants: Sequence[Tenant], jobs: int) -> bool:
+    """Decide whether processes end sooner than threads."""
+    # Four threads are all that one interpreter keeps busy.
+    return jobs > JOBS and len(tenants) >= LEAST
 
 
 def processes(
@@ -39,7 +46,7 @@ def processes(
     tenants: Sequence[Tenant],
     *,
     jobs: int,
-    begin: Callable[[], None] = lambda: None,
+    begin: Callable[[], None],
 ) -> Iterator[Row]:
     """Compress tenants in worker processes; yield each row as it ends.
 
@@ -56,7 +63,7 @@ def processes(
       ChildProcessError: if a worker dies.
     """
     with concurrent.futures.ProcessPoolExecutor(
-        jobs, mp_context=_context(), initializer=_begin, initargs=(jobs, begin)
+        jobs, mp_context=_context(), initializer=_begin, initargs=(jobs, pathlib.Path.cwd(), begin)
     ) as pool:
         rows = [pool.submit(_task, work, x) for x in tenants]
         try:
@@ -84,7 +91,8 @@ def _context() -> multiprocessing.context.BaseContext:
     return result
 
 
-def _begin(jobs: int, begin: Callable[[], None]) -> None:
+def _begin(jobs: int, folder: pathlib.Path, begin: Callable[[], None]) -> None:
+    os.chdir(folder)  # Paths may be relative.
     # The first process gets the same signal, and tells when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

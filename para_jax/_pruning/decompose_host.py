@@ -54,7 +54,8 @@ def joined_cores(
 
 def serves(adapters: Mapping[str, Adapter]) -> bool:
     """Return whether to use NumPy, for factors in reach of JAX's CPU backend."""
-    if jax.default_backend() != "cpu":
+    # The setting first: the first question to JAX itself starts all its backends.
+    if jax.config.jax_platforms != "cpu" and jax.default_backend() != "cpu":
         return False
     factors = [x for adapter in adapters.values() for x in (adapter.a, adapter.b)]
     return all(isinstance(x, np.ndarray) or len(x.devices()) == 1 for x in factors)

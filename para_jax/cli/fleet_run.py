@@ -1,4 +1,4 @@
-"""The tenants of a fleet, compressed in threads or on a cluster of Ray."""
+"""The tenants of a fleet, compressed in threads, processes or on a cluster of Ray."""
 
 import functools
 import pathlib
@@ -42,10 +42,10 @@ def tended(request: Fleet, todo: Sequence[fleet.Tenant], kept: Manifest) -> list
 def _rows(
     request: Fleet, work: fleet.Work, todo: Sequence[fleet.Tenant]
 ) -> Iterator[Row]:
-    if request.ray is None and len(todo) < processes.LEAST:
-        return fleet.threads(work, todo, jobs=request.jobs or fleet.JOBS)
     if request.ray is None:
         jobs = request.jobs or processes.workers(todo)
+        if not processes.pay(todo, jobs):
+            return fleet.threads(work, todo, jobs=jobs)
         begin = functools.partial(process.begin_worker, debug=request.debug)
         return processes.processes(work, todo, jobs=jobs, begin=begin)
     # An extra, and seconds to import: only where it is asked for.
