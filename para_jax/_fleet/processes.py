@@ -8,7 +8,6 @@ accelerator, and back. Runs on the host.
 
 import concurrent.futures
 import multiprocessing
-import multiprocessing.connection
 import os
 import pathlib
 import signal
@@ -63,7 +62,10 @@ def processes(
       ChildProcessError: if a worker dies.
     """
     with concurrent.futures.ProcessPoolExecutor(
-        jobs, mp_context=_context(), initializer=_begin, initargs=(jobs, pathlib.Path.cwd(), begin)
+        jobs,
+        mp_context=_context(),
+        initializer=_begin,
+        initargs=(jobs, pathlib.Path.cwd(), begin),
     ) as pool:
         rows = [pool.submit(_task, work, x) for x in tenants]
         try:
@@ -104,8 +106,8 @@ def _begin(jobs: int, folder: pathlib.Path, begin: Callable[[], None]) -> None:
 
 def _end_with_parent() -> None:
     """End this process when the one that started it is gone."""
-    parent = multiprocessing.parent_process()
-    multiprocessing.connection.wait([parent.sentinel])
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)
 
 

@@ -36,7 +36,7 @@ def in_threads(
       function: The work on one item. Its first error ends the loop.
       items: Read at once, before the first result.
     """
-    if (count := _threads()) == 1:  # A thread would cost more than it overlaps.
+    if (count := workers()) == 1:  # A thread would cost more than it overlaps.
         with _blas.on_one_thread():
             yield from map(function, items)
         return
@@ -58,11 +58,10 @@ def share(processes: int) -> None:
     """
     global _processes
     _processes = processes
-    # Never lifted: to find the libraries anew takes longer than a small product.
-    _blas.on_one_thread().__enter__()
 
 
-def _threads() -> int:
+def workers() -> int:
+    """Return the number of threads that `in_threads` uses."""
     return max(min(cores() // _processes, _MOST), 1)
 
 

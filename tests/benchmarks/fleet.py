@@ -145,7 +145,7 @@ def fleet(
     row: Callable[..., Row],
     jobs: int | None,
     series: str,
-    root: pathlib.Path | None = None,
+    root: pathlib.Path,
     match: str = "*",
 ) -> list[Row]:
     """Time the whole process, and read the seconds that it reports itself."""
@@ -180,13 +180,19 @@ def copy(pair: tuple[pathlib.Path, pathlib.Path]) -> None:
     para.save(para.load(source), target, overwrite=True)
 
 
-def by_size(folder: pathlib.Path, model: scale.Model) -> list[Row]:
+def by_size(
+    folder: pathlib.Path, model: scale.Model, before: pathlib.Path | None
+) -> list[Row]:
     parents = folder / f"size-{model.layers}"
     parents.mkdir()
     scale.make(parents / "one", model)
-    target = folder / f"child-{model.layers}"
     row = functools.partial(Row, adapters=1, bytes=model.bytes)
-    return fleet(parents, target, row, None, series="one adapter")
+    rows = []
+    for name, root in versions(before).items():
+        target = folder / f"child-{model.layers}-{name}"
+        series = name.replace("para fleet", "one adapter")
+        rows += fleet(parents, target, row, None, series, root)
+    return rows
 
 
 def show(rows: list[Row]) -> None:
@@ -268,7 +274,8 @@ def main() -> None:
             rows += on_disk(folder, model, count, given)
         for layers in given.layers:
             sizes = {x: getattr(given, x) for x in ("hidden", "kv", "ffn", "rank")}
-            rows += by_size(folder, scale.Model(layers=layers, **sizes))
+            one = scale.Model(layers=layers, **sizes)
+            rows += by_size(folder, one, given.before)
     if given.plot:
         draw(rows, given.plot)
     if given.json:

@@ -1,6 +1,5 @@
 """Test a fleet in processes: the same files as one by one, whatever dies."""
 
-import functools
 import json
 import os
 import pathlib
@@ -102,7 +101,8 @@ def test_children_and_rows_are_those_of_one_by_one(capsys, tmp_path, monkeypatch
 @pytest.mark.user_defaults
 def test_warnings_of_workers_are_told_once(capsys, tmp_path):
     for i in range(3):
-        adapter = para.Adapter(a=np.eye(6, 4), b=np.eye(4, 8, dtype=np.float64))
+        a, b = np.eye(6, 4, dtype=np.float32), np.eye(4, 8, dtype=np.float32)
+        adapter = para.Adapter(a=a, b=b)
         embedding = {"model/embed_tokens": adapter}
         layers = {"model/embed_tokens": para.Layer(kind="embedding")}
         parent = para.Checkpoint(adapters=embedding, layers=layers)
@@ -168,6 +168,7 @@ def is_alive(pid):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.user_defaults
 def test_a_killed_run_goes_on_and_its_workers_end_with_it(tmp_path):
     settle(tmp_path / "in", 19)
@@ -196,6 +197,7 @@ def test_a_killed_run_goes_on_and_its_workers_end_with_it(tmp_path):
     assert files(tmp_path / "killed") == files(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.user_defaults
 def test_a_worker_that_dies_ends_the_run_with_a_sentence(tmp_path):
     settle(tmp_path / "in", 12)
