@@ -1,15 +1,14 @@
 """A fleet on the cores of one machine: each tenant is a task of a worker process.
 
 Most of a small adapter's time is Python's own: names, checks, the choice, the files.
-In one process, threads would wait for its interpreter's lock. The workers compute on
-the CPU: there arithmetic takes less time than to bring factors to one process with an
-accelerator, and back. Runs on the host.
+In one process, threads wait for its interpreter's lock. The workers compute on the CPU:
+arithmetic is a fifth of their time, so an accelerator could save no more, and all
+factors would have to pass through the one process that has it. Runs on the host.
 """
 
 import concurrent.futures
 import multiprocessing
 import os
-import pathlib
 import signal
 import threading
 import warnings
@@ -65,7 +64,7 @@ def processes(
         jobs,
         mp_context=_context(),
         initializer=_begin,
-        initargs=(jobs, pathlib.Path.cwd(), begin),
+        initargs=(jobs, begin),
     ) as pool:
         rows = [pool.submit(_task, work, x) for x in tenants]
         try:
@@ -93,8 +92,7 @@ def _context() -> multiprocessing.context.BaseContext:
     return result
 
 
-def _begin(jobs: int, folder: pathlib.Path, begin: Callable[[], None]) -> None:
-    os.chdir(folder)  # Paths may be relative.
+def _begin(jobs: int, begin: Callable[[], None]) -> None:
     # The first process gets the same signal, and tells when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -45,7 +45,7 @@ def _rows(
     if request.ray is None:
         jobs = request.jobs or processes.workers(todo)
         if not processes.pay(todo, jobs):
-            return fleet.threads(work, todo, jobs=jobs)
+            return fleet.threads(work, todo, jobs=request.jobs or fleet.JOBS)
         begin = functools.partial(process.begin_worker, debug=request.debug)
         return processes.processes(work, todo, jobs=jobs, begin=begin)
     # An extra, and seconds to import: only where it is asked for.

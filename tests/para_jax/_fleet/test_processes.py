@@ -155,6 +155,7 @@ def dying(tmp_path, log, victim="none", at="0"):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
+        timeout=200,  # A worker that is left alone would keep the streams open.
     )
     begun = [x.split() for x in pathlib.Path(log).read_text().splitlines()]
     return done, [x for x, _ in begun], {int(x) for _, x in begun}
