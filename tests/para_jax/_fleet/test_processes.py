@@ -13,7 +13,7 @@ import pytest
 
 import para_jax as para
 from para_jax import cli
-from para_jax._fleet import processes, tenants as fleet
+from para_jax._fleet import manifest, processes, tenants as fleet
 from para_jax.linalg import threads
 
 GAMMA = ("--gamma", "0.25")
@@ -113,6 +113,29 @@ def test_warnings_of_workers_are_told_once(capsys, tmp_path):
     notes = capsys.readouterr().err.splitlines()
     assert len(notes) == 1
     assert "is an embedding" in notes[0]
+
+
+@pytest.mark.slow
+@pytest.mark.user_defaults
+def test_an_interrupt_begins_no_other(capsys, tmp_path, monkeypatch):
+    settle(tmp_path / "in", 41)
+    append = manifest.Manifest.append
+
+    def interrupted(self, row):
+        append(self, row)
+        if len(self.rows) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest.Manifest, "append", interrupted)
+        assert run() == 130
+
+    sentence = "para: 2 of 41 tenants are done; the same command goes on.\n"
+    assert capsys.readouterr().err == sentence
+    assert not list(tmp_path.rglob(".*"))
+    assert len(list((tmp_path / "out").iterdir())) < 30
+    assert run() == 0
+    assert json.loads(capsys.readouterr().out)["there"] == 3
 
 
 # A file, as workers import the program's main module, and with it these changes.
