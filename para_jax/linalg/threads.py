@@ -36,11 +36,7 @@ def in_threads(
       function: The work on one item. Its first error ends the loop.
       items: Read at once, before the first result.
     """
-    if (count := workers()) == 1:  # A thread would cost more than it overlaps.
-        with _blas.on_one_thread():
-            yield from map(function, items)
-        return
-    pool = futures.ThreadPoolExecutor(count)
+    pool = futures.ThreadPoolExecutor(workers())
     with _blas.on_one_thread():
         try:
             yield from pool.map(function, items)

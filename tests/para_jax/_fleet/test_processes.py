@@ -266,7 +266,7 @@ assert child.report.kept_rank == 2
 assert not xla_bridge.backends_are_initialized()
 import threading
 seen = set(threads.in_threads(lambda _: threading.get_ident(), range(9)))
-assert seen == {threading.get_ident()}
+assert len(seen) == 1
 """
     environment = {x: y for x, y in os.environ.items() if x != "JAX_PLATFORMS"}
     environment["PYTHONPATH"] = str(ROOT)
