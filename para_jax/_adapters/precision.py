@@ -46,8 +46,15 @@ def _leaves(arg: Any) -> list[Any]:
 @contextlib.contextmanager
 def wide() -> Iterator[None]:
     """Turn on float64, except on TPU, for lack of float64 factorisations."""
-    if jax.default_backend() == "tpu":
+    if backend() == "tpu":
         yield
     else:
         with jax.enable_x64(True):
             yield
+
+
+def backend() -> str:
+    """Return the platform that JAX computes on: `cpu`, `gpu` or `tpu`."""
+    # The setting first: the first question to JAX itself starts all its backends.
+    named = getattr(jax.config, "jax_platforms", None)
+    return "cpu" if named == "cpu" else jax.default_backend()

@@ -180,7 +180,8 @@ def _files(place: pathlib.Path) -> list[pathlib.Path]:
     return sorted(x for x in place.rglob("*") if x.is_file())
 
 
-def _size(place: pathlib.Path) -> int:
+def size(place: pathlib.Path) -> int:
+    """Measure a file, or all files in a folder, in bytes."""
     return sum(x.stat().st_size for x in _files(place))
 
 
@@ -194,7 +195,7 @@ def _is_done(tenant: Tenant, row: Row | None) -> bool:
     return (
         row is not None
         and row.status == "done"
-        and row.bytes == _size(tenant.target)
+        and row.bytes == size(tenant.target)
         and row.identity == identity(tenant.source)
     )
 
@@ -223,7 +224,7 @@ def tend(work: Work, tenant: Tenant) -> Row:
         status="done",
         identity=seen,
         seconds=time.perf_counter() - start,
-        bytes=_size(tenant.target),
+        bytes=size(tenant.target),
         kept=report.summary(),
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from para_jax._adapters.adapter import Adapter, Adapters
-from para_jax._adapters.precision import wide
+from para_jax._adapters.precision import backend, wide
 from para_jax._pruning.batches import Group, Progress, batches, groups
 from para_jax._pruning.decompose import decompose
 from para_jax.linalg import numpy_products, threads
@@ -54,7 +54,7 @@ def joined_cores(
 
 def serves(adapters: Mapping[str, Adapter]) -> bool:
     """Return whether to use NumPy, for factors in reach of JAX's CPU backend."""
-    if jax.default_backend() != "cpu":
+    if backend() != "cpu":
         return False
     factors = [x for adapter in adapters.values() for x in (adapter.a, adapter.b)]
     return all(isinstance(x, np.ndarray) or len(x.devices()) == 1 for x in factors)

@@ -1,4 +1,4 @@
-"""The tenants of a fleet, compressed in threads or on a cluster of Ray."""
+"""The tenants of a fleet, compressed in threads, processes or on a cluster of Ray."""
 
 import functools
 import pathlib
@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import para_jax as para
-from para_jax._fleet import tenants as fleet
+from para_jax._fleet import processes, tenants as fleet
 from para_jax._fleet.manifest import Manifest, Row
-from para_jax.cli import budgets, show, source, target
+from para_jax.cli import budgets, process, show, source, target
 from para_jax.cli.request import Fleet
 
 
@@ -43,7 +43,11 @@ def _rows(
     request: Fleet, work: fleet.Work, todo: Sequence[fleet.Tenant]
 ) -> Iterator[Row]:
     if request.ray is None:
-        return fleet.threads(work, todo, jobs=request.jobs or fleet.JOBS)
+        jobs = request.jobs or processes.workers(todo)
+        if not processes.pay(todo, jobs):
+            return fleet.threads(work, todo, jobs=request.jobs or fleet.JOBS)
+        begin = functools.partial(process.begin_worker, debug=request.debug)
+        return processes.processes(work, todo, jobs=jobs, begin=begin)
     # An extra, and seconds to import: only where it is asked for.
     from para_jax._fleet import ray
 

@@ -51,3 +51,11 @@ def quiet() -> Iterator[None]:
     # Not after a failure: Orbax's threads print until the process ends.
     sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
     logging.disable(level)
+
+
+def begin_worker(*, debug: bool) -> None:
+    """Set up a worker process of a command as the command's own."""
+    cache_programs()
+    if not debug:  # Never undone: the worker does nothing else.
+        sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
+        logging.disable(logging.CRITICAL)

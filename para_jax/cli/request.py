@@ -119,7 +119,8 @@ class Fleet(Command):
 
     Attributes:
       jobs: How many tenants are in flight at once.
-      ray: The address of a cluster, "" to let Ray find one, None for threads.
+      ray: The address of a cluster, "" to let Ray find one, None for this
+        machine alone.
     """
 
     patterns: tuple[str, ...]

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import threadpoolctl
 
 _MOST = 8  # Memory bandwidth limits more threads than this.
+_processes = 1
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,12 +36,29 @@ def in_threads(
       function: The work on one item. Its first error ends the loop.
       items: Read at once, before the first result.
     """
-    pool = futures.ThreadPoolExecutor(min(_cores(), _MOST))
+    pool = futures.ThreadPoolExecutor(workers())
     with _blas.on_one_thread():
         try:
             yield from pool.map(function, items)
         finally:  # Also where the loop over the results was left early.
             pool.shutdown(cancel_futures=True)
+
+
+def share(processes: int) -> None:
+    """Leave the other cores to as many processes as compute beside this one.
+
+    To be called once, at the start of such a process.
+
+    Args:
+      processes: How many there are, this one included.
+    """
+    global _processes
+    _processes = processes
+
+
+def workers() -> int:
+    """Return the number of threads that `in_threads` uses."""
+    return max(min(cores() // _processes, _MOST), 1)
 
 
 class _Blas:
@@ -78,7 +96,8 @@ class _Blas:
 _blas = _Blas()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return the number of cores that this process may use."""
     with contextlib.suppress(AttributeError):  # On Linux alone.
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -3,26 +3,36 @@
     python -m tests.benchmarks.fleet
     python -m tests.benchmarks.fleet --counts 1 10 100 1000 --plot fleet.png
     python -m tests.benchmarks.fleet --counts --layers 1 9 80 --hidden 8192 --ffn 28672
+    python -m tests.benchmarks.fleet --counts 1000 --layers --before OLD --shape minilm
 
 In memory, the same child of every tenant's adapter (decompose, a quarter of all ranks,
 masked) is made by one program over a tenant axis, and by a loop over a program for one
 adapter. Both are compiled before timing. On disk, `para fleet` is timed with and
 without its process start, which does not depend on the number of adapters, and
 `para compress` as one process per adapter, on a few of them, scaled up and marked `~`.
-The last rows are `para fleet` on one adapter of a given number of layers; the third
-command ends with one of Llama-3-70B's shapes, rank 64, in float32.
+Beside it, reading and writing alone, in a process a core: no arithmetic could be so
+fast that a fleet on disk is faster. With `--before`, the fleet of another version runs
+in turns with this one's, from the folder that holds its `para_jax`; each is first run
+on four adapters, so that neither compiles while it is timed. The last rows are `para
+fleet` on one adapter of a given number of layers; the third command ends with one of
+Llama-3-70B's shapes, rank 64, in float32.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import functools
 import json
+import multiprocessing
+import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -31,6 +41,8 @@ import para_jax as para
 from tests.benchmarks import scale
 
 SMALL = scale.Model(layers=2, hidden=256, kv=128, ffn=512, rank=8)
+MINILM = scale.Model(layers=6, hidden=384, kv=384, ffn=1536, rank=16)
+SHAPES = {"small": SMALL, "minilm": MINILM}
 LOOPED = 4  # The number of processes that are started one by one.
 
 
@@ -51,28 +63,28 @@ def child(parents: dict[str, para.Adapter]) -> dict[str, para.Adapter]:
     return para.repack(spectra, kept, parents, form="masked")
 
 
-def stacked(count: int) -> dict[str, para.Adapter]:
-    """Draw random adapters of `SMALL`, tenants first: `[count, layers, m, r]`."""
+def stacked(model: scale.Model, count: int) -> dict[str, para.Adapter]:
+    """Draw random adapters, tenants first: `[count, layers, m, r]`."""
     rng = np.random.default_rng(0)
-    stack = (count, SMALL.layers)
+    stack = (count, model.layers)
     return {
         path: para.Adapter(
-            a=rng.standard_normal((*stack, m, SMALL.rank), np.float32),
-            b=rng.standard_normal((*stack, SMALL.rank, n), np.float32),
+            a=rng.standard_normal((*stack, m, model.rank), np.float32),
+            b=rng.standard_normal((*stack, model.rank, n), np.float32),
         )
-        for path, (m, n) in SMALL.projections.items()
+        for path, (m, n) in model.projections.items()
     }
 
 
-def in_memory(count: int) -> list[Row]:
-    tenants = jax.device_put(stacked(count))
+def in_memory(model: scale.Model, count: int) -> list[Row]:
+    tenants = jax.device_put(stacked(model, count))
     each = [jax.tree.map(lambda x, i=i: x[i], tenants) for i in range(count)]
     one, together = jax.jit(child), jax.jit(jax.vmap(child))
     ways = {
         "in memory, one by one": lambda: [one(x) for x in each],
         "in memory, one program": lambda: together(tenants),
     }
-    size = count * SMALL.bytes
+    size = count * model.bytes
     return [
         Row(series=name, adapters=count, bytes=size, seconds=median(way))
         for name, way in ways.items()
@@ -89,56 +101,98 @@ def median(way) -> float:
     return statistics.median(times)
 
 
-def on_disk(folder: pathlib.Path, count: int, jobs: int | None) -> list[Row]:
+def on_disk(
+    folder: pathlib.Path, model: scale.Model, count: int, given: argparse.Namespace
+) -> list[Row]:
     parents = folder / f"parents-{count}"
     parents.mkdir()
     for i in range(count):
-        scale.make(parents / f"{i:05}", SMALL)
-    size = count * SMALL.bytes
-    rows = fleet(parents, folder / f"fleet-{count}", count, size, jobs)
+        scale.make(parents / f"{i:05}", model)
+    size = count * model.bytes
+    row = functools.partial(Row, adapters=count, bytes=size)
+    rows = []
+    for name, root in versions(given.before).items():
+        first = folder / f"first-{count}-{name}"
+        fleet(parents, first, row, given.jobs, name, root, match="0000[0-3]")
+    for turn in range(1 + bool(given.before)):
+        for name, root in versions(given.before).items():
+            target = folder / f"fleet-{count}-{turn}-{name}"
+            rows += fleet(parents, target, row, given.jobs, name, root)
+            shutil.rmtree(target)
+    seconds = files_alone(parents, folder / f"copies-{count}")
+    rows.append(row(series="reading and writing alone", seconds=seconds))
     times = []
     for i in range(min(count, LOOPED)):
         words = (str(parents / f"{i:05}"), str(folder / f"one-{count}-{i}"))
         command = ("-m", "para_jax.cli", "compress", *words, "--gamma=0.25")
         times.append(scale.run("para compress", *command).seconds)
-    looped = Row(
-        series="para compress, one by one",
-        adapters=count,
-        bytes=size,
-        seconds=statistics.mean(times) * count,
-        scaled=count > LOOPED,
-    )
-    return [*rows, looped]
+    seconds = statistics.mean(times) * count
+    one_by_one = "para compress, one by one"
+    rows.append(row(series=one_by_one, seconds=seconds, scaled=count > LOOPED))
+    shutil.rmtree(parents)
+    return rows
+
+
+def versions(before: pathlib.Path | None) -> dict[str, pathlib.Path]:
+    """Return the folders that hold the packages to time."""
+    this = {"para fleet": pathlib.Path(para.__file__).parents[1]}
+    return {"para fleet before": before.absolute()} | this if before else this
 
 
 def fleet(
     parents: pathlib.Path,
     target: pathlib.Path,
-    count: int,
-    size: int,
+    row: Callable[..., Row],
     jobs: int | None,
-    series: str = "para fleet",
+    series: str,
+    root: pathlib.Path,
+    match: str = "*",
 ) -> list[Row]:
     """Time the whole process, and read the seconds that it reports itself."""
-    words = ["fleet", str(parents / "*"), str(target), "--gamma=0.25", "--json"]
+    words = ["fleet", str(parents / match), str(target), "--gamma=0.25", "--json"]
     words += [f"--jobs={jobs}"] if jobs else []
     start = time.perf_counter()
     command = [sys.executable, "-m", "para_jax.cli", *words]
-    out = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    # `-m` looks into the working directory first, whatever PYTHONPATH says.
+    out = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=root).stdout
     whole = time.perf_counter() - start
-    row = functools.partial(Row, adapters=count, bytes=size)
     return [
         row(series=f"{series}, process", seconds=whole),
         row(series=series, seconds=json.loads(out)["seconds"]),
     ]
 
 
-def by_size(folder: pathlib.Path, model: scale.Model) -> list[Row]:
+def files_alone(parents: pathlib.Path, target: pathlib.Path) -> float:
+    """Return the seconds to read and write all adapters, without an SVD."""
+    pairs = [(x, target / x.name) for x in sorted(parents.iterdir())]
+    cores = len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(cores, mp_context=context) as pool:
+        list(pool.map(copy, pairs[:cores]))  # Imports are not timed.
+        start = time.perf_counter()
+        list(pool.map(copy, pairs[cores:] or pairs))
+    share = len(pairs[cores:] or pairs) / len(pairs)
+    return (time.perf_counter() - start) / share
+
+
+def copy(pair: tuple[pathlib.Path, pathlib.Path]) -> None:
+    source, target = pair
+    para.save(para.load(source), target, overwrite=True)
+
+
+def by_size(
+    folder: pathlib.Path, model: scale.Model, before: pathlib.Path | None
+) -> list[Row]:
     parents = folder / f"size-{model.layers}"
     parents.mkdir()
     scale.make(parents / "one", model)
-    target = folder / f"child-{model.layers}"
-    return fleet(parents, target, 1, model.bytes, None, series="one adapter")
+    row = functools.partial(Row, adapters=1, bytes=model.bytes)
+    rows = []
+    for name, root in versions(before).items():
+        target = folder / f"child-{model.layers}-{name}"
+        series = name.replace("para fleet", "one adapter")
+        rows += fleet(parents, target, row, None, series, root)
+    return rows
 
 
 def show(rows: list[Row]) -> None:
@@ -206,25 +260,29 @@ def main() -> None:
     add("--ffn", type=int, default=14336)
     add("--rank", type=int, default=64)
     add("--jobs", type=int)
+    add("--shape", choices=SHAPES, default="small")
+    add("--before", type=pathlib.Path, help="a folder that holds another para_jax")
     add("--folder", help="where to put the adapters, for a while")
     add("--plot", type=pathlib.Path, metavar="FILE.png")
     add("--json", action="store_true")
     given = parser.parse_args()
-    rows = [row for count in given.counts for row in in_memory(count)]
+    model = SHAPES[given.shape]
+    rows = [row for count in given.counts for row in in_memory(model, count)]
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder = pathlib.Path(name)
         for count in given.counts:
-            rows += on_disk(folder, count, given.jobs)
+            rows += on_disk(folder, model, count, given)
         for layers in given.layers:
             sizes = {x: getattr(given, x) for x in ("hidden", "kv", "ffn", "rank")}
-            rows += by_size(folder, scale.Model(layers=layers, **sizes))
+            one = scale.Model(layers=layers, **sizes)
+            rows += by_size(folder, one, given.before)
     if given.plot:
         draw(rows, given.plot)
     if given.json:
         print(json.dumps([dataclasses.asdict(x) for x in rows], indent=1))
     else:
         device = jax.devices()[0].device_kind
-        print(f"jax {jax.__version__} on {device}, {SMALL.bytes / 1e3:.0f} kB each")
+        print(f"jax {jax.__version__} on {device}, {model.bytes / 1e3:.0f} kB each")
         show(rows)
 
 
