@@ -2,8 +2,12 @@
 
 `jax.lax.platform_dependent` traces all of them, which takes as long for each. Here the
 choice is one operation until a program is lowered, and only then is the function of
-that platform traced. Mapped over, differentiated or on a mesh of devices, it is
-`platform_dependent` after all.
+that platform traced. Differentiated or on a mesh of devices, it is `platform_dependent`
+after all.
+
+A program may be lowered in another precision than it was traced in, and some operations
+are traced once more by then. So the functions are traced and lowered in the precision
+that the choice was made in.
 
 Traceable under `jit`.
 """
@@ -70,9 +74,17 @@ class _Flat:
 
     def __call__(self, *leaves: Any) -> list[Any]:
         function, tree, wide = self.key
-        # A program may be lowered in another precision than it was traced in.
         with jax.enable_x64(wide):
             return jax.tree.leaves(function(*jax.tree.unflatten(tree, leaves)))
+
+    def mapped(self, dims: Sequence[Any]) -> "_Flat":
+        """Return the function of arrays with one more axis each, at `dims`."""
+        function, tree, wide = self.key
+
+        def over(*args: Any) -> Any:
+            return jax.vmap(function, in_axes=jax.tree.unflatten(tree, dims))(*args)
+
+        return _Flat(over, tree, wide)
 
 
 def _is_placed(x: Any) -> bool:
@@ -87,9 +99,20 @@ def _traced(*leaves: Any, functions: Sequence[_Flat], **_: Any) -> list[Any]:
     return lax.platform_dependent(*leaves, **named, default=default)
 
 
-def _batched(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
-    mapped = jax.vmap(functools.partial(_traced, **params), in_axes=list(dims))
-    found = mapped(*args)
+def _batched(
+    args: Sequence[Any],
+    dims: Sequence[Any],
+    *,
+    functions: Sequence[_Flat],
+    avals: Sequence[Any],
+) -> Any:
+    pairs = zip(args, dims, strict=True)
+    size = next(x.shape[dim] for x, dim in pairs if dim is not None)
+    found = _by_platform.bind(
+        *args,
+        functions=tuple(f.mapped(list(dims)) for f in functions),
+        avals=tuple(((size, *shape), dtype) for shape, dtype in avals),
+    )
     return found, [0] * len(found)
 
 
@@ -104,7 +127,14 @@ def _lowered(index: int) -> Any:
     def function(*leaves: Any, functions: Sequence[_Flat], **_: Any) -> list[Any]:
         return functions[index](*leaves)
 
-    return mlir.lower_fun(function, multiple_results=True)
+    rule = mlir.lower_fun(function, multiple_results=True)
+
+    def lower(context: Any, *args: Any, functions: Sequence[_Flat], **rest: Any) -> Any:
+        *_, wide = functions[index].key
+        with jax.enable_x64(wide):
+            return rule(context, *args, functions=functions, **rest)
+
+    return lower
 
 
 @_by_platform.def_abstract_eval

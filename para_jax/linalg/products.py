@@ -52,12 +52,9 @@ def cores(a: Factors, b: Factors, scale: Float[Array, " L"], way: Way) -> Core:
     """
     args = [*a], [*b], scale
     if way == "auto":
-        rank = a[0].shape[-1]
-        shapes = (rank,), (rank, rank), (rank, rank)
-        out = [jax.ShapeDtypeStruct((len(scale), *x), scale.dtype) for x in shapes]
         return platforms.by_platform(
             *args,
-            out=Core(*out),
+            out=_shapes(a, scale),
             cpu=_by_qr,
             cuda=_on_cuda,
             tpu=_on_tpu,
@@ -67,6 +64,12 @@ def cores(a: Factors, b: Factors, scale: Float[Array, " L"], way: Way) -> Core:
         return lax.platform_dependent(*args, tpu=_on_tpu, default=_by_grams)
     ways = {"qr": _by_qr, "gram": _by_grams, "checked": _checked}
     return ways[way](*args)
+
+
+def _shapes(a: Factors, scale: Float[Array, " L"]) -> Core:
+    rank = a[0].shape[-1]
+    shapes = (rank,), (rank, rank), (rank, rank)
+    return Core(*(jax.ShapeDtypeStruct((len(scale), *x), scale.dtype) for x in shapes))
 
 
 def _by_qr(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
@@ -101,12 +104,23 @@ def _in_float64(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
     check. The derivative is that in float32, since JAX's rules run in the precision of
     a later moment.
     """
+    shapes = _shapes(a, scale)
     with jax.enable_x64(True):
-        found = core.scaled(by_grams(a, b), scale.astype(jnp.float64))
-        largest = float(jnp.finfo(jnp.float32).max)
-        # Not NaN, which a comparison would hide.
-        rounded = (jnp.clip(x, -largest, largest).astype(jnp.float32) for x in found)
-        return Core(*rounded)
+        return platforms.by_platform(
+            *([*a], [*b], scale),
+            out=shapes,
+            cpu=_rounded,
+            cuda=_rounded,
+            tpu=_rounded,
+            default=_rounded,
+        )
+
+
+def _rounded(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
+    """Return the cores in float32, those beyond its range as its largest number."""
+    found = core.scaled(by_grams(a, b), scale.astype(jnp.float64))
+    largest = float(jnp.finfo(jnp.float32).max)
+    return Core(*(jnp.clip(x, -largest, largest).astype(jnp.float32) for x in found))
 
 
 @_in_float64.defjvp
