@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from para_jax._adapters.adapter import Adapter, Adapters
 from para_jax._adapters.precision import wide
-from para_jax._pruning.batches import Group, Progress, batches, groups
+from para_jax._pruning.batches import Group, Progress, batches, groups, share
 from para_jax._pruning.decompose import decompose
 from para_jax.linalg import numpy_products, threads
 from para_jax.linalg.core import Core
@@ -34,7 +34,10 @@ def joined_cores(
         # At once: each index of a jax.Array later would be a program.
         adapters = jax.tree.map(np.asarray, dict(adapters))
     found = groups(adapters)
-    todo = batches(found, adapters)
+    if on_host:
+        todo = batches(found, adapters, share(adapters, threads.workers()))
+    else:
+        todo = batches(found, adapters)
 
     def one(batch: Sequence[tuple[int, slice]]) -> list[Core]:
         pieces = [(found[i], rows) for i, rows in batch]
