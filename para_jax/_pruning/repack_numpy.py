@@ -82,7 +82,7 @@ def _columns(a: Kernels, left: Kernels, dtype: str) -> list[np.ndarray]:
 def _rows(
     right: Kernels, b: Kernels, dtype: str
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return each `right @ b`, as `_columns`, and the signs that its rows were given."""
+    """Return each `right @ b`, as `_columns`, and the signs given to its rows."""
     result = [np.empty((len(x), b[0].shape[-1]), dtype) for x in right]
     signs: list[np.ndarray] = []
     # The first columns settle the signs, so they are in one block.
