@@ -27,7 +27,6 @@ from para_jax._pruning.pool import Pool, pool as pool_of
 from para_jax._pruning.repack import Form, repack
 from para_jax._pruning.report import Accounts
 from para_jax._pruning.select import exact_choice
-from para_jax.linalg.core import Core
 from para_jax.linalg.products import Method
 
 
@@ -131,11 +130,21 @@ def spectra_of(
         if not finite.all():
             path, _ = group.members()[int(finite.argmin())]
             raise ValueError(f"'{path}': {_beyond(adapters[path])}")
-        parts = [group.split(x) for x in whole]
+        first = adapters[next(iter(group.stacks))]
+        stored = first.a.dtype if dtype is None else dtype
+        joined = spectrum_of(first, whole, stored)
+        parts = [group.split(x) for x in (joined.s, joined.left, joined.right)]
+        k = joined.s.shape[-1]
         for path in group.stacks:
-            adapter, core = adapters[path], Core(*(x[path] for x in parts))
-            stored = adapter.a.dtype if dtype is None else dtype
-            result[path] = spectrum_of(adapter, core, stored)
+            s, left, right = (x[path] for x in parts)
+            result[path] = Spectrum(
+                s=s,
+                left=left,
+                right=right,
+                shape=joined.shape,
+                dtype=joined.dtype,
+                nominal=min(adapters[path].nominal or first.rank, k),
+            )
     # Groups came in the order of shapes; reports and files keep the parent's.
     return {path: result[path] for path in adapters}
 

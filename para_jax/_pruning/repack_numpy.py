@@ -16,6 +16,7 @@ from jaxtyping import Float
 from para_jax._adapters.adapter import Adapter
 from para_jax._pruning.batches import Group, Progress, all_pieces, share
 from para_jax._pruning.decompose import Spectra
+from para_jax._pruning.decompose_host import in_numpy
 from para_jax.linalg import threads
 from para_jax.linalg.numpy_products import AT_ONCE, Kernels, blocks
 from para_jax.linalg.tolerances import SIGNING
@@ -31,9 +32,10 @@ def kernels(
     progress: Progress,
 ) -> Iterator[tuple[str, tuple[int, ...], Adapter]]:
     """Yield the kernels of a child with a rank above 0, with path and index."""
-    spectra, masks, adapters = jax.tree.map(
-        np.asarray, (dict(spectra), dict(masks), dict(adapters))
-    )
+    adapters = in_numpy(adapters)
+    masks = {path: np.asarray(x) for path, x in masks.items()}
+    if any(isinstance(x.left, jax.Array) for x in spectra.values()):
+        spectra = jax.tree.map(np.asarray, dict(spectra))
 
     def each(piece: tuple[Group, slice]) -> list[tuple[str, Any, Adapter]]:
         group, rows = piece
