@@ -6,6 +6,7 @@ Traceable under `jit`: shapes and paths are static.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ def kernels(stacks: Mapping[str, tuple[int, ...]]) -> Iterator[Kernel]:
       stacks: The shape of each stack by path, `()` for a module without one.
     """
     for path, stack in stacks.items():
-        for index in np.ndindex(stack):
+        for index in itertools.product(*map(range, stack)):
             yield Kernel(path, index)
 
 

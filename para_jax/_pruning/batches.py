@@ -30,6 +30,9 @@ from para_jax.linalg.divide import divide
 # are not faster, smaller ones take more calls.
 _BATCH = 2**22
 
+# The least worth a piece of its own in host memory: a hundred calls of NumPy.
+_SHARE = 2**18
+
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
 """A wrapper for a loop over batches that shows its progress, such as `tqdm.tqdm`."""
 
@@ -143,8 +146,10 @@ def groups(adapters: Mapping[str, Adapter]) -> list[Group]:
     return [*map(Group, found.values()), *apart]
 
 
-def pieces(group: Group, adapters: Mapping[str, Adapter]) -> list[slice]:
-    """Return the rows of a group in pieces, none larger than a batch.
+def pieces(
+    group: Group, adapters: Mapping[str, Adapter], most: int = _BATCH
+) -> list[slice]:
+    """Return the rows of a group in pieces, none of more than `most` parameters.
 
     All but the last have the same length, so they share a program. It is a power of
     two, since the number of layers often has one as a factor. A stack that is on
@@ -152,19 +157,30 @@ def pieces(group: Group, adapters: Mapping[str, Adapter]) -> list[slice]:
     """
     if group.apart:
         return [slice(0, group.rows)]
-    step = 1 << max(_BATCH // _row(group, adapters), 1).bit_length() - 1
+    step = 1 << max(most // _row(group, adapters), 1).bit_length() - 1
     starts = range(0, group.rows, step)
     return [slice(i, min(i + step, group.rows)) for i in starts]
 
 
-def all_pieces(adapters: Mapping[str, Adapter]) -> list[tuple[Group, slice]]:
+def all_pieces(
+    adapters: Mapping[str, Adapter], most: int = _BATCH
+) -> list[tuple[Group, slice]]:
     """Return the pieces of all groups: some rows of a group each."""
-    found = groups(adapters)
-    return [(group, rows) for group in found for rows in pieces(group, adapters)]
+    return [
+        (group, rows)
+        for group in groups(adapters)
+        for rows in pieces(group, adapters, most)
+    ]
+
+
+def share(adapters: Mapping[str, Adapter], workers: int) -> int:
+    """Return the most parameters of a piece, for each worker to have some pieces."""
+    whole = sum(x.parameters for x in adapters.values())
+    return min(max(whole // (4 * workers), _SHARE), _BATCH)
 
 
 def batches(
-    found: Sequence[Group], adapters: Mapping[str, Adapter]
+    found: Sequence[Group], adapters: Mapping[str, Adapter], most: int = _BATCH
 ) -> list[list[tuple[int, slice]]]:
     """Return the pieces of all groups, in batches for little memory.
 
@@ -173,12 +189,12 @@ def batches(
     result: list[list[tuple[int, slice]]] = []
     room = 0
     for i, group in enumerate(found):
-        for rows in pieces(group, adapters):
+        for rows in pieces(group, adapters, most):
             size = (rows.stop - rows.start) * _row(group, adapters)
             # A stack on devices is a program of its own, which never moves it.
             if size > room or group.apart:
                 result.append([])
-                room = _BATCH
+                room = most
             result[-1].append((i, rows))
             room -= size
     return result

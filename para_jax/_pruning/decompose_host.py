@@ -7,6 +7,7 @@ programs decompose all others, a batch at a time. The counterpart of the traced
 Runs on the host.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import Float
 
 from para_jax._adapters.adapter import Adapter, Adapters
 from para_jax._adapters.precision import backend, wide
-from para_jax._pruning.batches import Group, Progress, batches, groups
+from para_jax._pruning.batches import Group, Progress, batches, groups, share
 from para_jax._pruning.decompose import decompose
 from para_jax.linalg import numpy_products, threads
 from para_jax.linalg.core import Core
@@ -31,10 +32,12 @@ def joined_cores(
     scales stay outside, so that adapters that differ in alpha alone share a program.
     """
     if on_host := serves(adapters):
-        # At once: each index of a jax.Array later would be a program.
-        adapters = jax.tree.map(np.asarray, dict(adapters))
+        adapters = in_numpy(adapters)
     found = groups(adapters)
-    todo = batches(found, adapters)
+    if on_host:
+        todo = batches(found, adapters, share(adapters, threads.workers()))
+    else:
+        todo = batches(found, adapters)
 
     def one(batch: Sequence[tuple[int, slice]]) -> list[Core]:
         pieces = [(found[i], rows) for i, rows in batch]
@@ -58,6 +61,16 @@ def serves(adapters: Mapping[str, Adapter]) -> bool:
         return False
     factors = [x for adapter in adapters.values() for x in (adapter.a, adapter.b)]
     return all(isinstance(x, np.ndarray) or len(x.devices()) == 1 for x in factors)
+
+
+def in_numpy(adapters: Adapters) -> dict[str, Adapter]:
+    """Return adapters as NumPy arrays: each index of a jax.Array would be a program."""
+    return {
+        path: x
+        if isinstance(x.a, np.ndarray) and isinstance(x.b, np.ndarray)
+        else dataclasses.replace(x, a=np.asarray(x.a), b=np.asarray(x.b))
+        for path, x in adapters.items()
+    }
 
 
 def _by_numpy(

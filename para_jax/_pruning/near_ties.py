@@ -5,13 +5,12 @@ Runs on the host.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
 from para_jax._pruning.abstract_policies import Policy
-from para_jax._pruning.comparisons import Choice
-from para_jax._pruning.decompose import Spectra
+from para_jax._pruning.comparisons import Choice, Found
 from para_jax._pruning.pool import Pool
 from para_jax.linalg import tolerances
 
@@ -57,7 +56,7 @@ class Tie:
 
 
 def near_tie(
-    spectra: Spectra, masks: Mapping[str, np.ndarray], policy: Policy, pool: Pool
+    s: np.ndarray, kept: np.ndarray, policy: Policy, pool: Pool, *, narrow: bool
 ) -> Tie | None:
     """Find the closest near tie of a choice, within reach of rounding, if any.
 
@@ -73,25 +72,26 @@ def near_tie(
     - for `Threshold`, every component with the threshold.
 
     Args:
-      spectra: The parent's spectra, concrete.
-      masks: What was kept, booleans `[*stack, k]` by path.
+      s: The parent's singular values, float64 `[N]`.
+      kept: What was kept, booleans `[N]`.
       policy: What chose it.
-      pool: The pool of `spectra`.
+      pool: The pool of the values.
+      narrow: Whether the values were computed in float32.
     """
-    whole = _choice(spectra, masks, policy, pool)
+    whole = _choice(s, kept, policy, pool)
     choices = [whole]
     if policy.scope == "local":
         # Components of a local policy compete within their module.
         choices = [whole.of(whole.module == i) for i in range(pool.modules)]
     if policy.scale_free:
         choices = [x.near_one() for x in choices]
-    wide = all(x.s.dtype == np.float64 for x in spectra.values())
+    # What no rounding of float32 turns, none of float64 does: mostly one look is all.
+    if not _found(choices, policy, "float32"):
+        return None
     # The smaller error first: a tie in float64 concerns all users, one in float32 those
     # of traced programs alone.
-    for precision in ("float64", "float32") if wide else ("float32",):
-        error = _ERRORS[precision]
-        found = [tie for x in choices for tie in policy.near_ties(x, error)]
-        if found:
+    for precision in ("float32",) if narrow else ("float64", "float32"):
+        if found := _found(choices, policy, precision):
             closest = min(found, key=lambda x: x.gap)
             modules = np.unique(np.concatenate([x.modules for x in found]))
             return Tie(
@@ -103,11 +103,12 @@ def near_tie(
     return None
 
 
-def _choice(
-    spectra: Spectra, masks: Mapping[str, np.ndarray], policy: Policy, pool: Pool
-) -> Choice:
-    values = {path: np.asarray(x.s, np.float64) for path, x in spectra.items()}
-    s = pool.gather(values, np)
+def _found(choices: Sequence[Choice], policy: Policy, precision: str) -> list[Found]:
+    error = _ERRORS[precision]
+    return [tie for x in choices for tie in policy.near_ties(x, error)]
+
+
+def _choice(s: np.ndarray, kept: np.ndarray, policy: Policy, pool: Pool) -> Choice:
     top = s[pool.first]
     resolved = s > tolerances.floor(top, pool.rank)
     # `max_rank` itself, not in blocks: a module's last block may be shorter.
@@ -122,5 +123,5 @@ def _choice(
         resolved=resolved,
         allowed=allowed,
         free=allowed & (pool.index >= policy.min_rank),
-        kept=pool.gather(masks, np),
+        kept=kept,
     )

@@ -17,17 +17,16 @@ from para_jax._adapters import sharing
 from para_jax._adapters.adapter import Adapter, Adapters, check_dtype, check_pair
 from para_jax._adapters.checkpoint import Checkpoint, Child, as_checkpoint
 from para_jax._adapters.precision import wide
-from para_jax._adapters.stacks import by_member, kernels
-from para_jax._pruning import rounding
+from para_jax._adapters.stacks import kernels
+from para_jax._pruning import children, rounding
 from para_jax._pruning.batches import Progress
 from para_jax._pruning.decompose import Spectra, Spectrum, spectrum_of
 from para_jax._pruning.decompose_host import joined_cores
 from para_jax._pruning.policies import Policy, check
 from para_jax._pruning.pool import Pool, pool as pool_of
 from para_jax._pruning.repack import Form, repack
-from para_jax._pruning.report import Report, report
-from para_jax._pruning.select import exact_masks
-from para_jax.linalg.core import Core
+from para_jax._pruning.report import Accounts
+from para_jax._pruning.select import exact_choice
 from para_jax.linalg.products import Method
 
 
@@ -131,11 +130,21 @@ def spectra_of(
         if not finite.all():
             path, _ = group.members()[int(finite.argmin())]
             raise ValueError(f"'{path}': {_beyond(adapters[path])}")
-        parts = [group.split(x) for x in whole]
+        first = adapters[next(iter(group.stacks))]
+        stored = first.a.dtype if dtype is None else dtype
+        joined = spectrum_of(first, whole, stored)
+        parts = [group.split(x) for x in (joined.s, joined.left, joined.right)]
+        k = joined.s.shape[-1]
         for path in group.stacks:
-            adapter, core = adapters[path], Core(*(x[path] for x in parts))
-            stored = adapter.a.dtype if dtype is None else dtype
-            result[path] = spectrum_of(adapter, core, stored)
+            s, left, right = (x[path] for x in parts)
+            result[path] = Spectrum(
+                s=s,
+                left=left,
+                right=right,
+                shape=joined.shape,
+                dtype=joined.dtype,
+                nominal=min(adapters[path].nominal or first.rank, k),
+            )
     # Groups came in the order of shapes; reports and files keep the parent's.
     return {path: result[path] for path in adapters}
 
@@ -171,10 +180,25 @@ def cut(
       ValueError: as `compress`.
     """
     check(policy)
-    pool = pool or pool_of(spectra)
-    kept = exact_masks(spectra, policy, pool)
-    adapters = _repacked(parent, spectra, kept, form, progress)
-    return _child(parent, adapters, report(spectra, kept, policy, pool), form)
+    accounts = Accounts(spectra, pool or pool_of(spectra))
+    kept = exact_choice(accounts.s, policy, accounts.pool)
+    return _cut(parent, spectra, policy, kept, accounts, form, progress)
+
+
+def _cut(
+    parent: Checkpoint,
+    spectra: Spectra,
+    policy: Policy,
+    kept: np.ndarray,
+    accounts: Accounts,
+    form: Form,
+    progress: Progress = iter,
+) -> Child:
+    masks = accounts.pool.scatter(kept)
+    adapters = _repacked(parent, spectra, masks, form, progress)
+    return children.child(
+        children.common(parent, form), adapters, accounts.report(kept, policy)
+    )
 
 
 def cuts(
@@ -189,21 +213,30 @@ def cuts(
         check(policy)
     if not policies:
         return
-    pool = pool_of(spectra)
+    accounts = Accounts(spectra, pool_of(spectra))
+    pool = accounts.pool
     # All of them before the first child: an impossible policy is refused at once.
-    masks = [exact_masks(spectra, policy, pool) for policy in policies]
+    choices = [exact_choice(accounts.s, policy, pool) for policy in policies]
     if form != "ragged" or len(policies) < 2:
-        for policy in policies:
-            yield cut(parent, spectra, policy, form=form, pool=pool)
+        for policy, kept in zip(policies, choices, strict=True):
+            yield _cut(parent, spectra, policy, kept, accounts, form)
         return
     # Policies of different kinds need not nest in total, but every module's do.
-    most = {p: np.logical_or.reduce([x[p] for x in masks]) for p in spectra}
+    most = pool.scatter(np.logical_or.reduce(choices))
     largest = _repacked(parent, spectra, most, form, iter)
-    for policy, kept in zip(policies, masks, strict=True):
-        account = report(spectra, kept, policy, pool)
-        ranks = {x.path: x.kept for x in account.modules}
-        adapters = {p: _first(x, ranks[p]) for p, x in largest.items() if ranks[p]}
-        yield _child(parent, adapters, account, form)
+    for x in jax.tree.leaves(largest):
+        if isinstance(x, np.ndarray):
+            x.flags.writeable = False  # And so are all views of it.
+    shared = children.common(parent, form)
+    for policy, kept in zip(policies, choices, strict=True):
+        account = accounts.report(kept, policy)
+        ranks = account.ranks
+        adapters = {
+            path: Adapter(a=x.a[:, :rank], b=x.b[:rank])
+            for path, x in largest.items()
+            if (rank := ranks[path])
+        }
+        yield children.child(shared, adapters, account)
 
 
 def _repacked(
@@ -235,37 +268,6 @@ def _repacked(
         for name in (kernel.path, kernel.name)
     }
     return rounding.store(result, dtypes) if narrow else result
-
-
-def _first(adapter: Adapter, rank: int) -> Adapter:
-    """Return the first components of an adapter, as views in host memory."""
-    a, b = adapter.a[:, :rank], adapter.b[:rank]
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        a.flags.writeable = b.flags.writeable = False
-    return Adapter(a=a, b=b)
-
-
-def _child(
-    parent: Checkpoint, adapters: dict[str, Adapter], account: Report, form: Form
-) -> Child:
-    fields = {x.name: getattr(parent, x.name) for x in dataclasses.fields(Checkpoint)}
-    fields["adapters"] = adapters
-    # A ragged child has one path a kernel, so all that is kept by path is split too.
-    if form == "ragged":
-        for name in ("layers", "biases"):
-            fields[name] = by_member(fields[name], parent.adapters)
-    ranks = {x.path: x.kept for x in account.modules}
-    fields["absent"] = dict(parent.absent) | {
-        x.path: (x.inputs, x.outputs) for x in account.modules if not ranks[x.path]
-    }
-    one = {"parent": parent.source, **account.summary(), "ranks": ranks}
-    cuts = [*parent.provenance.get("cuts", []), one]
-    # A child is not the file that its parent was read from.
-    fields |= {"source": "", "provenance": {**parent.provenance, "cuts": cuts}}
-    fields["shared"] = sharing.held(parent, besides=ranks)
-    notes = (*account.notes, *sharing.notes(fields["shared"]))
-    account = dataclasses.replace(account, notes=notes)
-    return sharing.spread(Child(**fields, report=account), fields["shared"])
 
 
 def _check_parent(parent: Checkpoint) -> None:

@@ -14,15 +14,15 @@ import numpy as np
 from jaxtyping import Float
 
 from para_jax._adapters.adapter import Adapter
-from para_jax._pruning.batches import Group, Progress, all_pieces
+from para_jax._pruning.batches import Group, Progress, all_pieces, share
 from para_jax._pruning.decompose import Spectra
+from para_jax._pruning.decompose_host import in_numpy
 from para_jax.linalg import threads
 from para_jax.linalg.numpy_products import AT_ONCE, Kernels, blocks
 from para_jax.linalg.tolerances import SIGNING
 
-# Numbers of one kernel to cast at a time. A block takes less work here than in a Gram
-# product, so it is larger, and waits less for the interpreter.
-_BLOCK = 2**18
+# Numbers of one kernel to cast at a time, as in a Gram product.
+_BLOCK = 2**16
 
 
 def kernels(
@@ -32,9 +32,10 @@ def kernels(
     progress: Progress,
 ) -> Iterator[tuple[str, tuple[int, ...], Adapter]]:
     """Yield the kernels of a child with a rank above 0, with path and index."""
-    spectra, masks, adapters = jax.tree.map(
-        np.asarray, (dict(spectra), dict(masks), dict(adapters))
-    )
+    adapters = in_numpy(adapters)
+    masks = {path: np.asarray(x) for path, x in masks.items()}
+    if any(isinstance(x.left, jax.Array) for x in spectra.values()):
+        spectra = jax.tree.map(np.asarray, dict(spectra))
 
     def each(piece: tuple[Group, slice]) -> list[tuple[str, Any, Adapter]]:
         group, rows = piece
@@ -45,7 +46,7 @@ def kernels(
             found += _children(some[i : i + AT_ONCE], spectra, adapters)
         return found
 
-    todo = all_pieces(adapters)
+    todo = all_pieces(adapters, share(adapters, threads.workers()))
     for _, found in zip(progress(todo), threads.in_threads(each, todo), strict=True):
         yield from found
 
@@ -64,10 +65,9 @@ def _children(
     right = [np.asarray(spectra[path].right[index][some]) for path, index, some in kept]
     dtype = spectra[kept[0][0]].dtype
     with np.errstate(over="ignore"):  # The caller checks that the child is finite.
-        signs = [_signs(x, y) for x, y in zip(right, b, strict=True)]
+        new_b, signs = _rows(right, b, dtype)
         left = [x * sign for x, sign in zip(left, signs, strict=True)]
-        right = [x * sign[:, None] for x, sign in zip(right, signs, strict=True)]
-        new_a, new_b = _columns(a, left, dtype), _rows(right, b, dtype)
+        new_a = _columns(a, left, dtype)
     found = zip(kept, new_a, new_b, strict=True)
     return [(path, index, Adapter(a=x, b=y)) for (path, index, _), x, y in found]
 
@@ -81,19 +81,30 @@ def _columns(a: Kernels, left: Kernels, dtype: str) -> list[np.ndarray]:
     return result
 
 
-def _rows(right: Kernels, b: Kernels, dtype: str) -> list[np.ndarray]:
-    """Return each `right @ b`, as `_columns`."""
+def _rows(
+    right: Kernels, b: Kernels, dtype: str
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return each `right @ b`, as `_columns`, and the signs given to its rows."""
     result = [np.empty((len(x), b[0].shape[-1]), dtype) for x in right]
-    for columns, wide in blocks([x.T for x in b], _BLOCK):
-        for new, one, x in zip(result, wide, right, strict=True):
-            new[:, columns] = x @ one.T
-    return result
+    signs: list[np.ndarray] = []
+    # The first columns settle the signs, so they are in one block.
+    numbers = max(_BLOCK, SIGNING * b[0].shape[0])
+    for columns, wide in blocks([x.T for x in b], numbers):
+        products = [x @ one.T for x, one in zip(right, wide, strict=True)]
+        if columns.start == 0:
+            signs = [_signs(x) for x in products]
+            right = [x * sign[:, None] for x, sign in zip(right, signs, strict=True)]
+            # Added to zero, as a product is: it has no negative zeros.
+            products = [
+                0 + x * y[:, None] for x, y in zip(products, signs, strict=True)
+            ]
+        for new, product in zip(result, products, strict=True):
+            new[:, columns] = product
+    return result, signs
 
 
-def _signs(
-    right: Float[np.ndarray, "k r"], b: Float[np.ndarray, "r n"]
-) -> Float[np.ndarray, " k"]:
+def _signs(new: Float[np.ndarray, "k n"]) -> Float[np.ndarray, " k"]:
     """Return the signs of new rows of `b`, by the rule of `tolerances.SIGNING`."""
-    first = right @ b[:, :SIGNING].astype(np.float64)
-    largest = np.abs(first).argmax(-1)[:, None]  # Of equal ones, the first.
-    return np.where(np.take_along_axis(first, largest, -1)[:, 0] < 0, -1.0, 1.0)
+    first = new[:, :SIGNING]
+    largest = np.abs(first).argmax(-1)  # Of equal ones, the first.
+    return np.where(first[np.arange(len(new)), largest] < 0, -1.0, 1.0)

@@ -15,6 +15,7 @@ from para_jax._pruning.decompose import Spectra
 from para_jax._pruning.near_ties import Tie, near_tie
 from para_jax._pruning.policies import Policy
 from para_jax._pruning.pool import Pool, pool as pool_of
+from para_jax._pruning.select import pooled
 from para_jax.linalg import energy
 
 
@@ -42,7 +43,7 @@ class ModuleReport:
     mask: np.ndarray
     nominal: int | None = None
 
-    @functools.cached_property
+    @property
     def kept(self) -> int:
         """The child's rank."""
         return int(np.count_nonzero(self.mask))
@@ -73,11 +74,28 @@ class Report:
     tie: Tie | None = None
     notes: tuple[str, ...] = ()
 
+    @functools.cached_property
+    def _pooled(self) -> tuple[np.ndarray, np.ndarray]:
+        """All singular values, and which of them are kept."""
+        sigma = np.concatenate([x.sigma for x in self.modules])
+        return sigma, np.concatenate([x.mask for x in self.modules])
+
+    @functools.cached_property
+    def _kept(self) -> np.ndarray:
+        """The child's rank of each module, `[M]`."""
+        ends = np.cumsum([x.mask.size for x in self.modules])
+        return np.diff(np.cumsum(self._pooled[1])[ends - 1], prepend=0)
+
+    @functools.cached_property
+    def _sizes(self) -> np.ndarray:
+        """The parameters of one rank of each module, `[M]`."""
+        return np.array([x.inputs + x.outputs for x in self.modules])
+
     @property
     def threshold(self) -> float:
         """The smallest kept singular value, or infinity for none."""
-        kept = np.concatenate([x.sigma[x.mask] for x in self.modules])
-        return float(kept.min()) if kept.size else math.inf
+        sigma, kept = self._pooled
+        return float(sigma[kept].min(initial=math.inf))
 
     @property
     def total_rank(self) -> int:
@@ -86,7 +104,7 @@ class Report:
 
     @property
     def kept_rank(self) -> int:
-        return sum(x.kept for x in self.modules)
+        return int(self._kept.sum())
 
     @property
     def average_rank(self) -> float:
@@ -94,32 +112,37 @@ class Report:
 
     @property
     def max_rank(self) -> int:
-        return max(x.kept for x in self.modules)
+        return int(self._kept.max())
 
     @property
     def parameters(self) -> int:
-        return sum(x.kept * (x.inputs + x.outputs) for x in self.modules)
+        return int(self._kept @ self._sizes)
 
     @property
     def parent_parameters(self) -> int:
-        return sum(x.rank * (x.inputs + x.outputs) for x in self.modules)
+        return int(np.array([x.rank for x in self.modules]) @ self._sizes)
 
     @property
     def bytes(self) -> int:
         """The bytes of the child's factors."""
-        return sum(x.kept * (x.inputs + x.outputs) * x.itemsize for x in self.modules)
+        itemsize = np.array([x.itemsize for x in self.modules])
+        return int(self._kept @ (self._sizes * itemsize))
 
     @property
     def energy(self) -> float:
         """The kept share of the sum of squared singular values, 0 to 1 (Eq. 13)."""
         return 1 - self.error**2  # Not the kept sum: the two always agree.
 
-    @property
+    @functools.cached_property
     def error(self) -> float:
         """The relative Frobenius error of the child over all modules (Eq. 11)."""
-        sigma = np.concatenate([x.sigma for x in self.modules])
-        kept = np.concatenate([x.mask for x in self.modules])
-        return math.sqrt(energy.dropped(sigma, kept))
+        return math.sqrt(energy.dropped(*self._pooled))
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The child's rank of each kernel, 0 included, by path."""
+        paths = [x.path for x in self.modules]
+        return dict(zip(paths, self._kept.tolist(), strict=True))
 
     def summary(self) -> dict[str, Any]:
         """Return the totals as plain JSON values; an infinite threshold is None."""
@@ -183,35 +206,75 @@ def report(
       pool: The pool of `spectra`, if it is at hand.
     """
     pool = pool or pool_of(spectra)
-    tie = near_tie(spectra, masks, policy, pool)
-    modules = tuple(
-        ModuleReport(
-            path=kernel.name,
-            inputs=spectrum.shape[0],
-            outputs=spectrum.shape[1],
-            rank=spectrum.rank,
-            nominal=spectrum.nominal,
-            itemsize=np.dtype(spectrum.dtype).itemsize,
-            sigma=np.asarray(spectrum.s, np.float64)[kernel.index],
-            mask=np.asarray(masks[kernel.path])[kernel.index],
+    return Accounts(spectra, pool).report(pool.gather(masks, np), policy)
+
+
+class Accounts:
+    """The reports of one parent's children: all that they share is read once.
+
+    Args:
+      spectra: The parent's spectra, concrete; their dtype is the child's.
+      pool: The pool of `spectra`.
+
+    Attributes:
+      pool: The pool.
+      s: All singular values in float64, `[N]`.
+    """
+
+    def __init__(self, spectra: Spectra, pool: Pool) -> None:
+        self.pool, self.s = pool, pooled(spectra, pool)
+        self._narrow = any(x.s.dtype != np.float64 for x in spectra.values())
+        each = {
+            path: {
+                "inputs": x.shape[0],
+                "outputs": x.shape[1],
+                "rank": x.rank,
+                "nominal": x.nominal,
+                "itemsize": np.dtype(x.dtype).itemsize,
+            }
+            for path, x in spectra.items()
+        }
+        self._ends = [
+            slice(start, start + size)
+            for start, size in zip(
+                pool.start.tolist(), pool.sizes.tolist(), strict=True
+            )
+        ]
+        self._modules = [
+            {"path": kernel.name, "sigma": self.s[here], **each[kernel.path]}
+            for kernel, here in zip(pool.kernels, self._ends, strict=True)
+        ]
+
+    def report(self, kept: np.ndarray, policy: Policy) -> Report:
+        """Return the account of the child that keeps some components.
+
+        Args:
+          kept: Booleans, `[N]`.
+          policy: What asked for it.
+        """
+        pool = self.pool
+        tie = near_tie(self.s, kept, policy, pool, narrow=self._narrow)
+        budget = policy.rank_budget(pool) or 0
+        modules = tuple(
+            ModuleReport(mask=kept[here], **module)
+            for here, module in zip(self._ends, self._modules, strict=True)
         )
-        for kernel in pool.kernels
-        for spectrum in [spectra[kernel.path]]
-    )
-    # The notes need the totals, so they follow in a second step.
-    result = Report(policy=policy.name, modules=modules, tie=tie)
-    notes = tuple(_notes(result, policy.rank_budget(pool) or 0))
-    return dataclasses.replace(result, notes=notes)
+        return Report(
+            policy=policy.name,
+            modules=modules,
+            tie=tie,
+            notes=tuple(_notes(budget, int(np.count_nonzero(kept)), tie)),
+        )
 
 
-def _notes(result: Report, budget: int) -> Iterator[str]:
-    if (unspent := budget - result.kept_rank) > 0:
+def _notes(budget: int, spent: int, tie: Tie | None) -> Iterator[str]:
+    if (unspent := budget - spent) > 0:
         yield (
             f"{unspent} of the budget's {budget} ranks are not spent: what is left is "
             "zero, or beyond the policy's limits"
         )
-    if result.tie:
-        yield str(result.tie)
+    if tie:
+        yield str(tie)
 
 
 def human_bytes(size: float) -> str:

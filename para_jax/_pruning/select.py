@@ -77,15 +77,33 @@ def exact_masks(
     Raises:
       ValueError: as `masks`, and if the policy is traced.
     """
+    pool = pool or pool_of(spectra)
+    return pool.scatter(exact_choice(pooled(spectra, pool), policy, pool))
+
+
+def pooled(spectra: Spectra, pool: Pool) -> np.ndarray:
+    """Return the singular values of all modules in float64, `[N]`."""
+    return pool.gather({p: np.asarray(x.s, np.float64) for p, x in spectra.items()}, np)
+
+
+def exact_choice(s: np.ndarray, policy: Policy, pool: Pool) -> np.ndarray:
+    """Choose the components to keep as `exact_masks` does: booleans `[N]`.
+
+    Args:
+      s: The singular values of `pool`, float64 `[N]`.
+      policy: What to keep.
+      pool: The pool.
+
+    Raises:
+      ValueError: as `exact_masks`.
+    """
     policy = single(policy)
     if policy.is_traced:
         raise ValueError(
             f"The value of this {policy.kind} is traced, and a rank must be known. "
             "Inside jit, use masks and repack(form='masked')."
         )
-    pool = pool or pool_of(spectra)
-    s = {path: np.asarray(x.s, np.float64) for path, x in spectra.items()}
-    return pool.scatter(_select(pool.gather(s, np), pool, policy, np))
+    return _select(s, pool, policy, np)
 
 
 def ranks(spectra: Spectra, policy: Policy) -> dict[str, np.ndarray]:

@@ -27,9 +27,6 @@ AT_ONCE = 4
 # is few enough for OpenBLAS to multiply without packing it.
 _GRAM_BLOCK = 2**16
 
-# From this rank on, half of the products take less time than twice the halves.
-_SYMMETRIC = 48
-
 # How far rounding, r * eps, may move the singular values of `auto`, relatively.
 _MOVED = 1e-8
 
@@ -162,15 +159,9 @@ def _scaled_grams(
 def _grams(x: Kernels) -> Float[np.ndarray, "N r r"]:
     rank = x[0].shape[-1]
     total = np.zeros((len(x), rank, rank))
-    halves = [slice(None)]
-    if 1 < rank < _SYMMETRIC:
-        # NumPy takes `x.T @ x` to a routine for half of it, which is slow if narrow.
-        halves = [slice(0, rank // 2), slice(rank // 2, rank)]
     for i in range(0, len(x), AT_ONCE):
         for _, wide in blocks(x[i : i + AT_ONCE], _GRAM_BLOCK):
-            for columns in halves:
-                product = wide.mT @ wide[:, :, columns]
-                total[i : i + AT_ONCE, :, columns] += product
+            total[i : i + AT_ONCE] += wide.mT @ wide  # By a routine for half of it.
     return total
 
 

@@ -5,6 +5,7 @@ Runs on the host.
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
@@ -72,6 +73,8 @@ class _Blas:
         self._lock = threading.Lock()
         self._calls = 0
         self._limit: Any = None
+        self._modules = -1
+        self._libraries: Any = None
 
     @contextlib.contextmanager
     def on_one_thread(self) -> Iterator[None]:
@@ -81,8 +84,12 @@ class _Blas:
         """
         with self._lock:
             if self._calls == 0:
-                # Looked up anew: SciPy, say, loads a BLAS of its own on import.
-                self._limit = threadpoolctl.threadpool_limits(1, user_api="blas")
+                if self._modules != len(sys.modules):
+                    # Looked up anew: SciPy, say, loads a BLAS of its own on import.
+                    # Not every time: that takes as long as 20 small kernels.
+                    self._modules = len(sys.modules)
+                    self._libraries = threadpoolctl.ThreadpoolController()
+                self._limit = self._libraries.limit(limits=1, user_api="blas")
             self._calls += 1
         try:
             yield

@@ -6,6 +6,7 @@ import pytest
 
 import para_jax
 from para_jax import Adapter, Gamma, Rank
+from para_jax._pruning import repack_numpy
 
 SIGNING = 512
 """Of this many first entries, the largest in magnitude is positive."""
@@ -141,3 +142,29 @@ def test_a_deficient_parent_at_full_budget_loses_what_it_does_not_have():
 
     assert {path: x.rank for path, x in child.items()} == {"x": 2}
     np.testing.assert_allclose(dense(child["x"]), dense(parents["x"]), atol=1e-11)
+
+
+def test_the_sign_of_a_row_makes_no_negative_zeros():
+    """Where a column of `b` is zero, so is the child's, whatever sign its row has."""
+    b = np.float32(normal(4, 11, seed=1))
+    b[:, [0, 5]] = 0
+    parents = {
+        sign: {"x": Adapter(np.float32(sign * normal(7, 4)), b)} for sign in (1, -1)
+    }
+
+    for parent in parents.values():
+        child = para_jax.compress(parent, Gamma(1.0)).adapters["x"]
+        assert not child.b[:, [0, 5]].any()
+        assert not np.signbit(child.b[:, [0, 5]]).any()
+
+
+def test_signs_hold_for_all_blocks_of_a_row():
+    """Rows of 1,201 numbers in blocks of 512: the first alone settles the signs."""
+    a, b = normal(13, 3), normal(3, 1201, seed=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repack_numpy, "_BLOCK", 1)
+        child = para_jax.compress({"x": Adapter(a, b)}, Gamma(1.0)).adapters["x"]
+
+    np.testing.assert_allclose(child.a @ child.b, a @ b, atol=1e-12)
+    assert positive(child.b).all()

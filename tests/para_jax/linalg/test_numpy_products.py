@@ -264,6 +264,41 @@ def test_blas_keeps_one_thread_while_ours_run_and_gets_its_own_back():
     assert after == {2}
 
 
+def test_a_blas_that_a_new_module_brings_is_found(monkeypatch):
+    looked = []
+    real = threadpoolctl.ThreadpoolController
+    monkeypatch.setattr(
+        threadpoolctl, "ThreadpoolController", lambda: looked.append(1) or real()
+    )
+
+    for name in (None, "one", None, "two", None):
+        if name:
+            monkeypatch.setitem(sys.modules, f"brings_a_blas_{name}", threads)
+        list(threads.in_threads(abs, [1]))
+
+    assert 2 <= len(looked) <= 3  # The first call may find what was there before.
+
+
+def test_a_small_model_is_work_for_every_thread(monkeypatch):
+    """One million parameters: more pieces than two threads, and each kernel once."""
+    monkeypatch.setattr(threads, "workers", lambda: 2)
+    a, b = np.float32(normal(16, 2048, 16)), np.float32(normal(16, 16, 2048))
+    pieces = []
+
+    def progress(todo):
+        pieces.append(len(todo))
+        return todo
+
+    found = para_jax.compress(
+        {"x": para_jax.Adapter(a, b)}, para_jax.Gamma(0.5), progress=progress
+    ).report
+
+    assert len(pieces) == 2
+    assert min(pieces) >= 4
+    want = [exact(*pair) for pair in zip(a, b, strict=True)]
+    np.testing.assert_allclose([x.sigma for x in found.modules], want, rtol=1e-9)
+
+
 def test_calls_that_overlap_give_blas_its_threads_back():
     with threadpoolctl.threadpool_limits(2):
         one, two = (threads.in_threads(lambda x: x, range(3)) for _ in range(2))
