@@ -12,20 +12,17 @@ import re
 import typing
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import numpy as np
 
 from para_jax._adapters import sharing
 from para_jax._adapters.adapter import Adapter, folded
+from para_jax._adapters.choices import PROFILES as PROFILES, Profile as Profile
 from para_jax._adapters.checkpoint import Checkpoint, Layer
 from para_jax._adapters.padding import pad
 from para_jax._adapters.stacks import by_member, stack, unstack
 from para_jax._engines import experts as expert_modules
 from para_jax._engines.experts import Shape as Shape
-
-Profile = Literal["ragged", "padded", "uniform-by-type", "per-tensor-alpha"]
-PROFILES: tuple[Profile, ...] = typing.get_args(Profile)
 
 _NUMBER = re.compile(r"^(?:((?:layer|block)s?)_)?\d+$")
 
