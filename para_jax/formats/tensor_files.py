@@ -215,13 +215,16 @@ def write(
       ValueError: if it cannot hold a dtype.
     """
     names = _ordered(tensors)
+    # A type is looked up by writing a file of it, hence once.
+    first = {tensors[name].dtype: name for name in reversed(names)}
+    types = {dtype: _type(name, dtype) for dtype, name in first.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name in names:
         x, start = tensors[name], end
         end += x.nbytes
         header[name] = {
-            "dtype": _type(name, x.dtype),
+            "dtype": types[x.dtype],
             "shape": x.shape,
             "data_offsets": (start, end),
         }
