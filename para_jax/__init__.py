@@ -23,66 +23,36 @@ All examples in the documentation of this package start from here:
     >>> adapters = {"down": adapter(7, 5, 6, 0.5), "up": adapter(5, 7, 8, 4, 2, 1)}
 """
 
+import importlib as _importlib
+import typing as _typing
 from importlib import metadata as _metadata
-
-from para_jax._adapters.adapter import (
-    Adapter as Adapter,
-    Adapters as Adapters,
-    Array as Array,
-    folded as folded,
-    ordered as ordered,
-)
-from para_jax._adapters.checkpoint import (
-    Checkpoint as Checkpoint,
-    Child as Child,
-    Layer as Layer,
-)
-from para_jax._adapters.padding import pad as pad
-from para_jax._adapters.params import (
-    from_params as from_params,
-    nest as nest,
-    to_params as to_params,
-    unnest as unnest,
-)
-from para_jax._adapters.stacks import stack as stack, unstack as unstack
-from para_jax._pruning.decompose import Spectrum as Spectrum, decompose as decompose
-from para_jax._pruning.extract import (
-    Extraction as Extraction,
-    extract as extract,
-    plain as plain,
-)
-from para_jax._pruning.inspect import Inspection as Inspection, inspect as inspect
-from para_jax._pruning.pipeline import (
-    compress as compress,
-    family as family,
-    spectra_of as spectra_of,
-)
-from para_jax._pruning.policies import (
-    Budget as Budget,
-    Bytes as Bytes,
-    Epsilon as Epsilon,
-    Gamma as Gamma,
-    Params as Params,
-    Policy as Policy,
-    Rank as Rank,
-    Threshold as Threshold,
-)
-from para_jax._pruning.pool import Pool as Pool, pool as pool
-from para_jax._pruning.repack import repack as repack
-from para_jax._pruning.repack_traced import pack as pack
-from para_jax._pruning.report import Report as Report
-from para_jax._pruning.search import Search as Search, search as search
-from para_jax._pruning.select import masks as masks, ranks as ranks
-from para_jax._training.moments import (
-    project_moments as project_moments,
-    reset_moments as reset_moments,
-)
-from para_jax._training.optimizer_check import check_optimizer as check_optimizer
-from para_jax._training.squeeze import shrink as shrink, squeeze as squeeze
-from para_jax.formats import load as load, save as save
-from para_jax.layouts import from_tree as from_tree, to_tree as to_tree
 
 try:
     __version__ = _metadata.version("para-jax")
 except _metadata.PackageNotFoundError:  # A checkout on the path, not installed.
     __version__ = "0+unknown"
+
+
+def _bind() -> None:
+    """Import the public names, and with them subpackages such as `formats`."""
+    # Not `from para_jax import _api`, which would ask `__getattr__` for it.
+    api = vars(_importlib.import_module("para_jax._api"))
+    globals().update((x, y) for x, y in api.items() if not x.startswith("_"))
+
+
+# A checker finds a misspelt name only if it sees no `__getattr__`.
+if _typing.TYPE_CHECKING:
+    from para_jax._api import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> _typing.Any:
+        """Import the public names at the first use of one (PEP 562)."""
+        _bind()
+        if name in globals():
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    _bind()
+    return sorted(globals())

@@ -9,23 +9,19 @@ factors first. Runs on the host.
 
 import dataclasses
 import re
-import typing
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import numpy as np
 
 from para_jax._adapters import sharing
 from para_jax._adapters.adapter import Adapter, folded
 from para_jax._adapters.checkpoint import Checkpoint, Layer
+from para_jax._adapters.choices import PROFILES as PROFILES, Profile as Profile
 from para_jax._adapters.padding import pad
 from para_jax._adapters.stacks import by_member, stack, unstack
 from para_jax._engines import experts as expert_modules
 from para_jax._engines.experts import Shape as Shape
-
-Profile = Literal["ragged", "padded", "uniform-by-type", "per-tensor-alpha"]
-PROFILES: tuple[Profile, ...] = typing.get_args(Profile)
 
 _NUMBER = re.compile(r"^(?:((?:layer|block)s?)_)?\d+$")
 
@@ -158,7 +154,7 @@ def fit(flat: Checkpoint, wanted: Mapping[str, Shape]) -> Checkpoint:
     """Pad the factors to the shapes `wanted`; the updates stay equal."""
     # A checkpoint of nothing but absent modules still needs a dtype for its zeros.
     dtype = next((x.a.dtype for x in flat.adapters.values()), np.dtype(np.float32))
-    like = {path: _zeros(shape, dtype) for path, shape in wanted.items()}
+    like = {path: _like(shape, dtype) for path, shape in wanted.items()}
     absent = {path: x for path, x in flat.absent.items() if path not in wanted}
     adapters = pad(flat.adapters, like=like)
     return dataclasses.replace(flat, adapters=adapters, absent=absent)
@@ -238,6 +234,10 @@ def _trim(adapter: Adapter) -> Adapter:
     return dataclasses.replace(adapter, a=adapter.a[:, :rank], b=adapter.b[:rank])
 
 
-def _zeros(shape: Shape, dtype: np.dtype) -> Adapter:
+def _like(shape: Shape, dtype: np.dtype) -> Adapter:
+    """Return factors of a shape and a dtype without the memory for them."""
     m, rank, n = shape
-    return Adapter(a=np.zeros((m, rank), dtype), b=np.zeros((rank, n), dtype))
+    zero = np.zeros((), dtype)
+    return Adapter(
+        a=np.broadcast_to(zero, (m, rank)), b=np.broadcast_to(zero, (rank, n))
+    )

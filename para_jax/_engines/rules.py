@@ -3,10 +3,8 @@
 import dataclasses
 from typing import Literal, NamedTuple
 
-from para_jax._engines.profiles import Profile
+from para_jax._adapters.choices import Format as Format, Profile
 from para_jax.names.diffusion import Scheme, Target
-
-Format = Literal["peft", "orbax", "kohya", "mlx"]
 
 
 class Evidence(NamedTuple):

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from para_jax.cli import commands, errors, parser, process
+from para_jax.cli import conflicts, errors, parser, process
 
 # Of `OSError`, those that a user can mend with other words; a full disk is a failure.
 _MISTAKES = (
@@ -38,8 +38,11 @@ def _run(words: Sequence[str] | None) -> int:
     try:
         request = parser.parse(words)
         debug = request.debug
-        commands.check(request)
-        process.cache_programs()
+        conflicts.check(request)
+        # Help and most mistakes end above, without JAX, which takes seconds to import.
+        with process.uncollected():
+            process.cache_programs()
+            from para_jax.cli import commands
         with contextlib.nullcontext() if debug else process.quiet():
             status = commands.run(request)
     except SystemExit as stop:  # After --help, or a word that is not known.

@@ -18,12 +18,6 @@ from para_jax.cli import budgets, errors, fleet_run, reports, show, source, targ
 from para_jax.cli.request import Compress, Convert, Fleet, Inspect, Request, Sweep
 
 
-def check(request: Request) -> None:
-    """Raise ValueError if two words of a command do not go together."""
-    if not isinstance(request, Inspect):
-        target.check_output(request.output)
-
-
 def run(request: Request) -> int | None:
     """Run the command of a request and return its status, None for success."""
     match request:

@@ -6,10 +6,8 @@ import pathlib
 import re
 from typing import NoReturn, get_args
 
-from para_jax._engines.registry import ENGINES
-from para_jax.formats import PROFILES, Format
-from para_jax.layouts import LAYOUTS
-from para_jax.names import MODELS
+from para_jax._adapters.choices import PROFILES, Format, Method
+from para_jax.cli.words import ENGINES, LAYOUTS, MODELS
 
 _DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 _UNITS = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
@@ -53,7 +51,7 @@ def foreign(command: Parser) -> None:
     group = command.add_argument_group("facts that SRC does not record")
     add = group.add_argument
     what = "the library that wrote the tree; recognised by default"
-    add("--layout", choices=tuple(LAYOUTS), metavar="NAME", help=f"{what}: %(choices)s")
+    add("--layout", choices=LAYOUTS, metavar="NAME", help=f"{what}: %(choices)s")
     add_one = group.add_mutually_exclusive_group().add_argument
     # One fixes the other at a known rank: both could only contradict each other.
     what = "alpha, the numerator of the scale alpha / r"
@@ -85,7 +83,7 @@ def output(
     add(
         "--for",
         dest="engine",
-        choices=tuple(ENGINES),
+        choices=ENGINES,
         metavar="ENGINE",
         help=f"{what}: %(choices)s",
     )
@@ -114,7 +112,7 @@ def method(command: Parser) -> None:
     """Add the way to decompose, and JSON."""
     add = command.add_argument
     what = "decompose by QR, by Gram products, or choose by device"
-    add("--method", choices=("auto", "qr", "gram"), default="auto", help=what)
+    add("--method", choices=get_args(Method), default="auto", help=what)
     json(command)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import para_jax as para
 from para_jax.cli import flags
-from para_jax.cli.budgets import BUDGETS
 from para_jax.cli.request import (
     Compress,
     Convert,
@@ -23,6 +22,7 @@ from para_jax.cli.request import (
     Request,
     Sweep,
 )
+from para_jax.cli.words import BUDGETS
 
 _EXAMPLES = """examples:
   para inspect adapter/                              what is in it

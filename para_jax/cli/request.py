@@ -1,17 +1,15 @@
 """Requests: the words of a command, as the parser has read them.
 
 The parser makes a request once; `dataclasses.replace` makes those of children. It holds
-plain values, so it can be pickled and sent to other processes. The commands check that
-its words agree with each other and with the files.
+plain values, so it can be pickled and sent to other processes. `conflicts.py` checks
+that its words agree with each other, the commands that they agree with the files.
 """
 
 import dataclasses
 import pathlib
 from typing import Literal
 
-from para_jax.formats import Format, Profile
-from para_jax.layouts import StackAxis
-from para_jax.linalg.products import Method
+from para_jax._adapters.choices import Format, Method, Profile, StackAxis
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import numpy as np
 import para_jax as para
 from para_jax._engines import prepare, registry, rules as engine_rules
 from para_jax._pruning.report import human_bytes
-from para_jax.cli.request import Conversion, Output
+from para_jax.cli.request import Conversion
 from para_jax.formats import FORMATS, Format, atomic, is_one_file, recognise
 
 
@@ -29,27 +29,6 @@ def _engine_form(engine: str, target: pathlib.Path) -> Format:
 def ending(request: Conversion) -> str:
     """Choose the ending of the names of several children."""
     return FORMATS[form(request)].suffix
-
-
-def check_output(output: Output) -> None:
-    """Raise ValueError if two words about DST do not go together."""
-    if output.engine:
-        for name in ("format", "profile"):
-            if getattr(output, name):
-                raise ValueError(
-                    f"--for {output.engine} decides on format and profile: leave out "
-                    f"--{name}."
-                )
-    # Without a model these would have no effect, and no one would notice.
-    facts = dataclasses.asdict(output.rename)
-    if facts.pop("model"):
-        return
-    for name, value in facts.items():
-        if value is not None:
-            flag = name.replace("_", "-")
-            raise ValueError(
-                f"--{flag} describes a model: give --model, or leave it out."
-            )
 
 
 def check(request: Conversion) -> None:

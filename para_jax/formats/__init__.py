@@ -33,7 +33,7 @@ from para_jax._engines.registry import ENGINES as ENGINES, known as known
 from para_jax._engines.renaming import named as named
 from para_jax._engines.rules import Engine as Engine, Format as Format
 from para_jax._pruning import rounding
-from para_jax.formats import atomic, tensor_files
+from para_jax.formats import atomic, flush, tensor_files
 from para_jax.formats.format import FileFormat as FileFormat, Hints as Hints
 from para_jax.formats.recognition import place as place, recognise as recognise
 from para_jax.formats.registry import FORMATS as FORMATS, is_one_file as is_one_file
@@ -164,14 +164,15 @@ def save(
     form.check(checkpoint)
     with form.replacing(target, overwrite=overwrite) as new:
         wanted = form.save(checkpoint, new, profile)
-        form.check_place(target, wanted)
-        got = form.read_back(new, wanted)
-        _check_finite(target, got)
-        check_same(wanted, got)
-        # A format that keeps scales beside the factors has nothing to verify.
-        if form.verify is not None:
-            form.verify(new, wanted, checkpoint, profile)
-            rounding.check_folded(checkpoint.adapters, wanted.adapters)
+        with flush.meanwhile(new):
+            form.check_place(target, wanted)
+            got = form.read_back(new, wanted)
+            _check_finite(target, got)
+            check_same(wanted, got)
+            # A format that keeps scales beside the factors has nothing to verify.
+            if form.verify is not None:
+                form.verify(new, wanted, checkpoint, profile)
+                rounding.check_folded(checkpoint.adapters, wanted.adapters)
     _warn_of_extra(checkpoint, form)
     # Any other engine reads the format in a way of its own.
     if engine in (None, form.name):

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 
 from para_jax._adapters.messages import Message, Remedy
+from para_jax.formats import flush
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -75,7 +76,7 @@ def replacing(
     with _room(target) as (new, real):
         new.mkdir()
         yield new
-        _flush(new)
+        flush.tree(new)
         # Another process may have made the target in the meantime.
         check_target(target, overwrite=overwrite)
         _put(new, real, overwrite=overwrite)
@@ -92,10 +93,10 @@ def replacing_file(
     check_file(target, overwrite=overwrite)
     with _room(target) as (new, real):
         yield new
-        _flush_file(new)
+        flush.file(new)
         check_file(target, overwrite=overwrite)
         new.replace(real)
-        _flush_directory(real.parent)
+        flush.directory(real.parent)
 
 
 def check_file(target: pathlib.Path, *, overwrite: bool) -> None:
@@ -227,7 +228,7 @@ def _put(new: pathlib.Path, target: pathlib.Path, *, overwrite: bool) -> None:
             target.rename(_aside(target))
             new.rename(target)
             shutil.rmtree(_aside(target), ignore_errors=True)
-    _flush_directory(target.parent)
+    flush.directory(target.parent)
 
 
 def _aside(target: pathlib.Path) -> pathlib.Path:
@@ -272,27 +273,3 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _flush(directory: pathlib.Path) -> None:
-    for root, _, files in os.walk(directory):
-        for name in files:
-            _flush_file(pathlib.Path(root, name))
-        _flush_directory(pathlib.Path(root))
-
-
-def _flush_file(path: pathlib.Path) -> None:
-    # `fsync` flushes the file's data, whichever descriptor it is called with.
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _flush_directory(directory: pathlib.Path) -> None:
-    # A rename is on disk only once its directory is.
-    if sys.platform == "win32":  # Has no descriptors for directories.
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from para_jax._adapters.adapter import check_dtype
-from para_jax.formats import other_files
+from para_jax.formats import memory, other_files
 
 # The names of dtypes in a safetensors file (its `tensor.rs`, 0.8.0). Those of 4 and 6
 # bits (F4, F6_E2M3, F6_E3M2) are packed, which no NumPy array is.
@@ -69,9 +69,11 @@ def read(
         entries, start = _header(file)
         for name in names:
             _check_factor(name, entries[name], path)
+        sizes = [_size(entries[name]) for name in names]
+        rooms = memory.rooms(sizes, own=[not _is_lora(name) for name in names])
         return {
-            name: shared(_tensor(file, start, entries[name], name), name, known)
-            for name in names
+            name: shared(_tensor(file, start, entries[name], name, room), name, known)
+            for name, room in zip(names, rooms, strict=True)
         }, metadata
 
 
@@ -85,7 +87,8 @@ def each(path: pathlib.Path, names: Iterable[str]) -> Iterator[tuple[str, np.nda
     with _opened(path) as (file, _, _):
         entries, start = _header(file)
         for name in names:
-            yield name, _tensor(file, start, entries[name], name)
+            room = np.empty(_size(entries[name]), np.uint8)
+            yield name, _tensor(file, start, entries[name], name, room)
 
 
 @contextlib.contextmanager
@@ -129,7 +132,7 @@ def _check_factor(name: str, entry: Mapping[str, Any], path: pathlib.Path) -> No
 
     Before shapes are compared: a factor of 4 bits is packed into `[n / 2, 1]`.
     """
-    if "lora" not in name.lower() or math.prod(entry["shape"]) == 1:
+    if not _is_lora(name) or math.prod(entry["shape"]) == 1:
         return  # An alpha may be a whole number.
     if name.endswith(".bias_indices"):
         return  # Of LyCORIS's sparse bias.
@@ -144,6 +147,10 @@ def _check_factor(name: str, entry: Mapping[str, Any], path: pathlib.Path) -> No
         check_dtype(inside, _dtype(name, entry))
 
 
+def _is_lora(name: str) -> bool:
+    return "lora" in name.lower()
+
+
 def _dtype(name: str, entry: Mapping[str, Any]) -> np.dtype:
     if (dtype := _DTYPES.get(entry["dtype"])) is None:
         raise ValueError(
@@ -153,17 +160,25 @@ def _dtype(name: str, entry: Mapping[str, Any]) -> np.dtype:
     return dtype
 
 
-def _tensor(
-    file: io.BufferedReader, start: int, entry: Mapping[str, Any], name: str
-) -> np.ndarray:
-    dtype = _dtype(name, entry)
+def _size(entry: Mapping[str, Any]) -> int:
     first, last = entry["data_offsets"]
-    data = np.empty(last - first, np.uint8)
-    file.seek(start + first)
-    if file.readinto(data.data) != data.size:
+    return last - first
+
+
+def _tensor(
+    file: io.BufferedReader,
+    start: int,
+    entry: Mapping[str, Any],
+    name: str,
+    room: np.ndarray,
+) -> np.ndarray:
+    """Read one tensor into memory of its size, and return it as a view."""
+    dtype = _dtype(name, entry)
+    file.seek(start + entry["data_offsets"][0])
+    if file.readinto(room.data) != room.size:
         raise ValueError(f"'{name}' is incomplete: the file was cut while it was read.")
     # The format is little-endian.
-    stored = data.view(dtype.newbyteorder("<")).reshape(entry["shape"])
+    stored = room.view(dtype.newbyteorder("<")).reshape(entry["shape"])
     return stored if sys.byteorder == "little" else stored.astype(dtype)
 
 
@@ -180,6 +195,9 @@ def same(one: np.ndarray, two: np.ndarray) -> bool:
     """Compare two arrays by their bits: both may hold the same NaN."""
     if one.dtype != two.dtype or one.shape != two.shape:
         return False
+    # The same memory, as of a file that was read back into the arrays it was made of.
+    if one.__array_interface__ == two.__array_interface__:
+        return True
     if one.ndim > 2:  # `tobytes` copies: one matrix at a time.
         return all(map(same, one, two))
     return one.tobytes() == two.tobytes()
@@ -197,13 +215,16 @@ def write(
       ValueError: if it cannot hold a dtype.
     """
     names = _ordered(tensors)
+    # A type is looked up by writing a file of it, hence once.
+    first = {tensors[name].dtype: name for name in reversed(names)}
+    types = {dtype: _type(name, dtype) for dtype, name in first.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name in names:
         x, start = tensors[name], end
         end += x.nbytes
         header[name] = {
-            "dtype": _type(name, x.dtype),
+            "dtype": types[x.dtype],
             "shape": x.shape,
             "data_offsets": (start, end),
         }

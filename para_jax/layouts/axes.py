@@ -9,15 +9,15 @@ the host, except for `matrices` and `stored`, which are traceable under `jit`.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from para_jax._adapters.adapter import Array
+from para_jax._adapters.choices import StackAxis as StackAxis
 from para_jax._adapters.messages import Argument, Message
 
 Shape = tuple[int, ...]
-StackAxis = Literal[0, 1, "none"]
 
 
 class Axes(NamedTuple):

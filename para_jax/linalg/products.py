@@ -25,11 +25,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from para_jax._adapters.choices import Method as Method
 from para_jax.linalg import core, factorize, platforms, sharding, tpu
 from para_jax.linalg.core import Core
-
-Method = Literal["auto", "qr", "gram"]
-"""The caller's choice of a way to the `R` factors, see `para_jax.decompose`."""
 
 Way = Literal["auto", "mesh", "qr", "gram", "checked"]
 """The way that a program takes.

@@ -12,8 +12,8 @@ import pytest
 import para_jax as para
 from para_jax._pruning.policies import POLICIES
 from para_jax.cli import commands, fleet_run, parser
-from para_jax.cli.budgets import BUDGETS
 from para_jax.cli.request import Compress, Convert, Fleet, Inspect, Sweep
+from para_jax.cli.words import BUDGETS
 
 # A fleet's words, and their manifest line from before there were requests, byte for
 # byte: older fleets must be able to continue.

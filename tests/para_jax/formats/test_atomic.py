@@ -25,7 +25,7 @@ SERVER = """
 import json, os, pathlib, signal, sys, time
 
 import para_jax as para
-from para_jax.formats import atomic
+from para_jax.formats import atomic, flush
 from para_jax.formats.orbax import checkpoint
 from para_jax.formats.peft import folder
 
@@ -37,7 +37,7 @@ def kill_at_line(number):
 
     def each(frame, event, argument):
         nonlocal count
-        if frame.f_code.co_filename != atomic.__file__:
+        if frame.f_code.co_filename not in (atomic.__file__, flush.__file__):
             return None
         if event == "line":
             count += 1

@@ -1,0 +1,14 @@
+"""The names that an argument of several functions may be.
+
+Apart from the code behind them, so that the command line knows them without JAX.
+"""
+
+import typing
+from typing import Literal
+
+Format = Literal["peft", "orbax", "kohya", "mlx"]
+Profile = Literal["ragged", "padded", "uniform-by-type", "per-tensor-alpha"]
+PROFILES: tuple[Profile, ...] = typing.get_args(Profile)
+StackAxis = Literal[0, 1, "none"]
+Method = Literal["auto", "qr", "gram"]
+"""The caller's choice of a way to the `R` factors, see `para_jax.decompose`."""
