@@ -27,7 +27,7 @@ _MOST = 32
 
 
 def divide(
-    x: Sequence[Shaped[Array, "rows *shape"]], sizes: Sequence[Sequence[int]]
+    x: Sequence[Shaped[Array, "..."]], sizes: Sequence[Sequence[int]]
 ) -> list[list[Array]]:
     """Return each array in parts along its first axis.
 
@@ -95,7 +95,7 @@ def _counted(count: int) -> list[UInt[Array, ""]]:
 
 def _in_chunks(x: Array, sizes: Sequence[int]) -> list[Array]:
     """Return the parts by one kernel for some of them at once, on a GPU."""
-    if len(set(sizes)) > 1 or len(sizes) == 1 or not factorize.has_kernels(x):
+    if len(set(sizes)) > 1 or len(sizes) == 1 or not factorize.on_one_gpu(x):
         return _slices(x, sizes)
     from para_jax.linalg.gpu import divide as gpu
 

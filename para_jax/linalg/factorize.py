@@ -118,9 +118,14 @@ def one_by_one(function: Callable[..., Array], *args: Array) -> Array:
 def has_kernels(x: Array) -> bool:
     """Return whether `x` may be on a GPU, whole, in a program with float64."""
     wide = jax.dtypes.canonicalize_dtype(float) == jnp.float64
+    return wide and on_one_gpu(x)
+
+
+def on_one_gpu(x: Array) -> bool:
+    """Return whether `x` may be on a GPU, whole, and kernels can be."""
     # On a mesh the compiler divides what it knows, and a kernel it does not know.
     on_one = jax.default_backend() == "gpu" and sharding.mesh_of(x) is None
-    return wide and on_one and gpu.exist()
+    return on_one and gpu.exist()
 
 
 def by_kernel(
