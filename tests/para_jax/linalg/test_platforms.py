@@ -68,8 +68,9 @@ def test_it_is_lowered_in_the_precision_that_it_was_traced_in():
 @pytest.mark.parametrize("wide", [True, False])
 def test_auto_is_decided_by_the_platform_of_the_program(wide):
     """By the library calls of each: LAPACK, cuSOLVER, and on a TPU neither."""
-    shapes = jax.ShapeDtypeStruct((2, 24, 5), "float32"), jax.ShapeDtypeStruct(
-        (2, 5, 16), "float32"
+    shapes = (
+        jax.ShapeDtypeStruct((2, 24, 5), "float32"),
+        jax.ShapeDtypeStruct((2, 5, 16), "float32"),
     )
     with jax.enable_x64(wide):
         adapters = {"x": para_jax.Adapter(*shapes, 2.0)}
