@@ -106,11 +106,13 @@ def decompose(
       almost dependent columns still cost digits: an error of 1e-8, relative to the
       product of the factors' norms. That is far below 1e-5 of the largest singular
       value, unless the factors cancel to a thousandth of their norms.
-    - `auto`: `qr` on CPU, where it takes two to three times as long. On accelerators,
-      where the library's QR takes ten to fifty times as long, `gram` in float64, and
-      `qr` if the columns of any factor turn out to be almost dependent; a derivative
-      is that of `gram`. In float32, and on a mesh of devices, where factors then stay
-      in their place, `gram`.
+    - `auto`: by the platform that a program is lowered for. `qr` on CPU, where it takes
+      two to three times as long. On GPUs, where the library's QR takes ten to fifty
+      times as long, `gram` in float64, and `qr` if the columns of any factor turn out
+      to be almost dependent; a derivative is that of `gram`. In float32, and on a mesh
+      of devices, where factors then stay in their place, `gram`. On TPUs `gram`, always
+      in float32, by operations that their compiler takes seconds over: over those of
+      `method="gram"` and `"qr"`, and over a derivative, it takes minutes or hours.
 
     Example:
       >>> spectra = jax.jit(para_jax.decompose)(adapters)

@@ -61,7 +61,7 @@ def svd(
     columns, s = _sorted(columns, place), _sorted(s, place)
     u = columns[:, :m] / jnp.where(s > 0, s, 1)[:, None]
     vt = columns[:, m:].transpose(2, 0, 1)
-    return u.transpose(2, 1, 0), (s * size).T, vt
+    return u.transpose(2, 1, 0), (s * size[None]).T, vt
 
 
 def _orthogonal(columns: Float[Array, "c d N"], m: int) -> Float[Array, "c d N"]:

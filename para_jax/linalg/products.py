@@ -176,7 +176,8 @@ def by_grams(a: Factors, b: Factors, ops: Any = factorize) -> Core:
     again = _grams([_times(x, w, ops) for x, w in pairs], ops, tall=True)
     # Triangular again, so that graded columns stay graded in what follows.
     roots = ops.qr_r(ops.matmul(core.root_of_gram(again, ops), roots))
-    return core.of_roots(*jnp.split(roots, 2), ops)
+    root_a, root_b = jnp.split(roots, 2)
+    return core.of_roots(root_a, root_b, ops)
 
 
 @jax.custom_jvp
