@@ -114,7 +114,8 @@ def _signs(
     if sharding.mesh_of(b) is None:  # There a piece of `b` would have to be moved.
         width = min(SIGNING, max(x.shape[-1] for x in b))
         parts = [_first(x, width).reshape(-1, x.shape[-2], width) for x in b]
-        first = jnp.concatenate(parts).reshape(*right.shape[:-1], width)
+        stack, rank = right.shape[:-2], right.shape[-1]
+        first = jnp.concatenate(parts).reshape(*stack, rank, width)
     row = factorize.applied(first, right, tall=False, dtype=right.dtype)
     # Zeros beyond never win: the largest magnitude is above them, or all are zero.
     row = jnp.where(jnp.arange(row.shape[-1]) < SIGNING, row, 0)
