@@ -167,7 +167,9 @@ def root_of_gram(
     By eigenvectors, since a Cholesky factor of dependent columns does not exist.
     """
     values, vectors, lengths = _eigen(gram, ops)
-    kept = jnp.where(values > _floor(gram), values, 0)
+    # An eigenvalue's rounding is relative to the largest, up to `r` of unit columns.
+    largest = values.max(-1, keepdims=True)
+    kept = jnp.where(values > _floor(gram) * largest, values, 0)
     root = jnp.sqrt(kept)[:, :, None] * vectors.mT * lengths[:, None, :]
     return sharding.replicated(root)
 
@@ -199,7 +201,9 @@ def _cholesky_root(
     cholesky = factorize.cholesky(unit)
     shares = jnp.square(jnp.diagonal(cholesky, axis1=-2, axis2=-1)).min(-1)
     root = cholesky * lengths[:, None, :]
-    independent = jnp.isfinite(root).all()
+    # Of dependent columns a pivot is rounding, of either sign: whether a factor exists
+    # at all is then up to the processor. Not where a share is NaN.
+    independent = (shares > _floor(gram)).all()
     return lax.cond(independent, lambda: root, lambda: root_of_gram(gram)), shares
 
 

@@ -27,7 +27,7 @@ def rows(
       interpret: Run it step by step, on any device.
     """
     count, size = x.shape
-    return pl.pallas_call(
+    found = pl.pallas_call(
         functools.partial(_kernel, size=size),
         grid=(pl.cdiv(size, _BLOCK),),
         in_specs=[pl.BlockSpec(memory_space=pl.ANY)],
@@ -37,11 +37,15 @@ def rows(
         interpret=interpret,
         name="rows",
     )(x)
+    return list(found)
 
 
 def _kernel(x_ref: Any, *row_refs: Any, size: int) -> None:
-    start = pl.program_id(0) * _BLOCK
+    block = pl.program_id(0)
+    start = block * _BLOCK
     at = pl.ds(start, _BLOCK)
     mask = start + jnp.arange(_BLOCK) < size
     for i, row_ref in enumerate(row_refs):
-        triton.store(row_ref.at[at], triton.load(x_ref.at[i, at], mask=mask), mask=mask)
+        # Not `i` itself: JAX 0.10 refuses a known place beside a slice.
+        row = triton.load(x_ref.at[0 * block + i, at], mask=mask)
+        triton.store(row_ref.at[at], row, mask=mask)
