@@ -44,7 +44,7 @@ def _kernel(x_ref: Any, *row_refs: Any, size: int) -> None:
     block = pl.program_id(0)
     start = block * _BLOCK
     at = pl.ds(start, _BLOCK)
-    mask = start + jnp.arange(_BLOCK) < size
+    mask = start + jnp.arange(_BLOCK, dtype=start.dtype) < size
     for i, row_ref in enumerate(row_refs):
         # Not `i` itself: JAX 0.10 refuses a known place beside a slice.
         row = triton.load(x_ref.at[0 * block + i, at], mask=mask)

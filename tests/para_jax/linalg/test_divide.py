@@ -1,0 +1,88 @@
+"""Test that joined arrays are divided into the same numbers, in short programs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from para_jax.linalg import divide
+from para_jax.linalg.gpu import divide as gpu
+from tests.para_jax.linalg.gpu.test_lowering import KERNEL, as_on
+
+SIZES = [[1] * 37, [3, 1, 2] * 5, [4]]
+
+
+def arrays(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    shapes = [(37, 5, 2), (30, 7), (4, 2, 2, 3)]
+    return [rng.normal(size=shape).astype(dtype) for shape in shapes]
+
+
+def check(found, x):
+    for y, sizes, parts in zip(x, SIZES, found, strict=True):
+        ends = np.cumsum(sizes)
+        for end, size, part in zip(ends, sizes, parts, strict=True):
+            np.testing.assert_array_equal(part, y[end - size : end], strict=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.bool_])
+@pytest.mark.parametrize("way", [lambda f: f, jax.jit])
+def test_the_parts_are_the_rows(dtype, way):
+    x = arrays(dtype)
+
+    check(way(lambda x: divide.divide(x, SIZES))(list(map(jnp.asarray, x))), x)
+
+
+def test_the_parts_are_the_rows_of_a_mapped_axis():
+    x = arrays()
+    mapped = [jnp.stack([y, -y, 2 * y]) for y in x]
+
+    found = jax.jit(jax.vmap(lambda x: divide.divide(x, SIZES)))(mapped)
+
+    for i, factor in enumerate((1, -1, 2)):
+        check([[part[i] for part in row] for row in found], [factor * y for y in x])
+
+
+def test_the_derivative_is_put_together_again():
+    x = list(map(jnp.asarray, arrays()))
+
+    def total(x):
+        rows = divide.divide(x, SIZES)
+        return sum((i + 1) * part.sum() for row in rows for i, part in enumerate(row))
+
+    for y, sizes, slope in zip(x, SIZES, jax.jit(jax.grad(total))(x), strict=True):
+        want = np.repeat(np.arange(len(sizes)) + 1.0, sizes)
+        want = np.broadcast_to(want.reshape(-1, *[1] * (y.ndim - 1)), y.shape)
+        np.testing.assert_array_equal(slope, want.astype(np.float32))
+
+
+def test_a_program_for_the_cpu_has_no_slices_at_known_places():
+    text = jax.jit(lambda x: divide.divide(x, SIZES)).lower(arrays()).as_text()
+
+    # XLA compiles each of those by itself, for 30 ms each.
+    assert text.count("stablehlo.slice") == 0
+    assert text.count("stablehlo.dynamic_slice") == sum(map(len, SIZES))
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (3, 1024), (5, 1500), (2, 7)])
+def test_the_kernel_copies_every_row(rows, size):
+    x = np.random.default_rng(0).normal(size=(rows, size)).astype(np.float32)
+
+    found = gpu.rows(jnp.asarray(x), interpret=True)
+
+    assert len(found) == rows
+    for row, want in zip(found, x, strict=True):
+        np.testing.assert_array_equal(row, want, strict=True)
+
+
+@pytest.mark.parametrize("precision", [True, False])
+def test_a_program_for_a_gpu_has_a_kernel_for_up_to_32_rows(precision):
+    x = [jax.ShapeDtypeStruct((68, 40, 3), jnp.float32)]
+
+    with as_on("gpu"), jax.enable_x64(precision):
+        traced = jax.jit(lambda x: divide.divide(x, [[1] * 68])).trace(x)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    # Of 23, 23 and 22: chunks of one length share the compiled kernel.
+    assert text.count(KERNEL) == 2
+    assert text.count("stablehlo.slice") <= 4
