@@ -109,8 +109,9 @@ def decompose(
     - `auto`: by the platform that a program is lowered for. `qr` on CPU, where it takes
       two to three times as long. On GPUs, where the library's QR takes ten to fifty
       times as long, `gram` in float64, and `qr` if the columns of any factor turn out
-      to be almost dependent; a derivative is that of `gram`. In float32, and on a mesh
-      of devices, where factors then stay in their place, `gram`. On TPUs `gram`, always
+      to be almost dependent; a derivative is that of `gram`. In float32 on an NVIDIA
+      GPU, `gram` in float64 too, its result rounded; on other accelerators, and on a
+      mesh of devices, where factors then stay in their place, `gram`. On TPUs, that
       in float32, by operations that their compiler takes seconds over: over those of
       `method="gram"` and `"qr"`, and over a derivative, it takes minutes or hours.
 
