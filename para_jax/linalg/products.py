@@ -90,17 +90,18 @@ def _on_accelerator(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
 def _on_cuda(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
     if scale.dtype == jnp.float64:
         return _scaled(checked, a, b, scale)
-    return _in_float64(a, b, scale)
+    return in_float64(a, b, scale)
 
 
 @jax.custom_jvp
-def _in_float64(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
+def in_float64(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
     """Return the cores by Gram matrices in float64, rounded to float32 at the end.
 
     In a program without float64 too: one pass takes half the time of two in float32. Of
     float32 factors it loses less than a rounding of theirs, so there is nothing to
-    check. The derivative is that in float32, since JAX's rules run in the precision of
-    a later moment.
+    check. The derivative is that of `qr` in float32: JAX's rules run in the precision
+    of a later moment, and the second pass of `gram` loses it in the differences of all
+    but equal eigenvalues.
     """
     shapes = _shapes(a, scale)
     with jax.enable_x64(True):
@@ -121,9 +122,9 @@ def _rounded(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
     return Core(*(jnp.clip(x, -largest, largest).astype(jnp.float32) for x in found))
 
 
-@_in_float64.defjvp
+@in_float64.defjvp
 def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Core, Core]:
-    return _in_float64(*primals), jax.jvp(_by_grams, primals, tangents)[1]
+    return in_float64(*primals), jax.jvp(_by_qr, primals, tangents)[1]
 
 
 def _on_tpu(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
