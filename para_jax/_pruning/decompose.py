@@ -112,9 +112,9 @@ def decompose(
       to be almost dependent; a derivative is that of `gram`. In float32 on an NVIDIA
       GPU, `gram` in float64 too, its result rounded, and a derivative that of `qr` in
       float32; on other accelerators, and on a mesh of devices, where factors then stay
-      in their place, `gram`. On TPUs `gram`, always in float32, by operations that their
-      compiler takes seconds over: over those of `method="gram"` and `"qr"`, and over a
-      derivative, it takes minutes or hours.
+      in their place, `gram`. On TPUs `gram`, always in float32, by operations that
+      their compiler takes seconds over: over those of `method="gram"` and `"qr"`, and
+      over a derivative, it takes minutes or hours.
 
     Example:
       >>> spectra = jax.jit(para_jax.decompose)(adapters)
