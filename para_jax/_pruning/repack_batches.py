@@ -31,8 +31,8 @@ class Batch:
     Attributes:
       groups: The modules of each shape, in the order of the rows.
       whole: All of them.
-      spectrum: Their spectra, `[L, ...]`.
-      mask: Their masks, `[L, k]`.
+      spectrum: Their spectra, `[L, ...]`; of a single stack, `[*stack, ...]`.
+      mask: Their masks, `[L, k]` or `[*stack, k]`.
       adapters: Their factors by path.
     """
 
@@ -68,8 +68,8 @@ class Batch:
     def products(
         self,
         factors: Sequence[Pair],
-        left: Float[Array, "L r w"],
-        right: Float[Array, "L w r"],
+        left: Float[Array, "*stack r w"],
+        right: Float[Array, "*stack w r"],
         times: Times,
     ) -> dict[str, Pair]:
         """Return the new factors of every path."""
