@@ -11,6 +11,7 @@ Traceable under `jit`.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,12 +36,23 @@ def divide(
       x: The joined arrays.
       sizes: The rows of the parts of each, in order; they add up to all of its rows.
     """
-    many = sum(map(len, sizes)) > _FEW
-    if not many or sharding.mesh_of(x) is not None:
+
+    def slices(x: Sequence[Array]) -> list[list[Array]]:
         return [_slices(*pair) for pair in zip(x, sizes, strict=True)]
-    if jax.default_backend() == "cpu":
-        return _at_counted_places(x, sizes)
-    return [_in_chunks(*pair) for pair in zip(x, sizes, strict=True)]
+
+    @jax.custom_jvp
+    def parts(x: Sequence[Array]) -> list[list[Array]]:
+        if jax.default_backend() == "cpu":
+            return _at_counted_places(x, sizes)
+        return [_in_chunks(*pair) for pair in zip(x, sizes, strict=True)]
+
+    # A loop of unknown length has no derivative backwards, nor has a kernel.
+    @parts.defjvp
+    def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+        return parts(*primals), slices(*tangents)
+
+    many = sum(map(len, sizes)) > _FEW
+    return (parts if many and sharding.mesh_of(x) is None else slices)(list(x))
 
 
 def _slices(x: Array, sizes: Sequence[int]) -> list[Array]:

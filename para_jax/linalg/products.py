@@ -59,7 +59,7 @@ def cores(a: Factors, b: Factors, scale: Float[Array, " L"], way: Way) -> Core:
             default=_on_accelerator,
         )
     if way == "mesh":
-        return lax.platform_dependent(*args, tpu=_on_tpu, default=_by_grams)
+        return lax.platform_dependent(*args, tpu=_on_tpus, default=_by_grams)
     ways = {"qr": _by_qr, "gram": _by_grams, "checked": _checked}
     return ways[way](*args)
 
@@ -127,11 +127,34 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Core, Core]:
     return in_float64(*primals), jax.jvp(_by_qr, primals, tangents)[1]
 
 
-def _on_tpu(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
+def _by_jacobi(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
     """Return the cores by Gram matrices, computed in float32."""
     find = functools.partial(by_grams, ops=tpu)
     found = _scaled(find, a, b, scale.astype(jnp.float32))
     return Core(*(x.astype(scale.dtype) for x in found))
+
+
+def _with_derivative_of(
+    other: Callable[[Factors, Factors, Array], Core],
+    way: Callable[[Factors, Factors, Array], Core],
+) -> Callable[[Factors, Factors, Array], Core]:
+    """Return a way with the derivative of another.
+
+    Loops of unknown length have none backwards. On any platform: JAX differentiates all
+    branches of a choice.
+    """
+    both = jax.custom_jvp(way)
+
+    @both.defjvp
+    def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Core, Core]:
+        return both(*primals), jax.jvp(other, primals, tangents)[1]
+
+    return both
+
+
+_on_tpu = _with_derivative_of(_by_qr, _by_jacobi)
+# A QR would gather factors that are divided over devices.
+_on_tpus = _with_derivative_of(_by_grams, _by_jacobi)
 
 
 def _scaled(
