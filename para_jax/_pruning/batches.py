@@ -147,23 +147,23 @@ def groups(adapters: Mapping[str, Adapter]) -> list[Group]:
 
 
 def pieces(
-    group: Group, adapters: Mapping[str, Adapter], most: int = _BATCH
+    group: Group, adapters: Mapping[str, Adapter], most: int | None = None
 ) -> list[slice]:
     """Return the rows of a group in pieces, none of more than `most` parameters.
 
-    All but the last have the same length, so they share a program. It is a power of
+    No more than a batch, by default. All but the last have the same length, so they share a program. It is a power of
     two, since the number of layers often has one as a factor. A stack that is on
     devices is one piece.
     """
     if group.apart:
         return [slice(0, group.rows)]
-    step = 1 << max(most // _row(group, adapters), 1).bit_length() - 1
+    step = 1 << max((most or _BATCH) // _row(group, adapters), 1).bit_length() - 1
     starts = range(0, group.rows, step)
     return [slice(i, min(i + step, group.rows)) for i in starts]
 
 
 def all_pieces(
-    adapters: Mapping[str, Adapter], most: int = _BATCH
+    adapters: Mapping[str, Adapter], most: int | None = None
 ) -> list[tuple[Group, slice]]:
     """Return the pieces of all groups: some rows of a group each."""
     return [
@@ -180,7 +180,7 @@ def share(adapters: Mapping[str, Adapter], workers: int) -> int:
 
 
 def batches(
-    found: Sequence[Group], adapters: Mapping[str, Adapter], most: int = _BATCH
+    found: Sequence[Group], adapters: Mapping[str, Adapter], most: int | None = None
 ) -> list[list[tuple[int, slice]]]:
     """Return the pieces of all groups, in batches for little memory.
 
@@ -194,7 +194,7 @@ def batches(
             # A stack on devices is a program of its own, which never moves it.
             if size > room or group.apart:
                 result.append([])
-                room = most
+                room = most or _BATCH
             result[-1].append((i, rows))
             room -= size
     return result
