@@ -151,9 +151,9 @@ def pieces(
 ) -> list[slice]:
     """Return the rows of a group in pieces, none of more than `most` parameters.
 
-    No more than a batch, by default. All but the last have the same length, so they share a program. It is a power of
-    two, since the number of layers often has one as a factor. A stack that is on
-    devices is one piece.
+    No more than a batch, by default. All but the last have the same length, so they
+    share a program. It is a power of two, since the number of layers often has one as a
+    factor. A stack that is on devices is one piece.
     """
     if group.apart:
         return [slice(0, group.rows)]
