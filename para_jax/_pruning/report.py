@@ -234,7 +234,7 @@ class Accounts:
             }
             for path, x in spectra.items()
         }
-        self._ends = [
+        self._places = [
             slice(start, start + size)
             for start, size in zip(
                 pool.start.tolist(), pool.sizes.tolist(), strict=True
@@ -242,7 +242,7 @@ class Accounts:
         ]
         self._modules = [
             {"path": kernel.name, "sigma": self.s[here], **each[kernel.path]}
-            for kernel, here in zip(pool.kernels, self._ends, strict=True)
+            for kernel, here in zip(pool.kernels, self._places, strict=True)
         ]
 
     def report(self, kept: np.ndarray, policy: Policy) -> Report:
@@ -257,7 +257,7 @@ class Accounts:
         budget = policy.rank_budget(pool) or 0
         modules = tuple(
             ModuleReport(mask=kept[here], **module)
-            for here, module in zip(self._ends, self._modules, strict=True)
+            for here, module in zip(self._places, self._modules, strict=True)
         )
         return Report(
             policy=policy.name,

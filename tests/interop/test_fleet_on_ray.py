@@ -7,7 +7,6 @@ import pathlib
 import signal
 import tempfile
 
-import jax
 import numpy as np
 import pytest
 
@@ -67,21 +66,6 @@ def parents(tmp_path, monkeypatch):
             for i in range(3)
         }
         para.save(adapters, tmp_path / "in" / name)
-
-
-@pytest.fixture
-def no_trace_of_the_settings(monkeypatch, tmp_path):
-    """Undo a command's process-wide settings, and isolate the user's."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    names = (
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = {name: getattr(jax.config, name) for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def files(folder):

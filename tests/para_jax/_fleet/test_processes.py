@@ -13,7 +13,7 @@ import pytest
 
 import para_jax as para
 from para_jax import cli
-from para_jax._fleet import manifest, processes, tenants as fleet
+from para_jax._fleet import processes, tenants as fleet
 from para_jax.linalg import threads
 
 GAMMA = ("--gamma", "0.25")
@@ -21,22 +21,10 @@ ROOT = pathlib.Path(para.__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def settings(monkeypatch, tmp_path):
-    """Isolate the user's settings; run fleets in two processes, however small."""
-    import jax
-
+def in_two_processes(no_trace_of_the_settings, monkeypatch, tmp_path):
+    """Run fleets in two processes, however small."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     monkeypatch.setattr(processes, "pay", lambda tenants, jobs: True)
-    names = (
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = {name: getattr(jax.config, name) for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def settle(folder, count, *, seed=0):
@@ -117,17 +105,9 @@ def test_warnings_of_workers_are_told_once(capsys, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.user_defaults
-def test_an_interrupt_begins_no_other(capsys, tmp_path, monkeypatch):
+def test_an_interrupt_begins_no_other(capsys, tmp_path, interrupted):
     settle(tmp_path / "in", 41)
-    append = manifest.Manifest.append
-
-    def interrupted(self, row):
-        append(self, row)
-        if len(self.rows) == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(manifest.Manifest, "append", interrupted)
+    with interrupted():
         assert run() == 130
 
     sentence = "para: 2 of 41 tenants are done; the same command goes on.\n"

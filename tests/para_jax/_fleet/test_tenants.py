@@ -20,21 +20,7 @@ from para_jax._fleet import manifest, tenants as fleet
 MINILM = pathlib.Path(__file__).parents[3] / "train/assets/minilm-movie-r16"
 GAMMA = ("--gamma", 0.25)
 
-
-@pytest.fixture(autouse=True)
-def no_trace_of_the_settings(monkeypatch, tmp_path_factory):
-    """Undo a command's process-wide settings, and isolate the user's."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.getbasetemp()))
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    monkeypatch.delenv("COLUMNS", raising=False)
-    names = (
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = {name: getattr(jax.config, name) for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+pytestmark = pytest.mark.usefixtures("no_trace_of_the_settings")
 
 
 def adapters(seed, *, m=8, n=6, rank=4, modules=2):
@@ -496,19 +482,11 @@ def test_a_manifest_that_is_none_is_refused_by_its_line(tmp_path, line):
 @pytest.mark.user_defaults
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_an_interrupt_begins_no_other_and_the_same_command_goes_on(
-    call, tended, tmp_path, monkeypatch, jobs
+    call, tended, tmp_path, interrupted, jobs
 ):
     names = [f"t{i:02}" for i in range(41)]
     settle(tmp_path / "in", names)
-    append = manifest.Manifest.append
-
-    def interrupted(self, row):
-        append(self, row)
-        if len(self.rows) == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(manifest.Manifest, "append", interrupted)
+    with interrupted():
         code, out, err = call("fleet", "in/*", "out", *GAMMA, "--jobs", jobs)
 
     assert (code, out) == (130, "")

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import warnings
 
-import jax
 import matplotlib.image
 import numpy as np
 import pytest
@@ -28,20 +27,10 @@ FLAGS = ["--gamma", "--rank", "--epsilon", "--threshold", "--params", "--bytes"]
 
 
 @pytest.fixture(autouse=True)
-def no_trace_of_the_settings(monkeypatch, tmp_path_factory):
-    """Undo a command's process-wide settings, and isolate the user's."""
+def own_cache(no_trace_of_the_settings, monkeypatch, tmp_path_factory):
+    """Let commands choose where their compiled programs are kept."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    monkeypatch.delenv("COLUMNS", raising=False)
-    names = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = {name: getattr(jax.config, name) for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def made(paths, *, m=8, n=6, rank=3, seed=0, dtype=np.float32):

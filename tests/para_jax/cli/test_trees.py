@@ -18,26 +18,13 @@ import para_jax as para
 from para_jax import cli
 from para_jax._engines.registry import ENGINES
 
-pytestmark = pytest.mark.user_defaults
+pytestmark = [
+    pytest.mark.user_defaults,
+    pytest.mark.usefixtures("no_trace_of_the_settings"),
+]
 
 MINILM = pathlib.Path(__file__).parents[3] / "train/assets/minilm-movie-r16"
 R, ALPHA = 3, 6.0  # So the scale is 2.
-
-
-@pytest.fixture(autouse=True)
-def no_trace_of_the_settings(monkeypatch, tmp_path_factory):
-    """Undo a command's process-wide settings, and isolate the user's."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.getbasetemp()))
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    monkeypatch.delenv("COLUMNS", raising=False)
-    names = (
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = {name: getattr(jax.config, name) for name in names}
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture
