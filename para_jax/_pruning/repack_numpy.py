@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from para_jax._adapters.adapter import Adapter
-from para_jax._pruning.batches import Group, Progress, all_pieces, share
+from para_jax._pruning.batches import Group, Progress, all_pieces, share, workers
 from para_jax._pruning.decompose import Spectra
 from para_jax._pruning.decompose_host import in_numpy
 from para_jax.linalg import threads
@@ -46,8 +46,9 @@ def kernels(
             found += _children(some[i : i + AT_ONCE], spectra, adapters)
         return found
 
-    todo = all_pieces(adapters, share(adapters, threads.workers()))
-    for _, found in zip(progress(todo), threads.in_threads(each, todo), strict=True):
+    todo = all_pieces(adapters, share(adapters))
+    results = threads.in_threads(each, todo, most=workers(adapters))
+    for _, found in zip(progress(todo), results, strict=True):
         yield from found
 
 

@@ -21,7 +21,10 @@ Result = TypeVar("Result")
 
 
 def in_threads(
-    function: Callable[[Item], Result], items: Iterable[Item]
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    most: int | None = None,
 ) -> Iterator[Result]:
     """Yield the result of each item, in order, computed a few at a time.
 
@@ -36,9 +39,15 @@ def in_threads(
     Args:
       function: The work on one item. Its first error ends the loop.
       items: Read at once, before the first result.
+      most: The number of threads, if it is to be less than the cores allow. With 1,
+        the caller's own thread does the work.
     """
-    pool = futures.ThreadPoolExecutor(workers())
+    count = min(workers(), most or workers())
     with _blas.on_one_thread():
+        if count == 1:
+            yield from map(function, [*items])
+            return
+        pool = futures.ThreadPoolExecutor(count)
         try:
             yield from pool.map(function, items)
         finally:  # Also where the loop over the results was left early.
@@ -58,7 +67,7 @@ def share(processes: int) -> None:
 
 
 def workers() -> int:
-    """Return the number of threads that `in_threads` uses."""
+    """Return the most threads that `in_threads` uses."""
     return max(min(cores() // _processes, _MOST), 1)
 
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import jax
 import ml_dtypes
@@ -255,9 +256,10 @@ def test_results_come_in_order():
     ]
 
 
-def test_blas_keeps_one_thread_while_ours_run_and_gets_its_own_back():
+@pytest.mark.parametrize("most", [1, 2])
+def test_blas_keeps_one_thread_while_ours_run_and_gets_its_own_back(most):
     with threadpoolctl.threadpool_limits(2):
-        inside = list(threads.in_threads(lambda _: blas_threads(), range(3)))
+        inside = list(threads.in_threads(lambda _: blas_threads(), range(3), most=most))
         after = blas_threads()
 
     assert inside == [{1}] * 3
@@ -279,24 +281,36 @@ def test_a_blas_that_a_new_module_brings_is_found(monkeypatch):
     assert 2 <= len(looked) <= 3  # The first call may find what was there before.
 
 
-def test_a_small_model_is_work_for_every_thread(monkeypatch):
-    """One million parameters: more pieces than two threads, and each kernel once."""
+@pytest.mark.parametrize(("kernels", "has_own_threads"), [(16, False), (144, True)])
+def test_threads_of_their_own_are_for_large_models(
+    monkeypatch, kernels, has_own_threads
+):
+    """One million parameters, or nine, in pieces that show progress."""
     monkeypatch.setattr(threads, "workers", lambda: 2)
-    a, b = np.float32(normal(16, 2048, 16)), np.float32(normal(16, 16, 2048))
-    pieces = []
+    pieces, seen = [], set()
+    real = numpy_products.decompose
+
+    def decompose(*args, **options):
+        seen.add(threading.get_ident())
+        return real(*args, **options)
 
     def progress(todo):
         pieces.append(len(todo))
         return todo
 
+    monkeypatch.setattr(numpy_products, "decompose", decompose)
+    a = np.float32(normal(kernels, 2048, 16))
+    b = np.float32(normal(kernels, 16, 2048))
+
     found = para_jax.compress(
         {"x": para_jax.Adapter(a, b)}, para_jax.Gamma(0.5), progress=progress
     ).report
 
+    assert (threading.get_ident() not in seen) == has_own_threads
     assert len(pieces) == 2
     assert min(pieces) >= 4
-    want = [exact(*pair) for pair in zip(a, b, strict=True)]
-    np.testing.assert_allclose([x.sigma for x in found.modules], want, rtol=1e-9)
+    want = [exact(*pair) for pair in zip(a[:16], b[:16], strict=True)]
+    np.testing.assert_allclose([x.sigma for x in found.modules[:16]], want, rtol=1e-9)
 
 
 def test_calls_that_overlap_give_blas_its_threads_back():
