@@ -54,6 +54,7 @@ SPEED = {
     "decompose:cpu": ("decompose", ["cpu.json", "--cases", "gemma3-4b,llama3-8b-r64"]),
     "cold": ("cold", ["cold-cpu.json"]),
     "named:h200": ("named", ["named-h200.jsonl"]),
+    "named:cpu": ("named", ["named-cpu.jsonl"]),
 }
 # `table ...`: tests/train/experiments/test_documents.py; the others: test_serve.py,
 # test_gemma.py and test_parity.py in tests/benchmarks.

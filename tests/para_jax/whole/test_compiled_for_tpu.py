@@ -39,11 +39,16 @@ def test_a_small_cut_is_compiled_for_one_chip():
     compiled("v5e:2x2", "tiny", "stacked", 3, "chip")
 
 
-def test_on_a_mesh_nothing_larger_than_a_gram_matrix_moves():
-    found = compiled("v5e:2x2", "siglip2", "stacked", 2, "mesh")
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [("siglip2", 2), pytest.param("gemma3-4b", 34, marks=pytest.mark.slow)],
+)
+def test_on_a_mesh_nothing_larger_than_the_gram_matrices_of_a_stack_moves(
+    model, layers
+):
+    found = compiled("v5e:2x2", model, "stacked", layers, "mesh")
 
-    # Two stacks' worth: a Gram matrix of a layer each.
-    assert 0 < found["largest"] <= 2 * 16 * 16 * 4
+    assert 0 < found["largest"] <= layers * 16 * 16 * 4
 
 
 @pytest.mark.slow
@@ -52,3 +57,11 @@ def test_a_model_is_compiled_in_the_memory_of_its_adapter(topology):
     found = compiled(topology, "gemma3-4b", "stacked", 34, "chip")
 
     assert found["temporary"] <= 1
+
+
+@pytest.mark.slow
+def test_modules_with_names_of_their_own_are_compiled_too():
+    """They are joined, so they need room for a copy of all factors, old and new."""
+    found = compiled("v5e:2x2", "gemma3-4b", "named", 34, "chip")
+
+    assert found["temporary"] <= 2.5
