@@ -44,7 +44,8 @@ def divide(
     def parts(x: Sequence[Array]) -> list[list[Array]]:
         if jax.default_backend() == "cpu":
             return _at_counted_places(x, sizes)
-        return [_in_chunks(*pair) for pair in zip(x, sizes, strict=True)]
+        most = _common(list(map(len, sizes)))
+        return [_in_chunks(*pair, most) for pair in zip(x, sizes, strict=True)]
 
     # A loop of unknown length has no derivative backwards, nor has a kernel.
     @parts.defjvp
@@ -105,7 +106,18 @@ def _counted(count: int) -> list[UInt[Array, ""]]:
     return lax.while_loop(lambda x: x[0] < steps, step, state)[1]
 
 
-def _in_chunks(x: Array, sizes: Sequence[int]) -> list[Array]:
+def _common(counts: Sequence[int]) -> int:
+    """Return how many parts a kernel writes at most.
+
+    Arrays with parts of one size share a kernel if its number of parts divides theirs:
+    often that of the layers does, or a factor of it.
+    """
+    whole = math.gcd(*counts)
+    factor = max(x for x in range(1, _MOST + 1) if whole % x == 0)
+    return factor if factor > _MOST // 4 else _MOST
+
+
+def _in_chunks(x: Array, sizes: Sequence[int], most: int) -> list[Array]:
     """Return the parts by one kernel for some of them at once, on a GPU."""
     if len(set(sizes)) > 1 or len(sizes) == 1 or not factorize.on_one_gpu(x):
         return _slices(x, sizes)
@@ -115,7 +127,7 @@ def _in_chunks(x: Array, sizes: Sequence[int]) -> list[Array]:
     shape = (size, *x.shape[1:])
     rows = x.reshape(len(sizes), math.prod(shape))
     # Chunks of one length share a trace, and a compiled kernel.
-    length = math.ceil(len(sizes) / math.ceil(len(sizes) / _MOST))
+    length = math.ceil(len(sizes) / math.ceil(len(sizes) / most))
     parts: list[Array] = []
     for start in range(0, len(sizes), length):
         chunk = rows[start : start + length]
@@ -124,4 +136,4 @@ def _in_chunks(x: Array, sizes: Sequence[int]) -> list[Array]:
 
 
 def _rows(x: Shaped[Array, "count size"]) -> list[Array]:
-    return [x[i] for i in range(len(x))]
+    return [lax.squeeze(y, (0,)) for y in lax.split(x, [1] * len(x))]

@@ -76,13 +76,22 @@ def test_the_kernel_copies_every_row(rows, size):
 
 
 @pytest.mark.parametrize("precision", [True, False])
-def test_a_program_for_a_gpu_has_a_kernel_for_up_to_32_rows(precision):
-    x = [jax.ShapeDtypeStruct((68, 40, 3), jnp.float32)]
+@pytest.mark.parametrize(
+    ("counts", "kernels"),
+    [
+        # A model of 34 layers with one and two modules of a shape: 17 at a time.
+        ([34, 68, 34], 1),
+        # No common factor that is worth it: 23 and 22 at a time, 19 and 18.
+        ([67, 37], 4),
+    ],
+)
+def test_kernels_for_a_gpu_write_up_to_32_parts_each(counts, kernels, precision):
+    x = [jax.ShapeDtypeStruct((count, 40, 3), jnp.float32) for count in counts]
 
     with as_on("gpu"), jax.enable_x64(precision):
-        traced = jax.jit(lambda x: divide.divide(x, [[1] * 68])).trace(x)
+        sizes = [[1] * count for count in counts]
+        traced = jax.jit(lambda x: divide.divide(x, sizes)).trace(x)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
 
-    # Of 23, 23 and 22: chunks of one length share the compiled kernel.
-    assert text.count(KERNEL) == 2
-    assert text.count("stablehlo.slice") <= 4
+    assert text.count(KERNEL) == kernels
+    assert text.count("stablehlo.slice") <= sum(map(len, sizes)) // 16
