@@ -14,6 +14,7 @@ from para_jax._engines.profiles import Profile
 from para_jax.formats.peft import (
     config as peft_config,
     fields as peft_fields,
+    patterns,
 )
 from para_jax.formats.peft.config import Config
 
@@ -73,7 +74,8 @@ def _pattern(content: Content, most: int) -> dict[str, int]:
     """Return the ranks below the largest, by names without ambiguity for PEFT."""
     ranks = content.ranks
     pattern = {name: r for name, r in ranks.items() if r != most}
-    alike = any(x != y and peft_config.matches(x, y) for x in pattern for y in ranks)
+    keys = patterns.patterns(tuple(pattern))
+    alike = any(keys.all(name) - {name} for name in ranks)
     if alike:
         # All releases of PEFT read bare names. But if one name ends with another, the
         # result depends on their order without an anchor, read since PEFT 0.15.

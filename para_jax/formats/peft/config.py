@@ -6,13 +6,12 @@ files that we write are also read rightly by all releases since 0.4 with pattern
 on the host.
 """
 
-import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from para_jax.formats.peft import fields as peft_fields
+from para_jax.formats.peft import fields as peft_fields, patterns
 
 # Their update is not `scale * B A`, so the singular values of `B A` tell nothing.
 _VARIANTS = {
@@ -101,6 +100,8 @@ def _positive(value: object, name: str, *, whole: bool) -> None:
 
 
 def _compiles(pattern: str, name: str) -> None:
+    if patterns.is_plain(pattern):
+        return
     try:
         re.compile(pattern)
     except re.error as error:
@@ -132,7 +133,7 @@ def scale(config: Config, module: str) -> float:
 
 def _lookup(config: Config, pattern: str, default: str, module: str) -> Any:
     table = config.get(pattern) or {}
-    key = first_match(tuple(table), module)
+    key = patterns.patterns(tuple(table)).first(module)
     return config[default] if key is None else table[key]
 
 
@@ -172,36 +173,6 @@ def targets(config: Config, module: str) -> bool:
     else:
         out = ends_in(module, excluded)
     return not out and _targets_module(config, module)
-
-
-# A file's modules are looked up several times, each among hundreds of keys.
-@functools.lru_cache(maxsize=2**14)
-def first_match(keys: tuple[str, ...], module: str) -> str | None:
-    """Return the first key of a pattern to match the module's name, if any."""
-    return next((key for key in keys if matches(key, module)), None)
-
-
-def matches(key: str, module: str) -> bool:
-    r"""Decide whether PEFT's rule `(.*\.)?(KEY)$` matches a module.
-
-    A key without other special characters than dots is compared directly: compiling
-    the hundreds of full names of a large model takes longer.
-    """
-    if not _is_name(key):
-        return re.match(rf"(.*\.)?({key})$", module) is not None
-    start = len(module) - len(key)
-    if start < 0 or (start and module[start - 1] != "."):
-        return False
-    for part in key.split("."):
-        if not module.startswith(part, start):
-            return False
-        start += len(part) + 1  # A dot matches whatever is there.
-    return True
-
-
-@functools.cache
-def _is_name(key: str) -> bool:
-    return re.fullmatch(r"[\w.]*", key) is not None
 
 
 def ends_in(module: str, names: Iterable[str]) -> bool:
