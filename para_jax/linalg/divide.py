@@ -9,6 +9,7 @@ another way. Everything is a copy, to the bit.
 Traceable under `jit`.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +44,7 @@ def divide(
     @jax.custom_jvp
     def parts(x: Sequence[Array]) -> list[list[Array]]:
         if jax.default_backend() == "cpu":
-            return _at_counted_places(x, sizes)
+            return _at_counted_places(x, tuple(map(tuple, sizes)))
         most = _common(list(map(len, sizes)))
         return [_in_chunks(*pair, most) for pair in zip(x, sizes, strict=True)]
 
@@ -60,8 +61,9 @@ def _slices(x: Array, sizes: Sequence[int]) -> list[Array]:
     return list(lax.split(x, sizes))
 
 
+@functools.partial(jax.jit, static_argnames="sizes")  # For calls outside of `jit`.
 def _at_counted_places(
-    x: Sequence[Array], sizes: Sequence[Sequence[int]]
+    x: Sequence[Array], sizes: tuple[tuple[int, ...], ...]
 ) -> list[list[Array]]:
     """Return slices at places that the compiler does not know.
 

@@ -74,31 +74,38 @@ def applied(
       dtype: Of the result.
     """
     is_wide = jnp.float64 in (x.dtype, jnp.dtype(dtype))
-    wide = jnp.float64 if is_wide else jnp.float32
-
-    def product(precision: lax.PrecisionLike) -> Callable[[Array, Array], Array]:
-        def apply(x: Array, w: Array) -> Array:
-            pair = (x, w) if tall else (w, x)
-            pair = (y.astype(wide) for y in pair)
-            return jnp.matmul(*pair, precision=precision).astype(dtype)
-
-        return apply
-
-    plain = product(lax.Precision.HIGHEST)
     if is_wide:
-        return plain(x, w)
-    # Three products on the tensor cores give what one in float32 gives without them.
-    three = product(lax.DotAlgorithmPreset.TF32_TF32_F32_X3)
+        return _product(lax.Precision.HIGHEST, jnp.float64, dtype, tall)(x, w)
     shape = (*x.shape[:-1], w.shape[-1]) if tall else (*w.shape[:-1], x.shape[-1])
     return platforms.by_platform(
-        x,
-        w,
-        out=jax.ShapeDtypeStruct(shape, dtype),
-        cpu=plain,
-        cuda=on_gpu(three, plain),
-        tpu=functools.partial(one_by_one, plain),
-        default=plain,
+        x, w, out=jax.ShapeDtypeStruct(shape, dtype), **_products(dtype, tall)
     )
+
+
+@functools.cache
+def _products(dtype: Any, tall: bool) -> dict[str, Callable[..., Array]]:
+    """Return the ways to multiply in float32 by platform, always the same functions."""
+    plain = _product(lax.Precision.HIGHEST, jnp.float32, dtype, tall)
+    # Three products on the tensor cores give what one in float32 gives without them.
+    preset = lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+    three = _product(preset, jnp.float32, dtype, tall)
+    return {
+        "cpu": plain,
+        "cuda": on_gpu(three, plain),
+        "tpu": functools.partial(one_by_one, plain),
+        "default": plain,
+    }
+
+
+def _product(
+    precision: lax.PrecisionLike, wide: Any, dtype: Any, tall: bool
+) -> Callable[[Array, Array], Array]:
+    def apply(x: Array, w: Array) -> Array:
+        pair = (x, w) if tall else (w, x)
+        pair = (y.astype(wide) for y in pair)
+        return jnp.matmul(*pair, precision=precision).astype(dtype)
+
+    return apply
 
 
 def one_by_one(function: Callable[..., Array], *args: Array) -> Array:

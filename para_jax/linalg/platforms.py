@@ -80,11 +80,14 @@ class _Flat:
     def mapped(self, dims: Sequence[Any]) -> "_Flat":
         """Return the function of arrays with one more axis each, at `dims`."""
         function, tree, wide = self.key
+        return _Flat(_mapped(function, tree, tuple(dims)), tree, wide)
 
-        def over(*args: Any) -> Any:
-            return jax.vmap(function, in_axes=jax.tree.unflatten(tree, dims))(*args)
 
-        return _Flat(over, tree, wide)
+@functools.lru_cache  # So that equal functions are equal mapped, too.
+def _mapped(
+    function: Callable[..., Any], tree: Any, dims: tuple[Any, ...]
+) -> Callable[..., Any]:
+    return jax.vmap(function, in_axes=jax.tree.unflatten(tree, dims))
 
 
 def _is_placed(x: Any) -> bool:
@@ -97,6 +100,14 @@ def _traced(*leaves: Any, functions: Sequence[_Flat], **_: Any) -> list[Any]:
     *known, default = functions
     named = dict(zip(PLATFORMS, known, strict=True))
     return lax.platform_dependent(*leaves, **named, default=default)
+
+
+@functools.partial(jax.jit, static_argnames=("functions", "avals"))
+def _computed(*leaves: Any, **params: Any) -> list[Any]:
+    """Return the result outside of a program: compiled once for equal functions."""
+    # Not traced where `jax.disable_jit` is in force: it would end here again.
+    is_traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
+    return (_by_platform.bind if is_traced else _traced)(*leaves, **params)
 
 
 def _batched(
@@ -142,7 +153,7 @@ def _(*_: Any, avals: Sequence[Any], **__: Any) -> list[Any]:
     return [jax.core.ShapedArray(shape, dtype) for shape, dtype in avals]
 
 
-_by_platform.def_impl(_traced)
+_by_platform.def_impl(_computed)
 batching.primitive_batchers[_by_platform] = _batched
 ad.primitive_jvps[_by_platform] = _differentiated
 mlir.register_lowering(_by_platform, _lowered(len(PLATFORMS)))

@@ -1,5 +1,8 @@
 """Test the choice by platform, by lowering programs for platforms that are not here."""
 
+import logging
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +58,72 @@ def test_it_runs_eagerly_mapped_and_differentiated():
     np.testing.assert_allclose(jax.jit(jax.vmap(choose))(x), np.sin(X), rtol=1e-6)
     slope = jax.jit(jax.grad(lambda x: choose(x).sum()))(x)
     np.testing.assert_allclose(slope, np.cos(X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.vmap])
+def test_outside_of_a_program_it_is_compiled_once(transform):
+    traced = []
+
+    def sine(x):
+        traced.append(x)
+        return jnp.sin(x)
+
+    others = dict.fromkeys(("cuda", "tpu", "default"), jnp.cos)
+
+    def chosen(x):
+        return platforms.by_platform(x, out=jax.typeof(x), cpu=sine, **others)
+
+    for _ in range(3):
+        found = transform(chosen)(jnp.asarray(X))
+        np.testing.assert_allclose(found, np.sin(X), rtol=1e-6)
+
+    assert len(traced) == 1
+
+
+def test_it_runs_where_nothing_is_compiled():
+    with jax.disable_jit():
+        np.testing.assert_allclose(choose(jnp.asarray(X)), np.sin(X), rtol=1e-6)
+
+
+def test_single_calls_of_the_library_are_compiled_once():
+    rng = np.random.default_rng(0)
+    adapters = {
+        str(i): para_jax.Adapter(
+            jnp.asarray(rng.normal(size=(7, 3)), jnp.float32),
+            jnp.asarray(rng.normal(size=(3, 5)), jnp.float32),
+        )
+        for i in range(20)  # Enough to be divided by `linalg.divide`.
+    }
+
+    def cut():
+        spectra = para_jax.decompose(adapters)
+        kept = para_jax.masks(spectra, para_jax.Gamma(0.5))
+        jax.block_until_ready(para_jax.repack(spectra, kept, adapters, form="masked"))
+
+    cut()
+    with jax.log_compiles(), warnings.catch_warnings(record=True):
+        compiled = counted(cut)
+
+    assert compiled == []
+
+
+def counted(function):
+    """Return the names of the programs that a call compiles."""
+    names = []
+
+    class Compiled(logging.Handler):
+        def emit(self, record):
+            text = record.getMessage()
+            if text.startswith("Finished XLA compilation"):
+                names.append(text)
+
+    logger, handler = logging.getLogger("jax"), Compiled()
+    logger.addHandler(handler)
+    try:
+        function()
+    finally:
+        logger.removeHandler(handler)
+    return names
 
 
 @pytest.mark.user_defaults
