@@ -117,9 +117,11 @@ class Group:
 
 def _divided(x: Any, sizes: Sequence[int]) -> Sequence[Any]:
     """Return an array in parts along its first axis; NumPy arrays as views."""
-    if not isinstance(x, np.ndarray):
+    if isinstance(x, jax.core.Tracer):
         # One operation for all parts: hundreds would take long to trace.
         return lax.split(x, sizes)
+    if isinstance(x, jax.Array):  # By a program of its own, with nothing to drop.
+        return divide([x], [sizes])[0]
     ends = np.cumsum(sizes)
     return [x[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 

@@ -43,10 +43,9 @@ def divide(
 
     @jax.custom_jvp
     def parts(x: Sequence[Array]) -> list[list[Array]]:
-        if jax.default_backend() == "cpu":
-            return _at_counted_places(x, tuple(map(tuple, sizes)))
-        most = _common(list(map(len, sizes)))
-        return [_in_chunks(*pair, most) for pair in zip(x, sizes, strict=True)]
+        # Compiled once for calls outside of a program, too.
+        static = tuple(map(tuple, sizes))
+        return _compiled(x, static, on_cpu=jax.default_backend() == "cpu")
 
     # A loop of unknown length has no derivative backwards, nor has a kernel.
     @parts.defjvp
@@ -61,9 +60,18 @@ def _slices(x: Array, sizes: Sequence[int]) -> list[Array]:
     return list(lax.split(x, sizes))
 
 
-@functools.partial(jax.jit, static_argnames="sizes")  # For calls outside of `jit`.
+@functools.partial(jax.jit, static_argnames=("sizes", "on_cpu"))
+def _compiled(
+    x: Sequence[Array], sizes: Sequence[Sequence[int]], *, on_cpu: bool
+) -> list[list[Array]]:
+    if on_cpu:
+        return _at_counted_places(x, sizes)
+    most = _common(list(map(len, sizes)))
+    return [_in_chunks(*pair, most) for pair in zip(x, sizes, strict=True)]
+
+
 def _at_counted_places(
-    x: Sequence[Array], sizes: tuple[tuple[int, ...], ...]
+    x: Sequence[Array], sizes: Sequence[Sequence[int]]
 ) -> list[list[Array]]:
     """Return slices at places that the compiler does not know.
 
