@@ -81,9 +81,9 @@ def _orthogonal(columns: Float[Array, "c d N"], m: int) -> Float[Array, "c d N"]
         within = state.rounds % sweep != 0
         return within | (state.unfinished & (state.rounds < _MOST_SWEEPS * sweep))
 
-    start = _State(
-        jnp.int32(0), columns[:half], columns[half:], unfinished=jnp.bool_(True)
-    )
+    # True, and within `shard_map` as different on each device as the columns are.
+    unfinished = (columns[0, 0] == 0).any() | True
+    start = _State(jnp.int32(0), columns[:half], columns[half:], unfinished)
     end = lax.while_loop(goes_on, turn, start)
     return jnp.concatenate([end.x, end.y])[:count]
 

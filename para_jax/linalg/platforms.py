@@ -21,6 +21,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -52,7 +53,7 @@ def by_platform(
         for f in (cpu, cuda, tpu, default)
     )
     shapes, out_tree = jax.tree.flatten(out)
-    if any(_is_placed(x) for x in leaves):
+    if any(is_placed(x) for x in leaves):
         found = _traced(*leaves, functions=functions)
     else:
         avals = tuple((x.shape, np.dtype(x.dtype)) for x in shapes)
@@ -90,10 +91,11 @@ def _mapped(
     return jax.vmap(function, in_axes=jax.tree.unflatten(tree, dims))
 
 
-def _is_placed(x: Any) -> bool:
-    """Return whether `x` is divided over devices, or may differ between them."""
+def is_placed(x: Any) -> bool:
+    """Return whether the type of `x` says how it lies on a mesh: not on Auto axes."""
     kind = jax.typeof(x)
-    return not kind.sharding.mesh.empty or bool(getattr(kind, "vma", None))
+    known = any(axis != AxisType.Auto for axis in kind.sharding.mesh.axis_types)
+    return known or bool(getattr(kind, "vma", None))
 
 
 def _traced(*leaves: Any, functions: Sequence[_Flat], **_: Any) -> list[Any]:

@@ -254,6 +254,62 @@ def test_each_device_may_decompose_adapters_of_its_own():
     np.testing.assert_allclose(2 * got, truth()[0]["layers"], rtol=1e-6)
 
 
+def own(function, **options):
+    """Return the values of `function` on each device's own adapters, and NumPy's."""
+    rng = np.random.default_rng(4)
+    a = rng.normal(size=(8, 3, 7, 4)).astype(np.float32)
+    b = rng.normal(size=(8, 3, 4, 5)).astype(np.float32)
+    devices = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    each = jax.shard_map(
+        lambda a, b: function(a[0], b[0])[None],
+        mesh=devices,
+        in_specs=P("x"),
+        out_specs=P("x"),
+        **options,
+    )
+    want = np.linalg.svd(np.float64(a) @ np.float64(b), compute_uv=False)[..., :4]
+    return jax.jit(each)(a, b), want
+
+
+def values(a, b):
+    return para_jax.decompose({"x": Adapter(a, b)})["x"].s
+
+
+PRECISIONS = [True, pytest.param(False, marks=pytest.mark.user_defaults)]
+
+
+@pytest.mark.parametrize("wide", PRECISIONS)
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("way", [lambda f: f, jax.vmap])
+def test_what_differs_by_device_is_decomposed_there(way, checked, wide):
+    got, want = own(way(values), check_vma=checked)
+
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * want.max())
+
+
+@pytest.mark.user_defaults
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", [lambda f: f, jax.vmap])
+def test_in_a_mesh_that_is_set_adapters_off_it_are_decomposed(way, kind):
+    rng = np.random.default_rng(5)
+    a = rng.normal(size=(3, 7, 4)).astype(np.float32)
+    b = rng.normal(size=(3, 4, 5)).astype(np.float32)
+    want = np.linalg.svd(np.float64(a) @ np.float64(b), compute_uv=False)[:, :4]
+
+    def total(a, b):
+        return way(values)(a, b).sum()
+
+    with jax.set_mesh(jax.make_mesh((8,), ("x",), axis_types=(AxisType[kind],))):
+        got = jax.jit(way(values))(a, b)
+        slope = jax.jit(jax.grad(total))(a, b)
+
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * want.max())
+    # The derivative of a sum of singular values: U V^T B^T.
+    u, _, vt = np.linalg.svd(np.float64(a) @ np.float64(b), full_matrices=False)
+    whole = (u[..., :4] @ vt[:, :4]) @ np.float64(b).mT
+    np.testing.assert_allclose(slope, whole, rtol=0, atol=1e-4 * np.abs(whole).max())
+
+
 # --- Host -----------------------------------------------------------------------------
 
 
