@@ -82,6 +82,9 @@ def family(
     """Compress `parent` once a policy, from a single decomposition.
 
     The paper's "one-to-many" deployment. Arguments and errors are those of `compress`.
+    Ragged children share memory: their factors are read-only views with strides of
+    their own. `save` minds them; some writers of raw memory, such as
+    `safetensors.numpy.save_file`, need `np.ascontiguousarray` first.
 
     Example:
       >>> budgets = [para_jax.Gamma(0.5), para_jax.Epsilon(0.8), para_jax.Rank(1)]
@@ -204,7 +207,7 @@ def _cut(
 def cuts(
     parent: Checkpoint, spectra: Spectra, policies: Sequence[Policy], *, form: Form
 ) -> Iterator[Child]:
-    """Yield a child a policy, equal to those of `cut`.
+    """Yield a child a policy, those of `cut` up to a rounding of float64.
 
     Components are sorted, so every child is the beginning of the largest: ragged ones
     are read-only views of its arrays; on a mesh, copies.

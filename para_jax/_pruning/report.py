@@ -223,6 +223,7 @@ class Accounts:
 
     def __init__(self, spectra: Spectra, pool: Pool) -> None:
         self.pool, self.s = pool, pooled(spectra, pool)
+        self.s.flags.writeable = False  # All reports show parts of it.
         self._narrow = any(x.s.dtype != np.float64 for x in spectra.values())
         each = {
             path: {
