@@ -66,8 +66,18 @@ def _compiled(
 ) -> list[list[Array]]:
     if on_cpu:
         return _at_counted_places(x, sizes)
-    most = _common(list(map(len, sizes)))
-    return [_in_chunks(*pair, most) for pair in zip(x, sizes, strict=True)]
+    alike: dict[Any, list[int]] = {}
+    for y, row in zip(x, sizes, strict=True):
+        alike.setdefault(_part(y, row), []).append(len(row))
+    return [
+        _in_chunks(y, row, _common(alike[_part(y, row)]))
+        for y, row in zip(x, sizes, strict=True)
+    ]
+
+
+def _part(x: Array, sizes: Sequence[int]) -> tuple[Any, ...]:
+    """Return what the first part has in common with others of a kernel."""
+    return (sizes[0] * math.prod(x.shape[1:]), x.dtype)
 
 
 def _at_counted_places(
@@ -117,12 +127,12 @@ def _counted(count: int) -> list[UInt[Array, ""]]:
 
 
 def _common(counts: Sequence[int]) -> int:
-    """Return how many parts a kernel writes at most.
+    """Return how many parts a kernel writes at most, for arrays with parts of one size.
 
-    Arrays with parts of one size share a kernel if its number of parts divides theirs:
-    often that of the layers does, or a factor of it.
+    They share a kernel if its number of parts divides all of theirs: often that of the
+    layers does, or a factor of it. An array with one part needs no kernel.
     """
-    whole = math.gcd(*counts)
+    whole = math.gcd(*(x for x in counts if x > 1))
     factor = max(x for x in range(1, _MOST + 1) if whole % x == 0)
     return factor if factor > _MOST // 4 else _MOST
 

@@ -90,7 +90,7 @@ def _on_accelerator(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
 def _on_cuda(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
     if scale.dtype == jnp.float64:
         return _scaled(checked, a, b, scale)
-    # There a choice is traced before its precision is known.
+    # There `vmap` traces the choice once more, in the precision of its caller.
     if any(platforms.is_placed(x) for x in (*a, *b)):
         return _scaled(by_grams, a, b, scale)
     return in_float64(a, b, scale)

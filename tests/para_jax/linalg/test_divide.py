@@ -95,3 +95,15 @@ def test_kernels_for_a_gpu_write_up_to_32_parts_each(counts, kernels, precision)
 
     assert text.count(KERNEL) == kernels
     assert text.count("stablehlo.slice") <= sum(map(len, sizes)) // 16
+
+
+def test_parts_of_another_size_and_single_ones_do_not_change_that():
+    shapes = [(34, 40, 3), (68, 40, 3), (1, 40, 3), (27, 50, 3)]
+    x = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+    with as_on("gpu"):
+        sizes = [[1] * len(y) for y in map(np.zeros, shapes)]
+        traced = jax.jit(lambda x: divide.divide(x, sizes)).trace(x)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    assert text.count(KERNEL) == 2  # 17 at a time, and all 27.
