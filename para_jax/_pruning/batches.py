@@ -90,12 +90,9 @@ class Group:
         """Return the rows of each path in its own stack's shape: `join`'s inverse."""
         if self.apart:
             return {next(iter(self.stacks)): joined}
-        return self.shaped(_divided(joined, self.sizes))
-
-    def shaped(self, parts: Sequence[Any]) -> dict[str, Any]:
-        """Return each path's rows in the shape of its stack."""
-        pairs = zip(self.stacks.items(), parts, strict=True)
-        return {p: x.reshape(*stack, *x.shape[1:]) for (p, stack), x in pairs}
+        shape = joined.shape[1:]
+        pairs = zip(self.stacks.items(), _divided(joined, self.sizes), strict=True)
+        return {path: x.reshape(*stack, *shape) for (path, stack), x in pairs}
 
     @property
     def sizes(self) -> list[int]:
@@ -118,7 +115,8 @@ class Group:
 def _divided(x: Any, sizes: Sequence[int]) -> Sequence[Any]:
     """Return an array in parts along its first axis; NumPy arrays as views."""
     if isinstance(x, jax.core.Tracer):
-        # One operation for all parts: hundreds would take long to trace.
+        # One operation for all parts: hundreds would take long to trace. By whole rows,
+        # else XLA does not see that a join of neighbours is the array again.
         return lax.split(x, sizes)
     if isinstance(x, jax.Array):  # By a program of its own, with nothing to drop.
         return divide([x], [sizes])[0]
@@ -224,27 +222,3 @@ def joined(group: Group, values: Mapping[str, Any], rows: slice = slice(None)) -
     leaves = zip(*(jax.tree.leaves(x) for x in members), strict=True)
     joined = [group.join(dict(zip(group.stacks, x, strict=True)), rows) for x in leaves]
     return jax.tree.unflatten(jax.tree.structure(members[0]), joined)
-
-
-def separate(
-    found: Sequence[Group], pairs: Sequence[tuple[jax.Array, jax.Array]]
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Return the factors of every path, given those of each group: a program's results.
-
-    As `Group.split`, but made to be compiled as the last step.
-    """
-    todo = zip(found, pairs, strict=True)
-    joined = [(group, pair) for group, pair in todo if not group.apart]
-    result = {
-        next(iter(group.stacks)): pair
-        for group, pair in zip(found, pairs, strict=True)
-        if group.apart
-    }
-    parts = divide(
-        [factor for _, pair in joined for factor in pair],
-        [group.sizes for group, _ in joined for _ in range(2)],
-    )
-    for (group, _), a, b in zip(joined, parts[::2], parts[1::2], strict=True):
-        of_a, of_b = group.shaped(a), group.shaped(b)
-        result |= {path: (of_a[path], of_b[path]) for path in group.stacks}
-    return result

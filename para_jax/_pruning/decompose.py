@@ -26,9 +26,9 @@ from jax.typing import DTypeLike
 from para_jax._adapters import precision
 from para_jax._adapters.adapter import Adapter, check_pair
 from para_jax._pruning.batches import groups, together
-from para_jax.linalg import products, sharding
+from para_jax.linalg import cores, sharding
 from para_jax.linalg.core import Core
-from para_jax.linalg.products import Method
+from para_jax.linalg.cores import Method
 
 
 @typing.no_type_check  # JAX also calls `__init__` with non-arrays: jaxtyping#277.
@@ -140,9 +140,7 @@ def decompose(
     return sharding.in_place(lambda x: _decompose(x, way), dict(adapters))
 
 
-def _decompose(
-    adapters: Mapping[str, Adapter], way: products.Way
-) -> dict[str, Spectrum]:
+def _decompose(adapters: Mapping[str, Adapter], way: cores.Way) -> dict[str, Spectrum]:
     # A batch of `r x r` problems a rank: padded to one rank, each would cost the cube
     # of the largest, and zeros would count as columns.
     result: dict[str, Spectrum] = {}
@@ -152,7 +150,7 @@ def _decompose(
     return {path: result[path] for path in adapters}
 
 
-def _way(method: Method, adapters: Mapping[str, Adapter]) -> products.Way:
+def _way(method: Method, adapters: Mapping[str, Adapter]) -> cores.Way:
     """Return the way to the `R` factors.
 
     Raises:
@@ -166,20 +164,20 @@ def _way(method: Method, adapters: Mapping[str, Adapter]) -> products.Way:
 
 
 def _decompose_one_rank(
-    adapters: Mapping[str, Adapter], way: products.Way
+    adapters: Mapping[str, Adapter], way: cores.Way
 ) -> dict[str, Spectrum]:
     """Decomposes adapters of one rank, all their r x r problems in one batch."""
     found = groups(adapters)
-    a = [jnp.asarray(x.join({p: adapters[p].a for p in x.stacks})) for x in found]
-    b = [jnp.asarray(x.join({p: adapters[p].b for p in x.stacks})) for x in found]
+    a = [[jnp.asarray(adapters[p].a) for p in x.stacks] for x in found]
+    b = [[jnp.asarray(adapters[p].b) for p in x.stacks] for x in found]
     everything = together(found)
     wide = jax.dtypes.canonicalize_dtype(float)
     scales = {
         p: np.full(adapters[p].stack, adapters[p].scale, wide)
         for p in everything.stacks
     }
-    cores = products.cores(a, b, jnp.asarray(everything.join(scales)), way)
-    parts = [sharding.replicated(everything.split(x)) for x in cores]
+    whole = cores.cores(a, b, jnp.asarray(everything.join(scales)), way)
+    parts = [sharding.replicated(everything.split(x)) for x in whole]
     return {
         path: spectrum_of(x, Core(*(y[path] for y in parts)), x.a.dtype)
         for path, x in adapters.items()

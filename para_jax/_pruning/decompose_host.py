@@ -20,7 +20,7 @@ from para_jax._pruning.batches import Group, Progress, batches, groups, share, w
 from para_jax._pruning.decompose import decompose
 from para_jax.linalg import numpy_products, threads
 from para_jax.linalg.core import Core
-from para_jax.linalg.products import Method
+from para_jax.linalg.cores import Method
 
 
 def joined_cores(

@@ -18,7 +18,7 @@ from para_jax._pruning.policies import Epsilon
 from para_jax._pruning.pool import pool as pool_of
 from para_jax._pruning.report import Report, report
 from para_jax._pruning.select import exact_ranks
-from para_jax.linalg.products import Method
+from para_jax.linalg.cores import Method
 
 SHARES = (0.9, 0.95, 0.99, 0.999)
 """The shares of energy that are asked for by default."""

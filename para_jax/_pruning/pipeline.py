@@ -27,7 +27,7 @@ from para_jax._pruning.pool import Pool, pool as pool_of
 from para_jax._pruning.repack import Form, repack
 from para_jax._pruning.report import Accounts
 from para_jax._pruning.select import exact_choice
-from para_jax.linalg.products import Method
+from para_jax.linalg.cores import Method
 
 
 def compress(

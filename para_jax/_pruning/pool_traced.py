@@ -13,6 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array
 
 from para_jax._pruning.batches import Group
@@ -42,7 +43,8 @@ def scatter(pool: Pool, groups: Sequence[Group], pooled: Array) -> dict[str, Arr
     for group in groups:
         k = pool.shapes[next(iter(group.stacks))][-1]
         rows = joined[start : start + group.rows * k].reshape(group.rows, k)
-        result |= group.split(rows)
+        # Otherwise XLA splits the gather, and cannot join what it then has.
+        result |= group.split(lax.optimization_barrier(rows))
         start += group.rows * k
     return result
 

@@ -6,22 +6,22 @@ Traceable under `jit`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from para_jax._adapters.adapter import Adapter
-from para_jax._pruning.batches import Group, groups, joined, separate, together
+from para_jax._pruning.batches import Group, groups, joined, together
 from para_jax._pruning.decompose import Spectra, Spectrum
 from para_jax.linalg import sharding
+from para_jax.linalg.multiply import Product, multiply
 
 Pair = tuple[jax.Array, jax.Array]
-Times = Callable[[Pair, jax.Array, jax.Array], Pair]
-"""`(a, b), left, right -> a @ left, right @ b`, in a precision of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,32 +56,35 @@ class Batch:
             for path, x in self.adapters.items()
         }
 
-    def factors(self, adapters: Mapping[str, Adapter]) -> list[Pair]:
-        """Return the factors of each group, joined.
+    def products(
+        self,
+        adapters: Mapping[str, Adapter],
+        left: Float[Array, "*stack r w"],
+        right: Float[Array, "*stack w r"],
+        *,
+        dtype: str | None,
+    ) -> dict[str, Pair]:
+        """Return `a @ left` and `right @ b` of every path.
 
         Args:
           adapters: `self.adapters`, or the same in the place of a mesh.
+          left: `[L, r, w]`, or with the axes of a single stack.
+          right: The same.
+          dtype: That of the products; None for each factor's own.
         """
-        whole = [joined(group, adapters) for group in self.groups]
-        return [(jnp.asarray(x.a), jnp.asarray(x.b)) for x in whole]
-
-    def products(
-        self,
-        factors: Sequence[Pair],
-        left: Float[Array, "*stack r w"],
-        right: Float[Array, "*stack w r"],
-        times: Times,
-    ) -> dict[str, Pair]:
-        """Return the new factors of every path."""
-        pairs: list[Pair] = []
+        todo: list[Product] = []
         start = 0
-        for group, factor in zip(self.groups, factors, strict=True):
-            columns, rows = left, right
-            if group is not self.whole:
-                columns, rows = group.part(left, start), group.part(right, start)
+        for group in self.groups:
+            members = [adapters[path] for path in group.stacks]
+            for name, w in (("a", left), ("b", right)):
+                x = [jnp.asarray(getattr(member, name)) for member in members]
+                made_as = dtype or np.dtype(x[0].dtype).name
+                todo.append(Product(x, w, start, tall=name == "a", dtype=made_as))
             start += group.rows
-            pairs.append(times(factor, columns, rows))
-        return separate(self.groups, pairs)
+        made = multiply(todo)
+        paths = [path for group in self.groups for path in group.stacks]
+        of_a, of_b = ([y for x in part for y in x] for part in (made[::2], made[1::2]))
+        return dict(zip(paths, zip(of_a, of_b, strict=True), strict=True))
 
 
 def batches(

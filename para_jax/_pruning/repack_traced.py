@@ -20,7 +20,7 @@ from para_jax._adapters import precision
 from para_jax._adapters.adapter import Adapter
 from para_jax._pruning.decompose import Spectra, Spectrum
 from para_jax._pruning.repack_batches import Batch, Pair, batches
-from para_jax.linalg import factorize, sharding
+from para_jax.linalg import cores, factorize, sharding
 from para_jax.linalg.tolerances import SIGNING
 
 Masks = Mapping[str, Any]
@@ -85,37 +85,31 @@ def _child(
     adapters: Mapping[str, Adapter],
 ) -> dict[str, Pair]:
     left, right = selection(spectrum, mask)
-    factors = batch.factors(adapters)
-    sign = _signs(right, [b for _, b in factors])
+    b = [[jnp.asarray(adapters[p].b) for p in group.stacks] for group in batch.groups]
+    sign = _signs(right, b)
     left, right = left * sign[..., None, :], right * sign[..., :, None]
     left, right = sharding.replicated((left, right))
-
-    def times(pair: Pair, left: jax.Array, right: jax.Array) -> Pair:
-        a, b = pair
-        dtype = spectrum.dtype
-        return (
-            factorize.applied(a, left, tall=True, dtype=dtype),
-            factorize.applied(b, right, tall=False, dtype=dtype),
-        )
-
-    return batch.products(factors, left, right, times)
+    return batch.products(adapters, left, right, dtype=spectrum.dtype)
 
 
 def _signs(
-    right: Float[Array, "*stack w r"], b: Sequence[Array]
+    right: Float[Array, "*stack w r"], b: Sequence[Sequence[Array]]
 ) -> Float[Array, "*stack w"]:
     """Return the signs of components, the same for equal updates.
 
     A decomposition leaves the sign of a component open, differently on each platform.
     `tolerances.SIGNING` has the rule. By reductions alone, which a mesh of devices
     makes without moving a row; an argmax would gather it.
+
+    Args:
+      right: What `b` is multiplied by.
+      b: The factors of each shape.
     """
-    first = b[0]
+    first = b[0][0]
     if sharding.mesh_of(b) is None:  # There a piece of `b` would have to be moved.
-        width = min(SIGNING, max(x.shape[-1] for x in b))
-        parts = [_first(x, width).reshape(-1, x.shape[-2], width) for x in b]
+        width = min(SIGNING, max(x[0].shape[-1] for x in b))
         stack, rank = right.shape[:-2], right.shape[-1]
-        first = jnp.concatenate(parts).reshape(*stack, rank, width)
+        first = cores.leading(b, width).reshape(*stack, rank, width)
     row = factorize.applied(first, right, tall=False, dtype=right.dtype)
     # Zeros beyond never win: the largest magnitude is above them, or all are zero.
     row = jnp.where(jnp.arange(row.shape[-1]) < SIGNING, row, 0)
@@ -128,13 +122,6 @@ def _signs(
     sooner = first_of(least) < first_of(most)
     negative = (most < -least) | ((most == -least) & sooner)
     return jnp.where(negative, -1, 1).astype(right.dtype)
-
-
-def _first(x: Float[Array, "*stack r n"], width: int) -> Float[Array, "*stack r w"]:
-    """Return the first columns, filled up with zeros."""
-    x = x[..., :width]
-    more = [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, [*more, (0, width - x.shape[-1])])
 
 
 def in_place(

@@ -19,7 +19,7 @@ from para_jax._pruning.pipeline import cut, spectra_of
 from para_jax._pruning.policies import Rank
 from para_jax._pruning.pool import Pool, pool as pool_of
 from para_jax._pruning.repack import Form
-from para_jax.linalg.products import Method
+from para_jax.linalg.cores import Method
 
 _ROUNDING = 1e-6  # A relative error of what drops at most numerical zeros.
 

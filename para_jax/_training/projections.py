@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from para_jax.linalg import factorize, sharding
-from para_jax.linalg.divide import divide
+from para_jax.linalg import sharding
+from para_jax.linalg.multiply import Product, multiply
 
 
 class Projection(NamedTuple):
@@ -47,17 +47,9 @@ def projected(
     """
     groups = _groups(todo, order)
     products = [_product([todo[i] for i in group]) for group in groups]
-    together = [len(group) > 1 for group in groups]
-    joined = [x for x, many in zip(products, together, strict=True) if many]
-    members = [group for group, many in zip(groups, together, strict=True) if many]
-    parts = divide(joined, [[1] * len(group) for group in members])
-    result = {
-        group[0]: x
-        for group, x, many in zip(groups, products, together, strict=True)
-        if not many
-    }
-    for group, row in zip(members, parts, strict=True):
-        result |= {i: part[0] for i, part in zip(group, row, strict=True)}
+    result = {}
+    for group, parts in zip(groups, _multiplied(products), strict=True):
+        result |= dict(zip(group, parts, strict=True))
     return [result[i] for i in range(len(todo))]
 
 
@@ -78,20 +70,34 @@ def _groups(todo: Sequence[Projection], order: Sequence[str]) -> list[list[int]]
     return list(found.values())
 
 
-def _product(group: Sequence[Projection]) -> Float[Array, "..."]:
-    """Return the moments of a group, joined, times their matrices."""
+def _product(group: Sequence[Projection]) -> Product:
+    """Return the moments of a group with their matrices."""
     first = group[0]
-    if len(group) == 1:
-        moment, matrix = jnp.asarray(first.moment), first.matrix
-    else:
-        moment = jnp.stack([one.moment for one in group])
+    matrix = first.matrix
+    if matrix.ndim == 2:
         matrix = jnp.stack([one.matrix for one in group])
     # Otherwise XLA may shard the r x k matrix like the moment, and move the moment.
     matrix = sharding.replicated(jnp.asarray(matrix))
-    # Sums over the rank in bfloat16 would lose momentum.
-    wide = np.promote_types(moment.dtype, np.float32)
-    matrix, values = matrix.astype(wide), moment.astype(wide)
     matrix = matrix * matrix if first.squared else matrix
-    pair = (values, matrix) if first.is_a else (matrix, values)
-    place = sharding.place(values, rank_axis=-1 if first.is_a else -2)
-    return sharding.in_place(factorize.matmul, *pair, out=place).astype(moment.dtype)
+    moments = [jnp.asarray(one.moment) for one in group]
+    return Product(moments, matrix, 0, tall=first.is_a, dtype=moments[0].dtype.name)
+
+
+def _multiplied(products: Sequence[Product]) -> list[list[Array]]:
+    """Return the products, those of factors on a mesh in their place."""
+    here = [sharding.mesh_of(x.x) is None for x in products]
+    todo = [x for x, is_here in zip(products, here, strict=True) if is_here]
+    made = iter(multiply(todo))
+    return [
+        next(made) if is_here else _in_place(x)
+        for x, is_here in zip(products, here, strict=True)
+    ]
+
+
+def _in_place(product: Product) -> list[Array]:
+    place = sharding.place(product.x[0], rank_axis=-1 if product.tall else -2)
+
+    def run(x: Array, w: Array) -> Array:
+        return multiply([product._replace(x=[x], w=w)])[0][0]
+
+    return [sharding.in_place(run, product.x[0], product.w, out=place)]

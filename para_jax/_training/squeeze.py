@@ -34,8 +34,8 @@ from para_jax._pruning.policies import Policy
 from para_jax._pruning.repack_batches import Batch, Pair, batches
 from para_jax._pruning.select import exact_masks, masks
 from para_jax._training.moments import Transform
-from para_jax.linalg import factorize, sharding
-from para_jax.linalg.products import Method
+from para_jax.linalg import sharding
+from para_jax.linalg.cores import Method
 
 
 class Squeezed(NamedTuple):
@@ -195,7 +195,7 @@ def _joined_roots(batch: Batch, dtype: Any) -> list[np.ndarray]:
 def _child(
     batch: Batch, adapters: Mapping[str, Adapter], left: jax.Array, right: jax.Array
 ) -> dict[str, Pair]:
-    return batch.products(batch.factors(adapters), left, right, _applied)
+    return batch.products(adapters, left, right, dtype=None)
 
 
 def _pair(
@@ -206,15 +206,6 @@ def _pair(
     left, right = np.asarray(spectrum.left), np.asarray(spectrum.right)
     left = np.where(mask[..., None, :], left / root, 0)
     return left, np.where(mask[..., None], right / signed, 0)
-
-
-def _applied(pair: Pair, left: jax.Array, right: jax.Array) -> Pair:
-    # The product is formed in the dtype of the spectrum, float32 or wider, and rounded
-    # once to that of the factors.
-    a, b = pair
-    a_new = factorize.matmul(a.astype(left.dtype), left)
-    b_new = factorize.matmul(right, b.astype(right.dtype))
-    return a_new.astype(a.dtype), b_new.astype(b.dtype)
 
 
 def _transform(path: str, index: tuple[int, ...], left: Any, right: Any) -> Transform:

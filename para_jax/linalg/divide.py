@@ -10,8 +10,7 @@ Traceable under `jit`.
 """
 
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,12 +19,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Shaped, UInt
 
-from para_jax.linalg import factorize, sharding
+from para_jax.linalg import pieces, platforms, sharding
 
 # Fewer slices compile quickly on any platform.
 _FEW = 16
-# Arrays that one GPU kernel writes: beyond it, to compile the kernel takes longer.
-_MOST = 32
 
 
 def divide(
@@ -37,57 +34,53 @@ def divide(
       x: The joined arrays.
       sizes: The rows of the parts of each, in order; they add up to all of its rows.
     """
+    if sum(map(len, sizes)) <= _FEW or sharding.mesh_of(x) is not None:
+        return slices(x, sizes)
+    return _computed(tuple(map(tuple, sizes)))(list(x))
 
-    def slices(x: Sequence[Array]) -> list[list[Array]]:
-        return [_slices(*pair) for pair in zip(x, sizes, strict=True)]
+
+def slices(x: Sequence[Array], sizes: Sequence[Sequence[int]]) -> list[list[Array]]:
+    """Return each array in parts, by an operation that a compiler sees through."""
+    return [list(lax.split(*pair)) for pair in zip(x, sizes, strict=True)]
+
+
+@functools.cache  # Equal functions are compiled once, outside of a program too.
+def _computed(
+    sizes: Sequence[Sequence[int]],
+) -> Callable[[Sequence[Array]], list[list[Array]]]:
+    plain = functools.partial(slices, sizes=sizes)
+    ways = {
+        "cpu": functools.partial(on_a_cpu, sizes=sizes),
+        "cuda": functools.partial(_on_a_gpu, sizes=sizes),
+        "tpu": plain,
+        "default": plain,
+    }
 
     @jax.custom_jvp
     def parts(x: Sequence[Array]) -> list[list[Array]]:
-        # Compiled once for calls outside of a program, too.
-        static = tuple(map(tuple, sizes))
-        return _compiled(x, static, on_cpu=jax.default_backend() == "cpu")
+        out = [
+            [jax.ShapeDtypeStruct((n, *y.shape[1:]), y.dtype) for n in row]
+            for y, row in zip(x, sizes, strict=True)
+        ]
+        return platforms.by_platform(x, out=out, **ways)
 
     # A loop of unknown length has no derivative backwards, nor has a kernel.
     @parts.defjvp
     def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
-        return parts(*primals), slices(*tangents)
+        return parts(*primals), plain(*tangents)
 
-    many = sum(map(len, sizes)) > _FEW
-    return (parts if many and sharding.mesh_of(x) is None else slices)(list(x))
-
-
-def _slices(x: Array, sizes: Sequence[int]) -> list[Array]:
-    return list(lax.split(x, sizes))
+    return parts
 
 
-@functools.partial(jax.jit, static_argnames=("sizes", "on_cpu"))
-def _compiled(
-    x: Sequence[Array], sizes: Sequence[Sequence[int]], *, on_cpu: bool
-) -> list[list[Array]]:
-    if on_cpu:
-        return _at_counted_places(x, sizes)
-    alike: dict[Any, list[int]] = {}
-    for y, row in zip(x, sizes, strict=True):
-        alike.setdefault(_part(y, row), []).append(len(row))
-    return [
-        _in_chunks(y, row, _common(alike[_part(y, row)]))
-        for y, row in zip(x, sizes, strict=True)
-    ]
+def on_a_cpu(x: Sequence[Array], sizes: Sequence[Sequence[int]]) -> list[list[Array]]:
+    """Return each array in parts, in a program for CPUs.
 
-
-def _part(x: Array, sizes: Sequence[int]) -> tuple[Any, ...]:
-    """Return what the first part has in common with others of a kernel."""
-    return (sizes[0] * math.prod(x.shape[1:]), x.dtype)
-
-
-def _at_counted_places(
-    x: Sequence[Array], sizes: Sequence[Sequence[int]]
-) -> list[list[Array]]:
-    """Return slices at places that the compiler does not know.
-
-    It compiles equal operations once, and slices of one length at places that come from
-    outside are equal. Places that it can compute it makes constants of.
+    If there are many, by slices at places that the compiler does not know. It compiles
+    equal operations once, and slices of one length at places that come from outside are
+    equal. Places that it can compute it makes constants of.
     """
+    if sum(map(len, sizes)) <= _FEW:
+        return slices(x, sizes)
     starts = [np.cumsum([0, *row[:-1]]) for row in sizes]
     # Unsigned, as a signed place is first compared with 0.
     places = _counted(1 + max(int(row[-1]) for row in starts))
@@ -126,34 +119,17 @@ def _counted(count: int) -> list[UInt[Array, ""]]:
     return lax.while_loop(lambda x: x[0] < steps, step, state)[1]
 
 
-def _common(counts: Sequence[int]) -> int:
-    """Return how many parts a kernel writes at most, for arrays with parts of one size.
-
-    They share a kernel if its number of parts divides all of theirs: often that of the
-    layers does, or a factor of it. An array with one part needs no kernel.
-    """
-    whole = math.gcd(*(x for x in counts if x > 1))
-    factor = max(x for x in range(1, _MOST + 1) if whole % x == 0)
-    return factor if factor > _MOST // 4 else _MOST
-
-
-def _in_chunks(x: Array, sizes: Sequence[int], most: int) -> list[Array]:
-    """Return the parts by one kernel for some of them at once, on a GPU."""
-    if len(set(sizes)) > 1 or len(sizes) == 1 or not factorize.on_one_gpu(x):
-        return _slices(x, sizes)
-    from para_jax.linalg.gpu import divide as gpu
-
-    size = sizes[0]
-    shape = (size, *x.shape[1:])
-    rows = x.reshape(len(sizes), math.prod(shape))
-    # Chunks of one length share a trace, and a compiled kernel.
-    length = math.ceil(len(sizes) / math.ceil(len(sizes) / most))
-    parts: list[Array] = []
-    for start in range(0, len(sizes), length):
-        chunk = rows[start : start + length]
-        parts += factorize.by_kernel(gpu.rows, _rows, chunk)
-    return [part.reshape(shape) for part in parts]
-
-
-def _rows(x: Shaped[Array, "count size"]) -> list[Array]:
-    return [lax.squeeze(y, (0,)) for y in lax.split(x, [1] * len(x))]
+def _on_a_gpu(x: Sequence[Array], sizes: Sequence[Sequence[int]]) -> list[list[Array]]:
+    """Return each array in parts, by kernels for some of equal size at once."""
+    # Without a row for each part, a kernel would have to know all sizes.
+    equal = [len(set(row)) == 1 for row in sizes]
+    rows = [
+        y.reshape(len(row), row[0], *y.shape[1:])
+        for y, row, is_equal in zip(x, sizes, equal, strict=True)
+        if is_equal
+    ]
+    parts = iter(pieces.split(rows))
+    return [
+        next(parts) if is_equal else list(lax.split(y, row))
+        for y, row, is_equal in zip(x, sizes, equal, strict=True)
+    ]

@@ -140,11 +140,7 @@ def by_kernel(
 ) -> Any:
     """Return `plain(*args)`, by a kernel on an NVIDIA GPU.
 
-    Run the plain operations there too if this JAX fails to trace or to lower the
-    kernel. To find out, lower it by itself first, for these shapes: JAX keeps the
-    result, so this takes some 50 ms once a shape and 0.2 ms after that. Do not warn:
-    the results are the same, and only another JAX could change it. What a compiler
-    says of a program that JAX did lower comes too late to be caught here.
+    Run the plain operations there too where there is no kernel: see `made_by`.
 
     Args:
       kernel: A compiled function (`jax.jit`) of `args`.
@@ -152,12 +148,34 @@ def by_kernel(
       *args: Arrays on one device.
       **static: The static arguments of `kernel`.
     """
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args]
+    call = functools.partial(kernel, **static)
+    found = made_by(lambda: on_gpu(call, plain)(*args), call, *args)
+    return plain(*args) if found is None else found
+
+
+def made_by(
+    make: Callable[[], Any], kernel: functools.partial[Any], *trial: Any
+) -> Any | None:
+    """Return `make()`, or None if this JAX fails to trace or to lower its kernel.
+
+    To find out, lower it by itself first: JAX keeps the result, so this takes some 50
+    ms once a shape and 0.2 ms after that. Do not warn: the results of plain operations
+    are the same, and only another JAX could change it. What a compiler says of a
+    program that JAX did lower comes too late to be caught here.
+
+    Args:
+      make: Calls the kernel.
+      kernel: A compiled function (`jax.jit`) with its static arguments.
+      *trial: More arguments, of the kind that `make` calls it with.
+    """
+    args = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (*kernel.args, *trial)]
     try:
-        kernel.trace(*shapes, **static).lower(lowering_platforms=("cuda",))
-        return on_gpu(functools.partial(kernel, **static), plain)(*args)
+        compiled: Any = kernel.func
+        traced = compiled.trace(*args, **kernel.keywords)
+        traced.lower(lowering_platforms=("cuda",))
+        return make()
     except Exception:  # Of any kind: they are the faults of a compiler.
-        return plain(*args)
+        return None
 
 
 def on_gpu(kernel: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:

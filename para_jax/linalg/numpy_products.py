@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from para_jax.linalg import tolerances
 from para_jax.linalg.core import Core
-from para_jax.linalg.products import Method
+from para_jax.linalg.cores import Method
 
 AT_ONCE = 4
 """Number of kernels that share a call: short calls wait for the interpreter."""

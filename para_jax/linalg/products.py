@@ -14,10 +14,9 @@ factor, a by-product, tell when `lambda` is small.
 Traceable under `jit`.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,152 +24,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from para_jax._adapters.choices import Method as Method
-from para_jax.linalg import core, factorize, platforms, sharding, tpu
+from para_jax.linalg import core, factorize, sharding
 from para_jax.linalg.core import Core
-
-Way = Literal["auto", "mesh", "qr", "gram", "checked"]
-"""The way that a program takes.
-
-`auto` and `mesh`, for factors divided over devices, are decided by the platform that it
-is lowered for. `checked` is `gram`, or `qr` if that loses digits.
-"""
 
 DEPENDENT = 1e-9
 """A pivot below this share of its column's square makes rounding, `r * eps`, matter."""
 
 Factors = Sequence[Array]
-
-
-def cores(a: Factors, b: Factors, scale: Float[Array, " L"], way: Way) -> Core:
-    """Return the cores of `scale * a @ b`, in the dtype of `scale`.
-
-    Computed in float64 where JAX may, but on a TPU. In float32 the factors are brought
-    near 1 first: squares would leave its range.
-    """
-    args = [*a], [*b], scale
-    if way == "auto":
-        return platforms.by_platform(
-            *args,
-            out=_shapes(a, scale),
-            cpu=_by_qr,
-            cuda=_on_cuda,
-            tpu=_on_tpu,
-            default=_on_accelerator,
-        )
-    if way == "mesh":
-        return lax.platform_dependent(*args, tpu=_on_tpus, default=_by_grams)
-    ways = {"qr": _by_qr, "gram": _by_grams, "checked": _checked}
-    return ways[way](*args)
-
-
-def _shapes(a: Factors, scale: Float[Array, " L"]) -> Core:
-    rank = a[0].shape[-1]
-    shapes = (rank,), (rank, rank), (rank, rank)
-    return Core(*(jax.ShapeDtypeStruct((len(scale), *x), scale.dtype) for x in shapes))
-
-
-def _by_qr(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
-    return _scaled(by_qr, a, b, scale)
-
-
-def _by_grams(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
-    return _scaled(by_grams, a, b, scale)
-
-
-def _checked(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
-    return _scaled(checked, a, b, scale)
-
-
-def _on_accelerator(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
-    is_wide = scale.dtype == jnp.float64
-    return _scaled(checked if is_wide else by_grams, a, b, scale)
-
-
-def _on_cuda(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
-    if scale.dtype == jnp.float64:
-        return _scaled(checked, a, b, scale)
-    # There `vmap` traces the choice once more, in the precision of its caller.
-    if any(platforms.is_placed(x) for x in (*a, *b)):
-        return _scaled(by_grams, a, b, scale)
-    return in_float64(a, b, scale)
-
-
-@jax.custom_jvp
-def in_float64(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
-    """Return the cores by Gram matrices in float64, rounded to float32 at the end.
-
-    In a program without float64 too: one pass takes half the time of two in float32. Of
-    float32 factors it loses less than a rounding of theirs, so there is nothing to
-    check. The derivative is that of `qr` in float32: JAX's rules run in the precision
-    of a later moment, and the second pass of `gram` loses it in the differences of all
-    but equal eigenvalues.
-    """
-    shapes = _shapes(a, scale)
-    with jax.enable_x64(True):
-        return platforms.by_platform(
-            *([*a], [*b], scale),
-            out=shapes,
-            cpu=_rounded,
-            cuda=_rounded,
-            tpu=_rounded,
-            default=_rounded,
-        )
-
-
-def _rounded(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
-    """Return the cores in float32, those beyond its range as its largest number."""
-    found = core.scaled(by_grams(a, b), scale.astype(jnp.float64))
-    largest = float(jnp.finfo(jnp.float32).max)
-    return Core(*(jnp.clip(x, -largest, largest).astype(jnp.float32) for x in found))
-
-
-@in_float64.defjvp
-def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Core, Core]:
-    return in_float64(*primals), jax.jvp(_by_qr, primals, tangents)[1]
-
-
-def _by_jacobi(a: Factors, b: Factors, scale: Float[Array, " L"]) -> Core:
-    """Return the cores by Gram matrices, computed in float32."""
-    find = functools.partial(by_grams, ops=tpu)
-    found = _scaled(find, a, b, scale.astype(jnp.float32))
-    return Core(*(x.astype(scale.dtype) for x in found))
-
-
-def _with_derivative_of(
-    other: Callable[[Factors, Factors, Array], Core],
-    way: Callable[[Factors, Factors, Array], Core],
-) -> Callable[[Factors, Factors, Array], Core]:
-    """Return a way with the derivative of another.
-
-    Loops of unknown length have none backwards. On any platform: JAX differentiates all
-    branches of a choice.
-    """
-    both = jax.custom_jvp(way)
-
-    @both.defjvp
-    def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Core, Core]:
-        return both(*primals), jax.jvp(other, primals, tangents)[1]
-
-    return both
-
-
-_on_tpu = _with_derivative_of(_by_qr, _by_jacobi)
-# A QR would gather factors that are divided over devices.
-_on_tpus = _with_derivative_of(_by_grams, _by_jacobi)
-
-
-def _scaled(
-    find: Callable[[Factors, Factors], Core],
-    a: Factors,
-    b: Factors,
-    scale: Float[Array, " L"],
-) -> Core:
-    if scale.dtype == jnp.float64:
-        return core.scaled(find(a, b), scale)
-    a, e_a = _near_one(a)
-    b, e_b = _near_one(b)
-    return core.shifted(core.scaled(find(a, b), scale), e_a, e_b)
 
 
 def by_qr(a: Factors, b: Factors) -> Core:
@@ -269,7 +129,7 @@ def _one_by_one(a: Factors, b: Factors) -> Core:
     return core.of_roots(roots(a, root), roots(b, lambda x: root(x.T)))
 
 
-def _near_one(factors: Factors) -> tuple[list[Array], Int[Array, " L"]]:
+def near_one(factors: Factors) -> tuple[list[Array], Int[Array, " L"]]:
     """Return the factors times `2^-e`, in float32, and the even `e` of each kernel."""
     factors = [x.astype(jnp.float32) for x in factors]
     exponents = [sharding.replicated(_exponent(x)) for x in factors]

@@ -8,8 +8,9 @@
 Each row is a process of its own, so that nothing is compiled before: a program of
 `named_programs`, a form of the model, a precision, and a build of the library. OLD is a
 folder with another `para_jax` in it, such as `git archive REVISION para_jax | tar -x -C
-OLD` makes. The table shows seconds to trace and compile, milliseconds a run, and bytes
-by the compiler's account, each also as a ratio to the stacked form of the same row.
+OLD` makes. The table shows seconds to trace and compile, milliseconds a run, those that
+a GPU computes, and bytes by the compiler's account, each also as a ratio to the stacked
+form of the same row.
 """
 
 import argparse
@@ -38,6 +39,7 @@ class Row:
       trace, compile: Seconds.
       run: Seconds, the median of calls queued back to back; 0 if not timed.
       peak: Bytes of arguments, results and temporary arrays, by the compiler.
+      busy: Seconds a run that a GPU computes, by the profiler; 0 if not known.
     """
 
     build: str
@@ -51,6 +53,7 @@ class Row:
     peak: int
     device: str
     jax: str
+    busy: float = 0.0
 
     @property
     def first(self) -> float:
@@ -64,7 +67,7 @@ def measure(
     import jax
 
     jax.config.update("jax_enable_x64", precision == "x64")
-    from tests.benchmarks import clock, named_programs
+    from tests.benchmarks import clock, named_programs, profiles
 
     adapters = named_programs.model(case, layers, mixed=form.startswith("mixed"))
     modules = sum(x.modules for x in adapters.values())
@@ -94,6 +97,7 @@ def measure(
         peak=peak,
         device=jax.devices()[0].device_kind,
         jax=jax.__version__,
+        busy=profiles.busy(lambda: compiled(*args)),
     )
 
 
@@ -121,20 +125,22 @@ def measured(folder: str, *words: Any) -> Row | str:
 
 def table(rows: Sequence[Row], *, markdown: bool) -> str:
     """Return the rows as a table, each with its ratios to the stacked form."""
-    names = "program form modules precision build trace compile first run run peak peak"
-    units = "- - - - - s s stacked ms stacked MB stacked"
+    names = (
+        "program form modules precision build trace compile first run run GPU GPU "
+        "peak peak"
+    )
+    units = "- - - - - s s stacked ms stacked ms stacked MB stacked"
     pairs = zip(names.split(), units.split(), strict=True)
     cells = [[" / ".join(x for x in pair if x != "-") for pair in pairs]]
     for x in rows:
         base = _stacked(x, rows)
-        first, run, peak = ("", "", "")
-        if base is not None and base is not x:
-            first = f"{x.first / base.first:.2f}"
-            run = f"{x.run / base.run:.2f}"
-            peak = f"{x.peak / base.peak:.2f}"
+        first, run, busy, peak = (
+            _ratio(x, base, of) for of in ("first", "run", "busy", "peak")
+        )
         what = [x.program, x.form, str(x.modules), x.precision, x.build]
         times = [f"{x.trace:.2f}", f"{x.compile:.2f}", first, f"{1e3 * x.run:.2f}", run]
-        cells.append([*what, *times, f"{x.peak / 1e6:.0f}", peak])
+        device = [f"{1e3 * x.busy:.2f}" if x.busy else "", busy]
+        cells.append([*what, *times, *device, f"{x.peak / 1e6:.0f}", peak])
     if markdown:
         cells.insert(1, ["---"] * len(cells[0]))
         return "\n".join(f"| {' | '.join(x)} |" for x in cells)
@@ -143,6 +149,13 @@ def table(rows: Sequence[Row], *, markdown: bool) -> str:
         "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip()
         for row in cells
     )
+
+
+def _ratio(row: Row, base: Row | None, name: str) -> str:
+    """Return what a measurement is of that of another row, if both are known."""
+    if base is None or base is row or not getattr(base, name):
+        return ""
+    return f"{getattr(row, name) / getattr(base, name):.2f}"
 
 
 def _stacked(row: Row, rows: Sequence[Row]) -> Row | None:

@@ -17,6 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
+from para_jax.linalg.gpu.loads import widened
+
 MOST = 128
 """The largest rank: the sums have to fit into the registers of one block."""
 
@@ -83,18 +85,7 @@ def _kernel(
         x = triton.load(
             x_ref.at[(row, *at)], mask=mask[0][:, None] & mask[1][None, :], other=0.0
         )
-        x = _widened(x)
+        x = widened(x, jnp.float64)
         return total + (jnp.dot(x.T, x) if tall else jnp.dot(x, x.T))
 
     sum_ref[0, 0] = lax.fori_loop(0, tiles, add, jnp.zeros((width, width), jnp.float64))
-
-
-def _widened(x: Array) -> Array:
-    """Return `x` in float64.
-
-    Triton moves a conversion behind the change of layout that a product needs, and then
-    takes the wrong numbers if it is from 16 bits. A sum, here of one, stays in place.
-    """
-    if x.dtype.itemsize == 2:
-        x = jnp.sum(x.astype(jnp.float32)[:, :, None], axis=2)
-    return x.astype(jnp.float64)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from para_jax.linalg import products
+from para_jax.linalg import cores
 
 pytestmark = pytest.mark.user_defaults  # JAX's default precision, float32.
 LARGEST = float(np.finfo(np.float32).max)
@@ -18,8 +18,8 @@ def factors(rank=5, scale_a=1.0, scale_b=1.0, kernels=3):
     return a.astype(np.float32), b.astype(np.float32)
 
 
-def cores(a, b, scale):
-    return products.in_float64([a], [b], scale)
+def rounded(a, b, scale):
+    return cores.in_float64([a], [b], scale)
 
 
 def values(a, b, scale):
@@ -35,7 +35,7 @@ def test_values_and_factors_are_numpys_to_a_rounding_of_float32(rank, scale_a, s
     a, b = factors(rank, scale_a, scale_b)
     scale = np.float32([2, -1, 0.5])
 
-    core = jax.jit(cores)(a, b, scale)
+    core = jax.jit(rounded)(a, b, scale)
 
     assert {x.dtype.name for x in core} == {"float32"}
     np.testing.assert_allclose(core.s, values(a, b, scale), rtol=2e-7)
@@ -51,7 +51,7 @@ def test_values_beyond_the_range_are_its_ends_and_nan_stays():
     b[1] *= np.float32(1e-38)
     a[2, 0, 0] = np.nan
 
-    s = np.asarray(jax.jit(cores)(a, b, np.ones(3, np.float32)).s)
+    s = np.asarray(jax.jit(rounded)(a, b, np.ones(3, np.float32)).s)
 
     assert (s[0] == np.float32(LARGEST)).all()
     np.testing.assert_allclose(s[1], values(a[1:2], b[1:2], np.ones(1))[0], rtol=1e-6)
@@ -63,7 +63,7 @@ def test_graded_columns_keep_what_float32_would_lose(mapped):
     a, b = factors(8)
     a *= np.float32(10.0) ** -np.arange(8)
 
-    function = jax.vmap(cores) if mapped else cores
+    function = jax.vmap(rounded) if mapped else rounded
     args = a, b, np.ones(3, np.float32)
     found = jax.jit(function)(*(x[None] for x in args) if mapped else args)
 
@@ -78,7 +78,7 @@ def test_a_derivative_is_that_of_the_singular_values(rank):
     a, b = factors(rank, kernels=1)
     scale = jnp.ones(1)
 
-    slope = jax.jit(jax.grad(lambda a: cores(a, b, scale).s[0, 0]))(a)
+    slope = jax.jit(jax.grad(lambda a: rounded(a, b, scale).s[0, 0]))(a)
 
     u, _, vt = np.linalg.svd(np.float64(a[0]) @ np.float64(b[0]))
     # d s_1 / d a = u_1 (b v_1)^T.

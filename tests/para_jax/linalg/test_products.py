@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from para_jax.linalg import products
+from para_jax.linalg import cores, products
 from tests import adversarial, reference
 
 CASES = adversarial.cases()
@@ -111,9 +111,9 @@ def test_what_cancels_to_rounding_is_zero(way, rows, half):
     a, b = np.concatenate([x, -x], axis=2), np.concatenate([y, y], axis=2).mT
 
     core = run(
-        functools.partial(products.cores, way=way),
-        [jnp.asarray(a)],
-        [jnp.asarray(b)],
+        functools.partial(cores.cores, way=way),
+        [[jnp.asarray(a)]],
+        [[jnp.asarray(b)]],
         jnp.ones(50),
     )
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from para_jax.linalg import products
+from para_jax.linalg import cores
 from tests import adversarial, reference
 
 CASES = adversarial.cases()
@@ -15,7 +15,7 @@ BEYOND = {
     *("range/above", "range/below", "range/subnormal", "range/subnormal-and-large"),
     "cancelling/1e-6",
 }
-on_tpu = jax.jit(products._on_tpu)
+on_tpu = jax.jit(cores._on_tpu)
 
 
 @pytest.mark.parametrize("name", sorted(CASES.keys() - BEYOND))
@@ -65,7 +65,7 @@ def test_in_a_program_with_float64_it_computes_in_float32():
 def test_a_batch_may_be_mapped_over():
     x = CASES["ordinary"]["x"]
 
-    mapped = jax.vmap(lambda a, b: products._on_tpu([a], [b], jnp.ones(1, "float32")))
+    mapped = jax.vmap(lambda a, b: cores._on_tpu([a], [b], jnp.ones(1, "float32")))
     s = jax.jit(mapped)(jnp.asarray(x.a), jnp.asarray(x.b)).s
 
     for i in range(2):

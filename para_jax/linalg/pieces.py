@@ -1,0 +1,70 @@
+"""Many arrays joined, and joined arrays divided, on an NVIDIA GPU.
+
+By kernels for some arrays at once, where there are kernels. The arrays of all shapes
+have to come together: only then do they share a compiled kernel.
+
+Traceable under `jit`.
+"""
+
+import functools
+from collections.abc import Sequence
+
+from jax import lax
+from jaxtyping import Array, Shaped
+
+from para_jax.linalg import factorize, joins
+from para_jax.linalg.joins import Members
+
+# Arrays that one kernel copies: beyond it, it takes longer to compile.
+_MOST = 48
+# Places in a joined array are counted in 32 bits.
+_LARGEST = 2**31
+
+
+def join(groups: Sequence[Members]) -> list[list[Array]]:
+    """Return each group as a few stacks `[N, ...]`; a single stack as it is.
+
+    Equal joins in one program are made once.
+    """
+    # A number that divides all of them: a kernel for one piece then serves all.
+    most = joins.common([len(x) for x in groups], _MOST)
+    pieces = [joins.chunks(x, most) for x in groups]
+    sizes = [x[0].size for row in pieces for x in row if len(x) > 1]
+    return [[_join(x, sizes) for x in row] for row in pieces]
+
+
+def split(x: Sequence[Shaped[Array, "_ ..."]]) -> list[list[Array]]:
+    """Return the rows of every array."""
+    sizes = [y.size // len(y) for y in x]
+    return [_split(y, sizes) for y in x]
+
+
+def _join(x: Members, sizes: Sequence[int]) -> Array:
+    found = None
+    if len(x) > 1 and _has_kernel(x[0], len(x) * x[0].size):
+        from para_jax.linalg.gpu import copies
+
+        args = copies.units(x[0].size), *(y.reshape(-1) for y in x)
+        join = functools.partial(copies.join, blocks=copies.blocks(sizes))
+        # Two arrays show what more would.
+        found = factorize.made_by(lambda: join(*args), join, *args[:3])
+    return joins.join(x) if found is None else found.reshape(-1, *x[0].shape[-2:])
+
+
+def _split(x: Shaped[Array, "N ..."], sizes: Sequence[int]) -> list[Array]:
+    count, tail = len(x), x.shape[1:]
+    rows, found = x.reshape(count, -1), None
+    if count > 1 and _has_kernel(x, x.size):
+        from para_jax.linalg.gpu import copies
+
+        units, some = copies.units(rows.shape[1]), joins.chunks(rows, _MOST)
+        split = functools.partial(copies.split, units, blocks=copies.blocks(sizes))
+        found = factorize.made_by(
+            lambda: [y for piece in some for y in split(piece)], split, rows[:2]
+        )
+    parts = lax.split(rows, [1] * count) if found is None else found
+    return [y.reshape(tail) for y in parts]
+
+
+def _has_kernel(x: Array, size: int) -> bool:
+    return factorize.on_one_gpu(x) and size < _LARGEST
