@@ -8,7 +8,9 @@ Traceable under `jit`.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 from jax import lax
 from jaxtyping import Array, Shaped
 
@@ -21,16 +23,27 @@ _MOST = 48
 _LARGEST = 2**31
 
 
+@jax.custom_jvp
 def join(groups: Sequence[Members]) -> list[list[Array]]:
     """Return each group as a few stacks `[N, ...]`; a single stack as it is.
 
     Equal joins in one program are made once.
     """
-    # A number that divides all of them: a kernel for one piece then serves all.
-    most = joins.common([len(x) for x in groups], _MOST)
-    pieces = [joins.chunks(x, most) for x in groups]
+    pieces = _pieces(groups)
     sizes = [x[0].size for row in pieces for x in row if len(x) > 1]
     return [[_join(x, sizes) for x in row] for row in pieces]
+
+
+@join.defjvp
+def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    # A kernel has no derivative.
+    return join(*primals), [[joins.join(x) for x in row] for row in _pieces(*tangents)]
+
+
+def _pieces(groups: Sequence[Members]) -> list[list[Members]]:
+    # A number that divides all of them: a kernel for one piece then serves all.
+    most = joins.common([len(x) for x in groups], _MOST)
+    return [joins.chunks(x, most) for x in groups]
 
 
 def split(x: Sequence[Shaped[Array, "_ ..."]]) -> list[list[Array]]:
