@@ -99,18 +99,6 @@ class Group:
         """The number of kernels of each path."""
         return [math.prod(stack) for stack in self.stacks.values()]
 
-    def part(self, joined: Any, start: int) -> Any:
-        """Return this group's rows of a larger group's array, as `join` returns them.
-
-        Args:
-          joined: Rows of several groups, one after another.
-          start: The first row of this one.
-        """
-        rows = lax.slice_in_dim(joined, start, start + self.rows)
-        if not self.apart:
-            return rows
-        return rows.reshape(*next(iter(self.stacks.values())), *joined.shape[1:])
-
 
 def _divided(x: Any, sizes: Sequence[int]) -> Sequence[Any]:
     """Return an array in parts along its first axis; NumPy arrays as views."""

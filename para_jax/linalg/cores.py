@@ -62,10 +62,11 @@ def leading(b: Groups, width: int) -> Float[Array, "L r w"]:
     """Return the first `width` columns of every factor, filled up with zeros."""
     rank = b[0][0].shape[-2]
     rows = sum(math.prod(x.shape[:-2]) for group in b for x in group)
+    dtype = jnp.result_type(*(group[0].dtype for group in b))
     whole, in_pieces = _leading(width, _whole), _leading(width, pieces.join)
     return platforms.by_platform(
         [*map(list, b)],
-        out=jax.ShapeDtypeStruct((rows, rank, width), b[0][0].dtype),
+        out=jax.ShapeDtypeStruct((rows, rank, width), dtype),
         cpu=whole,
         cuda=in_pieces,
         tpu=whole,

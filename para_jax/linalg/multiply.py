@@ -20,6 +20,9 @@ from jaxtyping import Array
 from para_jax.linalg import factorize, joins, pieces, platforms, sharding
 from para_jax.linalg.divide import on_a_cpu, slices
 
+# Of arrays and products that a kernel takes.
+_DTYPES = {"float32", "bfloat16", "float16"}
+
 
 class Product(NamedTuple):
     """Products of arrays `x_i` of one shape with rows of a stack, one a kernel.
@@ -172,8 +175,8 @@ def _of_stack(todo: Product) -> Array:
 def _by_kernel(todo: Product) -> Array | None:
     """Return the products of a single stack, or None where there is no kernel."""
     (x,) = todo.x
-    is_wide = "float64" in (todo.dtype, x.dtype)
-    if is_wide or not factorize.on_one_gpu(x):
+    known = {todo.dtype, x.dtype.name} <= _DTYPES
+    if not known or not factorize.on_one_gpu(x):
         return None
     from para_jax.linalg.gpu import multiply as gpu
 

@@ -58,7 +58,8 @@ def _join(x: Members, sizes: Sequence[int]) -> Array:
         from para_jax.linalg.gpu import copies
 
         args = copies.units(x[0].size), *(y.reshape(-1) for y in x)
-        join = functools.partial(copies.join, blocks=copies.blocks(sizes))
+        blocks = copies.blocks(x[0].size, sizes)
+        join = functools.partial(copies.join, blocks=blocks)
         # Two arrays show what more would.
         found = factorize.made_by(lambda: join(*args), join, *args[:3])
     return joins.join(x) if found is None else found.reshape(-1, *x[0].shape[-2:])
@@ -70,8 +71,10 @@ def _split(x: Shaped[Array, "N ..."], sizes: Sequence[int]) -> list[Array]:
     if count > 1 and _has_kernel(x, x.size):
         from para_jax.linalg.gpu import copies
 
-        units, some = copies.units(rows.shape[1]), joins.chunks(rows, _MOST)
-        split = functools.partial(copies.split, units, blocks=copies.blocks(sizes))
+        size = rows.shape[1]
+        units, blocks = copies.units(size), copies.blocks(size, sizes)
+        split = functools.partial(copies.split, units, blocks=blocks)
+        some = joins.chunks(rows, _MOST)
         found = factorize.made_by(
             lambda: [y for piece in some for y in split(piece)], split, rows[:2]
         )
@@ -80,4 +83,6 @@ def _split(x: Shaped[Array, "N ..."], sizes: Sequence[int]) -> list[Array]:
 
 
 def _has_kernel(x: Array, size: int) -> bool:
-    return factorize.on_one_gpu(x) and size < _LARGEST
+    # What Triton does with floats of 8 bits was never tried.
+    known = x.dtype.itemsize > 1 or x.dtype == bool
+    return known and size < _LARGEST and factorize.on_one_gpu(x)

@@ -21,11 +21,19 @@ from jaxtyping import Array, Int, Shaped
 
 # The entries that one program copies.
 _STEP = 2048
+# Programs for one at work.
+_IDLE = 16
 
 
-def blocks(sizes: Sequence[int]) -> int:
-    """Return how many programs an array takes: the most, of all sizes of a model."""
-    return pl.cdiv(max(sizes), _STEP)
+def blocks(size: int, sizes: Sequence[int]) -> int:
+    """Return how many programs to start for an array: as many as for others, if it can.
+
+    Args:
+      size: Its entries.
+      sizes: Those of all arrays, this one among them. Idle programs cost little, unless
+        most are.
+    """
+    return pl.cdiv(max(x for x in sizes if x <= _IDLE * size), _STEP)
 
 
 def units(size: int) -> Int[np.ndarray, "1"]:
@@ -54,8 +62,8 @@ def join(
       interpret: Run it step by step, on any device.
     """
     count, size = len(x), x[0].size
-    copied = _call(_join, [size] * count, [count * size], size, blocks, interpret)
-    (joined,) = copied(x[0].dtype)(units, *x)
+    kernel = functools.partial(_join, unit=_unit(size))
+    (joined,) = _call(kernel, (blocks, count), units, x, [count * size], interpret)
     return joined.reshape(count, size)
 
 
@@ -76,33 +84,38 @@ def split(
       interpret: Run it step by step, on any device.
     """
     count, size = x.shape
-    copied = _call(_split, [count * size], [size] * count, size, blocks, interpret)
-    return list(copied(x.dtype)(units, x.reshape(-1)))
+    kernel = functools.partial(_split, unit=_unit(size))
+    out = [size] * count
+    return _call(kernel, (blocks, count), units, [x.reshape(-1)], out, interpret)
 
 
 def _call(
     kernel: Callable[..., None],
-    sizes: Sequence[int],
+    grid: tuple[int, int],
+    units: Array,
+    x: Sequence[Array],
     out: Sequence[int],
-    size: int,
-    blocks: int,
     interpret: bool,
-) -> Callable[[Any], Callable[..., Sequence[Array]]]:
-    def spec(length: int) -> pl.BlockSpec:
+) -> list[Array]:
+    """Return arrays of so many entries, written by a kernel."""
+
+    def spec(size: int) -> pl.BlockSpec:
         # A block of a known length, so that the length of all is not in the program.
         # What is read of the joined array is beyond its block: interpreted, all is one.
-        whole = length if interpret else _STEP
+        whole = size if interpret else _STEP
         return pl.BlockSpec((whole,), lambda block, member: (0 * block,))
 
-    return lambda dtype: pl.pallas_call(
-        functools.partial(kernel, unit=_unit(size)),
-        grid=(blocks, max(len(sizes), len(out))),
-        in_specs=[pl.BlockSpec(memory_space=pl.ANY), *map(spec, sizes)],
-        out_specs=list(map(spec, out)),
-        out_shape=[jax.ShapeDtypeStruct((n,), dtype) for n in out],
-        compiler_params=triton.CompilerParams(num_warps=4),
-        interpret=interpret,
-        name="copies",
+    return list(
+        pl.pallas_call(
+            kernel,
+            grid=grid,
+            in_specs=[pl.BlockSpec(memory_space=pl.ANY), *(spec(y.size) for y in x)],
+            out_specs=[spec(size) for size in out],
+            out_shape=[jax.ShapeDtypeStruct((size,), x[0].dtype) for size in out],
+            compiler_params=triton.CompilerParams(num_warps=4),
+            interpret=interpret,
+            name="copies",
+        )(units, *x)
     )
 
 

@@ -25,7 +25,7 @@ def test_rows_are_joined_and_divided(count, size, dtype):
     rng = np.random.default_rng(size)
     x = [jnp.asarray(rng.normal(size=size), dtype) for _ in range(count)]
     # More programs than this size needs, as beside larger ones.
-    blocks = copies.blocks([size, 3 * size, 9000])
+    blocks = copies.blocks(size, [size, 3 * size])
     units = copies.units(size)
 
     joined = copies.join(units, *x, blocks=blocks, interpret=True)
@@ -60,3 +60,9 @@ def test_lengths_share_a_kernel(count):
 
 def test_more_arrays_are_another_kernel():
     assert kernel(copies.join, (64,), (64,)) != kernel(copies.join, *[(64,)] * 3)
+
+
+def test_arrays_of_other_sizes_have_as_many_programs_if_most_are_not_idle():
+    sizes = [2048, 16 * 2048, 17 * 2048]
+
+    assert [copies.blocks(size, sizes) for size in sizes] == [16, 17, 17]
