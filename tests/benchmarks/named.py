@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.named --json rows.jsonl
     python -m tests.benchmarks.named --layers 7 34 143 --programs cut
-    python -m tests.benchmarks.named --before OLD --json rows.jsonl
+    python -m tests.benchmarks.named --builds OLD now --json rows.jsonl
+    python -m tests.benchmarks.named --builds plain warm --programs cut
     python -m tests.benchmarks.named --from rows.jsonl --markdown
 
 Each row is a process of its own, so that nothing is compiled before: a program of
@@ -21,9 +22,13 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
+
+NOW, PLAIN, WARM = "now", "plain", "warm"
+"""This build, the same without kernels, and with a cache that is already filled."""
 
 FORMS = ("stacked", "named", "mixed stacked", "mixed named")
 _START = "import sys; sys.path[:0] = sys.argv[1:2]; from tests.benchmarks import named"
@@ -34,7 +39,7 @@ class Row:
     """One measurement.
 
     Attributes:
-      build: `now`, or the name of the folder with another build.
+      build: One of `NOW`, `PLAIN` and `WARM`, or the name of another build's folder.
       modules: The number of modules.
       trace, compile: Seconds.
       run: Seconds, the median of calls queued back to back; 0 if not timed.
@@ -103,18 +108,35 @@ def measure(
 
 def worker(words: Sequence[str]) -> None:
     """Print a row as JSON: the process behind one measurement."""
+    if words[0] == PLAIN:
+        # As in a JAX that has no such kernels. For type checkers modules alone go here.
+        modules: dict[str, Any] = sys.modules
+        modules["jax.experimental.pallas.triton"] = None
     row = measure(*words[:-1], layers=int(words[-1]))
     print(json.dumps(dataclasses.asdict(row)))
 
 
-def measured(folder: str, *words: Any) -> Row | str:
+def measured(build: str, *words: Any) -> Row | str:
     """Return the row of a process, or what it said last."""
-    here = str(pathlib.Path.cwd())
-    name = pathlib.Path(folder).name if folder else "now"
+    with tempfile.TemporaryDirectory() as cache:
+        settings = {
+            "JAX_ENABLE_COMPILATION_CACHE": str(build == WARM).lower(),
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        if build == WARM:
+            _process(build, *words, settings=settings)
+        return _process(build, *words, settings=settings)
+
+
+def _process(build: str, *words: Any, settings: dict[str, str]) -> Row | str:
+    is_here = build in (NOW, PLAIN, WARM)
     command = [sys.executable, "-c", f"{_START}; named.worker(sys.argv[2:])"]
+    folder = str(pathlib.Path.cwd()) if is_here else build
+    name = pathlib.Path(build).name
     done = subprocess.run(
-        [*command, folder or here, name, *map(str, words)],
-        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+        [*command, folder, name, *map(str, words)],
+        env=os.environ | settings,
         capture_output=True,
         text=True,
     )
@@ -175,9 +197,8 @@ def load(path: pathlib.Path) -> list[Row]:
 
 def _run(given: argparse.Namespace) -> list[Row]:
     rows = []
-    builds = [*([given.before] if given.before else []), ""]
     todo = itertools.product(
-        given.layers, given.programs, given.precisions, given.forms, builds
+        given.layers, given.programs, given.precisions, given.forms, given.builds
     )
     end = time.monotonic() + given.limit_total
     for layers, program, precision, form, build in todo:
@@ -204,7 +225,14 @@ def main(words: Sequence[str] | None = None) -> None:
     add("--programs", nargs="+", default=["cut", "squeeze"])
     add("--forms", nargs="+", choices=FORMS, default=list(FORMS[:2]))
     add("--precisions", nargs="+", choices=("x64", "float32"), default=["x64"])
-    add("--before", default="", help="a folder with another build")
+    add(
+        "--builds",
+        nargs="+",
+        default=[NOW],
+        metavar="BUILD",
+        help=f"{NOW}, {PLAIN} (no kernels), {WARM} (with JAX's persistent cache), or a "
+        "folder with another build",
+    )
     add("--limit-total", type=float, default=3600, help="seconds")
     add("--json", type=pathlib.Path, help="where to add the rows")
     add("--from", dest="source", type=pathlib.Path, help="saved rows")
