@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
@@ -56,6 +55,20 @@ class Batch:
             for path, x in self.adapters.items()
         }
 
+    def factors(
+        self, adapters: Mapping[str, Adapter]
+    ) -> tuple[list[list[jax.Array]], list[list[jax.Array]]]:
+        """Return `a` and `b` of the modules of each group.
+
+        Args:
+          adapters: `self.adapters`, or the same in the place of a mesh.
+        """
+        rows = [[adapters[path] for path in group.stacks] for group in self.groups]
+        return (
+            [[jnp.asarray(x.a) for x in row] for row in rows],
+            [[jnp.asarray(x.b) for x in row] for row in rows],
+        )
+
     def products(
         self,
         adapters: Mapping[str, Adapter],
@@ -66,6 +79,8 @@ class Batch:
     ) -> dict[str, Pair]:
         """Return `a @ left` and `right @ b` of every path.
 
+        In float64 if the matrices are; see `para_jax.linalg.multiply`.
+
         Args:
           adapters: `self.adapters`, or the same in the place of a mesh.
           left: `[L, r, w]`, or with the axes of a single stack.
@@ -74,12 +89,10 @@ class Batch:
         """
         todo: list[Product] = []
         start = 0
-        for group in self.groups:
-            members = [adapters[path] for path in group.stacks]
-            for name, w in (("a", left), ("b", right)):
-                x = [jnp.asarray(getattr(member, name)) for member in members]
-                made_as = dtype or np.dtype(x[0].dtype).name
-                todo.append(Product(x, w, start, tall=name == "a", dtype=made_as))
+        for group, a, b in zip(self.groups, *self.factors(adapters), strict=True):
+            of_a, of_b = (dtype or x[0].dtype.name for x in (a, b))
+            todo.append(Product(a, left, start, tall=True, dtype=of_a))
+            todo.append(Product(b, right, start, tall=False, dtype=of_b))
             start += group.rows
         made = multiply(todo)
         paths = [path for group in self.groups for path in group.stacks]

@@ -85,15 +85,20 @@ def _child(
     adapters: Mapping[str, Adapter],
 ) -> dict[str, Pair]:
     left, right = selection(spectrum, mask)
-    b = [[jnp.asarray(adapters[p].b) for p in group.stacks] for group in batch.groups]
-    sign = _signs(right, b)
+    sign = _signs(right, *batch.factors(adapters))
     left, right = left * sign[..., None, :], right * sign[..., :, None]
     left, right = sharding.replicated((left, right))
+    # Rounded once more, but to the precision of what they multiply.
+    wide = "float64" if spectrum.dtype == "float64" else "float32"
+    wide = jax.dtypes.canonicalize_dtype(wide)
+    left, right = left.astype(wide), right.astype(wide)
     return batch.products(adapters, left, right, dtype=spectrum.dtype)
 
 
 def _signs(
-    right: Float[Array, "*stack w r"], b: Sequence[Sequence[Array]]
+    right: Float[Array, "*stack w r"],
+    a: Sequence[Sequence[Array]],
+    b: Sequence[Sequence[Array]],
 ) -> Float[Array, "*stack w"]:
     """Return the signs of components, the same for equal updates.
 
@@ -103,13 +108,14 @@ def _signs(
 
     Args:
       right: What `b` is multiplied by.
-      b: The factors of each shape.
+      a: The factors of each shape.
+      b: Their counterparts.
     """
     first = b[0][0]
     if sharding.mesh_of(b) is None:  # There a piece of `b` would have to be moved.
         width = min(SIGNING, max(x[0].shape[-1] for x in b))
         stack, rank = right.shape[:-2], right.shape[-1]
-        first = cores.leading(b, width).reshape(*stack, rank, width)
+        first = cores.leading(a, b, width).reshape(*stack, rank, width)
     row = factorize.applied(first, right, tall=False, dtype=right.dtype)
     # Zeros beyond never win: the largest magnitude is above them, or all are zero.
     row = jnp.where(jnp.arange(row.shape[-1]) < SIGNING, row, 0)

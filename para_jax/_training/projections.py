@@ -78,8 +78,10 @@ def _product(group: Sequence[Projection]) -> Product:
         matrix = jnp.stack([one.matrix for one in group])
     # Otherwise XLA may shard the r x k matrix like the moment, and move the moment.
     matrix = sharding.replicated(jnp.asarray(matrix))
-    matrix = matrix * matrix if first.squared else matrix
     moments = [jnp.asarray(one.moment) for one in group]
+    # Sums over the rank in bfloat16 would lose momentum.
+    matrix = matrix.astype(np.promote_types(moments[0].dtype, np.float32))
+    matrix = matrix * matrix if first.squared else matrix
     return Product(moments, matrix, 0, tall=first.is_a, dtype=moments[0].dtype.name)
 
 

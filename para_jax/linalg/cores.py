@@ -58,14 +58,17 @@ def cores(a: Groups, b: Groups, scale: Float[Array, " L"], way: Way) -> Core:
     return _of_groups(ways[way])(*args)
 
 
-def leading(b: Groups, width: int) -> Float[Array, "L r w"]:
-    """Return the first `width` columns of every factor, filled up with zeros."""
+def leading(a: Groups, b: Groups, width: int) -> Float[Array, "L r w"]:
+    """Return the first `width` columns of every `b`, filled up with zeros.
+
+    Given all factors, since `cores` joins all: the compiler makes equal joins once.
+    """
     rank = b[0][0].shape[-2]
     rows = sum(math.prod(x.shape[:-2]) for group in b for x in group)
     dtype = jnp.result_type(*(group[0].dtype for group in b))
     whole, in_pieces = _leading(width, _whole), _leading(width, pieces.join)
     return platforms.by_platform(
-        [*map(list, b)],
+        *([*map(list, a)], [*map(list, b)]),
         out=jax.ShapeDtypeStruct((rows, rank, width), dtype),
         cpu=whole,
         cuda=in_pieces,
@@ -75,12 +78,16 @@ def leading(b: Groups, width: int) -> Float[Array, "L r w"]:
 
 
 @functools.cache
-def _leading(width: int, join: Join) -> Callable[[Groups], Array]:
+def _leading(width: int, join: Join) -> Callable[[Groups, Groups], Array]:
     def first(x: Array) -> Array:
         x = x[..., :width].reshape(-1, x.shape[-2], min(width, x.shape[-1]))
         return jnp.pad(x, [(0, 0), (0, 0), (0, width - x.shape[-1])])
 
-    return lambda b: jnp.concatenate([first(x) for row in join(b) for x in row])
+    def leading(a: Groups, b: Groups) -> Array:
+        rows = join([*a, *b])[len(a) :]
+        return jnp.concatenate([first(x) for row in rows for x in row])
+
+    return leading
 
 
 def _whole(groups: Groups) -> list[list[Array]]:

@@ -44,7 +44,7 @@ def slices(x: Sequence[Array], sizes: Sequence[Sequence[int]]) -> list[list[Arra
     return [list(lax.split(*pair)) for pair in zip(x, sizes, strict=True)]
 
 
-@functools.cache  # Equal functions are compiled once, outside of a program too.
+@functools.lru_cache  # Equal functions are compiled once, outside of a program too.
 def _computed(
     sizes: Sequence[Sequence[int]],
 ) -> Callable[[Sequence[Array]], list[list[Array]]]:

@@ -65,7 +65,8 @@ def applied(
 ) -> Float[Array, "... _ _"]:
     """Return `x @ w` for a factor `x [..., d, r]` if `tall`, else `w @ x`.
 
-    Computed in float32, rounded as float32 is, unless `x` or the result is float64.
+    Computed in float32, rounded as float32 is, unless `x`, `w` or the result is
+    float64.
 
     Args:
       x: The factor.
@@ -73,7 +74,7 @@ def applied(
       tall: Which side of `x` is the rank.
       dtype: Of the result.
     """
-    is_wide = jnp.float64 in (x.dtype, jnp.dtype(dtype))
+    is_wide = jnp.float64 in (x.dtype, w.dtype, jnp.dtype(dtype))
     if is_wide:
         return _product(lax.Precision.HIGHEST, jnp.float64, dtype, tall)(x, w)
     shape = (*x.shape[:-1], w.shape[-1]) if tall else (*w.shape[:-1], x.shape[-1])

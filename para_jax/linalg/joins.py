@@ -31,8 +31,8 @@ def join(x: Members) -> Array:
 def common(counts: Sequence[int], most: int) -> int:
     """Return how many of so many arrays to take at once, at most.
 
-    A number that divides all counts, if it is not too small: often that of the layers
-    does, or a factor of it. A single array is no matter.
+    A number that divides all counts but 1, if it is not too small: often that of the
+    layers does, or a factor of it.
     """
     whole = math.gcd(*(x for x in counts if x > 1))
     factor = max(x for x in range(1, most + 1) if whole % x == 0)

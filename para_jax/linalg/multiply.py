@@ -20,7 +20,7 @@ from jaxtyping import Array
 from para_jax.linalg import factorize, joins, pieces, platforms, sharding
 from para_jax.linalg.divide import on_a_cpu, slices
 
-# Of arrays and products that a kernel takes.
+# What a kernel takes and makes.
 _DTYPES = {"float32", "bfloat16", "float16"}
 
 
@@ -29,8 +29,8 @@ class Product(NamedTuple):
 
     Attributes:
       x: Arrays `[*stack, d, r]` if `tall`, else `[*stack, r, d]`.
-      w: `[L, r, k]` if `tall`, else `[L, k, r]`; of a single stack, perhaps with its
-        stack's axes.
+      w: `[L, r, k]` if `tall`, else `[L, k, r]`; of a single array, perhaps with its
+        own stack's axes.
       first: The row of `w` that is the first kernel's.
       tall: Whether it is `x_i @ w_i`, else `w_i @ x_i`.
       dtype: The name of the dtype of the products.
@@ -46,8 +46,8 @@ class Product(NamedTuple):
 def multiply(todo: Sequence[Product]) -> list[list[Array]]:
     """Return each product's arrays, in the shapes of the stacks.
 
-    Computed in float32, rounded as float32 is, unless an array or its product is
-    float64; see `para_jax.linalg.factorize.applied`.
+    Computed in float32, rounded as float32 is, unless an array, its matrix or the
+    product is float64; see `para_jax.linalg.factorize.applied`.
 
     Example:
       >>> x, w = [jnp.ones((3, 2))] * 2, jnp.ones((2, 2, 2))
@@ -57,12 +57,16 @@ def multiply(todo: Sequence[Product]) -> list[list[Array]]:
     """
     if sharding.mesh_of([x.x for x in todo]) is not None:
         return _sliced(todo)
-    static = tuple((x.first, x.tall, x.dtype) for x in todo)
+    # A dtype as asked may not exist without JAX's 64-bit mode.
+    dtypes = [jax.dtypes.canonicalize_dtype(x.dtype).name for x in todo]
+    static = tuple(
+        (x.first, x.tall, dtype) for x, dtype in zip(todo, dtypes, strict=True)
+    )
     arrays = [(list(x.x), x.w) for x in todo]
     return _computed(static)(arrays)
 
 
-@functools.cache  # Equal functions are compiled once, outside of a program too.
+@functools.lru_cache  # Equal functions are compiled once, outside of a program too.
 def _computed(static: Any) -> Callable[[Any], list[list[Array]]]:
     def way(function: Callable[[Sequence[Product]], Any]) -> Callable[[Any], Any]:
         return lambda arrays: function(_products(arrays, static))
@@ -131,7 +135,7 @@ def _joined(todo: Product) -> Array:
 
 def _rows(todo: Product) -> Array:
     """Return the matrices of a product."""
-    if todo.w.ndim > 3:
+    if todo.w.ndim != 3:
         return todo.w
     return lax.slice_in_dim(todo.w, todo.first, todo.first + sum(_sizes(todo.x)))
 
@@ -149,7 +153,13 @@ def _by_kernels(todo: Sequence[Product]) -> list[list[Array]]:
     """Return the products of arrays joined and divided by kernels, some at once."""
     found = pieces.join([x.x for x in todo])
     made = [_of_pieces(*pair) for pair in zip(todo, found, strict=True)]
-    many = [y for x, row in zip(todo, made, strict=True) if len(x.x) > 1 for y in row]
+    many = [
+        # A row for each array, which may be a stack.
+        y.reshape(-1, _sizes(x.x)[0], *y.shape[-2:])
+        for x, row in zip(todo, made, strict=True)
+        if len(x.x) > 1
+        for y in row
+    ]
     parts = iter(pieces.split(many))
     return [
         _shaped([y for _ in row for y in next(parts)] if len(x.x) > 1 else row, x)
@@ -175,7 +185,7 @@ def _of_stack(todo: Product) -> Array:
 def _by_kernel(todo: Product) -> Array | None:
     """Return the products of a single stack, or None where there is no kernel."""
     (x,) = todo.x
-    known = {todo.dtype, x.dtype.name} <= _DTYPES
+    known = {todo.dtype, x.dtype.name, todo.w.dtype.name} <= _DTYPES
     if not known or not factorize.on_one_gpu(x):
         return None
     from para_jax.linalg.gpu import multiply as gpu

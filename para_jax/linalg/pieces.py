@@ -49,7 +49,8 @@ def _pieces(groups: Sequence[Members]) -> list[list[Members]]:
 def split(x: Sequence[Shaped[Array, "_ ..."]]) -> list[list[Array]]:
     """Return the rows of every array."""
     sizes = [y.size // len(y) for y in x]
-    return [_split(y, sizes) for y in x]
+    most = joins.common([len(y) for y in x], _MOST)
+    return [_split(y, sizes, most) for y in x]
 
 
 def _join(x: Members, sizes: Sequence[int]) -> Array:
@@ -65,7 +66,7 @@ def _join(x: Members, sizes: Sequence[int]) -> Array:
     return joins.join(x) if found is None else found.reshape(-1, *x[0].shape[-2:])
 
 
-def _split(x: Shaped[Array, "N ..."], sizes: Sequence[int]) -> list[Array]:
+def _split(x: Shaped[Array, "N ..."], sizes: Sequence[int], most: int) -> list[Array]:
     count, tail = len(x), x.shape[1:]
     rows, found = x.reshape(count, -1), None
     if count > 1 and _has_kernel(x, x.size):
@@ -74,9 +75,9 @@ def _split(x: Shaped[Array, "N ..."], sizes: Sequence[int]) -> list[Array]:
         size = rows.shape[1]
         units, blocks = copies.units(size), copies.blocks(size, sizes)
         split = functools.partial(copies.split, units, blocks=blocks)
-        some = joins.chunks(rows, _MOST)
         found = factorize.made_by(
-            lambda: [y for piece in some for y in split(piece)], split, rows[:2]
+            lambda: [y for some in joins.chunks(rows, most) for y in split(some)],
+            *(split, jax.ShapeDtypeStruct((2, size), rows.dtype)),
         )
     parts = lax.split(rows, [1] * count) if found is None else found
     return [y.reshape(tail) for y in parts]

@@ -1,12 +1,13 @@
 """Kernels in Pallas (Triton), for operations too slow by XLA on a GPU.
 
-Each kernel has a plain twin in `para_jax.linalg.factorize`, which is its definition and
-runs everywhere else. They compute in float64, so they need JAX's 64-bit mode. Importing
-them takes a while, so `para_jax.linalg.factorize` does it where there is a GPU alone.
+Each kernel has a plain twin beside its caller in `para_jax.linalg`, which is its
+definition, runs everywhere else, and gives the derivative. Gram matrices and spectra
+are computed in float64, so they need JAX's 64-bit mode. Importing kernels takes a
+while, so it is done where there is a GPU alone.
 
 JAX 0.11 announces the end of this backend of Pallas. Where it is gone, or fails to
 trace or lower a kernel, the plain twin runs on the GPU too: see
-`para_jax.linalg.factorize.by_kernel`. Only a failure of the compiler that the lowered
+`para_jax.linalg.factorize.made_by`. Only a failure of the compiler that the lowered
 program goes to, later and out of our sight, reaches the caller;
 `decompose(method="qr")` has no kernels.
 

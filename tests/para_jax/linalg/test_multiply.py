@@ -146,3 +146,49 @@ def test_on_a_gpu_float64_is_multiplied_by_the_library():
 
 def test_a_program_for_a_gpu_lowered_elsewhere_has_no_kernels():
     assert KERNEL not in lowered(todo((34, 68)))
+
+
+def test_a_single_array_may_have_a_single_matrix():
+    x, w = np.arange(12.0).reshape(4, 3), np.arange(6.0).reshape(3, 2)
+    product = Product([jnp.asarray(x)], jnp.asarray(w), 0, tall=True, dtype="float64")
+
+    ((found,),) = jax.jit(of_arrays([product]))(arrays([product]))
+
+    np.testing.assert_allclose(found, x @ w)
+
+
+def test_stacks_of_one_shape_are_multiplied_by_kernels_too():
+    def stacked(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    x, w = [stacked(2, 30, 5)] * 3, stacked(6, 5, 5)
+    product = Product(x, w, 0, tall=True, dtype="float32")
+
+    with as_on("gpu"):
+        shapes = jax.eval_shape(of_arrays([product]), arrays([product]))
+        text = lowered([product])
+
+    assert [y.shape for y in shapes[0]] == [(2, 30, 5)] * 3
+    assert text.count(KERNEL) == 3
+
+
+@pytest.mark.user_defaults
+def test_a_dtype_that_jax_does_not_have_is_the_one_it_has():
+    x, w = jnp.ones((4, 3)), jnp.ones((3, 2))
+    product = Product([x], w, 0, tall=True, dtype="float64")
+
+    ((found,),) = multiply.multiply([product])
+
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.full((4, 2), 3.0))
+
+
+def test_a_matrix_in_float64_is_not_rounded_before():
+    # Of 1 + 1e-9 float32 keeps nothing.
+    x = jnp.asarray([[1.0, -1.0]], np.float32)
+    w = jnp.asarray([[[1 + 1e-9], [1.0]]])
+    product = Product([x], w, 0, tall=True, dtype="float32")
+
+    ((found,),) = multiply.multiply([product])
+
+    np.testing.assert_allclose(found, [[1e-9]], rtol=1e-6)

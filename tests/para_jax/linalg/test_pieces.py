@@ -3,6 +3,8 @@
 Without kernels the same pieces are made by plain operations, which run here.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,3 +104,47 @@ def test_where_a_kernel_is_broken_plain_operations_join(monkeypatch):
 
     assert KERNEL not in text
     assert "stablehlo.concatenate" in text
+
+
+def test_numpy_stacks_in_a_program_for_a_gpu_are_joined_by_their_shapes():
+    rng = np.random.default_rng(0)
+
+    def stack(*axes):
+        a, b = rng.normal(size=(*axes, 12, 3)), rng.normal(size=(*axes, 3, 7))
+        return para_jax.Adapter(a, b)
+
+    model = {"p": stack(2), "q": stack(1), "s": stack(3), "t": stack(2)}
+
+    def cut():
+        spectra = para_jax.decompose(model)
+        kept = para_jax.masks(spectra, para_jax.Gamma(0.5))
+        return para_jax.repack(spectra, kept, model, form="masked")
+
+    with as_on("gpu"):
+        traced = jax.jit(cut).trace()
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        child = jax.eval_shape(cut)
+
+    # `p` and `t` share what others, of other lengths, do not.
+    assert KERNEL in text
+    assert {path: x.a.shape for path, x in child.items()} == {
+        path: x.a.shape for path, x in model.items()
+    }
+
+
+def test_a_cut_joins_every_factor_once():
+    # With `b` smaller than `a`, which alone would be joined by other kernels.
+    a = jax.ShapeDtypeStruct((4096, 8), jnp.float32)
+    b = jax.ShapeDtypeStruct((8, 1024), jnp.float32)
+    model = {f"layers/{i}/v": para_jax.Adapter(a, b) for i in range(20)}
+
+    def cut(model):
+        spectra = para_jax.decompose(model)
+        kept = para_jax.masks(spectra, para_jax.Gamma(0.5))
+        return para_jax.repack(spectra, kept, model, form="masked")
+
+    text = lowered(cut, model)
+
+    kernel = r'grid_x = (\d+) [^"]*ir = "(?:[^"\\]|\\.)*", name = "copies"'
+    # Joins of `a` and of `b` and divisions: two sizes, but one grid for all.
+    assert re.findall(kernel, text) == ["16"] * 4
