@@ -118,7 +118,7 @@ def together(parts: Iterable[Group]) -> Group:
 
 
 def groups(adapters: Mapping[str, Adapter]) -> list[Group]:
-    """Group paths by equal shapes and dtypes of their factors.
+    """Group paths by equal `m`, `n`, `r` and dtype.
 
     Stacks that are on devices are groups of their own.
     """
@@ -129,7 +129,7 @@ def groups(adapters: Mapping[str, Adapter]) -> list[Group]:
         if stacked or sharding.mesh_of(x) is not None:
             apart.append(Group({path: x.stack}, apart=True))
             continue
-        key = (x.a.shape, x.b.shape, x.a.dtype, x.b.dtype)
+        key = (x.inputs, x.outputs, x.rank, x.a.dtype, x.b.dtype)
         found.setdefault(key, {})[path] = x.stack
     return [*map(Group, found.values()), *apart]
 

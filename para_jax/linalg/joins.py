@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array
 
 Members = Sequence[Array]
-"""Factors `[*stack, m, r]` of equal shapes and dtypes, or a single stack of them."""
+"""Factors `[*stack, m, r]` of equal `m`, `r` and dtypes, or a single stack of them."""
 
 
 def join(x: Members) -> Array:

@@ -48,12 +48,6 @@ def multiply(todo: Sequence[Product]) -> list[list[Array]]:
 
     Computed in float32, rounded as float32 is, unless an array, its matrix or the
     product is float64; see `para_jax.linalg.factorize.applied`.
-
-    Example:
-      >>> x, w = [jnp.ones((3, 2))] * 2, jnp.ones((2, 2, 2))
-      >>> product = multiply.Product(x, w, first=0, tall=True, dtype="float32")
-      >>> [y.shape for y in multiply.multiply([product])[0]]
-      [(3, 2), (3, 2)]
     """
     if sharding.mesh_of([x.x for x in todo]) is not None:
         return _sliced(todo)
@@ -151,19 +145,18 @@ def _shaped(parts: Sequence[Array], todo: Product) -> list[Array]:
 
 def _by_kernels(todo: Sequence[Product]) -> list[list[Array]]:
     """Return the products of arrays joined and divided by kernels, some at once."""
-    found = pieces.join([x.x for x in todo])
-    made = [_of_pieces(*pair) for pair in zip(todo, found, strict=True)]
-    many = [
-        # A row for each array, which may be a stack.
-        y.reshape(-1, _sizes(x.x)[0], *y.shape[-2:])
-        for x, row in zip(todo, made, strict=True)
-        if len(x.x) > 1
-        for y in row
-    ]
-    parts = iter(pieces.split(many))
+    groups = [x.x for x in todo]
+    members = pieces.pieces(groups)
+    made = [_of_pieces(*pair) for pair in zip(todo, pieces.join(groups), strict=True)]
+    counts = [len(piece) for row in members for piece in row]
+    pairs = list(zip(counts, (y for row in made for y in row), strict=True))
+    # A row for each array, which may be a stack.
+    rows = [y.reshape(n, -1, *y.shape[-2:]) for n, y in pairs if n > 1]
+    split = iter(pieces.split(rows))
+    parts = iter([next(split) if n > 1 else [y] for n, y in pairs])
     return [
-        _shaped([y for _ in row for y in next(parts)] if len(x.x) > 1 else row, x)
-        for x, row in zip(todo, made, strict=True)
+        _shaped([y for _ in row for y in next(parts)], x)
+        for x, row in zip(todo, members, strict=True)
     ]
 
 

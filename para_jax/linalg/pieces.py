@@ -7,6 +7,7 @@ Traceable under `jit`.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,21 +30,29 @@ def join(groups: Sequence[Members]) -> list[list[Array]]:
 
     Equal joins in one program are made once.
     """
-    pieces = _pieces(groups)
-    sizes = [x[0].size for row in pieces for x in row if len(x) > 1]
-    return [[_join(x, sizes) for x in row] for row in pieces]
+    found = pieces(groups)
+    sizes = [x[0].size for row in found for x in row if len(x) > 1]
+    return [[_join(x, sizes) for x in row] for row in found]
 
 
 @join.defjvp
 def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     # A kernel has no derivative.
-    return join(*primals), [[joins.join(x) for x in row] for row in _pieces(*tangents)]
+    return join(*primals), [[joins.join(x) for x in row] for row in pieces(*tangents)]
 
 
-def _pieces(groups: Sequence[Members]) -> list[list[Members]]:
+def pieces(groups: Sequence[Members]) -> list[list[Members]]:
+    """Return the arrays of each group in the pieces that are joined, in their order.
+
+    Those of a piece have stacks of one shape.
+    """
+    runs = [
+        [list(x) for _, x in itertools.groupby(group, key=lambda x: x.shape)]
+        for group in groups
+    ]
     # A number that divides all of them: a kernel for one piece then serves all.
-    most = joins.common([len(x) for x in groups], _MOST)
-    return [joins.chunks(x, most) for x in groups]
+    most = joins.common([len(x) for row in runs for x in row], _MOST)
+    return [[piece for x in row for piece in joins.chunks(x, most)] for row in runs]
 
 
 def split(x: Sequence[Shaped[Array, "_ ..."]]) -> list[list[Array]]:
