@@ -50,6 +50,7 @@ from para_jax._pruning.pool import Pool as Pool, pool as pool
 from para_jax._pruning.repack import repack as repack
 from para_jax._pruning.repack_traced import pack as pack
 from para_jax._pruning.report import Report as Report
+from para_jax._pruning.scores import Score as Score
 from para_jax._pruning.search import Search as Search, search as search
 from para_jax._pruning.select import masks as masks, ranks as ranks
 from para_jax._training.moments import (

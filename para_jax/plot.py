@@ -71,7 +71,9 @@ def rank_map(report: Report) -> "Figure":
 
 
 def spectrum(report: Report, thresholds: Mapping[str, float] | None = None) -> "Figure":
-    """Plot the histogram of all singular values of the model, on a log axis.
+    """Plot the histogram of all scores of the model, on a log axis.
+
+    With the paper's score they are the singular values.
 
     Example:
       >>> from para_jax import plot
@@ -88,7 +90,8 @@ def spectrum(report: Report, thresholds: Mapping[str, float] | None = None) -> "
     """
     if thresholds is None:
         thresholds = {report.policy: report.threshold}
-    pooled = np.concatenate([np.ravel(m.sigma) for m in report.modules] or [[]])
+    scores = [m.weight * np.ravel(m.sigma) for m in report.modules]
+    pooled = np.concatenate(scores or [[]])
     positive = pooled[pooled > 0]
     if not positive.size:
         raise ValueError(
@@ -105,14 +108,17 @@ def spectrum(report: Report, thresholds: Mapping[str, float] | None = None) -> "
     counts, _, _ = axes.hist(positive, bins=edges, color=_BAR)
     axes.set_xlim(low, high)
     # 1.2: the axes are lower than the figure, by title and labels.
-    free = _draw_thresholds(axes, thresholds, step=1.2 * _LABEL_HEIGHT / height)
+    symbol = "σ" if report.score == "sigma" else "score"
+    labels = {f"{k}: {symbol} ≥ {t:.3g}": t for k, t in thresholds.items()}
+    free = _draw_thresholds(axes, labels, step=1.2 * _LABEL_HEIGHT / height)
     axes.set_ylim(0, 1.05 * np.max(counts) / free)
     axes.yaxis.set_major_locator(_whole_numbers())
     zeros = pooled.size - positive.size
-    axes.set_xlabel("singular value" + (f" ({zeros} zeros left out)" if zeros else ""))
+    what = "singular value" if report.score == "sigma" else f"{report.score} score"
+    axes.set_xlabel(what + (f" ({zeros} zeros left out)" if zeros else ""))
     axes.set_ylabel("number of components")
     axes.set_title(
-        f"The pooled singular values of {len(report.modules)} modules",
+        f"The pooled {what}s of {len(report.modules)} modules",
         fontsize="medium",
     )
     axes.spines[["top", "right"]].set_visible(False)
@@ -193,8 +199,7 @@ def _draw_thresholds(
     """
     low, high = axes.get_xlim()
     marks = sorted(
-        (float(np.clip(t, low, high)), f"{k}: σ ≥ {t:.3g}")
-        for k, t in thresholds.items()
+        (float(np.clip(t, low, high)), label) for label, t in thresholds.items()
     )
     # The roots first: on a log axis the center is sqrt(low * high), which can overflow.
     center = np.sqrt(low) * np.sqrt(high)

@@ -109,9 +109,12 @@ def cut(found: Kernels, policy: Policy) -> Cut:
     )
     if not isinstance(policy, Params):
         cost = np.ones_like(s)
+    resolved = s > floor
+    weight = _weights(found, policy)[module]
+    s, top = weight * s, weight * top
     worth = s / np.sqrt(cost)  # Squares would over- or underflow.
     order = np.argsort(-worth, kind="stable")
-    order = order[(s > floor)[order]]
+    order = order[resolved[order]]
     dropped = _dropped(s, order)
     if isinstance(policy, Budget):
         keep = int((np.cumsum(cost[order]) <= _budget(policy, found)).sum())
@@ -129,6 +132,19 @@ def cut(found: Kernels, policy: Policy) -> Cut:
     if isinstance(policy, Epsilon):
         slack = float(np.abs(dropped - (1 - policy.value)).min())
     return Cut(dict(zip(found, ranks.tolist(), strict=True)), gap, slack)
+
+
+def _weights(found: Kernels, policy: Policy) -> np.ndarray:
+    """Return the number that makes scores of each kernel's singular values."""
+    if isinstance(policy.score, str):
+        power, norms = {"sigma": 0, "relative": 1}[policy.score], None
+    else:
+        power, norms = policy.score.power, dict(policy.score.norms or ())
+    own = [np.linalg.norm(x.s) for x in found.values()]
+    if norms:
+        # Of stacks, one norm for each index of their one axis.
+        own = [norms[path][index[0] if index else 0] for path, *index in found]
+    return np.array(own, float) ** -float(power)
 
 
 def _dropped(s: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -10,5 +10,8 @@ Format = Literal["peft", "orbax", "kohya", "mlx"]
 Profile = Literal["ragged", "padded", "uniform-by-type", "per-tensor-alpha"]
 PROFILES: tuple[Profile, ...] = typing.get_args(Profile)
 StackAxis = Literal[0, 1, "none"]
+ScoreName = Literal["sigma", "relative"]
+SCORES: tuple[ScoreName, ...] = typing.get_args(ScoreName)
+"""The scores with a name, see `para_jax.Score`."""
 Method = Literal["auto", "qr", "gram"]
 """The caller's choice of a way to the `R` factors, see `para_jax.decompose`."""

@@ -24,9 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from para_jax._pruning import comparisons
+from para_jax._adapters.choices import ScoreName
+from para_jax._pruning import comparisons, scores
 from para_jax._pruning.comparisons import Choice, Found
 from para_jax._pruning.pool import Pool
+from para_jax._pruning.scores import Score
 from para_jax._pruning.spending import Candidates, Prices, spend
 
 Scope = Literal["global", "local"]
@@ -77,6 +79,9 @@ class Policy:
       max_rank: The largest rank of a module.
       multiple_of: Ranks are multiples of this, or the module's whole rank: a budget
         buys blocks of components, a threshold rounds up.
+      score: The order of components of different modules: `"sigma"`, the paper's;
+        `"relative"`, the share of their own module's update; or a `Score`. Energies and
+        thresholds are then those of scores.
 
     Example:
       >>> from para_jax import Bytes, Epsilon, Gamma, Params, Rank, Threshold
@@ -92,6 +97,7 @@ class Policy:
     min_rank: int = 0
     max_rank: int | None = None
     multiple_of: int = 1
+    score: ScoreName | Score = "sigma"
 
     kind: ClassVar[str]
     scale_free: ClassVar[bool] = True
@@ -115,6 +121,7 @@ class Policy:
                 raise ValueError(
                     f"{name} must be an integer from {least} up, got {got!r}."
                 )
+        scores.named(self.score)  # Raises if there is none.
         q = self.multiple_of
         least = max(round_up(self.min_rank, q), q)
         if self.max_rank is not None and self.max_rank < least:
@@ -144,6 +151,8 @@ class Policy:
         parts += [f"min {self.min_rank}"] if self.min_rank else []
         parts += [] if self.max_rank is None else [f"max {self.max_rank}"]
         parts += [f"multiple {self.multiple_of}"] if self.multiple_of > 1 else []
+        score = scores.named(self.score)
+        parts += [str(score)] if score.power else []
         return " ".join(parts)
 
     def limits(self, pool: Pool) -> Limits:

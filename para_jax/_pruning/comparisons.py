@@ -35,8 +35,8 @@ class Choice:
     """The components of one comparison, and the policy's choice among them.
 
     Attributes:
-      s: Their singular values, `[N]`.
-      top: The largest singular value of each one's module, `[N]`.
+      s: Their scores, by default the singular values, `[N]`.
+      top: The largest score of each one's module, which errors are relative to, `[N]`.
       price: The root of its cost: `s / price` orders components, `[N]`.
       module: The module of each, `[N]`, ascending.
       first: Which are the first of their block, `[N]`.

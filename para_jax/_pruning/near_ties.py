@@ -12,6 +12,7 @@ import numpy as np
 from para_jax._pruning.abstract_policies import Policy
 from para_jax._pruning.comparisons import Choice, Found
 from para_jax._pruning.pool import Pool
+from para_jax._pruning.scores import named, scored
 from para_jax.linalg import tolerances
 
 # The error of a singular value, relative to its module's largest: above the errors seen
@@ -66,7 +67,7 @@ def near_tie(
     they are when a scale is folded in. The comparisons are
 
     - for budgets, the last component that was kept with the first that was not, by
-      the order of the policy: `sigma`, or `sigma / sqrt(m + n)` where a rank has a
+      the order of the policy: its score, divided by `sqrt(m + n)` where a rank has a
       price;
     - for `Epsilon` these two, and the energy that is dropped with what may be;
     - for `Threshold`, every component with the threshold.
@@ -114,9 +115,11 @@ def _choice(s: np.ndarray, kept: np.ndarray, policy: Policy, pool: Pool) -> Choi
     # `max_rank` itself, not in blocks: a module's last block may be shorter.
     most = math.inf if policy.max_rank is None else policy.max_rank
     allowed = resolved & (pool.index < most)
+    score = scored(s, policy.score, pool, np)
     return Choice(
-        s=s,
-        top=top,
+        s=score,
+        # A norm has about the same error as the value that it divides.
+        top=score[pool.first] * (1 + named(policy.score).power),
         price=np.sqrt(policy.costs(pool)),
         module=pool.module,
         first=pool.index % policy.multiple_of == 0,

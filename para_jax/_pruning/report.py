@@ -15,6 +15,7 @@ from para_jax._pruning.decompose import Spectra
 from para_jax._pruning.near_ties import Tie, near_tie
 from para_jax._pruning.policies import Policy
 from para_jax._pruning.pool import Pool, pool as pool_of
+from para_jax._pruning.scores import named, weights
 from para_jax._pruning.select import pooled
 from para_jax.linalg import energy
 
@@ -32,6 +33,8 @@ class ModuleReport:
       sigma: The singular values of the parent's update, float64 `[k]`, descending.
       mask: Which of them the child keeps, `[k]`.
       nominal: The rank that budgets count, where it is not `rank`.
+      weight: What its singular values are multiplied with to be compared with those of
+        other modules; 1 for the paper's score.
     """
 
     path: str
@@ -42,6 +45,7 @@ class ModuleReport:
     sigma: np.ndarray
     mask: np.ndarray
     nominal: int | None = None
+    weight: float = 1.0
 
     @property
     def kept(self) -> int:
@@ -58,6 +62,7 @@ class Report:
     Attributes:
       policy: The policy's name, such as `gamma 0.25`.
       modules: One entry a kernel, in the model's order.
+      score: What components of different modules were compared by, such as `sigma`.
       tie: The closest comparison that rounding may turn, if any.
       notes: Remarks for the reader, in words: a budget not filled, a tie.
 
@@ -71,6 +76,7 @@ class Report:
 
     policy: str
     modules: tuple[ModuleReport, ...]
+    score: str = "sigma"
     tie: Tie | None = None
     notes: tuple[str, ...] = ()
 
@@ -93,9 +99,13 @@ class Report:
 
     @property
     def threshold(self) -> float:
-        """The smallest kept singular value, or infinity for none."""
-        sigma, kept = self._pooled
-        return float(sigma[kept].min(initial=math.inf))
+        """The smallest score that was kept, or infinity for none.
+
+        With the paper's score, it is a singular value.
+        """
+        sizes = [x.sigma.size for x in self.modules]
+        score = self._pooled[0] * np.repeat([x.weight for x in self.modules], sizes)
+        return float(score[self._pooled[1]].min(initial=math.inf))
 
     @property
     def total_rank(self) -> int:
@@ -152,6 +162,7 @@ class Report:
         )
         return {
             "policy": self.policy,
+            "score": self.score,
             "threshold": self.threshold if math.isfinite(self.threshold) else None,
             **{name: getattr(self, name) for name in names.split()},
         }
@@ -168,6 +179,7 @@ class Report:
                     "outputs": x.outputs,
                     "rank": x.rank,
                     "kept": x.kept,
+                    "weight": x.weight,
                     "sigma": x.sigma.tolist(),
                 }
                 for x in self.modules
@@ -185,7 +197,8 @@ class Report:
             f"({share:.1%}), {human_bytes(self.bytes)}",
             "energy": f"{self.energy:.3%}, relative error {self.error:.4f}",
         }
-        lines = [f"{self.policy}: {ranks}, threshold {self.threshold:.4g}"]
+        of = "" if self.score == "sigma" else f" of {self.score} scores"
+        lines = [f"{self.policy}: {ranks}, threshold {self.threshold:.4g}{of}"]
         lines += [f"  {name:10}  {row}" for name, row in rows.items()]
         lines += [f"  note        {note}" for note in self.notes]
         return "\n".join(lines)
@@ -256,13 +269,17 @@ class Accounts:
         pool = self.pool
         tie = near_tie(self.s, kept, policy, pool, narrow=self._narrow)
         budget = policy.rank_budget(pool) or 0
+        weight = weights(self.s, policy.score, pool).tolist()
         modules = tuple(
-            ModuleReport(mask=kept[here], **module)
-            for here, module in zip(self._places, self._modules, strict=True)
+            ModuleReport(mask=kept[here], weight=weight[i], **module)
+            for i, (here, module) in enumerate(
+                zip(self._places, self._modules, strict=True)
+            )
         )
         return Report(
             policy=policy.name,
             modules=modules,
+            score=str(named(policy.score)),
             tie=tie,
             notes=tuple(_notes(budget, int(np.count_nonzero(kept)), tie)),
         )

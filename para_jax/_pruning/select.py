@@ -16,6 +16,7 @@ from para_jax._pruning import pool_traced
 from para_jax._pruning.decompose import Spectra
 from para_jax._pruning.policies import Policy, single
 from para_jax._pruning.pool import Pool, pool as pool_of
+from para_jax._pruning.scores import scored
 from para_jax._pruning.spending import Candidates
 from para_jax.linalg import energy, sharding, tolerances
 
@@ -146,4 +147,5 @@ def _select(s: Any, pool: Pool, policy: Policy, xp: Any) -> Any:
     resolved = s > tolerances.floor(s[pool.first], rank)
     allowed = resolved & (pool.index < limits.high)
     forced = allowed & (pool.index < limits.low)
-    return policy.keep(Candidates(pool, s, allowed, forced), xp)
+    score = scored(s, policy.score, pool, xp)
+    return policy.keep(Candidates(pool, score, allowed, forced), xp)

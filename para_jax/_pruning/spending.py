@@ -23,7 +23,7 @@ class Candidates(NamedTuple):
 
     Attributes:
       pool: Their modules.
-      s: Singular values, `[N]`.
+      s: Their scores, by default the singular values, `[N]`.
       allowed: Which may be kept: not zero, and within `max_rank`, `[N]`.
       forced: Which of them have to be kept, for `min_rank`, `[N]`.
     """

@@ -22,6 +22,7 @@ def policies(cut: Cut, engine: str | None = None) -> list[para.Policy]:
         POLICIES[name](
             value,
             scope=cut.scope,
+            score=cut.score,
             min_rank=cut.min_rank,
             max_rank=max_rank,
             multiple_of=cut.multiple_of,

@@ -6,7 +6,7 @@ import pathlib
 import re
 from typing import NoReturn, get_args
 
-from para_jax._adapters.choices import PROFILES, Format, Method
+from para_jax._adapters.choices import PROFILES, SCORES, Format, Method
 from para_jax.cli.words import ENGINES, LAYOUTS, MODELS
 
 _DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
@@ -128,6 +128,11 @@ def cut(command: Parser) -> None:
     add = command.add_argument
     what = "compare all modules (global, the default), or each by itself"
     add("--scope", choices=("global", "local"), default="global", help=what)
+    what = (
+        "compare components of different modules by their singular values (sigma, the "
+        "paper's and the default), or by their share of their own module's update"
+    )
+    add("--score", choices=SCORES, default="sigma", help=what)
     what = "keep at least this many ranks of every module"
     add("--min-rank", type=int, default=0, metavar="R", help=what)
     what = "keep at most this many ranks of any module"

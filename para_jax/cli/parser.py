@@ -232,6 +232,7 @@ def _cut(given: argparse.Namespace) -> Cut:
         budgets=tuple(_budgets(given)),
         method=given.method,
         scope=given.scope,
+        score=given.score,
         min_rank=given.min_rank,
         max_rank=given.max_rank,
         multiple_of=given.multiple_of,

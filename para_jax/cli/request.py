@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from para_jax._adapters.choices import Format, Method, Profile, StackAxis
+from para_jax._adapters.choices import Format, Method, Profile, ScoreName, StackAxis
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,7 @@ class Cut:
     budgets: tuple[tuple[str, float], ...]
     method: Method = "auto"
     scope: Literal["global", "local"] = "global"
+    score: ScoreName = "sigma"
     min_rank: int = 0
     max_rank: int | None = None
     multiple_of: int = 1
@@ -153,6 +154,8 @@ class Fleet(Command):
             **dataclasses.asdict(output.rename),
             "method": cut.method,
             "scope": cut.scope,
+            # Left out where it is the default, as in manifests from before scores.
+            "score": None if cut.score == "sigma" else cut.score,
             "min_rank": cut.min_rank,
             "max_rank": cut.max_rank,
             "multiple_of": cut.multiple_of,

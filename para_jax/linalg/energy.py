@@ -25,15 +25,24 @@ def near_one(s: Any, xp: Any, *, axis: int | None = None) -> Any:
       xp: `numpy`, or `jax.numpy` while tracing.
       axis: The axis along which values are compared; all by default.
     """
-    largest = s.max(axis, keepdims=True)
+    return s / unit(s.max(axis, keepdims=True), xp)
+
+
+def unit(largest: Any, xp: Any) -> Any:
+    """Return the power of two that brings the largest of some values near 1.
+
+    Args:
+      largest: The largest values, any shape; of infinity, NaN and 0 some power.
+      xp: `numpy`, or `jax.numpy` while tracing.
+    """
     if xp is np:
         _, exponent = np.frexp(largest)
-        return np.ldexp(s, np.clip(-exponent, -1022, 1022))  # 2^-1023 is subnormal.
+        # 2^-1023 is subnormal.
+        return np.ldexp(np.ones_like(largest), np.clip(exponent, -1022, 1022))
     # Not by frexp and ldexp, which JAX 0.12 lowers in the precision of a later moment.
-    info = jnp.finfo(s.dtype)
+    info = jnp.finfo(largest.dtype)
     power = jax.lax.reduce_precision(largest / 2, info.nexp, 0)
-    power = jnp.where(jnp.isfinite(power), jnp.maximum(power, info.tiny), 1)
-    return s / power
+    return jnp.where(jnp.isfinite(power), jnp.maximum(power, info.tiny), 1)
 
 
 def dropped(s: np.ndarray, kept: np.ndarray) -> float:
