@@ -7,7 +7,7 @@ import transformers
 
 from tests.benchmarks import gemma_torch
 from train.models.gemma3 import GEMMA3_4B
-from train.presets.paper import tiny
+from train.presets.paper import tiny_models
 from train.subjects import glue, images, instructions
 
 DEVICE = gemma_torch.DEVICE
@@ -28,4 +28,4 @@ def make(folder: pathlib.Path) -> None:
         )
         transformers.RobertaModel(config).save_pretrained(folder / glue.REPO)
     gemma_torch.random(GEMMA3_4B).save_pretrained(folder / instructions.REPO)
-    tiny.write_tokenizers(folder, GEMMA3_4B.vocab_size)
+    tiny_models.write_tokenizers(folder, GEMMA3_4B.vocab_size)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from flax import linen as nn
 
-from train.models import bert, checkpoint, gemma3, pretrained, roberta, siglip
+from train.models import bert, checkpoint, gemma3, mpnet, pretrained, roberta, siglip
 from train.models.bert import Tokens
 from train.models.gemma3_weights import load as load_gemma3
 
@@ -123,6 +123,25 @@ def _load_roberta(_: Any, folder: pathlib.Path) -> Loaded:
     return roberta.RobertaClassifier(config, CLASSES), params
 
 
+# MPNet.
+
+
+def _build_mpnet() -> Any:
+    config = transformers.MPNetConfig(
+        max_position_embeddings=514, layer_norm_eps=1e-5, num_labels=CLASSES
+    )
+    return transformers.MPNetForSequenceClassification(config)
+
+
+def _load_mpnet(_: Any, folder: pathlib.Path) -> Loaded:
+    config = mpnet.read_config(folder)
+    params = {
+        "mpnet": mpnet.load(folder, config),
+        "classifier": mpnet.load_classifier(folder, config, CLASSES),
+    }
+    return mpnet.MPNetClassifier(config, CLASSES), params
+
+
 # SigLIP 2.
 
 
@@ -185,7 +204,7 @@ def _build_gemma3() -> Any:
 
 
 def _load_gemma3(_: Any, folder: pathlib.Path) -> Loaded:
-    config = gemma3.Config.read(folder)
+    config = gemma3.read_config(folder)
     return gemma3.Gemma3(config), load_gemma3(folder, config)
 
 
@@ -235,6 +254,18 @@ FAMILIES = (
         targets=_BLOCK,
         layers=12,
         stack=roberta.STACK,
+    ),
+    Family(
+        name="MPNet-Base",
+        shape="12 layers of 768, 48 tokens",
+        build=_build_mpnet,
+        save=_save,
+        load=_load_mpnet,
+        inputs=functools.partial(_sentences, 30527),
+        call=_classify,
+        targets=r".*encoder\.layer\..*(attn\.[qkvo]|dense)",
+        layers=12,
+        stack=mpnet.STACK,
     ),
     _SIGLIP,
     _SIGLIP._replace(

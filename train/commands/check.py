@@ -1,6 +1,6 @@
 """The command `check`: the needs of a preset, and the size of its downloads.
 
-    python -m train check PRESET [--data DIR] [--weights DIR]
+    python -m train check PRESET [--model REPO] [--data DIR] [--weights DIR]
 
 Nothing is downloaded, trained or allocated. Runs on the host.
 """
@@ -32,6 +32,7 @@ def command(
         preset: str,
         /,
         *,
+        model: str = "",
         data: pathlib.Path | None = None,
         weights: pathlib.Path | None = None,
     ) -> None:
@@ -39,9 +40,16 @@ def command(
 
         Args:
           preset: The preset's name.
+          model: Another model for a preset of the paper: its repository on the hub.
           data: A folder of data sets, instead of the hub.
           weights: A folder of models, instead of the hub.
         """
+        if preset in ready and model:
+            raise ValueError(
+                f"The preset '{preset}' has a model of its own, and --model is "
+                f"'{model}'. Leave it out, or choose one of the presets that take "
+                f"another: {', '.join(presets)}."
+            )
         if preset in ready:
             print(f"{preset} downloads nothing: what it needs ships, or is in packages")
             print("that `make demo` and pip install '.[train]' install.")
@@ -51,7 +59,8 @@ def command(
                 f"Nothing is known of the needs of '{preset}', expected "
                 f"{', '.join([*presets, *ready])}."
             )
-        found = needs.survey(presets[preset], data=data, weights=weights)
+        wanted = needs.with_model(presets[preset], model)
+        found = needs.survey(wanted, data=data, weights=weights)
         console = rich.console.Console()
         console.print(table(found, title=preset))
         for line in summary(found):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import rich.console
 
-from train import presets
+from train import presets, subjects
 from train.commands import arguments, tables
 from train.experiments import results
 from train.grid import plan as plans, work
@@ -26,6 +26,7 @@ def grid(
     steps: int | None = None,
     rates: tuple[float, ...] = (),
     devices: int = 1,
+    model: str = "",
     weights: pathlib.Path | None = None,
     data: pathlib.Path | None = None,
     tiny: bool = False,
@@ -50,13 +51,14 @@ def grid(
       steps: The number of steps of every run.
       rates: The only learning rates to try; 5e-5 is the paper's.
       devices: The number of devices to divide a batch over.
+      model: Another model for the paper's tasks: its repository on the hub.
       weights: A folder of models, instead of the hub.
       data: A folder of data sets, instead of the hub.
       tiny: Use random tiny models and data, and a few steps, to see that all works.
       commit: The commit of this code, if git is not at hand.
     """
     out = _place(preset, out)
-    plan = _plan(preset, out, weights, data, tiny=tiny)
+    plan = _plan(preset, out, model, weights, data, tiny=tiny)
     if steps is not None:
         settings = dataclasses.replace(plan.settings, steps=steps)
         # `steps` of the user's applies to every task: the plan's own go.
@@ -70,7 +72,7 @@ def grid(
     for task in tasks:
         arguments.known("task", task, plan.tasks)
     names = _names(plan, methods)
-    place = _folder(plan, out, commit, f"grid{_words(preset, tiny=tiny)}")
+    place = _folder(plan, out, commit, f"grid{_words(preset, model, tiny=tiny)}")
     work.run(place, tasks or plan.tasks, names)
     _show(place)
 
@@ -80,6 +82,7 @@ def cost(
     preset: str = _SENTIMENT,
     out: pathlib.Path | None = None,
     methods: tuple[str, ...] = (),
+    model: str = "",
     weights: pathlib.Path | None = None,
     data: pathlib.Path | None = None,
     tiny: bool = False,
@@ -92,14 +95,15 @@ def cost(
       out: The folder of the results, by default that of `grid`. Processes that share
         it share the work.
       methods: Some of the comparison's entries, instead of all; see `train.grid.plan`.
+      model: Another model, as for `grid`.
       weights: A folder of models, instead of the hub.
       data: A folder of data sets, instead of the hub.
       tiny: Use random tiny models and data, to see that all works.
       commit: The commit of this code, if git is not at hand.
     """
     out = _place(preset, out)
-    plan = _plan(preset, out, weights, data, tiny=tiny)
-    place = _folder(plan, out, commit, f"cost{_words(preset, tiny=tiny)}")
+    plan = _plan(preset, out, model, weights, data, tiny=tiny)
+    place = _folder(plan, out, commit, f"cost{_words(preset, model, tiny=tiny)}")
     work.measure(place, _names(plan, methods))
 
 
@@ -137,12 +141,17 @@ def _show(place: work.Folder) -> None:
 def _plan(
     preset: str,
     out: pathlib.Path,
+    model: str,
     weights: pathlib.Path | None,
     data: pathlib.Path | None,
     *,
     tiny: bool,
 ) -> plans.Plan:
     plan = presets.PLANS[arguments.known("preset", preset, presets.PLANS)]
+    settings = dataclasses.replace(plan.settings, model=model)
+    plan = dataclasses.replace(plan, settings=settings)
+    for task in plan.tasks:
+        subjects.check_model(plan.settings_of(task))
     if tiny and (weights or data):
         raise ValueError(
             "--tiny makes models and data of its own, so it goes with neither "
@@ -154,9 +163,10 @@ def _plan(
     return dataclasses.replace(plan, folders=folders)
 
 
-def _words(preset: str, *, tiny: bool) -> str:
+def _words(preset: str, model: str, *, tiny: bool) -> str:
     """Return a command's arguments, to be shown with its results."""
     words = "" if preset == _SENTIMENT else f" --preset {preset}"
+    words += f" --model {model}" if model else ""
     return f"{words}{' --tiny' * tiny}"
 
 

@@ -7,6 +7,7 @@ Nothing is downloaded, trained or allocated. Runs on the host.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -15,7 +16,7 @@ import pathlib
 import jax
 
 from train.data import hub, sources
-from train.models import repository
+from train.models import configuration, gguf_file, repository
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -31,12 +32,14 @@ class Weights:
     Attributes:
       repo: Its repository on the hub, or a folder with its files.
       files: The files needed beside the tensors.
+      families: The `model_type`s of which it is one; if empty, any will do.
       size: Bytes to download, if they are known.
       remark: A step to take before, such as to accept a licence.
     """
 
     repo: str
     files: tuple[str, ...] = ("config.json",)
+    families: tuple[str, ...] = ()
     size: int | None = None
     remark: str = ""
 
@@ -55,6 +58,21 @@ class Needs:
     weights: Weights | None = None
     data: tuple[str, ...] = ()
     memory_bytes: int = 0
+
+
+def with_model(needs: Needs, repo: str) -> Needs:
+    """Return the needs with another model.
+
+    Its size and its licence are not known, nor the memory of its training.
+
+    Args:
+      needs: The needs of a preset.
+      repo: The model's repository on the hub; if empty, it is the preset's own.
+    """
+    if needs.weights is None or repo in ("", needs.weights.repo):
+        return needs
+    weights = dataclasses.replace(needs.weights, repo=repo, size=None, remark="")
+    return dataclasses.replace(needs, weights=weights, memory_bytes=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +140,9 @@ def _weights(wanted: Weights, weights: pathlib.Path | None) -> Finding:
     where = "in the hub's cache" if folder is None else f"in {folder}"
     name = pathlib.Path(wanted.repo).name
     if not missing:
-        return Finding(kind="weights", name=name, there=True, note=where)
+        wrong = _misfit(wanted, folder)
+        note = f"{where}; {wrong}" if wrong else where
+        return Finding(kind="weights", name=name, there=not wrong, note=note)
     note = f"{', '.join(missing)} not {where}"
     return Finding(
         kind="weights",
@@ -147,15 +167,9 @@ def _folder(repo: str, place: pathlib.Path | None) -> tuple[pathlib.Path | None,
 
 def _missing(weights: Weights, folder: pathlib.Path | None) -> list[str]:
     """Return the missing files, including the shards of an index."""
-    import huggingface_hub
-
-    def find(name: str) -> pathlib.Path | None:
-        if folder is None:
-            # The cache is looked up by its own library: its layout is not a public one.
-            place = huggingface_hub.try_to_load_from_cache(weights.repo, name)
-            return pathlib.Path(place) if isinstance(place, str) else None
-        return folder / name if (folder / name).is_file() else None
-
+    if folder is not None and gguf_file.find(folder):
+        return []  # The one file has the configuration and the tokenizer, too.
+    find = functools.partial(_file, weights.repo, folder)
     wanted = [*weights.files]
     # A sharded model has an index in place of the single file.
     if find(_SINGLE) is None and (index := find(_INDEX)):
@@ -163,6 +177,28 @@ def _missing(weights: Weights, folder: pathlib.Path | None) -> list[str]:
     else:
         wanted.append(_SINGLE)
     return [name for name in wanted if find(name) is None]
+
+
+def _file(repo: str, folder: pathlib.Path | None, name: str) -> pathlib.Path | None:
+    """Return a file of a model, in its folder or in the hub's cache, if it is there."""
+    import huggingface_hub
+
+    if folder is None:
+        # The cache is looked up by its own library: its layout is not a public one.
+        place = huggingface_hub.try_to_load_from_cache(repo, name)
+        return pathlib.Path(place) if isinstance(place, str) else None
+    return folder / name if (folder / name).is_file() else None
+
+
+def _misfit(weights: Weights, folder: pathlib.Path | None) -> str:
+    """Say that a model which is there is of another family; empty if it is not."""
+    if folder is None and (config := _file(weights.repo, None, configuration.FILE)):
+        folder = config.parent
+    if folder is None or not weights.families:
+        return ""
+    if (kind := configuration.model_type(folder)) in weights.families:
+        return ""
+    return f"it is of the type '{kind}', expected {' or '.join(weights.families)}"
 
 
 def _packages() -> Finding:
@@ -178,7 +214,7 @@ def _packages() -> Finding:
 
 def _data(source: sources.Source, data: pathlib.Path | None) -> Finding:
     place = hub.root(data)
-    folder = (place or pathlib.Path("DATA")) / source.hub
+    folder = hub.folder_of(source, place or pathlib.Path("DATA"))
     where = "prepared" if place is None else f"in {folder}"
     # Without the library there is no way to look.
     if importlib.util.find_spec("datasets") is None:

@@ -120,6 +120,9 @@ def settings(name: str, run: Run) -> dict[str, Any]:
     """Return all settings of a run as plain JSON values, with its method's name."""
     values: dict[str, Any] = {**dataclasses.asdict(run)}
     values["method"] = {"name": name, **values["method"]}
+    if not run.model:
+        # As in the folders of before there was a choice, which keep their names.
+        del values["model"]
     return folder.plain(values)
 
 

@@ -3,20 +3,27 @@
 Z. Hu et al., "LLM-Adapters: An Adapter Family for Parameter-Efficient Fine-Tuning of
 Large Language Models", EMNLP 2023, wrote the questions of eight sets as instructions,
 with "the correct answer is X" to learn: 170,420 from their training parts. The parts
-to test on are put into the same words here. A response is graded by the first of the
-possible answers in it (github.com/AGI-Edgerunners/LLM-Adapters,
+to test on are put into the same words here. On GitHub, LLM-Adapters has them in these
+words, and the training parts of four sets: 17,754 rows. A response is graded by the
+first of the possible answers in it (github.com/AGI-Edgerunners/LLM-Adapters,
 commonsense_evaluate.py). Runs on the host.
 """
 
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from train.data import hub, instructions
+from train.data import clones, hub, instructions
 from train.data.instructions import Example
 
+if TYPE_CHECKING:
+    import datasets
+
 TRAIN = "commonsense170k"
+
+SMALL = "commonsense17k"
+"""The part of it that comes from BoolQ, both of ARC, and OpenBookQA."""
 
 
 class Question(NamedTuple):
@@ -121,24 +128,22 @@ TASKS: dict[str, Task] = {
 
 
 def training(
-    *, data: pathlib.Path | None = None, subset: bool = False
+    corpus: str = TRAIN, *, data: pathlib.Path | None = None, subset: bool = False
 ) -> list[Example]:
-    """Return Commonsense-170k.
+    """Return the examples to learn from.
 
     Args:
+      corpus: `TRAIN` or `SMALL`.
       data: A folder of data sets, see `hub`.
       subset: Whether fewer examples are meant to be there than the set has.
 
     Raises:
       OSError: if the set is not there.
-      ValueError: if its contents are wrong.
+      ValueError: if there is no such corpus, or its contents are wrong.
     """
-    rows = hub.load(TRAIN, "train", data=data, subset=subset)
-    columns = (rows[x][:] for x in ("instruction", "output", "answer"))
-    return [
-        Example(instructions.prompt(instruction), output, answer)
-        for instruction, output, answer in zip(*columns, strict=True)
-    ]
+    if corpus not in (TRAIN, SMALL):
+        raise ValueError(f"Unknown corpus '{corpus}', expected {TRAIN}, {SMALL}.")
+    return _written(hub.load(corpus, "train", data=data, subset=subset))
 
 
 def questions(
@@ -157,7 +162,10 @@ def questions(
     """
     form = _form(task)
     rows = hub.load(task, "test", data=data, subset=subset)
-    return [example(task, form.question(row)) for row in rows.to_list()]
+    if set(clones.WRITTEN) - set(rows.column_names):
+        return [example(task, form.question(row)) for row in rows.to_list()]
+    _check(task, form, rows)
+    return _written(rows)
 
 
 def example(task: str, question: Question) -> Example:
@@ -192,6 +200,26 @@ def extract(task: str, response: str) -> str | None:
     """Return the first of a task's possible answers in a response, or None."""
     found = re.search("|".join(_form(task).names), response)
     return found.group() if found else None
+
+
+def _check(task: str, form: Task, rows: "datasets.Dataset") -> None:
+    """Check that instructions are of a task: they could be another's file."""
+    pairs = zip(rows["instruction"][:], rows["answer"][:], strict=True)
+    for number, (instruction, answer) in enumerate(pairs):
+        if not instruction.startswith(form.opening) or answer not in form.names:
+            raise ValueError(
+                f"Row {number} of '{task}' is '{instruction[: len(form.opening)]}...' "
+                f"with the answer '{answer}', expected '{form.opening}...' with one of "
+                f"{', '.join(form.names)}. Is it the file of another set?"
+            )
+
+
+def _written(rows: "datasets.Dataset") -> list[Example]:
+    columns = (rows[x][:] for x in clones.WRITTEN)
+    return [
+        Example(instructions.prompt(instruction), output, answer)
+        for instruction, output, answer in zip(*columns, strict=True)
+    ]
 
 
 def _form(task: str) -> Task:

@@ -1,4 +1,4 @@
-"""Five tasks of GLUE: MNLI, SST-2, CoLA, QNLI and MRPC, and their metrics.
+"""Five tasks of GLUE: MNLI, SST-2, CoLA, QNLI and MRPC, and their metrics; RTE's rows.
 
 A. Wang et al., "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language
 Understanding", ICLR 2019. The labels of its test parts are secret, so "test" is the
@@ -17,6 +17,10 @@ from jaxtyping import Int
 from train.data import hub, sources
 
 TASKS = tuple(x.name for x in sources.GLUE)
+"""The paper's tasks."""
+
+NAMES = (*TASKS, "rte")
+"""All tasks that are read."""
 
 MAX_LENGTH = 128
 """The maximal number of tokens of a sentence or pair, for RoBERTa."""
@@ -46,7 +50,7 @@ def load(
     """Return one part of one task.
 
     Args:
-      task: One of `TASKS`.
+      task: One of `NAMES`.
       part: "train", "test" or, of MNLI, "mismatched".
       data: A folder of data sets, see `hub`.
       subset: Whether fewer sentences are meant to be there than the task has.
@@ -55,8 +59,8 @@ def load(
       OSError: if the task is not there.
       ValueError: if there is no such task or part, or its contents are wrong.
     """
-    if task not in TASKS:
-        raise ValueError(f"Unknown task '{task}', expected {', '.join(TASKS)}.")
+    if task not in NAMES:
+        raise ValueError(f"Unknown task '{task}', expected {', '.join(NAMES)}.")
     rows = hub.load(task, part, data=data, subset=subset)
     first: list[str] = rows["first"][:]
     texts = first

@@ -1,4 +1,4 @@
-"""Rows of a data set, from the Hugging Face hub or from a mirroring folder.
+"""Rows of a data set, from the Hugging Face hub or from a folder.
 
 A folder DATA holds each repository under its name on the hub, as
 
@@ -6,7 +6,8 @@ A folder DATA holds each repository under its name on the hub, as
 
 leaves it: parquet or JSON files and, for several configurations, the README that lists
 them. What `DatasetDict.save_to_disk` wrote there is read too; a configuration has a
-folder of its own then. Runs on the host.
+folder of its own then. Where the hub's folder is not there, the files of a repository
+on GitHub are read, see `clones`. Runs on the host.
 """
 
 import os
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from jaxtyping import Int
 
-from train.data import sources
+from train.data import clones, sources
 from train.data.sources import Part, Source
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def load(
 ) -> "datasets.Dataset":
     """Load one part of a set, with only the columns in use.
 
-    Columns have the names that `Source.columns` gives them. Images are decoded when a
-    row is taken, not before.
+    Columns have the names that `Source.columns` gives them; a question from GitHub may
+    have those of `clones.WRITTEN`. Images are decoded when a row is taken, not before.
 
     Args:
       name: One of `sources.SOURCES`.
@@ -68,16 +69,34 @@ def load(
         )
     place = root(data)
     wanted = source.parts[part]
-    read = [
-        _split(source, config, split, place)
-        for config in source.configs or ("",)
-        for split in wanted.split.split("+")
-    ]
-    where = f"'{name}' ({place / source.hub if place else source.hub}), {part}"
-    # Each by itself: columns that nothing reads may differ.
-    rows = datasets.concatenate_datasets([_columns(source, x, where) for x in read])
+    where = f"'{name}' ({folder_of(source, place) if place else source.hub}), {part}"
+    if place and (clone := _clone(source, place)):
+        rows = clones.load(name, part, clone)
+    else:
+        read = [
+            _split(source, config, split, place)
+            for config in source.configs or ("",)
+            for split in wanted.split.split("+")
+        ]
+        # Each by itself: columns that nothing reads may differ.
+        rows = datasets.concatenate_datasets([_columns(source, x, where) for x in read])
     _check(source, wanted, rows, where, subset=subset)
     return rows
+
+
+def folder_of(source: Source, place: pathlib.Path) -> pathlib.Path:
+    """Return the folder of a set in a folder of data sets, where it is or would be."""
+    return _clone(source, place) or place / source.hub
+
+
+def _clone(source: Source, place: pathlib.Path) -> pathlib.Path | None:
+    """Return the clone that a set is read from; None if it is the hub's folder."""
+    if source.name not in clones.CLONES:
+        return None
+    clone = place / clones.CLONES[source.name].repo
+    if not source.hub:
+        return clone
+    return clone if clone.is_dir() and not (place / source.hub).is_dir() else None
 
 
 def _split(
@@ -92,7 +111,7 @@ def _split(
     if not folder.is_dir():
         raise FileNotFoundError(
             f"Data set '{source.name}' not found: there is no folder '{folder}'. Run\n"
-            f"    {command(source, folder)}\n"
+            f"{_ways(source, place)}\n"
             "or give no folder of data sets, to load it from the hub."
         )
     saved = folder / config
@@ -113,6 +132,11 @@ def _split(
 def _download(source: Source, config: str, split: str) -> "datasets.Dataset":
     import datasets
 
+    ways = f"""Where there is a network, run
+{_ways(source, pathlib.Path("DATA"))}
+bring the folder DATA here, and set {FOLDER_VARIABLE} to it."""
+    if not source.hub:
+        raise FileNotFoundError(f"Data set '{source.name}' is not on the hub. {ways}")
     try:
         return datasets.load_dataset(
             source.hub, config or None, split=split, revision=source.revision
@@ -120,18 +144,27 @@ def _download(source: Source, config: str, split: str) -> "datasets.Dataset":
     except ConnectionError as error:
         raise ConnectionError(
             f"Data set '{source.name}' is not here, and the hub cannot be reached "
-            f"({error}). Where there is a network, run\n"
-            f"    {command(source, pathlib.Path('DATA', source.hub))}\n"
-            f"bring the folder DATA here, and set {FOLDER_VARIABLE} to it."
+            f"({error}). {ways}"
         ) from error
 
 
 def command(source: Source, folder: pathlib.Path) -> str:
     """Return the command to download a set to `folder`."""
+    if not source.hub:
+        return clones.command(source.name, folder)
     revision = f" --revision {source.revision}" if source.revision else ""
     return (
         f"hf download {source.hub} --repo-type dataset{revision} --local-dir {folder}"
     )
+
+
+def _ways(source: Source, place: pathlib.Path) -> str:
+    """Return the commands that bring a set to a folder of data sets."""
+    ways = [command(source, place / source.hub)] if source.hub else []
+    if source.name in clones.CLONES:
+        clone = place / clones.CLONES[source.name].repo
+        ways.append(clones.command(source.name, clone))
+    return "\nor\n".join(f"    {x}" for x in ways)
 
 
 def _columns(
@@ -204,24 +237,25 @@ def missing(source: Source, data: pathlib.Path | None = None) -> str:
     It looks for the files of every part, and reads no rows: how many there are is found
     out by loading them.
     """
-    configs = source.configs or ("",)
     if (place := root(data)) is None:
-        return "" if all(_cached(source, x or "*") for x in configs) else "not prepared"
-    folder = place / source.hub
-    if not folder.is_dir():
-        return f"not in {folder}"
-    splits = [x for part in source.parts.values() for x in part.split.split("+")]
-    found = {config: _found(folder, config) for config in configs}
-    names = [
-        f"{config}/{split}".strip("/")
-        for config, there in found.items()
-        for split in splits
-        if split not in there
-    ]
+        return "" if _prepared(source) else "not prepared"
+    if not (there := folder_of(source, place)).is_dir():
+        return f"not in {there}"
+    if clone := _clone(source, place):
+        names = clones.missing(source.name, clone)
+    else:
+        splits = [x for part in source.parts.values() for x in part.split.split("+")]
+        found = {x: _found(there, x) for x in source.configs or ("",)}
+        names = [
+            f"{config}/{split}".strip("/")
+            for config, those in found.items()
+            for split in splits
+            if split not in those
+        ]
     if not names:
         return ""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"no files of {', '.join(names[:_SHOWN])}{more} in {folder}"
+    return f"no files of {', '.join(names[:_SHOWN])}{more} in {there}"
 
 
 def _found(folder: pathlib.Path, config: str) -> set[str]:
@@ -238,12 +272,18 @@ def _found(folder: pathlib.Path, config: str) -> set[str]:
     return set(map(str, builder.config.data_files or ()))
 
 
-def _cached(source: Source, config: str) -> bool:
-    """Test whether the library has prepared a configuration from the hub before."""
+def _prepared(source: Source) -> bool:
+    """Test whether the library has prepared a set from the hub before."""
     import datasets
 
+    if not source.hub:
+        return False
     namespace, name = source.hub.split("/")
     folder = f"{namespace}___{datasets.naming.camelcase_to_snakecase(name)}"
     cache = pathlib.Path(datasets.config.HF_DATASETS_CACHE, folder)
-    found = cache.glob(f"{config}/*/*/dataset_info.json")
-    return any(not x.parent.name.endswith(".incomplete") for x in found)
+
+    def there(config: str) -> bool:
+        found = cache.glob(f"{config}/*/*/dataset_info.json")
+        return any(not x.parent.name.endswith(".incomplete") for x in found)
+
+    return all(there(x or "*") for x in source.configs or ("",))

@@ -20,6 +20,9 @@ TRAIN = "metamathqa"
 TASKS = ("gsm8k", "math")
 """The test sets."""
 
+_EMPTY = {("math", "train"): 2}
+"""Solutions known to end in an empty box: where they were published, a 0 was lost."""
+
 MAX_TOKENS = 1024
 
 _STEPS = " Let's think step by step."
@@ -53,7 +56,10 @@ def problems(
     data: pathlib.Path | None = None,
     subset: bool = False,
 ) -> list[Example]:
-    """Return one part of a set.
+    r"""Return one part of a set.
+
+    Of MATH's training part these are 7,498 of 7,500: two solutions end in an empty
+    `\boxed{}`. They teach no answer, and can grade none, so they are left out.
 
     Args:
       task: One of `TASKS`.
@@ -67,12 +73,14 @@ def problems(
     """
     _known(task)
     found = _examples(task, part, data, subset=subset)
-    if without := [row for row, x in enumerate(found) if not x.answer]:
+    without = [row for row, x in enumerate(found) if not x.answer]
+    if len(without) > (known := _EMPTY.get((task, part), 0)):
         raise ValueError(
             f"Row {without[0]} of '{task}', {part}, has a solution without an answer, "
-            "expected one behind '####' or in \\boxed{}."
+            f"one of {len(without)}, expected {known}: an answer is behind '####' or "
+            "in \\boxed{}. Is the set damaged?"
         )
-    return found
+    return [x for x in found if x.answer]
 
 
 def correct(

@@ -1,50 +1,13 @@
 """Addresses of the paper's data sets, and their expected contents.
 
-The names are repositories on the Hugging Face hub. A size is the first load's download,
-rounded, if known. Runs on the host.
+The names are repositories on the Hugging Face hub; `clones` has those on GitHub. A size
+is the first load's download, rounded, if known. Runs on the host.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Part(NamedTuple):
-    """A part of a set: the hub's splits joined by "+", and their number of rows."""
-
-    split: str
-    count: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """One data set.
-
-    Attributes:
-      name: The name in this package.
-      hub: The repository on the hub.
-      configs: The repository's configurations that belong to it, joined in this order;
-        none where there is only one.
-      revision: The branch or commit, if not the newest.
-      parts: By our names: "train", "test", ...
-      columns: The names of the columns that are read, by ours.
-      classes: The number of classes; None for tasks of free text.
-      metrics: The reported metrics, the paper's first.
-      remark: Licence and oddities.
-      size: Bytes to download; None where it is not known.
-    """
-
-    name: str
-    hub: str
-    configs: tuple[str, ...] = ()
-    revision: str | None = None
-    parts: Mapping[str, Part]
-    columns: Mapping[str, str]
-    classes: int | None = None
-    metrics: tuple[str, ...] = ("accuracy",)
-    remark: str = ""
-    size: int | None = None
-
+from train.data.source import Part as Part, Source as Source
 
 IMAGES = (
     Source(
@@ -127,7 +90,7 @@ def _glue(
     test: int,
     columns: tuple[str, ...],
     metrics: tuple[str, ...],
-    size: int,
+    size: int | None,
 ) -> Source:
     """Return a task of GLUE. Its test labels are secret: the dev set is the test."""
     return Source(
@@ -273,8 +236,21 @@ MATHEMATICS = (
 )
 """Table 4."""
 
+MORE = (
+    _glue("rte", 2_490, 277, ("sentence1", "sentence2"), ("accuracy",), None),
+    Source(
+        name="commonsense17k",
+        hub="",
+        parts={"train": Part("train", 17_754)},
+        columns={x: x for x in ("instruction", "output", "answer")},
+        metrics=(),
+        remark="of LLM-Adapters: of BoolQ, both of ARC and OpenBookQA, on GitHub alone",
+    ),
+)
+"""Sets that are not among the paper's."""
+
 SOURCES: Mapping[str, Source] = {
-    x.name: x for x in (*IMAGES, *GLUE, *COMMONSENSE, *MATHEMATICS)
+    x.name: x for x in (*IMAGES, *GLUE, *COMMONSENSE, *MATHEMATICS, *MORE)
 }
 """All of them by name."""
 

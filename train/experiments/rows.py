@@ -7,12 +7,15 @@ from typing import ClassVar
 
 from train.data import digits, sentiment, sources
 
+_COMMONSENSE, _MATHEMATICS = (
+    tuple(x.name for x in found if "test" in x.parts)
+    for found in (sources.COMMONSENSE, sources.MATHEMATICS)
+)
 SETS = {
-    name: tuple(x.name for x in found if "test" in x.parts)
-    for name, found in (
-        ("commonsense", sources.COMMONSENSE),
-        ("mathematics", sources.MATHEMATICS),
-    )
+    "commonsense": _COMMONSENSE,
+    "mathematics": _MATHEMATICS,
+    # The same questions, answered by choosing.
+    "choose": tuple(f"choose/{name}" for name in _COMMONSENSE),
 }
 """Training tasks with several test sets, and these sets."""
 
@@ -21,6 +24,7 @@ TASKS = (
     *digits.TASKS,
     "problems",
     *(x.name for x in (*sources.IMAGES, *sources.GLUE)),
+    "rte",
     *(name for task, sets in SETS.items() for name in (task, *sets)),
 )
 """The tasks of all comparisons, in the order of every table."""

@@ -139,6 +139,12 @@ def _of_para(parent: Parent, budgets: plan.Plan) -> Iterator[Child]:
         local = para.Rank(cut, scope="local", remainder="greedy")
         masks = posthoc.choose(parts, scores, local)
         yield Child("local", f"rank {cut:g}", posthoc.child(parts, masks))
+    total = sum(x.parameters for x in parent.adapters.values())
+    for share in budgets.shares:
+        budget = int(share * total)
+        local = para.Params(budget, scope="local", remainder="greedy")
+        masks = posthoc.choose(parts, scores, local)
+        yield Child("local", f"params {share:g}", posthoc.child(parts, masks))
     for energy in budgets.energies:
         ranks = para.ranks(found, para.Epsilon(energy))
         masks = {p: np.arange(len(x.s)) < ranks[p] for p, x in found.items()}

@@ -11,7 +11,16 @@ from collections.abc import Mapping
 
 from train import posthoc
 from train.data import digits, sentiment
-from train.methods import METHODS, Config, dylora, lora, matryoshka, sora
+from train.methods import (
+    METHODS,
+    Config,
+    adalora,
+    annealed,
+    dylora,
+    lora,
+    matryoshka,
+    sora,
+)
 from train.runs.settings import Run
 from train.subjects import Folders, problems
 
@@ -77,6 +86,15 @@ ENTRIES = (
         name="sora-official",
         method="sora-official",
         config=sora.Sora(variant="official"),
+    ),
+    Entry(name="annealed", method="annealed", config=METHODS["annealed"]),
+    *(
+        Entry(name=f"{name}-{target}", method=name, config=config(target=target))
+        for name, config in (
+            ("annealed", annealed.Annealed),
+            ("adalora", adalora.AdaLora),
+        )
+        for target in RANKS[3:]
     ),
 )
 """The methods of the grid, those of the paper's tables first."""
@@ -158,6 +176,12 @@ _OF_BERT = ("at-inputs", "at-embeddings", "whitened", "whitened-diagonal")
 
 PRUNERS = tuple(x for x in posthoc.PRUNERS if x not in _OF_BERT)
 """Pruners for models of any form."""
+
+DATA_FREE = (
+    *(x for x in posthoc.SCORES if x not in (*_OF_BERT, "by-spectral")),
+    "by-type",
+)
+"""Scores without data, for models of any form."""
 
 SENTIMENT = Plan(tasks=sentiment.TASKS)
 VISION = Plan(

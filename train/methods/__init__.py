@@ -2,6 +2,7 @@
 
 from train.methods import (
     adalora,
+    annealed,
     dora,
     dylora,
     gora,
@@ -26,5 +27,6 @@ METHODS: dict[str, Config] = {
     "gora": gora.Gora(),
     "dylora": dylora.Dylora(),
     "matryoshka": matryoshka.Matryoshka(),
+    "annealed": annealed.Annealed(),
 }
 """Each method by its name, with its default settings."""

@@ -37,8 +37,8 @@ ADAPTED = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """The shape of a BERT encoder, under the names of its `config.json`."""
+class Shape:
+    """What all encoders with BERT's blocks have in their `config.json`."""
 
     vocab_size: int
     hidden_size: int
@@ -46,8 +46,14 @@ class Config:
     num_attention_heads: int
     intermediate_size: int
     max_position_embeddings: int
-    type_vocab_size: int
     layer_norm_eps: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Shape):
+    """The shape of a BERT encoder, under the names of its `config.json`."""
+
+    type_vocab_size: int
 
 
 def read_config(folder: pathlib.Path) -> Config:
@@ -98,34 +104,58 @@ class Embeddings(nn.Module):
         return nn.LayerNorm(c.layer_norm_eps, name="LayerNorm")(x)
 
 
+def attend(
+    q: Float[jax.Array, "B T d"],
+    k: Float[jax.Array, "B T d"],
+    v: Float[jax.Array, "B T d"],
+    mask: Bool[jax.Array, "B T"],
+    *,
+    heads: int,
+    bias: Float[jax.Array, "h T T"] | None = None,
+) -> Float[jax.Array, "B T d"]:
+    """Attend with several heads to the tokens that are there.
+
+    Args:
+      q: The queries of all heads, side by side.
+      k: The keys.
+      v: The values.
+      mask: Whether there is a token, or padding.
+      heads: The number of heads `h`.
+      bias: The terms to add to the scaled products, of each pair of places.
+    """
+    q, k, v = (x.reshape(*x.shape[:-1], heads, -1) for x in (q, k, v))
+    scores = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(q.shape[-1])
+    if bias is not None:
+        scores += bias[None]
+    # A finite minimum: a row of padding alone would be NaN with -inf.
+    scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
+    # In float32 at least: in bfloat16, many weights of a long sentence are lost.
+    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    weights = jax.nn.softmax(wide, axis=-1).astype(v.dtype)
+    y = jnp.einsum("bhts,bshd->bthd", weights, v)
+    return y.reshape(*y.shape[:2], -1)
+
+
 class SelfAttention(nn.Module):
     """Attention with several heads, without the output projection."""
 
-    config: Config
+    config: Shape
 
     @nn.compact
     def __call__(
         self, x: Float[jax.Array, "B T d"], mask: Bool[jax.Array, "B T"]
     ) -> Float[jax.Array, "B T d"]:
-        heads, d = self.config.num_attention_heads, self.config.hidden_size
-
-        def project(name: str) -> Float[jax.Array, "B T h e"]:
-            return Dense(d, name=name)(x).reshape(*x.shape[:-1], heads, -1)
-
-        q, k, v = project("query"), project("key"), project("value")
-        scores = jnp.einsum("bthd,bshd->bhts", q, k) / np.sqrt(d // heads)
-        # A finite minimum: a row of padding alone would be NaN with -inf.
-        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
-        # In float32 at least: in bfloat16, many weights of a long sentence are lost.
-        wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-        weights = jax.nn.softmax(wide, axis=-1).astype(v.dtype)
-        return jnp.einsum("bhts,bshd->bthd", weights, v).reshape(x.shape)
+        q, k, v = (
+            Dense(self.config.hidden_size, name=name)(x)
+            for name in ("query", "key", "value")
+        )
+        return attend(q, k, v, mask, heads=self.config.num_attention_heads)
 
 
 class Output(nn.Module):
     """A projection to the model's width, added to the residual and normalised."""
 
-    config: Config
+    config: Shape
 
     @nn.compact
     def __call__(
@@ -138,7 +168,7 @@ class Output(nn.Module):
 class Attention(nn.Module):
     """The attention half of a block."""
 
-    config: Config
+    config: Shape
 
     @nn.compact
     def __call__(
@@ -151,7 +181,7 @@ class Attention(nn.Module):
 class Intermediate(nn.Module):
     """The wide half of the feed-forward network, with the exact GELU."""
 
-    config: Config
+    config: Shape
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "B T d"]) -> Float[jax.Array, "B T m"]:
@@ -163,7 +193,7 @@ class Intermediate(nn.Module):
 class Block(nn.Module):
     """One transformer block, normalised after each residual (post-LN)."""
 
-    config: Config
+    config: Shape
 
     @nn.compact
     def __call__(

@@ -1,12 +1,14 @@
 """Weights of Hugging Face models, read tensor by tensor into nested params.
 
 The files are safetensors: one `model.safetensors`, or shards listed in
-`model.safetensors.index.json`. A model states its tensors as `Leaf`s, and every tensor
-on either side must find its counterpart. Runs on the host.
+`model.safetensors.index.json`; or else one GGUF file, whose tensors are dequantised. A
+model states its tensors as `Leaf`s, and every tensor on either side must find its
+counterpart. Runs on the host.
 """
 
 import dataclasses
 import fnmatch
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ import safetensors
 
 from para_jax import nest
 from para_jax.formats import tensor_files
+from train.models import gguf_file, gguf_weights
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -56,8 +59,8 @@ class Leaf:
 
 
 class _Tensor(NamedTuple):
-    file: pathlib.Path
     shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
 
 
 def load(
@@ -76,7 +79,8 @@ def load(
     Args:
       folder: The folder with the files of the model.
       leaves: The tensors of the params, by slash-joined path.
-      dtype: The dtype of all params. By default the tensors' own.
+      dtype: The dtype of all params. By default the tensors' own; of a GGUF file,
+        float32.
       ignored: Patterns, as in `text_model.*`, of tensors that are not wanted.
       bases: Possible prefixes of all names of `leaves`: a model is saved alone, or as
         the part `vision_model.` of another. The first that a tensor has is taken.
@@ -84,6 +88,7 @@ def load(
     Raises:
       FileNotFoundError: if there are no weights, or the index names a file that is not
         there.
+      ModuleNotFoundError: if a GGUF file is to be read without the package `gguf`.
       ValueError: if a file is damaged, contradicts the index, or has other tensors than
         the model; it lists all that are missing, unexpected or misshapen.
     """
@@ -108,7 +113,7 @@ def _array(
         return _stack(leaf, found, dtype)
     name = leaf.names[0]
     # In the order of its own axes: a transposed view would keep the file's.
-    return np.ascontiguousarray(leaf.convert(_read(found[name].file, name)), dtype)
+    return np.ascontiguousarray(leaf.convert(found[name].read()), dtype)
 
 
 def _stack(
@@ -116,7 +121,7 @@ def _stack(
 ) -> np.ndarray:
     result = np.empty(0)
     for index, name in enumerate(leaf.names):
-        part = leaf.convert(_read(found[name].file, name))
+        part = leaf.convert(found[name].read())
         if not index:
             # Allocated once, so that the stack and its parts are not in memory
             # together.
@@ -136,6 +141,8 @@ def _find(folder: pathlib.Path) -> dict[str, _Tensor]:
         return _header(folder / WEIGHTS)
     if (folder / INDEX).is_file():
         return _shards(folder)
+    if file := gguf_file.find(folder):
+        return {k: _Tensor(*x) for k, x in gguf_weights.tensors(file).items()}
     if pickles := sorted(x.name for x in folder.glob("*.bin")):
         raise FileNotFoundError(
             f"'{folder / pickles[0]}' is a pickle, which could run any code and is "
@@ -143,7 +150,8 @@ def _find(folder: pathlib.Path) -> dict[str, _Tensor]:
             "transformers where you trust it, and save_pretrained(folder)."
         )
     raise FileNotFoundError(
-        f"'{folder}' holds no weights: expected {WEIGHTS}, or shards and {INDEX}."
+        f"'{folder}' holds no weights: expected {WEIGHTS}, or shards and {INDEX}, or a "
+        f"file {gguf_file.PATTERN}."
     )
 
 
@@ -217,7 +225,10 @@ def _header(file: pathlib.Path) -> dict[str, _Tensor]:
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             return {
-                name: _Tensor(file, tuple(opened.get_slice(name).get_shape()))
+                name: _Tensor(
+                    tuple(opened.get_slice(name).get_shape()),
+                    functools.partial(_read, file, name),
+                )
                 for name in opened.keys()  # noqa: SIM118  # No mapping.
             }
     except safetensors.SafetensorError as error:

@@ -1,4 +1,4 @@
-"""The shape of a Gemma 3 text model, from the `config.json` of transformers.
+"""The shape of a Gemma 3 text model, from the `config.json` of transformers, or GGUF.
 
 Google's own files leave out defaults, and older ones have older names; the defaults
 here are those of transformers' `Gemma3TextConfig`.
@@ -7,9 +7,9 @@ here are those of transformers' `Gemma3TextConfig`.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from train.models import configuration
+from train.models import configuration, gguf_config
 
 _FORM = {
     "model_type": "gemma3_text",
@@ -61,18 +61,21 @@ class Config:
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
 
+    norm_offset: ClassVar[float] = 1.0
+    """Norms' weights are stored less 1."""
+
 
 def read_config(folder: pathlib.Path) -> Config:
-    """Read the configuration in a model folder of transformers.
+    """Read the configuration in a model folder of transformers, or of a GGUF file.
 
     For a model with a vision tower (`model_type` gemma3), it is the configuration
     of the text part.
 
     Raises:
-      FileNotFoundError: if it has no `config.json`.
+      FileNotFoundError: if it has neither `config.json` nor a GGUF file.
       ValueError: if the model is of another architecture than the one written here.
     """
-    values = configuration.read(folder)
+    values = gguf_config.read(folder)
     if values.get("model_type") == "gemma3":
         values = {"model_type": "gemma3_text"} | values.get("text_config", {})
     values = {name: x for name, x in values.items() if x is not None}

@@ -14,10 +14,13 @@ import importlib.util
 import os
 import pathlib
 
+from train.models import gguf_file
+
 FOLDER_VARIABLE = "PARA_WEIGHTS"
 """The environment variable for the folder of models."""
 
-_FILES = ("*.json", "*.safetensors", "*.txt")
+_TENSORS = ("*.safetensors", gguf_file.PATTERN)
+_FILES = ("*.json", *_TENSORS, "*.txt")
 
 
 def root(weights: pathlib.Path | None = None) -> pathlib.Path | None:
@@ -61,15 +64,19 @@ def sha256(folder: pathlib.Path) -> str:
     """Return the hash of a model's tensors.
 
     It is the hash of the one file of tensors; of several, the hash of their lines
-    of names and hashes, as `sha256sum *.safetensors` prints them.
+    of names and hashes, as `sha256sum *.safetensors` prints them. A GGUF file counts
+    where there are no safetensors, as for `checkpoint.load`.
 
     Raises:
       FileNotFoundError: if there are no tensors.
     """
     # Sorted: the hash must not depend on the order of the file system.
-    files = sorted(folder.glob("*.safetensors"))
+    kinds = (sorted(folder.glob(pattern)) for pattern in _TENSORS)
+    files = next((found for found in kinds if found), [])
     if not files:
-        raise FileNotFoundError(f"'{folder}' holds no model: no *.safetensors in it.")
+        raise FileNotFoundError(
+            f"'{folder}' holds no model: neither {' nor '.join(_TENSORS)} is in it."
+        )
     digests = [_digest(file) for file in files]
     if len(files) == 1:
         return digests[0]

@@ -42,19 +42,32 @@ _FORM = {
     "is_decoder": False,
     "add_cross_attention": False,
 }
-# A checkpoint may be of a language model, of a classifier or of the encoder alone.
-_OTHERS = ("lm_head.*", "classifier.*", "*pooler.dense.*", "*.position_ids")
+
+OTHERS = ("lm_head.*", "classifier.*", "*pooler.dense.*", "*.position_ids")
+"""Tensors beside the encoder's: a file may be of a language model or a classifier."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(bert.Config):
-    """The shape of a RoBERTa encoder, under the names of its `config.json`.
+class Shape(bert.Shape):
+    """What encoders that count positions as RoBERTa have in their `config.json`.
 
-    Positions are counted from `pad_token_id + 1`, so a sentence has at most
-    `max_position_embeddings - pad_token_id - 1` tokens.
+    Positions are counted from `pad_token_id + 1`.
     """
 
     pad_token_id: int
+
+    @property
+    def longest(self) -> int:
+        """The greatest number of tokens of a sentence."""
+        # The first rows of the table belong to padding.
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Shape):
+    """The shape of a RoBERTa encoder, under the names of its `config.json`."""
+
+    type_vocab_size: int
 
 
 def read_config(folder: pathlib.Path) -> Config:
@@ -82,24 +95,27 @@ class Embeddings(nn.Module):
         positions = nn.Embed(c.max_position_embeddings, d, name="position_embeddings")
         types = nn.Embed(c.type_vocab_size, d, name="token_type_embeddings")
         # There is one type of token: pairs of sentences are told apart by </s></s>.
-        x = words + positions(_positions(c, ids, mask)) + types(jnp.zeros_like(ids))
+        x = words + positions(places(c, ids, mask)) + types(jnp.zeros_like(ids))
         return nn.LayerNorm(c.layer_norm_eps, name="LayerNorm")(x)
 
 
-def _positions(
-    config: Config, ids: Int[jax.Array, "B T"], mask: Bool[jax.Array, "B T"]
+def places(
+    shape: Shape, ids: Int[jax.Array, "B T"], mask: Bool[jax.Array, "B T"]
 ) -> Int[jax.Array, "B T"]:
-    """Return each token's position, counted without the padding before it."""
-    # The first rows belong to padding: positions start after `pad_token_id`.
-    longest = config.max_position_embeddings - config.pad_token_id - 1
-    if ids.shape[1] > longest:
+    """Return each token's position, counted without the padding before it.
+
+    Raises:
+      ValueError: if there are more tokens than positions.
+    """
+    if ids.shape[1] > shape.longest:
         raise ValueError(
-            f"The batch is {ids.shape[1]} tokens wide, expected at most {longest}: "
-            "the model has no embeddings of later positions. Truncate the sentences."
+            f"The batch is {ids.shape[1]} tokens wide, expected at most "
+            f"{shape.longest}: the model has no embeddings of later positions. "
+            "Truncate the sentences."
         )
-    real = mask & (ids != config.pad_token_id)
+    real = mask & (ids != shape.pad_token_id)
     # A running count, so that padding on the left does not move the words.
-    return jnp.cumsum(real, axis=1, dtype=ids.dtype) + config.pad_token_id
+    return jnp.cumsum(real, axis=1, dtype=ids.dtype) + shape.pad_token_id
 
 
 class Block(bert.Block):
@@ -135,7 +151,7 @@ class Roberta(nn.Module):
 class Head(nn.Module):
     """A dense layer with tanh on the first token, <s>, and a linear classifier."""
 
-    config: Config
+    config: bert.Shape
     classes: int
 
     @nn.compact
@@ -192,7 +208,7 @@ def load(
         folder,
         leaves(config),
         dtype=dtype,
-        ignored=_OTHERS,
+        ignored=OTHERS,
         bases=("roberta.", ""),
     )
 
@@ -209,11 +225,35 @@ def load_classifier(
       FileNotFoundError: as for `checkpoint.load`.
       ValueError: likewise.
     """
-    x = np.zeros((1, 1, config.hidden_size), np.float32)
+    return load_head(folder, config, classes, dtype, encoder="roberta")
+
+
+def load_head(
+    folder: pathlib.Path,
+    shape: bert.Shape,
+    classes: int,
+    dtype: jax.typing.DTypeLike | None = None,
+    *,
+    encoder: str,
+) -> dict[str, Any]:
+    """Return the params of `Head(shape, classes)`, saved beside its encoder.
+
+    Args:
+      folder: The model's folder.
+      shape: The encoder's shape.
+      classes: The number of classes `c`.
+      dtype: The dtype of the params; by default the file's.
+      encoder: The name of the encoder's tensors.
+
+    Raises:
+      FileNotFoundError: as for `checkpoint.load`.
+      ValueError: likewise.
+    """
+    x = np.zeros((1, 1, shape.hidden_size), np.float32)
     return checkpoint.load(
         folder,
-        mirrored.leaves(Head(config, classes), x, stacks={}),
+        mirrored.leaves(Head(shape, classes), x, stacks={}),
         dtype=dtype,
-        ignored=("roberta.*",),
+        ignored=(f"{encoder}.*",),
         bases=("classifier.",),
     )

@@ -7,10 +7,26 @@ Axis letters: `B` sequences, `T` tokens, `h` heads, `e` their width. Traceable u
 `jit`.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
+
+
+class Bounds(NamedTuple):
+    """The bounds of Llama 3's scaling, in turns within the length trained on.
+
+    Attributes:
+      low: Slower coordinates are divided by the whole factor.
+      high: Faster ones are not divided.
+      length: The number of positions of that length.
+    """
+
+    low: float
+    high: float
+    length: float
 
 
 def frequencies(
@@ -25,6 +41,24 @@ def frequencies(
     """
     exponents = np.arange(0, width, 2) / width
     return (base**-exponents / factor).astype(np.float32)
+
+
+def stretched(
+    angles: Float[np.ndarray, " half"], factor: float, bounds: Bounds
+) -> Float[np.ndarray, " half"]:
+    """Divide the angles of slow coordinates, as Llama 3.1 does.
+
+    It is the `rope_type` "llama3" of transformers.
+
+    Args:
+      angles: From `frequencies`.
+      factor: The divisor of the slowest.
+      bounds: The coordinates that it concerns.
+    """
+    turns = angles.astype(np.float64) * bounds.length / (2 * np.pi)
+    # Between the bounds, the two are mixed in proportion.
+    whole = np.clip((turns - bounds.low) / (bounds.high - bounds.low), 0, 1)
+    return (angles * (whole + (1 - whole) / factor)).astype(np.float32)
 
 
 def rotate(

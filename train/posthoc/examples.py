@@ -22,21 +22,22 @@ class Examples(NamedTuple):
 
 
 def examples_of(batches: Sequence[Batch]) -> Examples:
-    """Join batches of any widths, padded to the largest."""
-    leaves = [x for batch in batches for x in jax.tree.leaves(batch.inputs)]
-    width = max(x.shape[1] for x in leaves)
+    """Join batches of any widths, each array padded to its largest."""
+    inputs = jax.tree.map(lambda *x: _joined(x, 0), *(x.inputs for x in batches))
+    return Examples(inputs, _joined([x.labels for x in batches], NO_LABEL))
 
-    def wide(x: jax.Array | np.ndarray, fill: int = 0) -> np.ndarray:
-        # Labels of whole sentences have no width.
-        if np.ndim(x) < 2:
+
+def _joined(parts: Sequence[jax.Array | np.ndarray], fill: int) -> np.ndarray:
+    # Labels of whole sentences have no width, nor have other numbers of one.
+    width = max(x.shape[1] if x.ndim > 1 else 0 for x in parts)
+
+    def wide(x: jax.Array | np.ndarray) -> np.ndarray:
+        if x.ndim < 2:
             return np.asarray(x)
         more = [(0, 0), (0, width - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]
         return np.pad(np.asarray(x), more, constant_values=fill)
 
-    parts = [jax.tree.map(wide, batch.inputs) for batch in batches]
-    inputs = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    labels = [wide(batch.labels, NO_LABEL) for batch in batches]
-    return Examples(inputs, np.concatenate(labels))
+    return np.concatenate([wide(x) for x in parts])
 
 
 def batches(

@@ -6,6 +6,7 @@ down that ranking.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -76,6 +77,24 @@ def scored(parent: Parent, score: Score) -> Ranking:
     return Ranking(parts, scores)
 
 
+def by_type(parent: Parent) -> Ranking:
+    """Return the singular components, ranked within modules of one type as PARA does.
+
+    Each singular value is divided by the root mean square of the updates' norms over
+    the layers: `query` of layer 3 competes with the other queries alone, and all types
+    have a like share. Modules of one type have like inputs and the same place in the
+    model, so that the sizes of their updates say more than those of others. Ours.
+    """
+    parts = components.decompose(parent.adapters)
+    types = {path: re.sub(r"\d+", "*", path) for path in parts}
+    norms: dict[str, list[float]] = {}
+    for path, x in parts.items():
+        norms.setdefault(types[path], []).append(float(np.linalg.norm(x.s)))
+    # A type without any update has no component to keep, whatever it is divided by.
+    means = {name: np.sqrt(np.mean(np.square(x))) or 1.0 for name, x in norms.items()}
+    return Ranking(parts, {path: x.s / means[types[path]] for path, x in parts.items()})
+
+
 def by_fisher(parent: Parent, mode: fisher.Mode) -> Ranking:
     """Return the singular components, ranked by their Fisher information."""
     parts, found = _information(parent, mode)
@@ -125,6 +144,7 @@ def _batches(parent: Parent, count: int) -> Examples:
 
 PRUNERS: dict[str, Pruner] = {
     **{name: functools.partial(scored, score=score) for name, score in SCORES.items()},
+    "by-type": by_type,
     "fisher": functools.partial(by_fisher, mode="example"),
     "fisher-batch": functools.partial(by_fisher, mode="batch"),
     "sensitivity": by_sensitivity,

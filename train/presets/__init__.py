@@ -5,8 +5,18 @@ Each says its command, its time and its score.
 
 from train.commands.needs import Needs
 from train.grid import plan
-from train.presets import amazon, armenian, movie, nyt, problems, tiny, tweets
-from train.presets.paper import commonsense, glue, math, vision
+from train.presets import (
+    amazon,
+    armenian,
+    choose,
+    glue,
+    movie,
+    nyt,
+    problems,
+    tiny,
+    tweets,
+)
+from train.presets.paper import commonsense, glue as paper_glue, math, vision
 from train.runs.settings import Run
 
 PRESETS: dict[str, Run] = {
@@ -24,16 +34,20 @@ PLANS: dict[str, plan.Plan] = {
     "sentiment": plan.SENTIMENT,
     "vision": plan.VISION,
     "problems": plan.PROBLEMS,
+    "choose": choose.PLAN,
+    "glue": glue.PLAN,
     "paper/vision": vision.PLAN,
-    "paper/glue": glue.PLAN,
+    "paper/glue": paper_glue.PLAN,
     "paper/commonsense": commonsense.PLAN,
     "paper/math": math.PLAN,
 }
 """Each comparison by its name."""
 
 NEEDS: dict[str, Needs] = {
+    "choose": choose.NEEDS,
+    "glue": glue.NEEDS,
     "paper/vision": vision.NEEDS,
-    "paper/glue": glue.NEEDS,
+    "paper/glue": paper_glue.NEEDS,
     "paper/commonsense": commonsense.NEEDS,
     "paper/math": math.NEEDS,
 }

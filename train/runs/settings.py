@@ -57,6 +57,8 @@ class Run:
       accumulate: The number of parts of a batch, computed one after the other.
       dtype: The dtype of the computations; the trained params are float32.
       devices: The number of devices to divide a batch over.
+      model: The repository of the frozen model on the hub, for a task that can take
+        several. Empty, it is the task's own.
       backbone: The sha256 of the frozen model's weights. Empty, it is not checked.
     """
 
@@ -73,6 +75,7 @@ class Run:
     accumulate: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     devices: int = 1
+    model: str = ""
     backbone: str = pretrained.SHA256
 
     @property

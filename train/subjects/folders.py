@@ -3,8 +3,6 @@
 import dataclasses
 import pathlib
 
-from train.models import repository
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Folders:
@@ -21,25 +19,6 @@ class Folders:
     weights: pathlib.Path | None = None
     data: pathlib.Path | None = None
     subset: bool = False
-
-    def model(self, repo: str, sha256: str) -> pathlib.Path:
-        """Return the folder of a model.
-
-        Args:
-          repo: Its repository on the hub.
-          sha256: The hash of its tensors; if empty, it is not checked.
-
-        Raises:
-          OSError: if it is not there.
-          ValueError: if it has another hash.
-        """
-        folder = repository.find(repo, weights=self.weights)
-        if sha256 and (got := repository.sha256(folder)) != sha256:
-            raise ValueError(
-                f"The tensors in '{folder}' have the sha256 {got}, expected {sha256}: "
-                f"that is another model than {repo} was, or it is damaged."
-            )
-        return folder
 
 
 ANYWHERE = Folders()

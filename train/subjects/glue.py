@@ -1,4 +1,4 @@
-"""Five tasks of GLUE, by RoBERTa-base.
+"""Five tasks of GLUE, by RoBERTa-base, or by another RoBERTa or MPNet.
 
 Its head, a dense layer with tanh and a linear classifier, is trained with the adapters.
 The official development part is the test, as in the paper; the validation part is cut
@@ -8,8 +8,8 @@ the second development part of MNLI, are reported beside the accuracy.
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,40 @@ import numpy as np
 from train.data import arrays, glue, parts, tokens
 from train.data.batch import Batch
 from train.evaluation import evaluate, predict
-from train.models import roberta
+from train.models import configuration, mpnet, roberta
+from train.models.adapted import Model
 from train.runs.settings import Run
+from train.subjects.choice import Choice
 from train.subjects.folders import Folders
 from train.subjects.subject import Subject
 
-TASKS = glue.TASKS
+TASKS = glue.NAMES
 
 REPO = "FacebookAI/roberta-base"
 
-PEFT = {
-    "base_model_name_or_path": REPO,
-    "modules_to_save": ["classifier"],
-    "task_type": "SEQ_CLS",
-}
-"""The model's entries in an adapter's configuration."""
+
+class Family(NamedTuple):
+    """Encoders of one architecture.
+
+    Attributes:
+      classifier: Makes a classifier of a configuration and a number of classes.
+      read_config: Reads the configuration in a folder.
+      load: Loads the encoder's params in a folder, by a configuration and `dtype`.
+    """
+
+    classifier: Callable[[Any, int], Model]
+    read_config: Callable[[pathlib.Path], roberta.Shape]
+    load: Callable[..., dict[str, Any]]
+
+
+CHOICE = Choice(
+    own=REPO,
+    families={
+        "roberta": Family(roberta.RobertaClassifier, roberta.read_config, roberta.load),
+        "mpnet": Family(mpnet.MPNetClassifier, mpnet.read_config, mpnet.load),
+    },
+)
+"""The models; a family's name is that of the encoder in its classifier too."""
 
 
 def load(run: Run, folders: Folders) -> Subject:
@@ -47,14 +66,14 @@ def load(run: Run, folders: Folders) -> Subject:
       ValueError: if they are not what they should be, or the encoder is shorter than
         the run's sentences.
     """
-    folder = folders.model(REPO, run.backbone)
-    config = roberta.read_config(folder)
-    longest = config.max_position_embeddings - config.pad_token_id - 1
-    if run.max_length > longest:
+    model = CHOICE.find(run, folders)
+    config = model.family.read_config(model.folder)
+    if run.max_length > config.longest:
         raise ValueError(
-            f"max_length is {run.max_length}, and the encoder has {longest} positions."
+            f"max_length is {run.max_length}, and the encoder has {config.longest} "
+            "positions."
         )
-    tokenizer = tokens.load_tokenizer(folder, run.max_length)
+    tokenizer = tokens.load_tokenizer(model.folder, run.max_length)
     found = {
         part: glue.load(run.task, part, data=folders.data, subset=folders.subset)
         for part in glue.parts(run.task)
@@ -74,15 +93,19 @@ def load(run: Run, folders: Folders) -> Subject:
         if part != "train"
     }
     return Subject(
-        model=roberta.RobertaClassifier(config, len(classes)),
-        base=_base(folder),
+        model=model.family.classifier(config, len(classes)),
+        base=_base(model.folder),
         data=arrays.Data(
             train=arrays.pack(*train, width=run.max_length, classes=classes),
             examples=len(train[0]),
         ),
         validation=evaluate.Part(tokens.batches(*validation, widths=widths)),
         tests={run.task: evaluate.Part(test["test"])},
-        peft=PEFT,
+        peft={
+            "base_model_name_or_path": model.repo,
+            "modules_to_save": ["classifier"],
+            "task_type": "SEQ_CLS",
+        },
         measures=_measures(run.task, test),
     )
 
@@ -101,5 +124,7 @@ def _measures(
 
 @functools.lru_cache(maxsize=1)  # The tasks share it, on the device too.
 def _base(folder: pathlib.Path) -> Mapping[str, Any]:
-    params = roberta.load(folder, roberta.read_config(folder), dtype=np.float32)
-    return cast("dict[str, Any]", jax.tree.map(jnp.asarray, {"roberta": params}))
+    name = configuration.model_type(folder)
+    family = CHOICE.families[name]
+    params = family.load(folder, family.read_config(folder), dtype=np.float32)
+    return cast("dict[str, Any]", jax.tree.map(jnp.asarray, {name: params}))

@@ -1,4 +1,4 @@
-"""The paper's image sets, by the vision encoder of SigLIP2-Base at 224 pixels.
+"""The paper's image sets, by a SigLIP's vision encoder: SigLIP2-Base at 224 pixels.
 
 A linear classifier on the pooled embedding is trained with the adapters; the pooling
 head has no adapters. Flowers has a validation part; the other sets cut theirs from the
@@ -22,6 +22,7 @@ from train.evaluation import evaluate
 from train.models import siglip
 from train.models.adapted import Adapted
 from train.runs.settings import Run
+from train.subjects.choice import Choice
 from train.subjects.folders import Folders
 from train.subjects.subject import Subject
 
@@ -29,12 +30,10 @@ TASKS = images.NAMES
 
 REPO = "google/siglip2-base-patch16-224"
 
-PEFT = {
-    "base_model_name_or_path": REPO,
-    "modules_to_save": ["classifier"],
-    "task_type": "FEATURE_EXTRACTION",
-}
-"""The model's entries in an adapter's configuration."""
+CHOICE = Choice(
+    own=REPO, families=dict.fromkeys(("siglip", "siglip_vision_model"), siglip)
+)
+"""The models: SigLIPs, and their vision encoders alone."""
 
 _BATCH = 32  # Many adapters are evaluated at once: a batch of each is in memory.
 
@@ -100,20 +99,24 @@ def load(run: Run, folders: Folders) -> Subject:
       OSError: if the encoder or the images are not there.
       ValueError: if their contents are wrong.
     """
-    folder = folders.model(REPO, run.backbone)
-    config = siglip.read_config(folder)
+    model = CHOICE.find(run, folders)
+    config = siglip.read_config(model.folder)
     found = _parts(run.task, folders)
     classes = sources.find(run.task).classes or 0
     return Subject(
         model=OnBytes(siglip.SiglipClassifier(config, classes)),
-        base=_base(folder),
+        base=_base(model.folder),
         data=arrays.Data(
             train=stream.Pictures(images=found["train"], size=config.image_size),
             examples=len(found["train"].labels),
         ),
         validation=_evaluated(found["validation"], config),
         tests={run.task: _evaluated(found["test"], config)},
-        peft=PEFT,
+        peft={
+            "base_model_name_or_path": model.repo,
+            "modules_to_save": ["classifier"],
+            "task_type": "FEATURE_EXTRACTION",
+        },
     )
 
 

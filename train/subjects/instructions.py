@@ -1,4 +1,4 @@
-"""Commonsense-170k and MetaMathQA, by Gemma3-4B-IT.
+"""Commonsense-170k and MetaMathQA, by Gemma3-4B-IT or another language model.
 
 A model learns from one corpus and is tested on each of the paper's sets for it. The
 learning rate is chosen on examples held out of the corpus, one rate for all sets.
@@ -28,21 +28,21 @@ from train.data.batch import Batch
 from train.data.instructions import Example
 from train.evaluation import evaluate
 from train.evaluation.exact_match import ExactMatch
-from train.models import gemma3
+from train.models import causal, configuration
 from train.runs.settings import Run
+from train.subjects.choice import Choice
 from train.subjects.folders import Folders
 from train.subjects.subject import Subject
 
 REPO = "google/gemma-3-4b-it"
 
-PEFT = {"base_model_name_or_path": REPO, "task_type": "CAUSAL_LM"}
-"""The model's entries in an adapter's configuration."""
+CHOICE = Choice(own=REPO, families=causal.FAMILIES)
+"""The models."""
 
 HELD_OUT = 256
 """Validation examples for the choice of the learning rate: generation is slow."""
 
 _BATCH = 64
-_END = "<eos>"
 _SHORT = 32  # New tokens of "the correct answer is X", as in LLM-Adapters.
 
 IsRight = Callable[[str, str], bool]
@@ -77,10 +77,10 @@ def load(run: Run, folders: Folders) -> Subject:
       OSError: if the model or a corpus is not there.
       ValueError: if their contents are wrong.
     """
-    folder = folders.model(REPO, run.backbone)
-    config = gemma3.read_config(folder)
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    end = cast("int", tokenizer.token_to_id(_END))
+    model = CHOICE.find(run, folders)
+    config = model.family.read_config(model.folder)
+    tokenizer = causal.load_tokenizer(model.folder)
+    end = causal.end_token(model.folder, tokenizer)
     corpus = CORPORA[run.task](run, folders)
     train, held_out = _learned(tokenizer, corpus, end, run.max_length)
     graded = functools.partial(
@@ -92,8 +92,8 @@ def load(run: Run, folders: Folders) -> Subject:
 
     return Subject(
         # Rematerialised fully: a layer's input is what fits for 4 billion params.
-        model=gemma3.Gemma3(config, dtype=jnp.dtype(run.dtype), remat="full"),
-        base=_base(folder, run.dtype),
+        model=model.family.model(config, dtype=jnp.dtype(run.dtype), remat="full"),
+        base=_base(model.folder, run.dtype),
         data=arrays.Data(
             train=sequences.pack(train, width=run.max_length),
             examples=len(train),
@@ -103,7 +103,7 @@ def load(run: Run, folders: Folders) -> Subject:
             name: part(_encoded(tokenizer, examples, end), corpus.graders[name])
             for name, examples in corpus.tested.items()
         },
-        peft=PEFT,
+        peft={"base_model_name_or_path": model.repo, "task_type": "CAUSAL_LM"},
     )
 
 
@@ -199,5 +199,6 @@ def _batches(pairs: Sequence[sequences.Pair]) -> list[Batch]:
 
 @functools.lru_cache(maxsize=1)
 def _base(folder: pathlib.Path, dtype: str) -> Mapping[str, Any]:
-    params = gemma3.load(folder, gemma3.read_config(folder), dtype=jnp.dtype(dtype))
+    family = CHOICE.families[configuration.model_type(folder)]
+    params = family.load(folder, family.read_config(folder), dtype=jnp.dtype(dtype))
     return cast("dict[str, Any]", jax.tree.map(jnp.asarray, params))

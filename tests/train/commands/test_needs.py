@@ -63,6 +63,15 @@ def test_a_folder_with_one_file_of_tensors_is_enough(tmp_path):
     assert (got.there, got.note) == (False, f"tokenizer.json not in {folder}")
 
 
+def test_a_folder_with_a_file_of_llama_cpp_is_enough(tmp_path):
+    files = ("config.json", "tokenizer.json")
+    folder = model(tmp_path / "m", "m-q4.gguf")
+
+    got = survey(folder, files=files)
+
+    assert (got.there, got.note) == (True, f"in {folder}")
+
+
 def test_all_shards_of_an_index_are_needed(tmp_path):
     assert survey(sharded(tmp_path / "all", "1.safetensors", "2.safetensors")).there
 
@@ -272,6 +281,43 @@ def test_the_command_ends_well_only_if_all_is_there(tmp_path, capsys):
     assert f"    hf download a/b --local-dir {place}" in said
 
 
+def test_another_model_is_looked_for_in_place_of_the_preset_s(tmp_path, capsys):
+    from train import presets
+
+    ask = check.command(presets.NEEDS, presets.READY)
+    folder = model(tmp_path / "a" / "b", "model.safetensors", "tokenizer.json")
+    for kind, said in (
+        ("mpnet", f"b yes in {folder}"),
+        ("bert", "is of the type 'bert', expected roberta or mpnet"),
+    ):
+        (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+
+        with pytest.raises(SystemExit):  # The sets are not there.
+            ask("paper/glue", model="a/b", weights=tmp_path, data=tmp_path)
+
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert said.replace(" ", "") in shown.replace(" ", "")
+        # Neither its size nor the memory of its training is known.
+        assert "roberta-base" not in shown
+        assert "memory" not in shown
+    with pytest.raises(SystemExit):
+        ask("paper/glue", model="c/d", weights=tmp_path, data=tmp_path)
+    assert f"hf download c/d --local-dir {tmp_path / 'c/d'}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'movie' has a model of its own, and --model"):
+        ask("movie", model="a/b")
+
+
+def test_the_preset_s_own_model_by_name_has_its_own_needs():
+    from train import presets
+
+    for wanted in presets.NEEDS.values():
+        assert needs.with_model(wanted, wanted.weights.repo) == wanted
+        assert needs.with_model(wanted, "") == wanted
+        other = needs.with_model(wanted, "a/b")
+        assert (other.weights.repo, other.data) == ("a/b", wanted.data)
+        assert other.weights.files == wanted.weights.files
+
+
 def test_an_unknown_preset_is_refused():
     ask = check.command({"paper/math": needs.Needs()})
     with pytest.raises(ValueError, match="needs of 'paper/maths', expected paper/math"):
@@ -310,7 +356,7 @@ def test_every_comparison_of_the_paper_says_what_it_needs():
 
     paper = {name for name in presets.PLANS if name.startswith("paper/")}
 
-    assert presets.NEEDS.keys() == paper
+    assert presets.NEEDS.keys() == {*paper, "choose"}
     for name in paper:
         if name in ("paper/vision", "paper/glue"):
             assert presets.NEEDS[name].data == presets.PLANS[name].tasks

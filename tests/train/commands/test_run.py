@@ -92,6 +92,17 @@ def stop(capsys, tmp_path, monkeypatch):
         ("figure x --out .", "'x' is unknown, expected one of rank-maps, "),
         ("grid --tiny --data x", "--tiny makes models and data of its own, so it "),
         ("cost --tiny --weights x", "--tiny makes models and data of its own, so it "),
+        (
+            "run movie --model a/b",
+            "The task 'movie' has a model of its own, and model is 'a/b'. Leave",
+        ),
+        ("grid --model a/b", "The task 'movie' has a model of its own, and model is "),
+        ("cost --model a/b", "The task 'movie' has a model of its own, and model is "),
+        (
+            "grid --preset paper/glue --tiny --model a/b",
+            "--tiny makes its models, and --model is 'a/b', expected google/siglip2",
+        ),
+        ("check movie --model a/b", "The preset 'movie' has a model of its own, and"),
     ],
 )
 def test_a_mistake_is_one_sentence(stop, words, said):
@@ -136,6 +147,42 @@ def test_a_foreign_folder_is_one_sentence(tmp_path, capsys):
     assert "so it is no run's folder. Choose another" in capsys.readouterr().err
 
 
+def test_a_comparison_of_a_model_that_is_not_there_begins_nothing(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+
+    for command in ("grid", "cost"):
+        words = [command, "--preset", "paper/glue", "--weights", "x", "--model", "a/b"]
+        with pytest.raises(SystemExit) as stopped:
+            __main__.main(words)
+
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.startswith(
+            "python -m train: The model a/b was not found: there is no folder 'x/a/b'. "
+        )
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_run_from_before_there_was_a_choice_of_models_goes_on(tmp_path):
+    from train.commands import run
+
+    # As they were recorded then: all fields of a run but the model.
+    made = dataclasses.asdict(PRESETS["movie"])
+    del made["model"]
+    made["method"] = {"name": "lora", **made["method"]}
+    (tmp_path / folder.CONFIG).write_text(json.dumps({"run": made}))
+
+    folder.check(tmp_path, run.settings("lora", PRESETS["movie"]))
+
+    other = dataclasses.replace(PRESETS["movie"], task="mrpc", model="a/b")
+    assert run.settings("lora", other)["model"] == "a/b"
+    with pytest.raises(ValueError, match='its model is "not there", and "a/b" is aske'):
+        folder.check(
+            tmp_path, run.settings("lora", dataclasses.replace(other, task="movie"))
+        )
+
+
 @pytest.mark.parametrize("command", ["grid", "grid --tiny", "cost", "collect"])
 @pytest.mark.parametrize("below", ["", "/results"])
 def test_a_file_is_no_place_for_results(command, below, tmp_path, capsys):
@@ -168,6 +215,7 @@ def test_words_become_settings():
     assert str(given.out) == "x/y"
     assert given.folders == Folders()
     assert given.cut is None
+    assert arguments.parse(["tiny", "--model", "a/b"]).run.model == "a/b"
 
 
 @pytest.mark.parametrize("method", METHODS)

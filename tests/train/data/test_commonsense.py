@@ -1,3 +1,5 @@
+import json
+
 import datasets
 import pytest
 
@@ -180,6 +182,78 @@ def test_right_responses_are_graded_as_right():
     for task, (_, _, _, answer) in SETS.items():
         response = f" the correct answer is {answer}\n\n### Instruction:"
         assert commonsense.extract(task, response) == answer
+
+
+# Where a clone of LLM-Adapters has the questions of these sets.
+FOLDERS = {
+    "boolq": "boolq",
+    "piqa": "piqa",
+    "siqa": "social_i_qa",
+    "winogrande": "winogrande",
+    "arc-e": "ARC-Easy",
+    "arc-c": "ARC-Challenge",
+    "obqa": "openbookqa",
+}
+
+
+def written(task):
+    _, _, instruction, answer = SETS[task]
+    output = f"the correct answer is {answer}"
+    row = {"instruction": instruction, "input": "", "output": output}
+    return {**row, "answer": answer}
+
+
+def save(data, folder, part, rows):
+    place = data / "AGI-Edgerunners" / "LLM-Adapters" / "dataset" / folder
+    place.mkdir(parents=True, exist_ok=True)
+    (place / f"{part}.json").write_text(json.dumps(rows))
+
+
+@pytest.mark.parametrize("task", FOLDERS)
+def test_llm_adapters_own_file_gives_the_same_as_the_hub(write, counts, data, task):
+    (repo, config, split), row, _, _ = SETS[task]
+    write(repo, {config: {split: as_rows(row)}})
+    counts(task, test=1)
+    want = commonsense.questions(task, data=data)
+
+    save(data / "clone", FOLDERS[task], "test", [written(task)])
+
+    assert commonsense.questions(task, data=data / "clone") == want
+
+
+def test_the_small_corpus_is_what_four_sets_have_to_train_on(counts, data):
+    sets = ("boolq", "arc-e", "arc-c", "obqa")
+    for task in sets:
+        save(data, FOLDERS[task], "train", [written(task)])
+    counts("commonsense17k", train=4)
+
+    got = commonsense.training(commonsense.SMALL, data=data)
+
+    assert [x.prompt for x in got] == [HEAD + SETS[x][2] + TAIL for x in sets]
+    assert [x.response for x in got] == [written(x)["output"] for x in sets]
+    assert [x.answer for x in got] == [SETS[x][3] for x in sets]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (written("piqa"), "Row 1 of 'arc-e' is 'Please choose the correct solution"),
+        (
+            {**written("arc-e"), "answer": "answer6"},
+            "with the answer 'answer6', expected .* one of answer1, answer2, ",
+        ),
+    ],
+)
+def test_instructions_of_another_set_are_refused(counts, data, row, message):
+    save(data, "ARC-Easy", "test", [written("arc-e"), row])
+    counts("arc-e", test=2)
+    with pytest.raises(ValueError, match=message):
+        commonsense.questions("arc-e", data=data)
+
+
+def test_another_corpus_is_refused():
+    with pytest.raises(ValueError, match="Unknown corpus 'boolq', expected commonsens"):
+        commonsense.training("boolq")
 
 
 def test_too_many_answers_are_refused():

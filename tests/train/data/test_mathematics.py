@@ -46,7 +46,7 @@ def test_gsm8k_has_its_answers_behind_four_hashes(write, counts, data):
     assert got == (f"{HEAD}Cost?{TAIL}", f" {rows[0]['answer']}", "1,218")
 
 
-def competition(write, counts, solutions):
+def competition(write, counts, solutions, part="test"):
     configs = sources.find("math").configs
     rows = [
         {"problem": f"{x}?", "level": "Level 5", "type": x, "solution": solution}
@@ -54,9 +54,9 @@ def competition(write, counts, solutions):
     ]
     write(
         "EleutherAI/hendrycks_math",
-        {row["type"]: {"test": datasets.Dataset.from_list([row])} for row in rows},
+        {row["type"]: {part: datasets.Dataset.from_list([row])} for row in rows},
     )
-    counts("math", test=7)
+    counts("math", **{part: 7})
 
 
 def test_math_has_its_answers_in_boxes(write, counts, data):
@@ -73,10 +73,28 @@ def test_math_has_its_answers_in_boxes(write, counts, data):
 
 def test_a_problem_without_an_answer_is_refused(write, counts, data):
     competition(write, counts, ["\\boxed{1}"] * 4 + ["It is 2."] + ["\\boxed{3}"] * 2)
-    with pytest.raises(
-        ValueError, match="Row 4 of 'math', test, has a solution withou"
-    ):
+    message = "Row 4 of 'math', test, has a solution without an answer, one of 1, expec"
+    with pytest.raises(ValueError, match=message):
         mathematics.problems("math", data=data)
+
+
+def test_two_empty_boxes_of_math_do_not_take_the_other_problems_down(
+    write, counts, data
+):
+    lost = ["There are $\\boxed{}$ of them.", "$N = \\boxed{ }$."]
+    competition(write, counts, [*lost, *["\\boxed{3}"] * 5], "train")
+
+    got = mathematics.problems("math", "train", data=data)
+
+    assert [x.answer for x in got] == ["3"] * 5
+    assert not any("boxed{}" in x.response for x in got)
+
+
+def test_more_empty_boxes_than_math_has_are_refused(write, counts, data):
+    competition(write, counts, ["\\boxed{3}"] * 4 + ["\\boxed{}"] * 3, "train")
+    message = "Row 4 of 'math', train, .* one of 3, expected 2: an answer is behind"
+    with pytest.raises(ValueError, match=message):
+        mathematics.problems("math", "train", data=data)
 
 
 def test_responses_are_graded_by_their_last_answer():

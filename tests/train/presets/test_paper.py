@@ -194,6 +194,49 @@ def test_another_backbone_is_refused_where_results_are(tmp_path):
         work.run(other, ["cola"], ["lora-1"])
 
 
+def test_the_model_of_a_comparison_is_in_its_results(tmp_path, monkeypatch, capsys):
+    from train import __main__ as main
+    from train.experiments import store
+    from train.experiments.rows import Row
+
+    mpnet = "sentence-transformers/all-mpnet-base-v2"
+    out = str(tmp_path / "out")
+    words = ["grid", "--preset", "paper/glue", "--tiny", "--out", out]
+    words += ["--tasks", "mrpc", "--methods", "lora-1"]
+
+    main.main([*words, "--model", mpnet])
+
+    found = store.read(tmp_path / "out" / "trained" / "lora-1-mrpc.json", Row)
+    assert found.configs["lora-1"]["model"] == mpnet
+    assert found.command.endswith(f"--preset paper/glue --model {mpnet} --tiny")
+    assert all(x.modules == 12 for x in found.rows)
+    with pytest.raises(SystemExit):
+        main.main(words)
+    assert f"was made with model {mpnet}, and  is asked" in capsys.readouterr().err
+
+
+def test_results_from_before_there_was_a_choice_of_models_are_kept(tmp_path):
+    from train.grid import plan, work
+    from train.presets import PLANS
+
+    settings = PLANS["paper/glue"].settings_of("mrpc")
+    (entry,) = [x for x in plan.ENTRIES if x.name == "lora-1"]
+    old = work._described(settings, entry.config)
+    del old["model"]
+    file = tmp_path / "lora-1-mrpc.json"
+    row = {"task": "mrpc", "method": "lora", "policy": "rank 1", "seed": 0}
+    row |= {"rank_total": 1, "modules": 1, "params": 1, "learning_rate": 0.1}
+    row |= {"config": "lora-1", "steps": 3}
+    head = {"command": "", "commit": "", "versions": {}, "device": ""}
+    whole = {**head, "configs": {"lora-1": old}, "rows": [row]}
+    file.write_text(json.dumps(whole))
+
+    work._check(file, settings, entry)
+
+    with pytest.raises(ValueError, match="was made with backbone"):
+        work._check(file, dataclasses.replace(settings, backbone="1"), entry)
+
+
 def test_configurations_of_several_tasks_keep_what_they_share(tmp_path):
     from train.experiments import store
     from train.experiments.rows import Row

@@ -150,6 +150,66 @@ def test_a_run_names_the_weights_that_it_found_and_refuses_others(folders, tmp_p
         subjects.load(run, dataclasses.replace(folders, weights=other))
 
 
+MPNET = "sentence-transformers/all-mpnet-base-v2"
+
+
+def test_a_run_may_name_another_encoder(folders):
+    import transformers
+
+    from train import subjects
+    from train.models import mpnet
+
+    run = subjects.identified(settings("mrpc", model=MPNET), folders)
+
+    file = folders.weights / MPNET / "model.safetensors"
+    assert run.backbone == hashlib.sha256(file.read_bytes()).hexdigest()
+    subject = subjects.load(run, folders)
+    assert isinstance(subject.model, mpnet.MPNetClassifier)
+    assert subject.peft["base_model_name_or_path"] == MPNET
+    want = transformers.AutoModel.from_pretrained(file.parent).state_dict()
+    got = subject.base["mpnet"]["encoder"]["relative_attention_bias"]["embedding"]
+    bias = want["encoder.relative_attention_bias.weight"].float().numpy()
+    np.testing.assert_array_equal(got, bias)
+
+
+def test_the_task_s_own_model_is_the_same_run_with_or_without_its_name(folders):
+    from train import subjects
+    from train.subjects import glue
+
+    named = subjects.identified(settings("mrpc", model=glue.REPO), folders)
+
+    assert named == subjects.identified(settings("mrpc"), folders)
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "said"),
+    [
+        ("mrpc", "google/gemma-3-4b-it", "type 'gemma3_text', and the task 'mrpc' ta"),
+        ("mrpc", "google/gemma-3-4b-it", "takes roberta or mpnet. Give another --mod"),
+        ("cars", MPNET, "'cars' takes siglip or siglip_vision_model. Give another"),
+        ("commonsense", MPNET, "is of the type 'mpnet', and the task 'commonsense' ta"),
+    ],
+)
+@pytest.mark.parametrize("begin", ["identified", "load"])
+def test_a_model_that_a_task_cannot_take_is_refused(folders, task, model, said, begin):
+    from train import subjects
+
+    with pytest.raises(ValueError, match=said) as refused:
+        getattr(subjects, begin)(settings(task, model=model), folders)
+
+    assert str(folders.weights / model) in str(refused.value)
+
+
+@pytest.mark.parametrize("task", ["movie", "problems", "armenian"])
+def test_a_task_with_a_shipped_model_takes_no_other(task):
+    from train import subjects
+
+    said = f"'{task}' has a model of its own, and model is 'a/b'. Leave --model out"
+    for begin in (subjects.identified, subjects.load):
+        with pytest.raises(ValueError, match=said):
+            begin(settings(task, model="a/b"))
+
+
 def save_mrpc(folder, source):
     """Saves as many pairs as MRPC has: a run of the command takes no subset."""
     import datasets
@@ -235,15 +295,22 @@ def test_a_model_that_is_not_there_comes_with_the_command(folders, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "method"), [("eurosat", "lora"), ("eurosat", "gora"), ("mrpc", "dora")]
+    ("task", "method", "model"),
+    [
+        ("eurosat", "lora", ""),
+        ("eurosat", "gora", ""),
+        ("mrpc", "dora", ""),
+        ("mrpc", "gora", MPNET),
+    ],
 )
-def test_every_family_trains(folders, task, method):
+def test_every_family_trains(folders, task, method, model):
     from train import subjects
     from train.methods import METHODS, gora
     from train.runs import settings as runs
 
     config = METHODS[method] if method != "gora" else gora.Gora(gradient_batches=2)
-    run = settings(task, method=config, seeds=(0, 1), learning_rates=(0.03,))
+    rates = {"seeds": (0, 1), "learning_rates": (0.03,)}
+    run = settings(task, method=config, model=model, **rates)
     run = dataclasses.replace(run, steps=6, dtype="bfloat16")
     subject = subjects.load(run, folders)
     given = runs.inputs(run, subject.model, subject.base, subject.data)

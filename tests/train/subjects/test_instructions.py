@@ -119,6 +119,34 @@ def test_answers_are_graded_as_each_set_wants(
     assert is_right(wanted, written) is right
 
 
+def test_a_response_ends_as_the_model_s_files_say(folders, subject, tmp_path):
+    import json
+    import shutil
+
+    import tokenizers
+
+    from train import subjects
+    from train.runs.settings import Run
+    from train.subjects import Folders, instructions
+
+    model, other = folders.weights / instructions.REPO, tmp_path / "a" / "b"
+    shutil.copytree(model, other)
+    said = {"eos_token": {"content": "solution2"}}
+    (other / "tokenizer_config.json").write_text(json.dumps(said))
+    places = Folders(weights=tmp_path, data=folders.data, subset=True)
+
+    run = Run(task="mathematics", backbone="", max_length=96, model="a/b")
+    found = subjects.load(run, places)
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
+    for each, word in ((found, "solution2"), (subject("mathematics"), "<eos>")):
+        (batch, *_) = each.validation.batches
+        labels = [x[x != -1][-1] for x in batch.labels if (x != -1).any()]
+        assert {tokenizer.id_to_token(int(x)) for x in labels} == {word}
+        assert each.validation.accuracies.counter.__self__.stop == (labels[0],)
+    assert found.peft == {"base_model_name_or_path": "a/b", "task_type": "CAUSAL_LM"}
+
+
 @pytest.mark.slow
 def test_a_language_model_learns_the_form_of_the_answers(subject):
     from train.methods import lora

@@ -6,7 +6,8 @@
 It ends with the tables, and the figures in DIR/figures. After an interruption, the same
 command resumes. Several processes with the same DIR share the work, one for each GPU:
 CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides every batch. With --tiny it runs
-on a CPU, with random models and sentences.
+on a CPU, with random models and sentences. With --model REPO another encoder takes
+RoBERTa's place, such as sentence-transformers/all-mpnet-base-v2; give another --out.
 
 The official development parts are tested on and give the accuracy, also of CoLA: the
 numbers below are all possible so, in one run. Matthews' correlation of CoLA, F1 of MRPC
@@ -29,14 +30,15 @@ Not run at this scale yet. The paper's reported scores at an average rank of 4:
 from train.commands.needs import Needs, Weights
 from train.data import glue
 from train.presets.paper import protocol
-from train.subjects.glue import REPO
+from train.subjects.glue import CHOICE
 
 PLAN = protocol.planned(glue.TASKS, steps={"mrpc": 1500}, max_length=glue.MAX_LENGTH)
 
 NEEDS = Needs(
     weights=Weights(
-        repo=REPO,
+        repo=CHOICE.own,
         files=("config.json", "tokenizer.json"),
+        families=tuple(CHOICE.families),
         size=500_000_000,
         remark="MIT",
     ),

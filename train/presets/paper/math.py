@@ -6,7 +6,8 @@
 It ends with the tables, and the figures in DIR/figures. After an interruption, the same
 command resumes. Several processes with the same DIR share the work, one for each GPU:
 CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides every batch. With --tiny it runs
-on a CPU, with random models and rows.
+on a CPU, with random models and rows. With --model REPO another language model takes
+its place, such as google/gemma-3-270m; give another --out for that.
 
 Trained on MetaMathQA, on sequences of up to 512 tokens; answers are written greedily
 and graded. Tables have a column for each of the two sets, and their mean; one learning
@@ -26,14 +27,15 @@ Not run at this scale yet. The paper's reported scores at an average rank of 4:
 from train.commands.needs import Needs, Weights
 from train.data import mathematics
 from train.presets.paper import protocol
-from train.subjects.instructions import REPO
+from train.subjects.instructions import CHOICE
 
 PLAN = protocol.written("mathematics", max_length=512)
 
 NEEDS = Needs(
     weights=Weights(
-        repo=REPO,
+        repo=CHOICE.own,
         files=("config.json", "tokenizer.json"),
+        families=tuple(CHOICE.families),
         size=8_600_000_000,
         remark="accept the licence on the hub, and run `hf auth login`",
     ),

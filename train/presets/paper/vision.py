@@ -6,7 +6,8 @@
 It ends with the tables, and the figures in DIR/figures. After an interruption, the same
 command resumes. Several processes with the same DIR share the work, one for each GPU:
 CUDA_VISIBLE_DEVICES=0, 1, ... Or --devices 4 divides every batch. With --tiny it runs
-on a CPU, with random models and pictures.
+on a CPU, with random models and pictures. With --model REPO another SigLIP takes its
+place; give another --out for that.
 
 Cost: 70 trainings of SigLIP2-Base, with five members each; 4.9 hours on one H200 at the
 speed of LoRA's steps, measured with random weights on pictures of CIFAR-10's size, and
@@ -28,12 +29,17 @@ order of the methods and the differences between them.
 from train.commands.needs import Needs, Weights
 from train.data import images
 from train.presets.paper import protocol
-from train.subjects.images import REPO
+from train.subjects.images import CHOICE
 
 PLAN = protocol.planned(images.NAMES, steps={"flowers": 1500, "pets": 1500})
 
 NEEDS = Needs(
-    weights=Weights(repo=REPO, size=1_500_000_000, remark="Apache-2.0"),
+    weights=Weights(
+        repo=CHOICE.own,
+        families=tuple(CHOICE.families),
+        size=1_500_000_000,
+        remark="Apache-2.0",
+    ),
     data=images.NAMES,
     memory_bytes=27_000_000_000,  # 18.3 GB measured: see `Needs`.
 )

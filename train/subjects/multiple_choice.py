@@ -1,0 +1,94 @@
+"""Commonsense questions by a language model that chooses among the given answers.
+
+Learned from the four of LLM-Adapters' sets that have a training part, `commonsense17k`,
+and tested on all eight sets of the paper. Nothing is written: an answer is right if its
+token is the most likely one of those that the question lists. So a test takes one
+forward pass a question, and a model of some hundred million parameters can be measured
+with hundreds of children. Questions longer than `max_length` are left out of the
+training part.
+"""
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from train.data import arrays, commonsense, parts, questions
+from train.evaluation import evaluate
+from train.models import causal, configuration
+from train.models.multiple_choice import Chooser
+from train.runs.settings import Run
+from train.subjects.choice import Choice
+from train.subjects.folders import Folders
+from train.subjects.subject import Subject
+
+TASKS = ("choose",)
+
+SETS = {f"choose/{name}": name for name in commonsense.TASKS}
+"""The sets to test on, by their names in results."""
+
+CHOICE = Choice(own="google/gemma-3-270m", families=causal.FAMILIES)
+"""The models."""
+
+TESTED = 500
+"""Questions of each set, from the first: a test of hundreds of children is long."""
+
+HELD_OUT = 512
+"""Validation examples for the choice of the learning rate."""
+
+_CHOICES = 5  # The most answers of a question.
+_TOKENS = 8192  # Of a batch.
+
+
+def load(run: Run, folders: Folders) -> Subject:
+    """Load the subject of a run.
+
+    Args:
+      run: The run's settings.
+      folders: The folders of the model and the sets.
+
+    Raises:
+      OSError: if the model or a set is not there.
+      ValueError: if their contents are wrong.
+    """
+    model = CHOICE.find(run, folders)
+    config = model.family.read_config(model.folder)
+    tokenizer = causal.load_tokenizer(model.folder)
+    where: Any = {"data": folders.data, "subset": folders.subset}
+    learned = commonsense.training(commonsense.SMALL, **where)
+    encoded = questions.encode(tokenizer, learned)
+    # Long ones are left out before the split, so that both parts have none.
+    encoded = [x for x in encoded if len(x.ids) <= run.max_length]
+    train, held_out = parts.held_out(len(encoded))
+    tests = {
+        name: commonsense.questions(task, **where)[:TESTED]
+        for name, task in SETS.items()
+    }
+    packed = questions.pack(
+        [encoded[x] for x in train], width=run.max_length, choices=_CHOICES
+    )
+    return Subject(
+        model=Chooser(model.family.model(config, dtype=jnp.dtype(run.dtype))),
+        base=_base(model.folder, run.dtype),
+        data=arrays.Data(train=packed, examples=len(train)),
+        validation=_part([encoded[x] for x in held_out[:HELD_OUT]]),
+        tests={
+            name: _part(questions.encode(tokenizer, x)) for name, x in tests.items()
+        },
+        peft={"base_model_name_or_path": model.repo, "task_type": "CAUSAL_LM"},
+    )
+
+
+def _part(encoded: Sequence[questions.Tokens]) -> evaluate.Part:
+    batches = questions.batches(encoded, choices=_CHOICES, tokens=_TOKENS)
+    return evaluate.Part(batches)
+
+
+@functools.lru_cache(maxsize=1)
+def _base(folder: pathlib.Path, dtype: str) -> Mapping[str, Any]:
+    family = CHOICE.families[configuration.model_type(folder)]
+    params = family.load(folder, family.read_config(folder), dtype=jnp.dtype(dtype))
+    return cast("dict[str, Any]", jax.tree.map(jnp.asarray, params))
