@@ -85,6 +85,7 @@ repository_pages = {
     "results/sentences": "train/results/README.md",
     "results/pictures": "train/results/vision/README.md",
     "results/problems": "train/results/problems/README.md",
+    "results/glue": "train/results/glue/README.md",
 }
 
 # Types of other libraries, and of ours that are no page: there is nothing to link to.

@@ -60,4 +60,5 @@ from para_jax._training.moments import (
 from para_jax._training.optimizer_check import check_optimizer as check_optimizer
 from para_jax._training.squeeze import shrink as shrink, squeeze as squeeze
 from para_jax.formats import load as load, save as save
+from para_jax.formats.base_norms import kernel_norms as kernel_norms
 from para_jax.layouts import from_tree as from_tree, to_tree as to_tree

@@ -112,7 +112,9 @@ def cut(found: Kernels, policy: Policy) -> Cut:
     resolved = s > floor
     weight = _weights(found, policy)[module]
     s, top = weight * s, weight * top
-    worth = s / np.sqrt(cost)  # Squares would over- or underflow.
+    # A price weighs singular values alone. Squares would over- or underflow.
+    weighed = cost if (weight == 1).all() else np.ones_like(s)
+    worth = s / np.sqrt(weighed)
     order = np.argsort(-worth, kind="stable")
     order = order[resolved[order]]
     dropped = _dropped(s, order)
@@ -127,7 +129,7 @@ def cut(found: Kernels, policy: Policy) -> Cut:
     gap = math.inf
     if 0 < keep < len(order):
         pair = order[keep - 1 : keep + 1]
-        gap = float(-np.diff(worth[pair])[0] / (top / np.sqrt(cost))[pair].max())
+        gap = float(-np.diff(worth[pair])[0] / (top / np.sqrt(weighed))[pair].max())
     slack = math.inf
     if isinstance(policy, Epsilon):
         slack = float(np.abs(dropped - (1 - policy.value)).min())

@@ -14,10 +14,9 @@ other methods run on the host, also while a program is traced.
 
 import abc
 import dataclasses
-import functools
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from para_jax._adapters.choices import ScoreName
-from para_jax._pruning import comparisons, scores
+from para_jax._pruning import comparisons, pytrees, scores
 from para_jax._pruning.comparisons import Choice, Found
 from para_jax._pruning.pool import Pool
 from para_jax._pruning.scores import Score
@@ -39,24 +38,6 @@ class Limits(NamedTuple):
 
     low: Any
     high: Any
-
-
-def _flatten(policy: "Policy") -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Return the value with its key, and the static rest."""
-    names = [x.name for x in dataclasses.fields(policy)]
-    value, *static = (getattr(policy, name) for name in names)
-    return ((jax.tree_util.GetAttrKey(names[0]), value),), tuple(static)
-
-
-def _unflatten(
-    kind: type["Policy"], static: tuple[Any, ...], leaves: Sequence[Any]
-) -> "Policy":
-    """Return a policy, unchecked: JAX builds them of tracers, shapes and None."""
-    policy = object.__new__(kind)
-    # Without `__init__`, whose checks a tracer or a shape would fail.
-    names = [x.name for x in dataclasses.fields(kind)]
-    vars(policy).update(zip(names, (*leaves, *static), strict=True))
-    return policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +86,7 @@ class Policy:
 
     def __init_subclass__(cls) -> None:
         # Also for a user's subclass: it passes through `jit` without more ado.
-        unflatten = functools.partial(_unflatten, cls)
-        jax.tree_util.register_pytree_with_keys(cls, _flatten, unflatten)
+        pytrees.register(cls)
 
     def __post_init__(self) -> None:
         if type(self) is Policy:  # Not by `abc.ABC`, to say what to use instead.
@@ -169,6 +149,16 @@ class Policy:
     def costs(self, pool: Pool) -> np.ndarray:
         """Return the cost of each component of the pool, `[N]`."""
         return np.ones_like(pool.index)
+
+    def weighed(self, pool: Pool) -> np.ndarray:
+        """Return what the square of a score is divided by to give its worth, `[N]`.
+
+        The cost of singular values: their square a parameter is the least error for a
+        budget. A score that is relative to a norm has the size of its module in it
+        already, and was better without the cost wherever both were measured.
+        """
+        paper = not scores.named(self.score).power
+        return self.costs(pool) if paper else np.ones_like(pool.index)
 
     def rank_budget(self, pool: Pool) -> int | None:
         """Return the number of ranks to spend, or None if the policy counts otherwise.
@@ -259,19 +249,21 @@ class Budget(Policy, abc.ABC):
         """
         cost, budget = self.costs(pool), self.budget(pool)
         unit = int(np.gcd.reduce(cost))  # Bytes of a large model do not fit 32 bits.
+        weighed = self.weighed(pool)
+        weighed = weighed // int(np.gcd.reduce(weighed))
         forced = pool.index < self.limits(pool).low
         if isinstance(budget, jax.Array):
             # Nothing can be refused while tracing: so at least `min_rank` is bought.
             needed = jnp.where(forced, cost // unit, 0).sum()
             budget = jnp.maximum((budget // unit).astype(needed.dtype), needed)
-            return Prices(cost // unit, budget)
+            return Prices(cost // unit, weighed, budget)
         self.warn(pool)
         if (needed := int(cost[forced].sum())) > budget:
             raise ValueError(
                 f"{self.name}: min_rank {self.min_rank} for {pool.modules} modules "
                 f"takes {needed}, the budget is {budget}. Lower one or raise the other."
             )
-        return Prices(cost // unit, budget // unit)
+        return Prices(cost // unit, weighed, budget // unit)
 
     def rank_budget(self, pool: Pool) -> int | None:
         """Return the budget, if it is a number of ranks."""

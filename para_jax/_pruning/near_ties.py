@@ -67,7 +67,7 @@ def near_tie(
     they are when a scale is folded in. The comparisons are
 
     - for budgets, the last component that was kept with the first that was not, by
-      the order of the policy: its score, divided by `sqrt(m + n)` where a rank has a
+      the order of the policy: its score, or `sigma / sqrt(m + n)` where a rank has a
       price;
     - for `Epsilon` these two, and the energy that is dropped with what may be;
     - for `Threshold`, every component with the threshold.
@@ -120,7 +120,7 @@ def _choice(s: np.ndarray, kept: np.ndarray, policy: Policy, pool: Pool) -> Choi
         s=score,
         # A norm has about the same error as the value that it divides.
         top=score[pool.first] * (1 + named(policy.score).power),
-        price=np.sqrt(policy.costs(pool)),
+        price=np.sqrt(policy.weighed(pool)),
         module=pool.module,
         first=pool.index % policy.multiple_of == 0,
         resolved=resolved,

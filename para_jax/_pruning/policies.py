@@ -81,7 +81,8 @@ class Rank(Budget):
 class Params(Budget):
     """Keep at most a number of parameters. Ours, not the paper's.
 
-    A component of an `[m, n]` kernel costs `m + n` and is worth `sigma^2 / (m + n)`.
+    A component of an `[m, n]` kernel costs `m + n` and is worth `sigma^2 / (m + n)`;
+    with a score relative to a norm, the square of that.
     """
 
     kind = "params"

@@ -50,14 +50,15 @@ class Score:
     def __post_init__(self) -> None:
         if not 0 <= self.power < math.inf:
             raise ValueError(f"power must be a number from 0 up, got {self.power!r}.")
-        if isinstance(self.norms, Mapping):
-            # Plain values: a policy's static part is hashed and compared by `jit`.
-            found = {
-                path: tuple(np.ravel(np.asarray(x, np.float64)).tolist())
-                for path, x in self.norms.items()
-            }
-            object.__setattr__(self, "norms", tuple(sorted(found.items())))
-        for path, values in self.norms or ():
+        if self.norms is None:
+            return
+        found = {
+            path: tuple(np.ravel(np.asarray(x, np.float64)).tolist())
+            for path, x in dict(self.norms).items()
+        }
+        # Plain values: a policy's static part is hashed and compared by `jit`.
+        object.__setattr__(self, "norms", tuple(sorted(found.items())))
+        for path, values in found.items():
             if not all(0 < x < math.inf for x in values):
                 raise ValueError(
                     f"'{path}': the norm is {min(values)}, expected a number above 0. "

@@ -39,10 +39,12 @@ class Prices(NamedTuple):
 
     Attributes:
       cost: The price of each component, `[N]`.
+      weighed: What the square of its score is divided by to give its worth, `[N]`.
       budget: A whole number; a scalar array if the policy's value is traced.
     """
 
     cost: np.ndarray
+    weighed: np.ndarray
     budget: Any
 
 
@@ -57,7 +59,7 @@ def spend(found: Candidates, prices: Prices, q: int, xp: Any, *, ties: bool) -> 
       ties: Whether to buy all components of the last one's worth too.
     """
     block = found.pool.blocks(q)
-    worth = _worth(found, prices.cost, block, xp)
+    worth = _worth(found, prices.weighed, block, xp)
     # The sort is stable: of equal components, the earlier layer's come first.
     order = _falling_order(worth, xp)
     size = block.exists.sum(-1)
@@ -69,14 +71,14 @@ def spend(found: Candidates, prices: Prices, q: int, xp: Any, *, ties: bool) -> 
     return kept
 
 
-def _worth(found: Candidates, cost: np.ndarray, block: Places, xp: Any) -> Any:
-    """Return the worth of each component: its block's mean energy a price, `[N]`.
+def _worth(found: Candidates, weighed: np.ndarray, block: Places, xp: Any) -> Any:
+    """Return the worth of each component: its block's mean energy, weighed, `[N]`.
 
     It is infinite for forced components, and minus infinity for those not allowed.
     """
     s, size = found.s, block.exists.sum(-1)
     # Energy, not the value itself: the error of a child is a sum of squares.
-    value = xp.where(found.allowed, s * s / cost.astype(s.dtype), 0)
+    value = xp.where(found.allowed, s * s / weighed.astype(s.dtype), 0)
     mean = xp.where(block.exists, value[block.place], 0).sum(-1) / size.astype(s.dtype)
     mean = _falling(mean, found.pool, xp)
     return xp.where(found.forced, np.inf, xp.where(found.allowed, mean, -np.inf))

@@ -57,6 +57,7 @@ def _child(request: Compress, policy: para.Policy) -> para.Child:
     # A function of its own, so that SRC is freed before DST is written.
     parent = source.load(request)
     target.check_engine(request, parent)
+    policy = budgets.based(policy, request.cut, parent)
     with show.progress(f"Compressing {len(parent.adapters)} modules") as progress:
         return para.compress(
             parent,
@@ -111,6 +112,7 @@ def sweep(request: Sweep) -> None:
         target.check(child)
     parent = source.load(request)
     target.check_engine(request, parent)
+    policies = [budgets.based(x, request.cut, parent) for x in policies]
     reports_of = _swept(request, parent, policies, children)
     paths = [x.target for x in children]
     if request.json:

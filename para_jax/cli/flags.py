@@ -132,7 +132,13 @@ def cut(command: Parser) -> None:
         "compare components of different modules by their singular values (sigma, the "
         "paper's and the default), or by their share of their own module's update"
     )
-    add("--score", choices=SCORES, default="sigma", help=what)
+    add_one = command.add_mutually_exclusive_group().add_argument
+    add_one("--score", choices=SCORES, default="sigma", help=what)
+    what = (
+        "compare them relative to the kernels of the base model, whose folder with "
+        "safetensors is DIR"
+    )
+    add_one("--base", type=pathlib.Path, metavar="DIR", help=what)
     what = "keep at least this many ranks of every module"
     add("--min-rank", type=int, default=0, metavar="R", help=what)
     what = "keep at most this many ranks of any module"

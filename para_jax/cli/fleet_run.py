@@ -65,6 +65,7 @@ def compressed(
     (policy,) = budgets.policies(one.cut, one.output.engine)
     parent = source.renamed(one)
     target.check_engine(one, parent)
+    policy = budgets.based(policy, one.cut, parent)
     child = para.compress(parent, policy, method=one.cut.method, dtype=one.cut.dtype)
     target.save(one, child)
     return child.report

@@ -233,6 +233,7 @@ def _cut(given: argparse.Namespace) -> Cut:
         method=given.method,
         scope=given.scope,
         score=given.score,
+        base=given.base,
         min_rank=given.min_rank,
         max_rank=given.max_rank,
         multiple_of=given.multiple_of,

@@ -50,12 +50,14 @@ class Cut:
 
     Attributes:
       budgets: The name of a policy's flag and its value, in the order of the help.
+      base: The folder of the base model, if scores are relative to its kernels.
     """
 
     budgets: tuple[tuple[str, float], ...]
     method: Method = "auto"
     scope: Literal["global", "local"] = "global"
     score: ScoreName = "sigma"
+    base: pathlib.Path | None = None
     min_rank: int = 0
     max_rank: int | None = None
     multiple_of: int = 1
@@ -156,6 +158,7 @@ class Fleet(Command):
             "scope": cut.scope,
             # Left out where it is the default, as in manifests from before scores.
             "score": None if cut.score == "sigma" else cut.score,
+            "base": None if cut.base is None else str(cut.base),
             "min_rank": cut.min_rank,
             "max_rank": cut.max_rank,
             "multiple_of": cut.multiple_of,

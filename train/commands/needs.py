@@ -16,7 +16,7 @@ import pathlib
 import jax
 
 from train.data import hub, sources
-from train.models import configuration, gguf_file, repository
+from train.models import configuration, folder_config, gguf_file, repository
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -196,7 +196,7 @@ def _misfit(weights: Weights, folder: pathlib.Path | None) -> str:
         folder = config.parent
     if folder is None or not weights.families:
         return ""
-    if (kind := configuration.model_type(folder)) in weights.families:
+    if (kind := folder_config.model_type(folder)) in weights.families:
         return ""
     return f"it is of the type '{kind}', expected {' or '.join(weights.families)}"
 

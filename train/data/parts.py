@@ -39,6 +39,15 @@ def held_out(
     return np.sort(train), np.sort(validation)
 
 
+def spread(rows: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " some"]:
+    """Return at most `count` of the rows, at even distances.
+
+    Not the first ones: a file may have one set of questions after the other.
+    """
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
+    return rows[places.round().astype(int)]
+
+
 class Some(Sequence[T]):
     """Some items of a sequence, each taken on demand."""
 

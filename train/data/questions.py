@@ -158,8 +158,8 @@ def _divided(
     """Return the tokens that all texts begin with, and the next one of each."""
     encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     ids = [x.ids for x in encoded]
-    common = 0
-    while len({tuple(x[: common + 1]) for x in ids}) == 1:
+    common, shortest = 0, min(map(len, ids))
+    while common < shortest and len({x[common] for x in ids}) == 1:
         common += 1
     following = [x[common] for x in ids if len(x) > common]
     if len(set(following)) < len(texts):

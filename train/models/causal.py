@@ -1,16 +1,19 @@
 """Causal language models, by the `model_type` of their folders. Runs on the host."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import jax
+import jax.numpy as jnp
 import tokenizers
 
 from para_jax.formats import tensor_files
 from train.models import (
     configuration,
+    folder_config,
     gemma3,
-    gguf_config,
     gguf_file,
     gguf_tokenizer,
     llama,
@@ -48,6 +51,23 @@ load_tokenizer = gguf_tokenizer.load
 """Loads the tokenizer of a model's folder."""
 
 
+@functools.lru_cache(maxsize=1)  # The runs of a comparison share it, on the device too.
+def base(folder: pathlib.Path, dtype: str) -> Mapping[str, Any]:
+    """Load the params of a model, onto the device.
+
+    Args:
+      folder: The model's folder, of one of `FAMILIES`.
+      dtype: The dtype of the params.
+
+    Raises:
+      OSError: if a file is not there.
+      ValueError: if the files do not fit together.
+    """
+    family = FAMILIES[folder_config.model_type(folder)]
+    params = family.load(folder, family.read_config(folder), dtype=jnp.dtype(dtype))
+    return cast("dict[str, Any]", jax.tree.map(jnp.asarray, params))
+
+
 def end_token(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> int:
     """Return the token that the model writes after a text.
 
@@ -63,7 +83,7 @@ def end_token(folder: pathlib.Path, tokenizer: tokenizers.Tokenizer) -> int:
     text = named.get("content") if isinstance(named, Mapping) else named
     if text is not None and (found := tokenizer.token_to_id(text)) is not None:
         return found
-    model = gguf_config.read(folder)
+    model = folder_config.read(folder)
     # A model with a vision tower may nest the values of its text part.
     named = _settings(folder / _GENERATION), model, model.get("text_config")
     for values in (*named, _metadata(folder)):

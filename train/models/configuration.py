@@ -27,21 +27,6 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     return dict(tensor_files.read_json(folder / FILE))
 
 
-def model_type(folder: pathlib.Path) -> str:
-    """Return the name of a model's architecture, as transformers has it.
-
-    It is empty if the folder does not say.
-
-    Raises:
-      FileNotFoundError: as for `gguf_config.read`.
-      ValueError: likewise.
-    """
-    # Only here: it reads a `config.json` by this module.
-    from train.models import gguf_config
-
-    return str(gguf_config.read(folder).get("model_type", ""))
-
-
 def build(
     kind: type[_T],
     values: Mapping[str, Any],

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from train.models import configuration, gguf_config
+from train.models import configuration, folder_config
 
 _FORM = {
     "model_type": "gemma3_text",
@@ -75,7 +75,7 @@ def read_config(folder: pathlib.Path) -> Config:
       FileNotFoundError: if it has neither `config.json` nor a GGUF file.
       ValueError: if the model is of another architecture than the one written here.
     """
-    values = gguf_config.read(folder)
+    values = folder_config.read(folder)
     if values.get("model_type") == "gemma3":
         values = {"model_type": "gemma3_text"} | values.get("text_config", {})
     values = {name: x for name, x in values.items() if x is not None}

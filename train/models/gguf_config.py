@@ -1,4 +1,4 @@
-"""A model's configuration, from its `config.json` or else from its GGUF file.
+"""A model's configuration, from its GGUF file.
 
 A file's metadata has other names than transformers, and leaves out what llama.cpp has
 in its code: that is added here. Runs on the host.
@@ -22,16 +22,12 @@ _COMMON = {
 _LAYERS_OF_27B = 62
 
 
-def read(folder: pathlib.Path) -> dict[str, Any]:
+def read(file: pathlib.Path) -> dict[str, Any]:
     """Read the values of a model's configuration, under the names of transformers.
 
     Raises:
-      FileNotFoundError: if it has neither `config.json` nor a GGUF file.
       ValueError: if the file is damaged, of an unknown architecture, or lacks a value.
     """
-    file = gguf_file.find(folder)
-    if file is None or (folder / configuration.FILE).is_file():
-        return configuration.read(folder)
     header = gguf_file.read_header(file)
     kind = gguf_weights.architecture(file, header)
     found = {

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from train.models import configuration, gguf_config
+from train.models import configuration, folder_config
 from train.models.rope import Bounds
 
 _FORM = {
@@ -64,7 +64,7 @@ def read_config(folder: pathlib.Path) -> Config:
       FileNotFoundError: if it has neither `config.json` nor a GGUF file.
       ValueError: if the model is of another architecture than the one written here.
     """
-    values = gguf_config.read(folder)
+    values = folder_config.read(folder)
     values = {name: x for name, x in values.items() if x is not None}
     heads = values.get("num_attention_heads", Config.num_attention_heads)
     width = values.get("hidden_size", Config.hidden_size) // heads

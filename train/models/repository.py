@@ -20,7 +20,8 @@ FOLDER_VARIABLE = "PARA_WEIGHTS"
 """The environment variable for the folder of models."""
 
 _TENSORS = ("*.safetensors", gguf_file.PATTERN)
-_FILES = ("*.json", *_TENSORS, "*.txt")
+# Without GGUF: a repository has the same model in many precisions, and one is meant.
+_DOWNLOADED = ("*.json", "*.safetensors", "*.txt")
 
 
 def root(weights: pathlib.Path | None = None) -> pathlib.Path | None:
@@ -105,7 +106,7 @@ def _downloaded(repo: str) -> pathlib.Path:
 
     try:
         # Without pickles and duplicates in other frameworks' formats.
-        found = huggingface_hub.snapshot_download(repo, allow_patterns=[*_FILES])
+        found = huggingface_hub.snapshot_download(repo, allow_patterns=[*_DOWNLOADED])
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"The model {repo} is not here, and could not be downloaded ({error}). "

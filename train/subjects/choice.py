@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 
-from train.models import configuration, repository
+from train.models import folder_config, repository
 from train.runs.settings import Run
 from train.subjects.folders import Folders
 
@@ -54,7 +54,7 @@ class Choice(Generic[F]):
         repo = run.model or self.own
         folder = repository.find(repo, weights=folders.weights)
         # Before the hash, which takes a while.
-        if (kind := configuration.model_type(folder)) not in self.families:
+        if (kind := folder_config.model_type(folder)) not in self.families:
             raise ValueError(
                 f"The model in '{folder}' is of the type '{kind}', and the task "
                 f"'{run.task}' takes {' or '.join(self.families)}. Give another "

@@ -18,7 +18,7 @@ import numpy as np
 from train.data import arrays, glue, parts, tokens
 from train.data.batch import Batch
 from train.evaluation import evaluate, predict
-from train.models import configuration, mpnet, roberta
+from train.models import folder_config, mpnet, roberta
 from train.models.adapted import Model
 from train.runs.settings import Run
 from train.subjects.choice import Choice
@@ -124,7 +124,7 @@ def _measures(
 
 @functools.lru_cache(maxsize=1)  # The tasks share it, on the device too.
 def _base(folder: pathlib.Path) -> Mapping[str, Any]:
-    name = configuration.model_type(folder)
+    name = folder_config.model_type(folder)
     family = CHOICE.families[name]
     params = family.load(folder, family.read_config(folder), dtype=np.float32)
     return cast("dict[str, Any]", jax.tree.map(jnp.asarray, {name: params}))

@@ -7,11 +7,9 @@ Examples longer than `max_length` are left out of the training part.
 
 import atexit
 import functools
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import tokenizers
 
@@ -28,7 +26,7 @@ from train.data.batch import Batch
 from train.data.instructions import Example
 from train.evaluation import evaluate
 from train.evaluation.exact_match import ExactMatch
-from train.models import causal, configuration
+from train.models import causal
 from train.runs.settings import Run
 from train.subjects.choice import Choice
 from train.subjects.folders import Folders
@@ -93,7 +91,7 @@ def load(run: Run, folders: Folders) -> Subject:
     return Subject(
         # Rematerialised fully: a layer's input is what fits for 4 billion params.
         model=model.family.model(config, dtype=jnp.dtype(run.dtype), remat="full"),
-        base=_base(model.folder, run.dtype),
+        base=causal.base(model.folder, run.dtype),
         data=arrays.Data(
             train=sequences.pack(train, width=run.max_length),
             examples=len(train),
@@ -180,7 +178,9 @@ def _learned(
     # Long examples are left out before the split, so that both parts have none.
     pairs = [x for x in pairs if len(x.prompt) + len(x.response) <= longest]
     train, held_out = splits.held_out(len(pairs))
-    return [pairs[x] for x in train], [pairs[x] for x in held_out[:HELD_OUT]]
+    return [pairs[x] for x in train], [
+        pairs[x] for x in splits.spread(held_out, HELD_OUT)
+    ]
 
 
 def _encoded(
@@ -195,10 +195,3 @@ def _batches(pairs: Sequence[sequences.Pair]) -> list[Batch]:
     size = min(_BATCH, len(pairs))
     # Multiples of 32: fewer widths to compile.
     return sequences.batches(pairs, width=-(-width // 32) * 32, size=size)
-
-
-@functools.lru_cache(maxsize=1)
-def _base(folder: pathlib.Path, dtype: str) -> Mapping[str, Any]:
-    family = CHOICE.families[configuration.model_type(folder)]
-    params = family.load(folder, family.read_config(folder), dtype=jnp.dtype(dtype))
-    return cast("dict[str, Any]", jax.tree.map(jnp.asarray, params))

@@ -8,17 +8,14 @@ with hundreds of children. Questions longer than `max_length` are left out of th
 training part.
 """
 
-import functools
-import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from train.data import arrays, commonsense, parts, questions
 from train.evaluation import evaluate
-from train.models import causal, configuration
+from train.models import causal
 from train.models.multiple_choice import Chooser
 from train.runs.settings import Run
 from train.subjects.choice import Choice
@@ -72,9 +69,9 @@ def load(run: Run, folders: Folders) -> Subject:
     )
     return Subject(
         model=Chooser(model.family.model(config, dtype=jnp.dtype(run.dtype))),
-        base=_base(model.folder, run.dtype),
+        base=causal.base(model.folder, run.dtype),
         data=arrays.Data(train=packed, examples=len(train)),
-        validation=_part([encoded[x] for x in held_out[:HELD_OUT]]),
+        validation=_part([encoded[x] for x in parts.spread(held_out, HELD_OUT)]),
         tests={
             name: _part(questions.encode(tokenizer, x)) for name, x in tests.items()
         },
@@ -85,10 +82,3 @@ def load(run: Run, folders: Folders) -> Subject:
 def _part(encoded: Sequence[questions.Tokens]) -> evaluate.Part:
     batches = questions.batches(encoded, choices=_CHOICES, tokens=_TOKENS)
     return evaluate.Part(batches)
-
-
-@functools.lru_cache(maxsize=1)
-def _base(folder: pathlib.Path, dtype: str) -> Mapping[str, Any]:
-    family = CHOICE.families[configuration.model_type(folder)]
-    params = family.load(folder, family.read_config(folder), dtype=jnp.dtype(dtype))
-    return cast("dict[str, Any]", jax.tree.map(jnp.asarray, params))

@@ -356,7 +356,7 @@ def test_every_comparison_of_the_paper_says_what_it_needs():
 
     paper = {name for name in presets.PLANS if name.startswith("paper/")}
 
-    assert presets.NEEDS.keys() == {*paper, "choose"}
+    assert presets.NEEDS.keys() == {*paper, "choose", "glue"}
     for name in paper:
         if name in ("paper/vision", "paper/glue"):
             assert presets.NEEDS[name].data == presets.PLANS[name].tasks

@@ -128,3 +128,16 @@ def test_long_and_missing_questions_are_refused(tokenizer):
         questions.pack(some, width=4, choices=5)
     with pytest.raises(ValueError, match="No questions"):
         questions.pack([], width=4, choices=5)
+
+
+def test_a_part_of_the_held_out_rows_is_from_all_of_them():
+    from train.data import parts
+
+    rows = np.arange(1000, 2000)
+
+    some = parts.spread(rows, 64)
+
+    assert some[0] == 1000
+    assert some[-1] == 1999
+    assert set(np.diff(some)) == {15, 16}
+    assert parts.spread(rows, 5000).tolist() == rows.tolist()

@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 
 from tests.train.models import tiny_gguf
-from train.models import causal, configuration
+from train.models import causal, folder_config
 
 WORDS = ["<pad>", "<eos>", "<|endoftext|>", "<|im_end|>"]
 
@@ -76,12 +76,12 @@ def test_a_file_of_llama_cpp_says_its_type_and_its_end(tmp_path, tokenizer):
     words = {"token_embd.weight": np.zeros((4, 4))}
     tiny_gguf.write(tmp_path / "x.gguf", tensors=words, **metadata)
 
-    assert configuration.model_type(tmp_path) == "llama"
+    assert folder_config.model_type(tmp_path) == "llama"
     assert causal.end_token(tmp_path, tokenizer) == WORDS.index("<|im_end|>")
     # What stands beside the file comes first.
     beside = {"model_type": "gemma3", "eos_token_id": 1}
     (tmp_path / "config.json").write_text(json.dumps(beside))
-    assert configuration.model_type(tmp_path) == "gemma3"
+    assert folder_config.model_type(tmp_path) == "gemma3"
     assert causal.end_token(tmp_path, tokenizer) == WORDS.index("<eos>")
 
 

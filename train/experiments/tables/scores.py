@@ -14,7 +14,8 @@ BASELINE = "para"
 
 KINDS = {"rank": "average rank", "params": "share of the parent's parameters"}
 # Children of `para` under other names, and of other choices than a score.
-NOT_SCORES = (BASELINE, "local", "drop-top")
+LOCAL = "local"
+NOT_SCORES = (BASELINE, LOCAL, "drop-top")
 
 
 def scores(files: Files, kind: str) -> list[str]:
@@ -60,7 +61,9 @@ def _table(files: Files, kind: str, words: str) -> Table:
     rows = [
         ["σ (PARA)", *map(percent, baseline), percent(statistics.average(baseline))]
     ]
-    for score in scores(files, kind):
+    # The same cut everywhere is no score, but another way to spend the budget.
+    same = [LOCAL] if measured.policies(files.rows("children"), LOCAL, kind) else []
+    for score in [*scores(files, kind), *same]:
         found = [interval(files, score, policy) for policy in policies]
         cells = ["–" if x is None else points(x) for x in found]
         rows.append([label(score), *cells, _overall(files, score, policies, baseline)])

@@ -6,13 +6,14 @@ can be learned, each has a word of its class. Runs on the host.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.data import sources
+from train.data import clones, commonsense, sources
 from train.data.sources import Source
 from train.grid.plan import Plan
 from train.presets.paper import tiny_text
@@ -90,11 +91,12 @@ def write_data(folder: pathlib.Path, rows: Mapping[str, int] = ROWS) -> None:
     """
     for source in sources.IMAGES:
         _set(folder / source.hub, source, _pictures, rows)
-    for source in sources.GLUE:
+    for source in (*sources.GLUE, sources.find("rte")):
         _set(folder / source.hub / source.configs[0], source, _sentences, rows)
     for source in (*sources.COMMONSENSE, *sources.MATHEMATICS):
         for config in source.configs or ("",):
             _set(folder / source.hub / config, source, _texts, rows)
+    _clone(folder, sources.find(commonsense.SMALL), rows["train"])
 
 
 def _set(
@@ -114,6 +116,19 @@ def _set(
     datasets.disable_progress_bars()
     found.save_to_disk(str(folder))
     datasets.enable_progress_bars()
+
+
+def _clone(folder: pathlib.Path, source: Source, count: int) -> None:
+    """Write a set of questions that is on GitHub alone, as its repository has it."""
+    clone = clones.CLONES[source.name]
+    (names,) = clone.parts.values()
+    make = tiny_text.ROWS[source.name]
+    for number, name in enumerate(names):
+        file = folder / clone.repo / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # No row is in two files.
+        rows = [make(x) for x in range(number, count, len(names))]
+        file.write_text(json.dumps(rows))
 
 
 def _labels(source: Source, count: int) -> tuple[list[int], Any]:

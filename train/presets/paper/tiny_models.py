@@ -1,7 +1,7 @@
 """Tiny models with random weights, in the format of the published ones, by repository.
 
-They are the models of the paper's comparisons, and one of each other family that these
-can take. Runs on the host.
+They are the models of the comparisons, and one of each other family that these can
+take. Runs on the host.
 """
 
 import dataclasses
@@ -14,11 +14,11 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
 from para_jax import nest
-from train.models import gemma3, mpnet, roberta, siglip
+from train.models import gemma3, llama, mpnet, roberta, siglip
 from train.models.checkpoint import Leaf
 from train.presets.paper import tiny_text
 from train.pretrain import export
-from train.subjects import glue, images, instructions
+from train.subjects import glue, images, instructions, multiple_choice
 
 WORDS = [f"w{x}" for x in range(36)]
 """The words of the encoders' sentences."""
@@ -58,6 +58,17 @@ GEMMA = gemma3.Config(
     sliding_window=16,
     global_layers=(1,),
     query_pre_attn_scalar=6,
+)
+
+LLAMA = llama.Config(
+    vocab_size=GEMMA.vocab_size,
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=6,
+    tie_word_embeddings=True,
 )
 
 _BEGIN, _END = "<bos>", "<eos>"
@@ -131,6 +142,14 @@ def _gemma(folder: pathlib.Path) -> None:
     _text_tokenizer(folder, GEMMA.vocab_size)
 
 
+def _llama(folder: pathlib.Path) -> None:
+    values: dict[str, Any] = {"model_type": "llama", **dataclasses.asdict(LLAMA)}
+    values["eos_token_id"] = _SPECIAL.index(_END)
+    leaves = llama.leaves(LLAMA)
+    export.save(folder, _random(leaves), leaves, values)
+    _text_tokenizer(folder, LLAMA.vocab_size)
+
+
 def _random(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
     generator = np.random.default_rng(0)
 
@@ -148,6 +167,8 @@ MODELS: Mapping[str, Callable[[pathlib.Path], None]] = {
     images.REPO: _siglip,
     glue.REPO: _roberta,
     instructions.REPO: _gemma,
+    multiple_choice.CHOICE.own: _gemma,
     "sentence-transformers/all-mpnet-base-v2": _mpnet,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _llama,
 }
 """What writes each model to its folder."""

@@ -28,6 +28,13 @@ def _instruction(row: int) -> dict[str, Any]:
     }
 
 
+def _question(row: int) -> dict[str, Any]:
+    """Return an instruction that lists its answers, as those of the real sets do."""
+    found = _instruction(row)
+    text = f"{found['instruction']}\n\nAnswer format: true/false"
+    return found | {"instruction": text}
+
+
 def _siqa(row: int) -> dict[str, Any]:
     answers = {f"answer{x}": word for x, word in zip("ABC", "pqr", strict=True)}
     return {"context": "x", "question": "y ?", **answers, "label": str(row % 3 + 1)}
@@ -50,6 +57,7 @@ def _sum(row: int, marker: str) -> str:
 
 ROWS: Mapping[str, Callable[[int], dict[str, Any]]] = {
     "commonsense170k": _instruction,
+    "commonsense17k": _question,
     "boolq": lambda row: {"question": f"is {row} even", "answer": row % 2 == 0},
     "piqa": lambda row: {"goal": "x", "sol1": "p", "sol2": "q", "label": row % 2},
     "siqa": _siqa,
