@@ -42,8 +42,8 @@ def grid(
         for i in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$i python -m train grid & done; wait
 
     Args:
-      preset: The comparison: sentiment, vision, problems, paper/vision, paper/glue,
-        paper/commonsense, paper/math.
+      preset: The comparison: sentiment, vision, problems, choose, glue, paper/vision,
+        paper/glue, paper/commonsense, paper/math.
       out: The folder of the results, by default in runs/. Processes that share it
         share the work.
       tasks: Some of the comparison's tasks, instead of all.
@@ -148,8 +148,9 @@ def _plan(
     tiny: bool,
 ) -> plans.Plan:
     plan = presets.PLANS[arguments.known("preset", preset, presets.PLANS)]
-    settings = dataclasses.replace(plan.settings, model=model)
-    plan = dataclasses.replace(plan, settings=settings)
+    if model:
+        settings = dataclasses.replace(plan.settings, model=model)
+        plan = dataclasses.replace(plan, settings=settings)
     for task in plan.tasks:
         subjects.check_model(plan.settings_of(task))
     if tiny and (weights or data):

@@ -57,7 +57,7 @@ def shrunk(plan: Plan, folder: pathlib.Path) -> Plan:
         search_seeds=(0,),
         other_seeds=(1,),
         cuts=(4, 1),
-        shares=(),
+        shares=plan.shares[:1],
         energies=plan.energies[-1:],
         dropped=plan.dropped[:1],
         retuned=(),
