@@ -150,7 +150,7 @@ class Policy:
         """Return the cost of each component of the pool, `[N]`."""
         return np.ones_like(pool.index)
 
-    def weighed(self, pool: Pool) -> np.ndarray:
+    def divisor(self, pool: Pool) -> np.ndarray:
         """Return what the square of a score is divided by to give its worth, `[N]`.
 
         The cost of singular values: their square a parameter is the least error for a
@@ -249,21 +249,21 @@ class Budget(Policy, abc.ABC):
         """
         cost, budget = self.costs(pool), self.budget(pool)
         unit = int(np.gcd.reduce(cost))  # Bytes of a large model do not fit 32 bits.
-        weighed = self.weighed(pool)
-        weighed = weighed // int(np.gcd.reduce(weighed))
+        divisor = self.divisor(pool)
+        divisor = divisor // int(np.gcd.reduce(divisor))
         forced = pool.index < self.limits(pool).low
         if isinstance(budget, jax.Array):
             # Nothing can be refused while tracing: so at least `min_rank` is bought.
             needed = jnp.where(forced, cost // unit, 0).sum()
             budget = jnp.maximum((budget // unit).astype(needed.dtype), needed)
-            return Prices(cost // unit, weighed, budget)
+            return Prices(cost // unit, divisor, budget)
         self.warn(pool)
         if (needed := int(cost[forced].sum())) > budget:
             raise ValueError(
                 f"{self.name}: min_rank {self.min_rank} for {pool.modules} modules "
                 f"takes {needed}, the budget is {budget}. Lower one or raise the other."
             )
-        return Prices(cost // unit, weighed, budget // unit)
+        return Prices(cost // unit, divisor, budget // unit)
 
     def rank_budget(self, pool: Pool) -> int | None:
         """Return the budget, if it is a number of ranks."""

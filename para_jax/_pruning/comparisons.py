@@ -37,7 +37,7 @@ class Choice:
     Attributes:
       s: Their scores, by default the singular values, `[N]`.
       top: The largest score of each one's module, which errors are relative to, `[N]`.
-      price: The root of what weighs it: `s / price` orders components, `[N]`.
+      price: The root of its divisor: `s / price` orders components, `[N]`.
       module: The module of each, `[N]`, ascending.
       first: Which are the first of their block, `[N]`.
       resolved: Which do not count as zero, `[N]`.

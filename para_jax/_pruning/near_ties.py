@@ -115,12 +115,12 @@ def _choice(s: np.ndarray, kept: np.ndarray, policy: Policy, pool: Pool) -> Choi
     # `max_rank` itself, not in blocks: a module's last block may be shorter.
     most = math.inf if policy.max_rank is None else policy.max_rank
     allowed = resolved & (pool.index < most)
-    score = scored(s, policy.score, pool, np)
+    score = scored(s, policy.score, pool, np, scale_free=policy.scale_free)
     return Choice(
         s=score,
         # A norm has about the same error as the value that it divides.
         top=score[pool.first] * (1 + named(policy.score).power),
-        price=np.sqrt(policy.weighed(pool)),
+        price=np.sqrt(policy.divisor(pool)),
         module=pool.module,
         first=pool.index % policy.multiple_of == 0,
         resolved=resolved,

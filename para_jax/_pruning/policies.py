@@ -82,7 +82,7 @@ class Params(Budget):
     """Keep at most a number of parameters. Ours, not the paper's.
 
     A component of an `[m, n]` kernel costs `m + n` and is worth `sigma^2 / (m + n)`;
-    with a score relative to a norm, the square of that.
+    with another score than `"sigma"`, its square, without the cost.
     """
 
     kind = "params"

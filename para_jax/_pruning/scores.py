@@ -10,6 +10,7 @@ Traceable under `jit`, and the same text on NumPy arrays.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,8 +49,12 @@ class Score:
     norms: Norms | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.power < math.inf:
-            raise ValueError(f"power must be a number from 0 up, got {self.power!r}.")
+        power = self.power
+        if not isinstance(power, numbers.Real) or not 0 <= power < math.inf:
+            raise ValueError(
+                f"power must be a number from 0 up, got {power!r}. Norms are given by "
+                "name: Score(norms=...)."
+            )
         if self.norms is None:
             return
         found = {
@@ -59,10 +64,11 @@ class Score:
         # Plain values: a policy's static part is hashed and compared by `jit`.
         object.__setattr__(self, "norms", tuple(sorted(found.items())))
         for path, values in found.items():
-            if not all(0 < x < math.inf for x in values):
+            bad = [x for x in values if not 0 < x < math.inf]
+            if bad or not values:
                 raise ValueError(
-                    f"'{path}': the norm is {min(values)}, expected a number above 0. "
-                    "Leave modules without a kernel out of the adapter."
+                    f"'{path}': the norm is {bad[0] if bad else 'missing'}, expected a "
+                    "number above 0. A kernel of zeros cannot be compared with."
                 )
 
     def __str__(self) -> str:
@@ -89,17 +95,21 @@ def named(score: ScoreName | Score) -> Score:
     return _NAMED[score]
 
 
-def scored(s: Any, score: ScoreName | Score, pool: Pool, xp: Any) -> Any:
+def scored(
+    s: Any, score: ScoreName | Score, pool: Pool, xp: Any, *, scale_free: bool
+) -> Any:
     """Return the score of each component, `[N]`.
 
-    It is the singular value times one number a module, so rounding keeps the order
-    within modules.
+    It is the singular value, divided and multiplied by one number a module each, so
+    rounding keeps the order within modules. Of an update of rank 1 the relative score
+    is exactly 1.
 
     Args:
       s: The singular values, `[N]`.
       score: The score.
       pool: The pool.
       xp: `numpy`, or `jax.numpy` while tracing.
+      scale_free: Whether ratios alone count: all scores may be scaled alike.
 
     Raises:
       ValueError: if the score has no norm for a module.
@@ -108,7 +118,9 @@ def scored(s: Any, score: ScoreName | Score, pool: Pool, xp: Any) -> Any:
     if not score.power:
         return s
     if score.norms is not None:
-        factor = _norms(score, pool) ** -score.power
+        norms = _norms(score, pool)
+        # Beside the smallest: their powers would leave the range of float32.
+        factor = ((norms / norms.min()) if scale_free else norms) ** -score.power
         return s * xp.asarray(factor, s.dtype)[pool.module]
     place, exists = pool.rows
     rows = xp.where(exists, s[place], 0)
@@ -117,8 +129,11 @@ def scored(s: Any, score: ScoreName | Score, pool: Pool, xp: Any) -> Any:
     rows = rows / unit
     norm = xp.sqrt((rows * rows).sum(1, keepdims=True))
     norm = xp.where(norm > 0, norm, 1)
-    factor = unit ** (1 - score.power) / norm**score.power
-    return (rows * factor)[pool.module, pool.index]
+    # Not times an inverse, which would round twice; nor by a power of 1.
+    values = rows / norm
+    if score.power != 1:
+        values = rows / norm**score.power * unit ** (1 - score.power)
+    return values[pool.module, pool.index]
 
 
 def weights(s: np.ndarray, score: ScoreName | Score, pool: Pool) -> np.ndarray:
@@ -132,7 +147,7 @@ def weights(s: np.ndarray, score: ScoreName | Score, pool: Pool) -> np.ndarray:
       pool: The pool.
     """
     largest = s[pool.start]
-    found = scored(s, score, pool, np)[pool.start]
+    found = scored(s, score, pool, np, scale_free=False)[pool.start]
     return np.divide(found, largest, out=np.ones_like(found), where=largest > 0)
 
 

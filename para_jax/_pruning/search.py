@@ -103,8 +103,8 @@ def search(
         then children filled up with zeros to the parent's shapes, of scale 1: so a
         jitted model compiles once for all of them (`to_params` hides the scale).
       tolerance: The loss of the parent's metric to accept, 0 or more.
-      limits: A policy whose `scope`, `min_rank`, `max_rank` and `multiple_of` all
-        children keep to; its budget does not count.
+      limits: A policy whose `scope`, `score`, `min_rank`, `max_rank` and `multiple_of`
+        all children keep to; its budget does not count.
       form: The form of the child that is returned.
       method: As for `compress`.
       dtype: As for `compress`.

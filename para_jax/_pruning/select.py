@@ -138,14 +138,16 @@ def exact_ranks(
 
 def _select(s: Any, pool: Pool, policy: Policy, xp: Any) -> Any:
     """Return the mask `[N]` of the kept components; `xp` is `jnp` or `np`."""
+    free = policy.scale_free
+    # By themselves, and not beside larger ones, in whose scale small ones are zero.
+    score = scored(s, policy.score, pool, xp, scale_free=free)
     # Squares would leave the dtype's range; a fixed threshold forbids any scaling.
-    if policy.scale_free:
-        s = energy.near_one(s, xp)
+    if free:
+        s, score = energy.near_one(s, xp), energy.near_one(score, xp)
     limits = policy.limits(pool)
     # A component below the resolution of float32 is zero, and never worth its cost.
     rank = pool.rank.astype(s.dtype)
     resolved = s > tolerances.floor(s[pool.first], rank)
     allowed = resolved & (pool.index < limits.high)
     forced = allowed & (pool.index < limits.low)
-    score = scored(s, policy.score, pool, xp)
     return policy.keep(Candidates(pool, score, allowed, forced), xp)

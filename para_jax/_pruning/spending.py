@@ -39,12 +39,12 @@ class Prices(NamedTuple):
 
     Attributes:
       cost: The price of each component, `[N]`.
-      weighed: What the square of its score is divided by to give its worth, `[N]`.
+      divisor: What the square of its score is divided by to give its worth, `[N]`.
       budget: A whole number; a scalar array if the policy's value is traced.
     """
 
     cost: np.ndarray
-    weighed: np.ndarray
+    divisor: np.ndarray
     budget: Any
 
 
@@ -59,7 +59,7 @@ def spend(found: Candidates, prices: Prices, q: int, xp: Any, *, ties: bool) -> 
       ties: Whether to buy all components of the last one's worth too.
     """
     block = found.pool.blocks(q)
-    worth = _worth(found, prices.weighed, block, xp)
+    worth = _worth(found, prices.divisor, block, xp)
     # The sort is stable: of equal components, the earlier layer's come first.
     order = _falling_order(worth, xp)
     size = block.exists.sum(-1)
@@ -71,14 +71,14 @@ def spend(found: Candidates, prices: Prices, q: int, xp: Any, *, ties: bool) -> 
     return kept
 
 
-def _worth(found: Candidates, weighed: np.ndarray, block: Places, xp: Any) -> Any:
-    """Return the worth of each component: its block's mean energy, weighed, `[N]`.
+def _worth(found: Candidates, divisor: np.ndarray, block: Places, xp: Any) -> Any:
+    """Return the worth of each component: its block's mean energy, divided, `[N]`.
 
     It is infinite for forced components, and minus infinity for those not allowed.
     """
     s, size = found.s, block.exists.sum(-1)
     # Energy, not the value itself: the error of a child is a sum of squares.
-    value = xp.where(found.allowed, s * s / weighed.astype(s.dtype), 0)
+    value = xp.where(found.allowed, s * s / divisor.astype(s.dtype), 0)
     mean = xp.where(block.exists, value[block.place], 0).sum(-1) / size.astype(s.dtype)
     mean = _falling(mean, found.pool, xp)
     return xp.where(found.forced, np.inf, xp.where(found.allowed, mean, -np.inf))

@@ -3,22 +3,29 @@
 import dataclasses
 import functools
 import pathlib
+import threading
 from collections import Counter
 
 import numpy as np
 
 import para_jax as para
+from para_jax._adapters import sharing
 from para_jax._engines.registry import ENGINES
 from para_jax._pruning.policies import POLICIES
 from para_jax.cli.request import Cut
+
+_ONE = threading.Lock()
 
 
 def policies(cut: Cut, engine: str | None = None) -> list[para.Policy]:
     """Make the policies of a cut, within the ranks of an engine.
 
     Raises:
+      FileNotFoundError: if there is no base model where one is named.
       ValueError: if two are equal, or one makes no sense.
     """
+    if cut.base and not any(cut.base.glob("*.safetensors")):
+        raise FileNotFoundError(f"--base: '{cut.base}' holds no *.safetensors.")
     max_rank = cut.max_rank
     # An engine refuses a rank above its buffers, so its largest is a limit as well.
     if engine and (most := max(ENGINES[engine].ranks, default=0)):
@@ -51,9 +58,13 @@ def based(policy: para.Policy, cut: Cut, parent: para.Checkpoint) -> para.Policy
     if cut.base is None:
         return policy
     modules = tuple(
-        (path, x.stack, x.inputs, x.outputs) for path, x in parent.adapters.items()
+        (path, x.stack, x.inputs, x.outputs)
+        for path, x in sharing.owners(parent).items()
     )
-    return dataclasses.replace(policy, score=_score(cut.base, modules))
+    # One tenant of a fleet reads the base, and the others wait for it.
+    with _ONE:
+        score = _score(cut.base, modules)
+    return dataclasses.replace(policy, score=score)
 
 
 @functools.lru_cache(maxsize=8)  # A fleet's tenants have one base, and like modules.

@@ -124,6 +124,35 @@ def test_a_relative_score_does_not_depend_on_the_size_of_updates(adapters):
     )
 
 
+@pytest.mark.user_defaults
+@pytest.mark.parametrize("jit", [False, True])
+def test_updates_of_rank_one_tie_and_the_earlier_ones_are_kept(jit):
+    sigma = [49.0, 3.0, 41.0, 7.0, 55.0, 1.0, 10.0, 0.3]
+    one = np.eye(5, 1, dtype=np.float32)
+    some = {
+        f"layer/{i}": para.Adapter(one, np.float32(x) * one.T)
+        for i, x in enumerate(sigma)
+    }
+    policy = para.Rank(0.5, score="relative")
+    if jit:
+        masks = jax.jit(para.masks)(para.decompose(some), policy)
+        found = {path: int(x.sum()) for path, x in masks.items()}
+    else:
+        found = para.compress(some, policy).report.ranks
+    assert [found[f"layer/{i}"] for i in range(8)] == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.user_defaults
+@pytest.mark.parametrize("norm", [1e-20, 1.0, 1e20])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_equal_norms_do_not_matter_in_float32(adapters, norm, power):
+    same = para.Score(power, norms=dict.fromkeys(NORMS, norm))
+    spectra = jax.jit(para.decompose)(adapters)
+    for make in (para.Gamma, para.Epsilon):
+        found = jax.jit(para.masks)(spectra, make(0.5, score=same))
+        assert kept(found) == kept(jax.jit(para.masks)(spectra, make(0.5)))
+
+
 def test_within_a_module_the_order_stays(adapters):
     policy = para.Gamma(0.5, scope="local")
     alone = para.compress(adapters, policy).report.ranks
@@ -185,7 +214,8 @@ def test_a_copy_at_another_scale_is_a_near_tie(adapters):
         (lambda: para.Score(-1.0), "power must be a number from 0 up"),
         (lambda: para.Score(float("nan")), "power must be a number from 0 up"),
         (lambda: para.Score(norms={"a": 0.0}), "'a': the norm is 0.0"),
-        (lambda: para.Score(norms={"a": [1.0, np.nan]}), "'a': the norm is"),
+        (lambda: para.Score(norms={"a": [1.0, np.nan]}), "'a': the norm is nan"),
+        (lambda: para.Score(norms={"a": []}), "'a': the norm is missing"),
     ],
 )
 def test_impossible_scores_are_refused(make, message):

@@ -122,3 +122,7 @@ def test_words_that_do_not_go_together(folder, base, tmp_path, capsys):
     assert cli.main([*words, "--base", str(tmp_path)])
     assert "holds no *.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
+    # A fleet is refused once, and not a tenant at a time.
+    fleet = ["fleet", str(folder.parent / "*"), str(tmp_path / "f"), "--rank", "1"]
+    assert cli.main([*fleet, "--base", str(tmp_path)])
+    assert not (tmp_path / "f").exists()

@@ -118,6 +118,11 @@ def test_answers_have_to_differ_in_one_token(tokenizer):
         questions.encode(tokenizer, [example("answer12/answer2/answer13", 0)])
     with pytest.raises(ValueError, match="expected a different one for each"):
         questions.encode(tokenizer, [example("answer1/answer12", 0)])
+    # Words that the tokenizer does not know are the same token.
+    with pytest.raises(ValueError, match="expected a different one for each"):
+        questions.encode(tokenizer, [example("red/blue", 0)])
+    with pytest.raises(ValueError, match="expected a different one for each"):
+        questions.encode(tokenizer, [example("true", 0)])
 
 
 def test_long_and_missing_questions_are_refused(tokenizer):

@@ -171,7 +171,8 @@ def test_children_have_the_budgets_that_their_rows_say(place, trained):
 
     assert {x.seed for x in rows} == {1}
     by_name = {(x.method, x.policy): x for x in rows}
-    assert len(by_name) == len(rows) == 12 * 3 + 2 + 1 + 1
+    # Every pruner and the local cut at three budgets, and one row of each kind more.
+    assert len(by_name) == len(rows) == (20 + 1) * 3 + 1 + 1
     modules = 12
     for (method, policy), row in by_name.items():
         kind, value = policy.split()

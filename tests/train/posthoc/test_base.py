@@ -144,7 +144,19 @@ def test_each_score_is_its_formula(params, adapters):
         "by-frobenius": s / np.linalg.norm(kernel),
         "by-spectral": s / np.linalg.norm(kernel, 2),
         "by-update": s / np.linalg.norm(delta),
+        "by-update-0.25": s / np.linalg.norm(delta) ** 0.25,
+        "by-update-0.5": s / np.linalg.norm(delta) ** 0.5,
+        "by-update-0.75": s / np.linalg.norm(delta) ** 0.75,
+        # The square of it is a share of the update's energy a parameter.
+        "by-update-per-parameter": np.sqrt(s**2 / np.sum(delta**2) / 16),
+        "by-tail": [
+            np.linalg.norm(delta - (u[:, :j] * s[:j]) @ vt[:j]) / np.linalg.norm(delta)
+            for j in range(3)
+        ],
         "at-inputs": s * [np.linalg.norm(y) for y in outputs],
+        # The best one before all others of any module.
+        "sigma-floor": s * [1e30, 1, 1],
+        "by-update-floor": s / np.linalg.norm(delta) * [1e30, 1, 1],
     }
 
     got = {name: score(x, known) for name, score in posthoc.SCORES.items()}

@@ -41,10 +41,10 @@ def test_every_score_is_compared_on_every_set(tmp_path, capsys):
     # `sigma` is PARA's own, and its cut of each module alone is made beside it.
     methods = {"para", "local", *choose.PLAN.pruners} - {"sigma"}
     assert {(x.task, x.method, x.policy, x.seed) for x in children} == {
-        (name, x, f"rank {y}", seed)
+        (name, x, policy, seed)
         for name in sets
         for x in methods
-        for y in (4, 1)
+        for policy in ("rank 4", "rank 1", "params 0.5")
         for seed in (0, 1)
     }
     for x in (*trained, *children):

@@ -44,9 +44,9 @@ def test_every_score_is_compared_on_every_task(tmp_path):
     # `sigma` is PARA's own, and its cut of each module alone is made beside it.
     methods = {"para", "local", *glue.PLAN.pruners} - {"sigma"}
     assert {(x.task, x.method, x.policy, x.seed) for x in children} == {
-        (task, x, f"rank {y}", seed)
+        (task, x, policy, seed)
         for task in glue.PLAN.tasks
         for x in methods
-        for y in (4, 1)
+        for policy in ("rank 4", "rank 1", "params 0.5")
         for seed in (0, 1)
     }

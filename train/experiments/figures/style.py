@@ -24,7 +24,7 @@ _FAMILIES = (
     sentiment.TASKS,
     digits.TASKS,
     tuple(x.name for x in sources.IMAGES),
-    tuple(x.name for x in sources.GLUE),
+    (*(x.name for x in sources.GLUE), "rte"),
     ("problems",),
     tuple(SETS),
     *SETS.values(),
