@@ -12,12 +12,13 @@ import numpy as np
 from para_jax._adapters.adapter import Adapters, ordered
 from para_jax._adapters.checkpoint import Checkpoint, as_checkpoint
 from para_jax._adapters.stacks import kernels
+from para_jax._pruning import outlook
 from para_jax._pruning.batches import Progress
 from para_jax._pruning.pipeline import spectra_of
 from para_jax._pruning.policies import Epsilon
 from para_jax._pruning.pool import pool as pool_of
 from para_jax._pruning.report import Report, report
-from para_jax._pruning.select import exact_ranks
+from para_jax._pruning.select import exact_ranks, pooled
 from para_jax.linalg.cores import Method
 
 SHARES = (0.9, 0.95, 0.99, 0.999)
@@ -61,6 +62,7 @@ class Inspection:
       dtypes: The dtypes of the factors.
       extra: The names of the tensors that are no LoRA factors.
       report: The spectrum of every module, all of it kept.
+      notes: What became of the children of adapters with a like spectrum, in words.
     """
 
     rows: tuple[Row, ...]
@@ -71,6 +73,7 @@ class Inspection:
     dtypes: tuple[str, ...]
     extra: tuple[str, ...]
     report: Report
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as plain JSON values."""
@@ -82,6 +85,7 @@ class Inspection:
             "extra": list(self.extra),
             "shares": list(self.shares),
             "needed": list(self.needed),
+            "notes": list(self.notes),
             "modules": [
                 dataclasses.asdict(x) | {"sigma": spectra[x.path]} for x in self.rows
             ],
@@ -142,4 +146,5 @@ def inspect(
         dtypes=tuple(sorted({np.dtype(x.a.dtype).name for x in adapters.values()})),
         extra=tuple(sorted(checkpoint.extra)),
         report=report(spectra, kept, Epsilon(1.0), pool),
+        notes=outlook.notes(pooled(spectra, pool)),
     )

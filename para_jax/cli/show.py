@@ -137,6 +137,8 @@ def inspection(found: Inspection) -> None:
     for share, needed in zip(shares, found.needed, strict=True):
         average = needed / count
         print(f"{share:>6} of all energy: {needed} ranks, {average:.2f} on average")
+    for note in found.notes:
+        print(wrapped(note))
     if found.extra:
         example = _shortened(found.extra[-1], 45)
         print(f"{len(found.extra)} other tensors, such as {example}")

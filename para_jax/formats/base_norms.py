@@ -86,7 +86,7 @@ def _in_tree(base: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return what gives each array of nested params, by its path."""
 
     def tensor(x: Any) -> Tensor:
-        return Tensor(str(getattr(x, "dtype", np.result_type(x))), lambda: x)
+        return Tensor(str(getattr(x, "dtype", type(x).__name__)), lambda: x)
 
     return {path: tensor(x) for path, x in unnest(base).items()}
 
