@@ -33,11 +33,12 @@ class Score:
     Example:
       >>> para_jax.ranks(para_jax.decompose(adapters), para_jax.Gamma(0.5))
       {'down': array(1), 'up': array(2)}
-      >>> alike = para_jax.Gamma(0.5, score=para_jax.Score(norms={"up": 8, "down": 1}))
-      >>> alike.name
+      >>> score = para_jax.Score(norms={"up": 32, "down": 1})
+      >>> policy = para_jax.Gamma(0.5, score=score)
+      >>> policy.name
       'gamma 0.5 base'
-      >>> para_jax.compress(adapters, alike).report.ranks
-      {'down': 1, 'up': 2}
+      >>> para_jax.compress(adapters, policy).report.ranks
+      {'down': 2, 'up': 1}
 
     Attributes:
       power: The power of the norm, 0 or more.
