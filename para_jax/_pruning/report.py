@@ -270,12 +270,8 @@ class Accounts:
         tie = near_tie(self.s, kept, policy, pool, narrow=self._narrow)
         budget = policy.rank_budget(pool) or 0
         weight = weights(self.s, policy.score, pool).tolist()
-        modules = tuple(
-            ModuleReport(mask=kept[here], weight=weight[i], **module)
-            for i, (here, module) in enumerate(
-                zip(self._places, self._modules, strict=True)
-            )
-        )
+        each = zip(self._places, self._modules, weight, strict=True)
+        modules = tuple(ModuleReport(mask=kept[x], weight=w, **y) for x, y, w in each)
         return Report(
             policy=policy.name,
             modules=modules,

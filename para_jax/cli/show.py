@@ -134,9 +134,8 @@ def inspection(found: Inspection) -> None:
         f"{found.parameters:,} parameters, "
         f"{human_bytes(found.bytes)} of {', '.join(found.dtypes)}"
     )
-    for share, needed in zip(shares, found.needed, strict=True):
-        average = needed / count
-        print(f"{share:>6} of all energy: {needed} ranks, {average:.2f} on average")
+    for share, rank in zip(shares, found.needed, strict=True):
+        print(f"{share:>6} of all energy: {rank} ranks, {rank / count:.2f} on average")
     for note in found.notes:
         print(wrapped(note))
     if found.extra:

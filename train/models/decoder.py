@@ -7,8 +7,9 @@ Axis letters: `L` layers, `B` sequences, `T` tokens, `d` model width, `h` heads,
 heads of keys and values, `e` their width, `V` vocabulary. Traceable under `jit`.
 """
 
+import abc
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +22,11 @@ from jaxtyping import Float, Int
 
 from para_jax import Array
 from para_jax.flax.linen import Dense
-from train.models import attention, layers, rope
+from train.data.batch import Batch
+from train.models import attention, layers, loss, rope
 from train.models.adapted import Adapted
 from train.models.attention import Cache
+from train.models.score import Score
 
 STACK = "model/layers"
 """The path of the stacked blocks."""
@@ -216,7 +219,7 @@ class Decoder(Layer):
 
 
 class Causal(nn.Module):
-    """The base class of causal language models; each defines `setup` and `logits`.
+    """The base class of causal language models; each defines `setup` and `kinds`.
 
     Attributes:
       config: The model's shape.
@@ -263,13 +266,36 @@ class Causal(nn.Module):
             positions = jnp.arange(ids.shape[1])[None]
         return self.model(jnp.asarray(ids), positions, cache, self.kinds())
 
+    @abc.abstractmethod
     def kinds(self) -> Kind:
         """Return the constants of the layers."""
-        raise NotImplementedError
+
+    @property
+    def softcap(self) -> float | None:
+        """The bound of the logits `c tanh(x / c)`, if they have one."""
+        return None
+
+    @nn.nowrap
+    def head(self, params: Mapping[str, Any]) -> Float[Array, "V d"]:
+        """Return the table that logits are products with: that of the embeddings."""
+        return params["model"]["embed_tokens"]["embedding"]
 
     def logits(self, x: Float[jax.Array, "*B d"]) -> Float[jax.Array, "*B V"]:
         """Return the logits of the hidden states, float32."""
-        raise NotImplementedError
+        head = self.head(self.variables["params"]).T.astype(x.dtype)
+        y = jnp.matmul(x, head, preferred_element_type=jnp.float32)
+        cap = self.softcap
+        return y if cap is None else cap * jnp.tanh(y / cap)
+
+    @nn.nowrap
+    def score(self, variables: Mapping[str, Any], batch: Batch) -> Score:
+        """Return the score of labels `[B, T]`, the next tokens; few logits at a time.
+
+        Args:
+          variables: The variables for `apply`.
+          batch: Tokens and labels.
+        """
+        return loss.causal_score(self, variables, batch)
 
     def empty_cache(self, batch: int, length: int) -> Cache:
         """Return an empty cache for a number of sequences and of tokens."""

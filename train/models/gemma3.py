@@ -9,17 +9,13 @@ Axis letters: `L` layers, `B` sequences, `T` tokens, `d` model width, `h` heads,
 heads of keys and values, `e` their width, `V` vocabulary. Traceable under `jit`.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from train.data.batch import Batch
-from train.models import loss, rope
+from train.models import rope
 from train.models.decoder import (
     ADAPTED as ADAPTED,
     MLP,
@@ -37,7 +33,6 @@ from train.models.gemma3_config import (
     read_config as read_config,
 )
 from train.models.gemma3_weights import leaves as leaves, load as load
-from train.models.score import Score
 
 
 class Block(Layer):
@@ -102,19 +97,7 @@ class Gemma3(Causal):
         angles = np.where(sliding[:, None], local[None], whole[None])
         return Kind(jnp.asarray(numbers), jnp.asarray(sliding), jnp.asarray(angles))
 
-    def logits(self, x: Float[jax.Array, "*B d"]) -> Float[jax.Array, "*B V"]:
-        """Return the logits of the hidden states, float32."""
-        table = self.variables["params"]["model"]["embed_tokens"]["embedding"]
-        y = jnp.matmul(x, table.T.astype(x.dtype), preferred_element_type=jnp.float32)
-        cap = self.config.final_logit_softcapping
-        return y if cap is None else cap * jnp.tanh(y / cap)
-
-    @nn.nowrap
-    def score(self, variables: Mapping[str, Any], batch: Batch) -> Score:
-        """Return the score of labels `[B, T]`, the next tokens; few logits at a time.
-
-        Args:
-          variables: The variables for `apply`.
-          batch: Tokens and labels.
-        """
-        return loss.causal_score(self, variables, batch)
+    @property
+    def softcap(self) -> float | None:
+        """The bound of the logits, if they have one."""
+        return self.config.final_logit_softcapping

@@ -17,8 +17,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int
 
-from train.data.batch import NO_LABEL, Batch
-from train.models import loss, rope
+from para_jax import Array
+from train.models import rope
 from train.models.decoder import (
     ADAPTED as ADAPTED,
     MLP,
@@ -32,7 +32,6 @@ from train.models.decoder import (
 )
 from train.models.llama_config import Config as Config, read_config as read_config
 from train.models.llama_weights import leaves as leaves, load as load
-from train.models.score import Score
 
 
 class Block(Layer):
@@ -103,35 +102,12 @@ class Llama(Causal):
 
     def logits(self, x: Float[jax.Array, "*B d"]) -> Float[jax.Array, "*B V"]:
         """Return the logits of the hidden states, float32."""
-        if not self.config.tie_word_embeddings:
-            return self.lm_head(x)
-        table = self.variables["params"]["model"]["embed_tokens"]["embedding"]
-        return jnp.matmul(
-            x, table.T.astype(x.dtype), preferred_element_type=jnp.float32
-        )
+        tied = self.config.tie_word_embeddings
+        return super().logits(x) if tied else self.lm_head(x)
 
     @nn.nowrap
-    def score(self, variables: Mapping[str, Any], batch: Batch) -> Score:
-        """Return the score of labels `[B, T]`, the next tokens; few logits at a time.
-
-        Args:
-          variables: The variables for `apply`.
-          batch: Tokens and labels.
-        """
-        state: Any = self.apply(variables, batch.inputs, method="hidden")
-        x = state.x.reshape(-1, state.x.shape[-1])
-        labels = jnp.asarray(batch.labels).reshape(-1)
-        counts = labels != NO_LABEL
-        # Any valid index: its weight is 0.
-        targets = loss.Targets(jnp.where(counts, labels, 0), counts.astype(jnp.float32))
-        table = self._table(variables["params"])
-        sums = loss.cross_entropy(x, table, targets, None, min(loss.CHUNK, len(x)))
-        # A batch of padding alone has a loss of 0, not NaN.
-        total = jnp.maximum(counts.sum(), 1)
-        return Score(sums.loss / total, jax.lax.stop_gradient(sums.right) / total)
-
-    @nn.nowrap
-    def _table(self, params: Mapping[str, Any]) -> Float[jax.Array, "V d"]:
+    def head(self, params: Mapping[str, Any]) -> Float[Array, "V d"]:
+        """Return the table that logits are products with, of its own or not."""
         if self.config.tie_word_embeddings:
-            return params["model"]["embed_tokens"]["embedding"]
+            return super().head(params)
         return params["lm_head"]["kernel"].T

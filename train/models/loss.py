@@ -47,7 +47,7 @@ _NOTHING = Sums(np.zeros((), np.float32), np.zeros((), np.float32))
 
 
 def causal_score(
-    model: nn.Module,
+    model: Any,
     variables: Mapping[str, Any],
     batch: Batch,
     *,
@@ -56,21 +56,19 @@ def causal_score(
     """Return the mean cross entropy of the labels, and the accuracy.
 
     Args:
-      model: A model with `hidden`, and its embeddings as its head, such as
-        `gemma3.Gemma3`.
+      model: A model with `hidden`, `head` and `softcap`, as `decoder.Causal`.
       variables: Its params and, in the collection `lora`, any adapters.
       batch: Tokens `[B, T]`, and after each of them the next one, as far as it counts.
       chunk: The number of tokens with logits in memory at a time.
     """
     state: Any = model.apply(variables, batch.inputs, method="hidden")
     x = state.x.reshape(-1, state.x.shape[-1])
-    table = variables["params"]["model"]["embed_tokens"]["embedding"]
     labels = jnp.asarray(batch.labels).reshape(-1)
     counts = labels != NO_LABEL
     # Any valid index: its weight is 0.
     targets = Targets(jnp.where(counts, labels, 0), counts.astype(jnp.float32))
-    softcap = model.config.final_logit_softcapping
-    sums = cross_entropy(x, table, targets, softcap, min(chunk, len(x)))
+    table = model.head(variables["params"])
+    sums = cross_entropy(x, table, targets, model.softcap, min(chunk, len(x)))
     # A batch of padding alone has a loss of 0, not NaN.
     total = jnp.maximum(counts.sum(), 1)
     return Score(sums.loss / total, jax.lax.stop_gradient(sums.right) / total)

@@ -4,10 +4,11 @@ import re
 
 import pytest
 
-from train.experiments import documents
+from train.experiments import documents, results
 from train.experiments.missing import Missing
 from train.experiments.results import FOLDER
-from train.experiments.tables import TABLES
+from train.experiments.tables import TABLES, scores
+from train.experiments.tables.table import points
 
 TEXT = """# Title
 
@@ -95,3 +96,26 @@ def test_tables_are_written_to_the_documents_that_have_them(tmp_path, monkeypatc
         ValueError, match=r"No place for table 'b' in .*<!-- table b -->"
     ):
         documents.write({"b": "x"})
+
+
+@pytest.mark.parametrize(
+    ("folder", "share", "shown"),
+    [
+        ("", "0.125", "| 4 of sentences | an eighth |"),
+        ("", "0.03125", "| | a thirty-second |"),
+        ("vision", "0.125", "| 5 of pictures | an eighth |"),
+        ("vision", "0.0625", "| | a sixteenth |"),
+        ("glue", "0.03125", "| 3 of GLUE | a thirty-second |"),
+    ],
+)
+def test_the_page_s_table_of_two_scores_is_of_the_results(folder, share, shown):
+    files = results.Files(FOLDER / folder)
+    cells = [
+        points(scores.interval(files, name, f"params {share}"))
+        for name in ("by-frobenius", "by-update")
+    ]
+    page = (FOLDER.parent.parent / "docs/results.md").read_text()
+    row = f"{shown} {' | '.join(x.removeprefix('▲ ') for x in cells)} |"
+    assert row in page
+    within = [x for x in cells if not x.startswith("▲")]
+    assert within == (["+2.31±2.4"] if shown.startswith("| |") and not folder else [])
