@@ -1,7 +1,7 @@
 """Questions with given answers, as tokens for `train.models.multiple_choice`.
 
-Axis letters: `N` questions, `T` tokens, `A` answers, `B` questions of a batch. Runs on
-the host, except for `batch`.
+Axis letters: `N` questions, `A` answers, `T` tokens of a question with an answer, `K`
+tokens of an answer, `B` questions of a batch. Runs on the host, except for `batch`.
 """
 
 from collections.abc import Sequence
@@ -14,33 +14,47 @@ from jaxtyping import Int
 
 from train.data import arrays
 from train.data.batch import NO_LABEL, Batch
-from train.data.instructions import Example
-from train.models.multiple_choice import NO_ANSWER, Questions
+from train.data.commonsense import Question
+from train.models.multiple_choice import NO_TOKEN, Questions
 
-_FORMAT = "Answer format: "
-_WIDTH_STEP = 64  # Few widths, so few compiled programs.
+TEMPLATE = "Question: {}\nAnswer:"
+"""The prompt; an answer follows after a space."""
+
+# Few shapes, so few compiled programs: powers of 2 and of 4, from these on.
+_WIDTH = 32
+_LONGEST = 8
 
 
 class Tokens(NamedTuple):
     """The tokens of one question.
 
     Attributes:
-      ids: The prompt, and the response up to where the answers differ.
-      answers: The next token of each answer.
+      prompt: The tokens before an answer.
+      answers: The tokens of each answer.
       right: The number of the right answer, from 0.
     """
 
-    ids: Sequence[int]
-    answers: Sequence[int]
+    prompt: Sequence[int]
+    answers: Sequence[Sequence[int]]
     right: int
+
+    @property
+    def longest(self) -> int:
+        """The number of tokens of the longest answer."""
+        return max(map(len, self.answers))
+
+    @property
+    def width(self) -> int:
+        """The number of tokens of the question with its longest answer."""
+        return len(self.prompt) + self.longest
 
 
 class Packed(NamedTuple):
     """Questions of one width with their labels. A pytree, see `Questions`."""
 
-    ids: Int[jax.Array | np.ndarray, "N T"]
+    ids: Int[jax.Array | np.ndarray, "N A T"]
     last: Int[jax.Array | np.ndarray, " N"]
-    answers: Int[jax.Array | np.ndarray, "N A"]
+    answers: Int[jax.Array | np.ndarray, "N A K"]
     labels: Int[jax.Array | np.ndarray, " N"]
 
     def batch(self, rows: Int[jax.Array | np.ndarray, " B"]) -> Batch:
@@ -49,84 +63,77 @@ class Packed(NamedTuple):
         return Batch(Questions(ids, last, answers), labels)
 
 
-def answers(example: Example) -> tuple[str, ...]:
-    """Return the names of the answers, as the end of a prompt lists them.
+class Shape(NamedTuple):
+    """The shape of packed questions.
 
-    Raises:
-      ValueError: if it lists none, or not the right one.
+    Attributes:
+      choices: The largest number of answers, `A`.
+      width: Tokens of a question with an answer, `T`.
+      longest: Tokens of an answer, `K`.
     """
-    # The last one: a question may have the words in it.
-    _, found, rest = example.prompt.rpartition(_FORMAT)
-    names = tuple(rest.split(maxsplit=1)[0].split("/")) if found else ()
-    if example.answer not in names:
-        raise ValueError(
-            f"A prompt lists the answers {names}, expected '{example.answer}' among "
-            f"them, as '{_FORMAT}a/b': {example.prompt!r}."
-        )
-    return names
+
+    choices: int
+    width: int
+    longest: int
 
 
 def encode(
-    tokenizer: tokenizers.Tokenizer, examples: Sequence[Example]
+    tokenizer: tokenizers.Tokenizer, questions: Sequence[Question]
 ) -> list[Tokens]:
-    """Tokenize questions whose prompts list their answers.
+    """Tokenize questions and each of their answers.
 
     Raises:
-      ValueError: if a prompt lists none, its response does not end with the right one,
-        or two answers begin with the same token where they differ.
+      ValueError: if a question has no answers, or one of them has no tokens.
     """
-    prompts = tokenizer.encode_batch([x.prompt for x in examples])
-    # Few different ones: their tokens do not depend on the prompt.
-    known: dict[tuple[str, ...], tuple[list[int], list[int]]] = {}
+    prompts = tokenizer.encode_batch([TEMPLATE.format(x.text) for x in questions])
+    texts = [f" {answer}" for x in questions for answer in x.answers]
+    encoded = iter(tokenizer.encode_batch(texts, add_special_tokens=False))
     result = []
-    for example, prompt in zip(examples, prompts, strict=True):
-        names = answers(example)
-        if not example.response.endswith(example.answer):
+    for question, prompt in zip(questions, prompts, strict=True):
+        answers = [next(encoded).ids for _ in question.answers]
+        if not answers or not all(answers):
             raise ValueError(
-                f"The response '{example.response}' does not end with the answer "
-                f"'{example.answer}'."
+                f"The answers of '{question.text}' have {list(map(len, answers))} "
+                f"tokens, expected at least one each: {list(question.answers)}."
             )
-        opening = example.response.removesuffix(example.answer)
-        texts = tuple(opening + name for name in names)
-        if texts not in known:
-            known[texts] = _divided(tokenizer, texts)
-        common, following = known[texts]
-        right = names.index(example.answer)
-        result.append(Tokens([*prompt.ids, *common], following, right))
+        result.append(Tokens(prompt.ids, answers, question.right))
     return result
 
 
 def pack(
-    questions: Sequence[Tokens],
-    *,
-    width: int,
-    choices: int,
-    multiple: int | None = None,
+    questions: Sequence[Tokens], shape: Shape, *, multiple: int | None = None
 ) -> Packed:
-    """Pack questions into arrays, padded with zeros to `width` tokens.
+    """Pack questions into arrays, padded with zeros.
 
     Args:
       questions: The questions.
-      width: Tokens of a row.
-      choices: The largest number of answers, `A`.
+      shape: The shape of a row.
       multiple: The divisor of the number of rows, as for `arrays.filled_up`. Rows that
         fill up have no label.
 
     Raises:
-      ValueError: if there are none, or one is too long.
+      ValueError: if there are none, or one exceeds the shape.
     """
     if not questions:
         raise ValueError("No questions: the part is empty.")
-    if (longest := max(len(x.ids) for x in questions)) > width:
-        raise ValueError(f"A question has {longest} tokens, expected <= {width}.")
-    ids = np.zeros((len(questions), width), np.int32)
-    names = np.full((len(questions), choices), NO_ANSWER, np.int32)
-    for row, named, x in zip(ids, names, questions, strict=True):
-        row[: len(x.ids)] = x.ids
-        named[: len(x.answers)] = x.answers
-    last = np.array([len(x.ids) - 1 for x in questions], np.int32)
+    largest = Shape(
+        max(len(x.answers) for x in questions),
+        max(x.width for x in questions),
+        max(x.longest for x in questions),
+    )
+    if any(found > room for found, room in zip(largest, shape, strict=True)):
+        raise ValueError(f"Questions have the shape {largest}, expected <= {shape}.")
+    rows = (len(questions), shape.choices)
+    ids = np.zeros((*rows, shape.width), np.int32)
+    answers = np.full((*rows, shape.longest), NO_TOKEN, np.int32)
+    for number, x in enumerate(questions):
+        for choice, answer in enumerate(x.answers):
+            both = [*x.prompt, *answer]
+            ids[number, choice, : len(both)] = both
+            answers[number, choice, : len(answer)] = answer
+    last = np.array([len(x.prompt) - 1 for x in questions], np.int32)
     labels = np.array([x.right for x in questions], np.int32)
-    full = [arrays.filled_up(x, multiple) for x in (ids, last, names, labels)]
+    full = [arrays.filled_up(x, multiple) for x in (ids, last, answers, labels)]
     full[-1][len(questions) :] = NO_LABEL
     return Packed(*full)
 
@@ -136,35 +143,25 @@ def batches(questions: Sequence[Tokens], *, choices: int, tokens: int) -> list[B
 
     Args:
       questions: The questions.
-      choices: As for `pack`.
+      choices: The largest number of answers.
       tokens: The tokens of a batch, with padding.
     """
-    by_width: dict[int, list[Tokens]] = {}
-    for x in sorted(questions, key=lambda x: len(x.ids)):
-        width = -(-len(x.ids) // _WIDTH_STEP) * _WIDTH_STEP
-        by_width.setdefault(width, []).append(x)
+    by_shape: dict[Shape, list[Tokens]] = {}
+    for x in sorted(questions, key=lambda x: x.width):
+        width = _power(x.width, _WIDTH, 2)
+        shape = Shape(choices, width, min(width, _power(x.longest, _LONGEST, 4)))
+        by_shape.setdefault(shape, []).append(x)
     result = []
-    for width, some in by_width.items():
-        size = max(1, tokens // width)
-        full = pack(some, width=width, choices=choices, multiple=size)
+    for shape, some in by_shape.items():
+        size = max(1, tokens // (shape.choices * shape.width))
+        full = pack(some, shape, multiple=size)
         rows = np.arange(len(full.ids)).reshape(-1, size)
         result += [full.batch(x) for x in rows]
     return result
 
 
-def _divided(
-    tokenizer: tokenizers.Tokenizer, texts: Sequence[str]
-) -> tuple[list[int], list[int]]:
-    """Return the tokens that all texts begin with, and the next one of each."""
-    encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    ids = [x.ids for x in encoded]
-    common, shortest = 0, min(map(len, ids))
-    while common < shortest and len({x[common] for x in ids}) == 1:
-        common += 1
-    following = [x[common] for x in ids if len(x) > common]
-    if len(set(following)) < len(texts):
-        raise ValueError(
-            f"The tokens after '{tokenizer.decode(ids[0][:common])}' are {following}, "
-            f"expected a different one for each of {', '.join(map(repr, texts))}."
-        )
-    return ids[0][:common], following
+def _power(size: int, first: int, base: int) -> int:
+    """Return the least of `first * base**n` that is no less than `size`."""
+    while first < size:
+        first *= base
+    return first

@@ -5,134 +5,109 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-WORDS = ["?", "Answer", "answer", "ending", "format:", "is", "true", "false", "a", "b"]
-WORDS += [str(x) for x in range(10)] + ["/"]
+WORDS = ["?", "Question:", "Answer:", "a", "b", "c", "d"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Return a tokenizer of words, in which each digit is a token."""
+    """Return a tokenizer of words."""
     vocabulary = {word: number for number, word in enumerate(WORDS)}
     result = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    result.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.Split("/", "isolated"),
-        ]
-    )
+    result.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return result
 
 
-def example(names, right, words="a b"):
-    from train.data.instructions import Example
+def question(text, *answers, right=0):
+    from train.data.commonsense import Question
 
-    answer = names.split("/")[right]
-    prompt = f"{words} Answer format: {names}\n\n"
-    return Example(prompt, f"is {answer}", answer)
+    return Question(text, answers, right)
 
 
 def words(ids):
-    return [WORDS[x] for x in ids]
+    return " ".join(WORDS[x] for x in ids)
 
 
-def test_a_question_ends_where_its_answers_begin_to_differ(tokenizer):
+def test_answers_are_apart_from_their_question(tokenizer):
     from train.data import questions
 
-    first, second = questions.encode(
-        tokenizer, [example("answer1/answer2/answer3", 2), example("true/false", 1)]
-    )
+    (found,) = questions.encode(tokenizer, [question("a b", "c", "d d a", right=1)])
 
-    assert words(first.ids)[-3:] == ["3", "is", "answer"]
-    assert words(first.answers) == ["1", "2", "3"]
-    assert first.right == 2
-    assert words(second.ids)[-2:] == ["false", "is"]
-    assert words(second.answers) == ["true", "false"]
-    assert second.right == 1
-
-
-def test_the_last_list_of_answers_counts(tokenizer):
-    from train.data import questions
-
-    odd = example("true/false", 0, words="Answer format: a/b a")
-    assert questions.answers(odd) == ("true", "false")
+    assert words(found.prompt) == "Question: a b Answer:"
+    assert [words(x) for x in found.answers] == ["c", "d d a"]
+    assert found.right == 1
+    assert (found.longest, found.width) == (3, 7)
 
 
 def test_batches_hold_every_question_once_with_its_label(tokenizer):
     from train.data import questions
 
-    # Of 8 to 150 tokens, so of three widths.
+    # Of widths up to 128, and of answers up to 32.
     some = [
-        example("answer1/answer2", x % 2, words="a " * (x * 7 % 143)) for x in range(50)
+        question(
+            "a " * (x * 7 % 90), "b", "c " * (1 + x * 5 % 30), "d"[: x % 2] or "a"
+        )._replace(right=x % 3)
+        for x in range(50)
     ]
     encoded = questions.encode(tokenizer, some)
 
-    found = questions.batches(encoded, choices=5, tokens=256)
+    found = questions.batches(encoded, choices=4, tokens=1024)
 
     assert sum(x.examples for x in found) == 50
-    seen = []
+    shapes, seen = set(), []
     for inputs, labels in found:
-        assert inputs.ids.size <= 256
-        assert inputs.ids.shape[1] % 64 == 0
+        assert inputs.ids.size <= 1024
+        shapes.add((inputs.ids.shape[2], inputs.answers.shape[2]))
         for ids, last, answers, label in zip(*inputs, labels, strict=True):
-            if label >= 0:
-                assert answers[2:].tolist() == [-1, -1, -1]
-                seen.append((*ids[: last + 1].tolist(), *answers[:2].tolist(), label))
-                assert not ids[last + 1 :].any()
-    assert sorted(seen) == sorted((*x.ids, *x.answers, x.right) for x in encoded)
+            if label < 0:
+                continue
+            texts = []
+            for row, answer in zip(ids, answers, strict=True):
+                length = int((answer >= 0).sum())
+                assert (answer[length:] == -1).all()
+                # The answer is behind the question in the same row.
+                assert row[last + 1 :][:length].tolist() == answer[:length].tolist()
+                assert not row[last + 1 + length :].any()
+                if length:
+                    texts.append(tuple(row[: last + 1 + length].tolist()))
+            seen.append((*texts, label))
+    assert shapes == {(32, 8), (32, 32), (64, 8), (64, 32), (128, 8), (128, 32)}
+    wanted = [(*((*x.prompt, *y) for y in x.answers), x.right) for x in encoded]
+    assert sorted(seen) == sorted(wanted)
 
 
 def test_packed_questions_are_those_of_any_rows(tokenizer):
     from train.data import questions
 
-    some = questions.encode(tokenizer, [example("a/b", x % 2) for x in range(6)])
-    packed = questions.pack(some, width=16, choices=3)
+    some = questions.encode(
+        tokenizer, [question("a", "b", "c", right=x % 2) for x in range(6)]
+    )
+    packed = questions.pack(some, questions.Shape(3, 16, 4), multiple=4)
 
     inputs, labels = packed.batch(np.array([5, 0, 3]))
 
     assert labels.tolist() == [1, 0, 1]
-    assert inputs.ids.shape == (3, 16)
+    assert inputs.ids.shape == (3, 3, 16)
+    assert inputs.answers.shape == (3, 3, 4)
     assert (packed.labels[6:] == -1).all()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"prompt": "a b"}, r"lists the answers \(\), expected 'true'"),
-        ({"answer": "a"}, "expected 'a' among them"),
-        ({"response": "is false"}, "does not end with the answer 'true'"),
-    ],
-)
-def test_what_is_no_question_is_refused(tokenizer, change, message):
+@pytest.mark.parametrize("answers", [(), ("a", " "), ("",)])
+def test_answers_without_tokens_are_refused(tokenizer, answers):
     from train.data import questions
 
-    with pytest.raises(ValueError, match=message):
-        questions.encode(tokenizer, [example("true/false", 0)._replace(**change)])
+    with pytest.raises(ValueError, match="expected at least one each"):
+        questions.encode(tokenizer, [question("a b", *answers)])
 
 
-def test_answers_have_to_differ_in_one_token(tokenizer):
+@pytest.mark.parametrize("shape", [(1, 16, 4), (2, 5, 4), (2, 16, 1)])
+def test_questions_beyond_the_shape_are_refused(tokenizer, shape):
     from train.data import questions
 
-    # The tokens of 11 and 12 are 1, 1 and 1, 2: so do 1 and 12 not differ in the first.
-    with pytest.raises(ValueError, match="expected a different one for each"):
-        questions.encode(tokenizer, [example("answer12/answer2/answer13", 0)])
-    with pytest.raises(ValueError, match="expected a different one for each"):
-        questions.encode(tokenizer, [example("answer1/answer12", 0)])
-    # Words that the tokenizer does not know are the same token.
-    with pytest.raises(ValueError, match="expected a different one for each"):
-        questions.encode(tokenizer, [example("red/blue", 0)])
-    with pytest.raises(ValueError, match="expected a different one for each"):
-        questions.encode(tokenizer, [example("true", 0)])
-
-
-def test_long_and_missing_questions_are_refused(tokenizer):
-    from train.data import questions
-
-    some = questions.encode(tokenizer, [example("a/b", 0)])
-    with pytest.raises(ValueError, match=r"has \d+ tokens, expected <= 4"):
-        questions.pack(some, width=4, choices=5)
+    some = questions.encode(tokenizer, [question("a b", "c", "d a")])
+    with pytest.raises(ValueError, match=r"have the shape Shape\(choices=2, width=6"):
+        questions.pack(some, questions.Shape(*shape))
     with pytest.raises(ValueError, match="No questions"):
-        questions.pack([], width=4, choices=5)
+        questions.pack([], questions.Shape(*shape))
 
 
 def test_a_part_of_the_held_out_rows_is_from_all_of_them():

@@ -1,4 +1,4 @@
-"""The choice among answers, against all logits of the language model."""
+"""The choice among answers, against all logits of the language model in float64."""
 
 import jax
 import numpy as np
@@ -25,21 +25,30 @@ def model():
     )
 
 
+LENGTHS = np.array([[1, 3, 6], [5, 2, 0], [6, 1, 4], [2, 2, 0]])
+"""Tokens of each answer; 0 for none."""
+
+
 @pytest.fixture(scope="module")
 def questions():
-    from train.models.multiple_choice import Questions
+    from train.models.multiple_choice import NO_TOKEN, Questions
 
     rng = np.random.default_rng(0)
-    return Questions(
-        ids=rng.integers(50, size=(4, 12)).astype(np.int32),
-        last=np.array([11, 3, 0, 7], np.int32),
-        answers=np.array([[3, 9, 41], [49, 0, -1], [7, 8, 9], [5, 4, -1]], np.int32),
-    )
+    last = np.array([5, 3, 0, 4])
+    ids = rng.integers(50, size=(4, 3, 12))
+    answers = np.full((4, 3, 6), NO_TOKEN)
+    for row, (end, lengths) in enumerate(zip(last, LENGTHS, strict=True)):
+        ids[row, :, : end + 1] = ids[row, 0, : end + 1]
+        for choice, length in enumerate(lengths):
+            answers[row, choice, :length] = ids[row, choice, end + 1 :][:length]
+            ids[row, choice, end + 1 + length :] = 0
+    kind = np.int32
+    return Questions(ids.astype(kind), last.astype(kind), answers.astype(kind))
 
 
 @pytest.fixture(scope="module")
 def params(model, questions):
-    found = model.init(jax.random.key(0), questions.ids)["params"]
+    found = model.init(jax.random.key(0), questions.ids[:, 0])["params"]
     return jax.tree.map(
         lambda x: (
             x + 0.3 * np.sin(np.arange(x.size)).reshape(x.shape).astype(np.float32)
@@ -48,33 +57,44 @@ def params(model, questions):
     )
 
 
-def test_logits_are_those_of_the_next_tokens(model, params, questions):
-    from train.models.multiple_choice import Chooser
+def likelihoods(model, params, questions):
+    """Return the mean log-likelihood of each answer, from all logits."""
+    result = np.full(LENGTHS.shape, -np.inf)
+    for row, (ids, last, answers) in enumerate(zip(*questions, strict=True)):
+        logits = np.asarray(model.apply({"params": params}, ids), np.float64)
+        chances = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        for choice, length in enumerate(LENGTHS[row]):
+            if length:
+                where = np.arange(length)
+                each = chances[choice, last + where, answers[choice, :length]]
+                result[row, choice] = each.mean()
+    return result
 
-    whole = np.asarray(model.apply({"params": params}, questions.ids))
+
+def test_an_answer_counts_by_the_mean_likelihood_of_its_tokens(
+    model, params, questions
+):
+    from train.models.multiple_choice import Chooser
 
     found = np.asarray(Chooser(model).apply({"params": params}, questions))
 
-    for row, (last, answers) in enumerate(zip(*questions[1:], strict=True)):
-        for column, answer in enumerate(answers):
-            if answer < 0:
-                assert found[row, column] == -np.inf
-            else:
-                np.testing.assert_allclose(
-                    found[row, column], whole[row, last, answer], rtol=1e-5, atol=1e-5
-                )
+    wanted = likelihoods(model, params, questions)
+    assert np.isneginf(wanted).sum() == 2
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def test_what_follows_a_question_has_no_effect(model, params, questions):
+def test_what_follows_an_answer_has_no_effect(model, params, questions):
     from train.models.multiple_choice import Chooser
 
     changed = questions.ids.copy()
-    changed[np.arange(12) > questions.last[:, None]] = 1
+    ends = questions.last[:, None] + LENGTHS
+    changed[np.arange(12) > ends[..., None]] = 1
     chooser = Chooser(model)
 
     one = chooser.apply({"params": params}, questions)
     two = chooser.apply({"params": params}, questions._replace(ids=changed))
 
+    assert (changed != questions.ids).any()
     np.testing.assert_allclose(one, two, rtol=1e-6)
 
 
@@ -85,8 +105,8 @@ def test_the_loss_is_the_cross_entropy_of_the_answers(model, params, questions):
 
     labels = np.array([2, 0, -1, 1], np.int32)
     chooser = Chooser(model)
-    logits = np.asarray(chooser.apply({"params": params}, questions), np.float64)
-    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    chances = np.exp(likelihoods(model, params, questions))
+    chances /= chances.sum(1, keepdims=True)
     wanted = -np.mean([np.log(chances[x, labels[x]]) for x in (0, 1, 3)])
 
     def loss(params):

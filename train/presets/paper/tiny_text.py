@@ -31,7 +31,8 @@ def _instruction(row: int) -> dict[str, Any]:
 def _question(row: int) -> dict[str, Any]:
     """Return an instruction that lists its answers, as those of the real sets do."""
     found = _instruction(row)
-    text = f"{found['instruction']}\n\nAnswer format: true/false"
+    asked = "Please answer the following question with true or false, question: "
+    text = f"{asked}{found['instruction']}\n\nAnswer format: true/false"
     return found | {"instruction": text}
 
 
