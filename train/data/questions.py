@@ -154,10 +154,19 @@ def batches(questions: Sequence[Tokens], *, choices: int, tokens: int) -> list[B
     result = []
     for shape, some in by_shape.items():
         size = max(1, tokens // (shape.choices * shape.width))
-        full = pack(some, shape, multiple=size)
-        rows = np.arange(len(full.ids)).reshape(-1, size)
-        result += [full.batch(x) for x in rows]
+        result += split(pack(some, shape, multiple=size), size)
     return result
+
+
+def split(packed: Packed, size: int) -> list[Batch]:
+    """Return all questions in batches, in their order.
+
+    Args:
+      packed: The questions, a multiple of `size`.
+      size: The questions of a batch.
+    """
+    rows = np.arange(len(packed.ids)).reshape(-1, size)
+    return [packed.batch(x) for x in rows]
 
 
 def _power(size: int, first: int, base: int) -> int:

@@ -6,7 +6,7 @@
 The model, Gemma 3 270M or another, learns from four sets to find the right answer of a
 question the most likely text, and is tested on the first 300 questions of eight.
 `docs/models.md` says where both come from. LoRA of rank 16 at all projections is the
-parent; its children are cut by every score without data, to shares of its parameters
+parent; its children are cut by eight scores without data, to shares of its parameters
 and of its ranks. LoRA trained at ranks 4 and 1 stands beside them. One seed chooses
 among three learning rates on questions held out of the training part, and four more
 train at the chosen one.
@@ -20,12 +20,19 @@ from train.subjects.multiple_choice import CHOICE, TASKS
 
 _ENTRIES = ("lora-16", "lora-4", "lora-1")
 
+# With two budgets of ranks and five of parameters, and the local cuts, 63 children of a
+# parent: two calls of the evaluator, on which most of the time goes.
+_PRUNERS = (
+    *("sigma", "by-frobenius", "by-update", "by-update-0.5", "by-tail"),
+    *("sigma-floor", "by-update-floor", "by-type"),
+)
+
 PLAN = plan.Plan(
     tasks=TASKS,
     settings=Run(
         task=TASKS[0],
         steps=600,
-        batch=32,
+        batch=16,
         max_length=48,
         dtype="bfloat16",
         backbone="",
@@ -36,7 +43,7 @@ PLAN = plan.Plan(
     search_seeds=(0,),
     other_seeds=(1, 2, 3, 4),
     cuts=(4, 1),
-    pruners=plan.DATA_FREE,
+    pruners=_PRUNERS,
     energies=(),
     dropped=(),
     retuned=(),

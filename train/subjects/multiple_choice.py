@@ -66,11 +66,15 @@ def load(run: Run, folders: Folders) -> Subject:
     train, held_out = parts.held_out(len(learned))
     shape = questions.Shape(_CHOICES, run.max_length, LONGEST)
     packed = questions.pack([learned[x] for x in train], shape)
+    # Of one shape, as scores of components need them.
+    size = _TOKENS // (_CHOICES * run.max_length)
+    some = [learned[x] for x in parts.spread(held_out, HELD_OUT)]
+    validation = questions.split(questions.pack(some, shape, multiple=size), size)
     return Subject(
         model=Chooser(model.family.model(config, dtype=jnp.dtype(run.dtype))),
         base=causal.base(model.folder, run.dtype),
         data=arrays.Data(train=packed, examples=len(train)),
-        validation=_part([learned[x] for x in parts.spread(held_out, HELD_OUT)]),
+        validation=evaluate.Part(validation),
         tests={
             name: _part(_encoded(tokenizer, choices.questions(task, **where)[:TESTED]))
             for name, task in SETS.items()
