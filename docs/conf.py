@@ -86,6 +86,7 @@ repository_pages = {
     "results/pictures": "train/results/vision/README.md",
     "results/problems": "train/results/problems/README.md",
     "results/glue": "train/results/glue/README.md",
+    "results/choose": "train/results/choose/README.md",
 }
 
 # Types of other libraries, and of ours that are no page: there is nothing to link to.

@@ -71,7 +71,13 @@ def test_the_losses_of_a_flat_spectrum_are_those_of_the_results():
 
 
 def test_only_the_word_problems_are_flat():
-    for folder, flat in {"": 0, "vision": 0, "glue": 0, "problems": 5}.items():
+    for folder, flat in {
+        "": 0,
+        "vision": 0,
+        "glue": 0,
+        "choose": 0,
+        "problems": 5,
+    }.items():
         pools = collections.defaultdict(list)
         rows = json.loads((RESULTS / folder / "spectra.json").read_text())["rows"]
         for x in rows:

@@ -106,6 +106,7 @@ def test_tables_are_written_to_the_documents_that_have_them(tmp_path, monkeypatc
         ("vision", "0.125", "| 5 of pictures | an eighth |"),
         ("vision", "0.0625", "| | a sixteenth |"),
         ("glue", "0.03125", "| 3 of GLUE | a thirty-second |"),
+        ("choose", "0.03125", "| 8 sets of questions | a thirty-second |"),
     ],
 )
 def test_the_page_s_table_of_two_scores_is_of_the_results(folder, share, shown):
