@@ -10,7 +10,16 @@ import torch
 import transformers
 from flax import linen as nn
 
-from train.models import bert, checkpoint, gemma3, mpnet, pretrained, roberta, siglip
+from train.models import (
+    bert,
+    checkpoint,
+    gemma3,
+    llama,
+    mpnet,
+    pretrained,
+    roberta,
+    siglip,
+)
 from train.models.bert import Tokens
 from train.models.gemma3_weights import load as load_gemma3
 
@@ -208,6 +217,27 @@ def _load_gemma3(_: Any, folder: pathlib.Path) -> Loaded:
     return gemma3.Gemma3(config), load_gemma3(folder, config)
 
 
+def _build_llama() -> Any:
+    config = transformers.LlamaConfig(
+        vocab_size=8192,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        rope_theta=100_000.0,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def _load_llama(_: Any, folder: pathlib.Path) -> Loaded:
+    config = llama.read_config(folder)
+    return llama.Llama(config), llama.load(folder, config)
+
+
 def _continue(model: Any, x: np.ndarray) -> torch.Tensor:
     return model(torch.tensor(np.asarray(x, np.int64))).logits
 
@@ -215,6 +245,19 @@ def _continue(model: Any, x: np.ndarray) -> torch.Tensor:
 def _ids() -> np.ndarray:
     shape = (BATCH, TOKENS)
     return np.random.default_rng(0).integers(5, 8192, shape).astype(np.int32)
+
+
+def _decoder(name: str, shape: str, **given: Any) -> Family:
+    return Family(
+        name=name,
+        shape=shape,
+        save=_save,
+        inputs=_ids,
+        call=_continue,
+        targets=rf".*layers\..*({_PROJECTIONS}|o_proj|gate_proj|up_proj|down_proj)",
+        stack="model/layers",
+        **given,
+    )
 
 
 _BLOCK = r".*encoder\.layer\..*(query|key|value|dense)"
@@ -273,16 +316,18 @@ FAMILIES = (
         shape="12 layers of 768, images of 256",
         inputs=functools.partial(_images, 256),
     ),
-    Family(
-        name="Gemma3-4B",
-        shape="6 of its layers of 2560, 48 tokens",
+    _decoder(
+        "Gemma3-4B",
+        "6 of its layers of 2560, 48 tokens",
         build=_build_gemma3,
-        save=_save,
         load=_load_gemma3,
-        inputs=_ids,
-        call=_continue,
-        targets=rf".*layers\..*({_PROJECTIONS}|o_proj|gate_proj|up_proj|down_proj)",
         layers=6,
-        stack="model/layers",
+    ),
+    _decoder(
+        "SmolLM2-135M",
+        "30 layers of 576, 48 tokens",
+        build=_build_llama,
+        load=_load_llama,
+        layers=30,
     ),
 )
