@@ -57,10 +57,10 @@ PROMPTS = [[1, 17, 230, 45, 301, 9, 88], [1, 5, 6, 120, 77, 210, 33, 64, 19]]
 NEW = 16
 
 
-def make(family: str, folder: pathlib.Path) -> pathlib.Path:
+def make(family: str, folder: pathlib.Path, **sizes: int) -> pathlib.Path:
     """Save a model of a family, with weights large enough to spread its logits."""
     name, more = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**SIZES | more)
+    config = getattr(transformers, f"{name}Config")(**SIZES | more | sizes)
     torch.manual_seed(11)
     kind = getattr(transformers, f"{CAUSAL.get(name, name)}ForCausalLM")
     model = kind(config).eval()
