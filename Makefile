@@ -145,7 +145,8 @@ test-floors: $(FLOORS)/.ready-test
 test-engines: $(READY_ENGINES)
 	@$(PY) -m tests.engines.environments $(ENGINES)
 	@$(PY) -m pytest $(if $(ENGINES),$(wildcard $(foreach x,$(ENGINES),\
-	  tests/engines/test_$(x).py tests/engines/test_$(x)_names*.py)),tests/engines) \
+	  tests/engines/test_$(x).py tests/engines/test_$(x)_names*.py \
+	  tests/engines/test_$(x)_from_*.py)),tests/engines) \
 	  --engines-results tests/engines/results.json $(PYTEST_ARGS)
 
 # `make --keep-going lint` shows the errors of all four.

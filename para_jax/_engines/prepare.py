@@ -5,11 +5,9 @@ Runs on the host.
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from para_jax._adapters.adapter import ordered
 from para_jax._adapters.checkpoint import Checkpoint, Layer
 from para_jax._adapters.messages import Argument, Message
 from para_jax._engines import (
@@ -18,6 +16,7 @@ from para_jax._engines import (
     registry,
     renaming,
     rules as engine_rules,
+    together,
 )
 from para_jax._engines.profiles import Profile, Shape
 from para_jax._engines.rules import Engine, Format
@@ -166,13 +165,15 @@ def _shapes(engine: str, flat: Checkpoint) -> dict[str, Shape]:
         _check_extra(flat, rules)
         shapes = profiles.shapes(flat, profiles.GROUPS[rules.profile])
         if rules.fused:
-            shapes |= _siblings(shapes)
+            shapes |= together.siblings(shapes)
         if rules.whole:
             others = expert_modules.missing(shapes, every=True)
             # Rank 1 is the smallest that a file can hold; its factors are zeros.
             shapes |= {path: (m, 1, n) for path, (m, _, n) in others.items()}
+        if rules.paired:
+            shapes |= together.parameters(flat, shapes)
         if rules.every:
-            _check_layers(shapes, flat.config)
+            together.check_layers(shapes, flat.config)
         return _check_ranks(shapes, rules)
     except ValueError as error:
         why = Message(f"{engine} cannot serve this adapter: ", error)
@@ -189,6 +190,12 @@ def _check_kinds(flat: Checkpoint, rules: Engine) -> None:
         name = path.rpartition("/")[2]
         if name in rules.unseen or (rules.only and name not in rules.only):
             raise ValueError(f"it passes over '{path}' without a word.")
+    if flat.config.get("layer_replication") and not rules.replicates:
+        raise ValueError(
+            "adapter_config.json has layer_replication, expected none: it serves the "
+            "base model with the layers of the base's own config.json. Save the base "
+            "with its layers repeated, and set layer_replication to null."
+        )
     if flat.biases and not rules.biases:
         raise ValueError(f"'{min(flat.biases)}' has a bias, which it does not add.")
 
@@ -200,7 +207,11 @@ def _check_extra(flat: Checkpoint, rules: Engine) -> None:
     left = [
         x
         for x in sorted(flat.extra)
-        if not (x.endswith(rules.adds) or _is_skipped(x, flat, rules))
+        if not (
+            x.endswith(rules.adds)
+            or _is_head(x, flat, rules)
+            or _is_skipped(x, flat, rules)
+        )
     ]
     if left:
         why = Message(
@@ -211,6 +222,16 @@ def _check_extra(flat: Checkpoint, rules: Engine) -> None:
             ".",
         )
         raise ValueError(why)
+
+
+def _is_head(name: str, flat: Checkpoint, rules: Engine) -> bool:
+    """Decide whether a tensor belongs to a trained head that the engine serves."""
+    parts = name.split(".")
+    # vLLM compares the last name of the module alone, and takes the weight of a module
+    # that `modules_to_save` does not list for a factor.
+    saved = flat.config.get("modules_to_save") or ()
+    module = parts[-2] if len(parts) > 1 else ""
+    return module in rules.heads and module in saved and parts[-1] in ("weight", "bias")
 
 
 def _is_skipped(name: str, flat: Checkpoint, rules: Engine) -> bool:
@@ -248,52 +269,3 @@ def _check_ranks(shapes: Mapping[str, Shape], rules: Engine) -> dict[str, Shape]
 
 def _at_least(rank: int, ranks: tuple[int, ...]) -> int:
     return min((x for x in ranks if x >= rank), default=rank)
-
-
-def _check_layers(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> None:
-    rule = "it reads a type of module rightly only where all layers have it"
-    counts = Counter(profiles.module_type(path) for path in shapes)
-    few = [name for name, count in counts.items() if count < max(counts.values())]
-    if few:
-        raise ValueError(
-            f"'{few[0]}' is in {counts[few[0]]} of {max(counts.values())} layers, and "
-            f"{rule}."
-        )
-    if config.get("layers_to_transform") not in (None, []):
-        raise ValueError(
-            f"adapter_config.json has layers_to_transform, and {rule}. If it names all "
-            "layers, set it to null."
-        )
-
-
-# Projections that such an engine computes together, with factors for each.
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-# These pairs have equal shapes in every model, so one tells the shape of the other.
-_ALIKE = {
-    "k_proj": "v_proj",
-    "v_proj": "k_proj",
-    "gate_proj": "up_proj",
-    "up_proj": "gate_proj",
-}
-
-
-def _siblings(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return the shapes of modules missing from a fusion such as q, k and v."""
-    types = {profiles.module_type(path): x for path, x in shapes.items()}
-    result: dict[str, Shape] = {}
-    for path in ordered(shapes):
-        owner, slash, name = path.rpartition("/")
-        for group in _FUSED:
-            for other in group if name in group else ():
-                if (beside := owner + slash + other) in shapes:
-                    continue
-                like = owner + slash + _ALIKE.get(other, "")
-                kind = profiles.module_type(beside)
-                if like not in shapes and kind not in types:
-                    raise ValueError(
-                        f"it reads '{path}' only beside '{beside}', which no layer of "
-                        f"this adapter has. Adapt {', '.join(group)} together, or use "
-                        "an engine that reads each by itself, such as vllm."
-                    )
-                result[beside] = shapes.get(like) or types[kind]
-    return result

@@ -13,16 +13,23 @@ from para_jax._engines.rules import Engine, Evidence, OneFile
 _BASE_EMBEDDINGS = ("embed_tokens.base_layer.weight", "lm_head.base_layer.weight")
 _VLLM = Engine(
     ranks=(1, 8, 16, 32, 64, 128, 256, 320, 512),
-    kinds=("linear", "embedding"),
+    kinds=("linear", "embedding", "experts"),
+    heads=("score", "classifier"),
     skips=_BASE_EMBEDDINGS,
     buffers=True,
+    paired=True,
     known=Evidence(
         "run",
-        "0.32.0 on CPU",
-        "2026-11",
-        "lora/peft_helper.py, lora/lora_model.py, lora/utils.py, config/lora.py",
+        "0.32.0 on CPU; 0.33.0 read",
+        "2026-12",
+        "lora/peft_helper.py, lora/lora_model.py, lora/model_manager.py, "
+        "lora/utils.py, config/lora.py",
     ),
-    note="Start it with --max-lora-rank set to the allocated rank.",
+    note=(
+        "Start it with --max-lora-rank set to the allocated rank. Fused experts: "
+        "LoRARequest(is_3d_lora_weight=True), and --enable-mixed-moe-lora-format if "
+        "the model of vLLM has one module for each expert."
+    ),
 )
 
 ENGINES: dict[str, Engine] = {
@@ -31,6 +38,7 @@ ENGINES: dict[str, Engine] = {
         names="module",
         kinds=("linear", "embedding", "conv", "experts"),
         biases=True,
+        replicates=True,
         plain=False,
         known=Evidence("run", "0.21.2", "2026-11", "tests/interop"),
         note="Reads all that is written. To hot-swap adapters, write them padded.",
@@ -38,6 +46,11 @@ ENGINES: dict[str, Engine] = {
     "vllm": _VLLM,
     "tpu-inference": dataclasses.replace(
         _VLLM,
+        # The pipelines of a TPU for the others were not looked at.
+        kinds=("linear", "embedding"),
+        heads=(),
+        paired=False,
+        note="Start it with --max-lora-rank set to the allocated rank.",
         known=Evidence(
             "in part",
             "0.32.0",

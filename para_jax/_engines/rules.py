@@ -53,14 +53,17 @@ class Engine:
       kinds: The kinds of layers that it serves.
       only: The last names of all modules that it serves; any if empty.
       biases: Whether it adds the bias of an update.
+      replicates: Whether it repeats the base's layers as `layer_replication` says.
       plain: Whether it refuses or ignores tensors other than factors.
       adds: The ends of names of other tensors that it adds as part of the update.
+      heads: The modules that it serves whole, if `modules_to_save` names them.
       skips: The ends of names of other tensors that it rightly ignores.
       ranks: The possible ranks of its buffers; any if empty.
       exact: Whether the file must have one of these ranks.
       buffers: Whether it holds every module at the rank of its buffers.
       fused: Whether q, k and v, and gate and up, must be present together.
       whole: Whether a layer must have all modules of all its experts, or none.
+      paired: Whether fused experts must have both of their parameters, or none.
       every: Whether a type of module must be present in all layers.
       short: Whether it compares `target_modules` of adapters, as names of types.
       unseen: Modules that it ignores silently.
@@ -77,14 +80,17 @@ class Engine:
     kinds: tuple[str, ...] = ("linear",)
     only: tuple[str, ...] = ()
     biases: bool = False
+    replicates: bool = False
     plain: bool = True
     adds: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
     skips: tuple[str, ...] = ()
     ranks: tuple[int, ...] = ()
     exact: bool = False
     buffers: bool = False
     fused: bool = False
     whole: bool = False
+    paired: bool = False
     every: bool = False
     short: bool = False
     unseen: tuple[str, ...] = ()

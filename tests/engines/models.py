@@ -57,10 +57,10 @@ PROMPTS = [[1, 17, 230, 45, 301, 9, 88], [1, 5, 6, 120, 77, 210, 33, 64, 19]]
 NEW = 16
 
 
-def make(family: str, folder: pathlib.Path) -> pathlib.Path:
+def make(family: str, folder: pathlib.Path, **sizes: int) -> pathlib.Path:
     """Save a model of a family, with weights large enough to spread its logits."""
     name, more = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**SIZES | more)
+    config = getattr(transformers, f"{name}Config")(**SIZES | more | sizes)
     torch.manual_seed(11)
     kind = getattr(transformers, f"{CAUSAL.get(name, name)}ForCausalLM")
     model = kind(config).eval()
@@ -76,6 +76,31 @@ def make(family: str, folder: pathlib.Path) -> pathlib.Path:
         model.get_output_embeddings().weight[config.eos_token_id] = 0
     model.save_pretrained(folder)
     return folder
+
+
+def make_classifier(folder: pathlib.Path) -> pathlib.Path:
+    """Save a Llama with a head of three classes."""
+    config = transformers.LlamaConfig(**SIZES, num_labels=3)
+    torch.manual_seed(11)
+    model = transformers.LlamaForSequenceClassification(config).eval()
+    with torch.no_grad():
+        for path, x in model.named_parameters():
+            if x.ndim > 1:
+                scale = 1.0 if "embed" in path else 0.7 / x.shape[-1] ** 0.5
+                x.copy_(scale * torch.randn(x.shape))
+    model.save_pretrained(folder)
+    return folder
+
+
+def scored_with_peft(folder: pathlib.Path, child: pathlib.Path) -> np.ndarray:
+    """Compute the scores of a classifier with an adapter, `[prompts, classes]`."""
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    model = peft.PeftModel.from_pretrained(base, child).eval()
+    with torch.no_grad():
+        found = [model(torch.tensor([ids])).logits[0] for ids in PROMPTS]
+    return torch.stack(found).numpy()
 
 
 @functools.cache
@@ -257,6 +282,42 @@ def _of_pattern(pattern: dict | None, path: str, default: float) -> float:
         if re.match(rf"(.*\.)?({key})$", path):
             return value
     return default
+
+
+def fused_shapes(folder: pathlib.Path) -> dict[str, tuple]:
+    """Return the shapes of Qwen3-MoE's fused experts under PEFT's keys."""
+    config = load(folder).config
+    wide, hidden = config.moe_intermediate_size, config.hidden_size
+    owners = [f"model.layers.{i}.mlp.experts" for i in range(config.num_hidden_layers)]
+    shapes = {f"{x}.base_layer": (2 * wide, hidden) for x in owners}
+    return shapes | dict.fromkeys(owners, (hidden, wide))
+
+
+def fused_updates(child: pathlib.Path, experts: int) -> dict[str, np.ndarray]:
+    """Return `updates` of a folder with fused experts, under the names of each expert.
+
+    Row `e * r + i` of A belongs to component `i` of expert `e`, and column `i * E + e`
+    of B: PEFT's `ParamWrapper.get_delta_weight`.
+    """
+    config = json.loads((child / "adapter_config.json").read_text())
+    tensors = safetensors.numpy.load_file(child / "adapter_model.safetensors")
+    found = {p: x for p, x in updates(child).items() if ".experts" not in p}
+    for key, a in tensors.items():
+        if ".experts" not in key or not key.endswith(".lora_A.weight"):
+            continue
+        b = tensors[key.replace(".lora_A.", ".lora_B.")].astype(np.float64)
+        path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        owner = path.removesuffix(".base_layer")
+        name = "down_proj" if path == owner else "gate_up_proj"
+        rank = len(a) // experts
+        scale = _scale(config, f"{owner}.{name}", rank, "pattern")
+        for e in range(experts):
+            update = scale * (b[:, e::experts] @ a[e * rank : (e + 1) * rank])
+            halves = np.split(update, 2) if name == "gate_up_proj" else [update]
+            names = MLP[:2] if name == "gate_up_proj" else MLP[2:]
+            pairs = zip(names, halves, strict=True)
+            found |= {f"{owner}.{e}.{x}": y for x, y in pairs}
+    return found
 
 
 _EXPERT = re.compile(r"(.*layers\.\d+)\.[a-z_]+\.experts\.(\d+)\.(\w+)")

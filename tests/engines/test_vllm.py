@@ -116,9 +116,90 @@ def test_its_buffers_hold_the_experts_that_were_written(experts, row, family, la
     loading.check_held(experts(family), label, row)
 
 
+FUSED = {
+    "vllm": (*GAMMA, "--for", "vllm"),
+    "few": ("--gamma", "0.05", "--for", "vllm"),
+}
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory):
+    """Load files of fused experts into one engine."""
+    folder = tmp_path_factory.mktemp("fused")
+    base = models.make("qwen3-moe", folder / "base")
+    shapes = models.linear_shapes(base, models.ATTENTION) | models.fused_shapes(base)
+    config = {
+        "target_modules": list(models.ATTENTION),
+        "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+    }
+    ranks = {"base_layer": 4 * 8, "experts": 4 * 8}
+    parent = models.adapter(folder / "parent", shapes, config=config, ranks=ranks)
+    files = {"parent": parent}
+    for label, words in FUSED.items():
+        files[label] = harness.compress(parent, folder / label, *words)
+    job = {"model": base, "adapters": files, "max_lora_rank": 8}
+    # vLLM's Qwen3-MoE has one module for each expert.
+    more = {"fused": True, "options": {"enable_mixed_moe_lora_format": True}}
+    answer = harness.run("vllm", job | {"buffers": True} | more, folder)
+    return loading.Loaded("vllm", files, answer, "qwen3-moe, fused")
+
+
+@pytest.mark.parametrize("label", ["parent", *FUSED])
+def test_its_buffers_hold_the_fused_experts_that_were_written(fused, row, label):
+    wanted = models.fused_updates(fused.files[label], experts=4)
+
+    loading.check_held(fused, label, row, wanted=wanted)
+
+
+HEADS = {"vllm": (*GAMMA, "--for", "vllm"), "ragged": GAMMA}
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """Run a classifier whose adapter has a whole trained head."""
+    folder = tmp_path_factory.mktemp("classifier")
+    base = models.make_classifier(folder / "base")
+    parent = models.adapter(
+        folder / "parent",
+        models.linear_shapes(base, loading.ALL),
+        config={"task_type": "SEQ_CLS", "modules_to_save": ["classifier", "score"]},
+    )
+    _add(parent, {"score": (3, 64)}, "whole")
+    files = {"parent": parent}
+    for label, words in HEADS.items():
+        files[label] = harness.compress(parent, folder / label, *words)
+    job = {"model": base, "adapters": files, "tokens": models.PROMPTS}
+    job |= {"max_lora_rank": 8, "classifier": True, "options": {"runner": "pooling"}}
+    return base, files, harness.run("vllm", job, folder)
+
+
+@pytest.mark.parametrize("label", ["parent", *HEADS])
+def test_it_classifies_as_peft_with_the_head_of_the_file(classifier, row, label):
+    base, files, answer = classifier
+
+    assert answer.refused.get(label) is None
+    wanted = models.scored_with_peft(base, files[label])
+    got = float(np.abs(answer.arrays[f"{label}/scores"] - wanted).max())
+
+    row(
+        engine="vllm",
+        version=answer.version,
+        loaded=f"llama classifier: {label}",
+        difference=got,
+        of="scores",
+    )
+    assert np.abs(wanted - answer.arrays["base/scores"]).max() > 0.5
+    assert got < BOUND
+
+
 REFUSED = {
     "dora": ({"use_dora": True}, ("lora_magnitude_vector", 1), "DoRA"),
     "lora_bias": ({"lora_bias": True}, ("lora_B.bias", 1), "bias"),
+    "layer_replication": (
+        {"layer_replication": [[0, 2], [1, 3]]},
+        (),
+        "does not support layer_replication",
+    ),
     "modules_to_save": ({"modules_to_save": ["lm_head"]}, (), "modules_to_save"),
     "a rank above the buffers'": ({"r": 16}, (), "rank"),
     "a whole embedding beside": ({}, ("embed_tokens",), "unsupported LoRA weight"),

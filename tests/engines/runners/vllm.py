@@ -2,7 +2,8 @@
 
 Refusals are collected adapter by adapter with `add_lora`, before anything is generated.
 With `buffers` in the job, nothing is generated: the runner reports the updates in the
-modules' buffers.
+modules' buffers. `classifier` asks for a classifier's scores instead of tokens, and
+`fused` says that the files hold the experts of a layer in one parameter.
 """
 
 import json
@@ -50,6 +51,14 @@ def computed(llm, prompts, request, new: int) -> dict[str, np.ndarray]:
         "steps": np.array(steps, np.float32),
         "tokens": np.array(tokens),
     }
+
+
+def classified(llm, prompts, request) -> dict[str, np.ndarray]:
+    """Compute the scores of each prompt, `[prompts, classes]`, before any softmax."""
+    wanted = vllm.PoolingParams(use_activation=False)
+    options = {"pooling_task": "classify", "lora_request": request, "use_tqdm": False}
+    found = [llm.encode({"prompt_token_ids": x}, wanted, **options) for x in prompts]
+    return {"scores": np.array([x.outputs.data.tolist() for (x,) in found], np.float32)}
 
 
 def over_vocabulary(found: dict) -> list[float]:
@@ -106,20 +115,24 @@ def main() -> None:
         max_logprobs=-1,
         **job.get("options", {}),
     )
-    results = {}
-    if not job.get("buffers"):
-        results["base"] = computed(llm, job["tokens"], None, job["new"])
+
+    def results_of(request):
+        if job.get("buffers"):
+            return llm.apply_model(held)[0]
+        if job.get("classifier"):
+            return classified(llm, job["tokens"], request)
+        return computed(llm, job["tokens"], request, job["new"])
+
+    results = {} if job.get("buffers") else {"base": results_of(None)}
     for number, (label, path) in enumerate(job["adapters"].items(), start=1):
-        request = LoRARequest(label, number, path)
+        fused = job.get("fused", False)
+        request = LoRARequest(label, number, path, is_3d_lora_weight=fused)
         try:
             llm.llm_engine.add_lora(request)
         except Exception as error:  # What it says is what is wanted.
             facts["refused"][label] = f"{type(error).__name__}: {error}"
             continue
-        if job.get("buffers"):
-            (results[label],) = llm.apply_model(held)
-        else:
-            results[label] = computed(llm, job["tokens"], request, job["new"])
+        results[label] = results_of(request)
         llm.llm_engine.remove_lora(number)
     for label, found in results.items():
         arrays |= {f"{label}/{name}": x for name, x in found.items()}

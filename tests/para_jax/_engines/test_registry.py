@@ -318,7 +318,7 @@ def test_llamacpp_finds_all_experts_of_a_layer_or_none(kept, names, tmp_path):
 KINDS = {
     "embedding": {"peft", "vllm", "tpu-inference", "sglang", "llamacpp", "mlx"},
     "conv": {"peft", *IMAGES},
-    "experts": {"peft", "mlx"},
+    "experts": {"peft", "vllm", "mlx"},
 }
 
 
@@ -332,10 +332,12 @@ def stacked():
 @every_engine
 def test_a_kind_of_layer_is_served_or_refused(engine, kind, tmp_path):
     window = (2, 4) if kind == "conv" else ()
-    path = named(engine)
-    one = {path: para.Layer(kind=kind, window=window)}
-    adapters = {path: stacked() if kind == "experts" else adapter(8, 6, 2)}
-    parent = para.Checkpoint(adapters=adapters, layers=one)
+    paths = [named(engine)]
+    if kind == "experts" and engine == "vllm":  # The only names that it knows.
+        paths = [f"layers/0/mlp/experts/{x}" for x in ("gate_up_proj", "down_proj")]
+    layers = dict.fromkeys(paths, para.Layer(kind=kind, window=window))
+    one = stacked() if kind == "experts" else adapter(8, 6, 2)
+    parent = para.Checkpoint(adapters=dict.fromkeys(paths, one), layers=layers)
 
     if engine in KINDS[kind]:
         para.save(parent, target(tmp_path, engine), engine=engine)
@@ -370,6 +372,67 @@ def test_what_is_no_factor_is_served_or_refused(engine, field, tmp_path):
         assert re.search(match, cost.refused)
         with pytest.raises(ValueError, match=match):
             para.save(parent, target(tmp_path, engine), engine=engine)
+
+
+HEADS = {
+    "score.weight": ["score", "classifier"],
+    "classifier.weight": ["classifier"],
+    "classifier.bias": ["classifier"],
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_that_modules_to_save_names_is_written_for_vllm(name, tmp_path):
+    head = {f"base_model.model.{name}": np.ones((3, 8), np.float32)}
+    config = {"peft_type": "LORA", "modules_to_save": HEADS[name]}
+    parent = checkpoint({"layers/0/q_proj": 2}, extra=head, config=config)
+
+    para.save(parent, tmp_path / "x", engine="vllm")
+
+    tensors = safetensors.numpy.load_file(tmp_path / "x/adapter_model.safetensors")
+    np.testing.assert_array_equal(tensors[f"base_model.model.{name}"], 1)
+    written = json.loads((tmp_path / "x/adapter_config.json").read_text())
+    assert written["modules_to_save"] == [name.partition(".")[0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "saved"),
+    [
+        ("score.weight", []),
+        ("score.weight", ["model.score"]),
+        ("score.scale", ["score"]),
+        ("classifier.out_proj.weight", ["classifier"]),
+        ("lm_head.weight", ["lm_head"]),
+    ],
+)
+def test_other_heads_are_refused_for_vllm(name, saved, tmp_path):
+    head = {f"base_model.model.{name}": np.ones((3, 8), np.float32)}
+    config = {"peft_type": "LORA", "modules_to_save": saved}
+    parent = checkpoint({"layers/0/q_proj": 2}, extra=head, config=config)
+
+    with pytest.raises(ValueError, match=rf"'.*{name}' is not a LoRA factor"):
+        para.save(parent, tmp_path / "x", engine="vllm")
+    assert not list(tmp_path.iterdir())
+
+
+LANGUAGE = [x for x in registry.ENGINES if x not in TREES and x not in IMAGES]
+
+
+@pytest.mark.parametrize("engine", LANGUAGE)
+def test_replicated_layers_are_served_by_peft_alone(engine, tmp_path):
+    config = {"peft_type": "LORA", "layer_replication": [[0, 2], [1, 3]]}
+    parent = checkpoint({"layers/0/q_proj": 2, "layers/3/q_proj": 1}, config=config)
+    if engine == "sglang":  # It needs its siblings too.
+        parent = dataclasses.replace(small(), config=config)
+
+    if engine == "peft":
+        para.save(parent, tmp_path / "x", engine=engine)
+        written = json.loads((tmp_path / "x/adapter_config.json").read_text())
+        assert written["layer_replication"] == [[0, 2], [1, 3]]
+        return
+    with pytest.raises(ValueError, match=rf"{engine} cannot.*has layer_replication"):
+        para.save(parent, tmp_path / "x", engine=engine)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

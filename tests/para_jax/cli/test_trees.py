@@ -570,7 +570,7 @@ def test_an_engine_gets_what_it_takes_or_the_reason_is_said(
     child = "child.safetensors" if form == "kohya" else "child"
     arguments = ("compress", MINILM, child, "--gamma", 0.25, "--for", engine)
 
-    if engine != "peft":  # The trained head, or the lack of a tree.
+    if engine not in ("peft", "vllm"):  # The trained head, or the lack of a tree.
         assert f"{engine} cannot serve this adapter" in (err := refused(*arguments))
         assert form == "orbax" or "--adapters-only" in err
     if form == "orbax":
@@ -592,7 +592,7 @@ def test_an_engine_gets_what_it_takes_or_the_reason_is_said(
 @pytest.mark.parametrize(
     "words",
     [
-        ["--for", "vllm"],
+        ["--for", "sglang"],
         ["--for", "tunix"],
         ["--format", "orbax", "--profile", "padded"],
         ["--model", "none.toml"],
@@ -634,7 +634,8 @@ def test_the_costs_of_the_engines_are_a_table_and_json(done):
     assert [x["engine"] for x in found] == list(ENGINES)
     refused = {x["engine"]: x["refused"] for x in found}
     assert not refused["peft"]
-    assert "--adapters-only" in refused["vllm"]
+    assert not refused["vllm"]
+    assert "--adapters-only" in refused["sglang"]
     assert "adapters_only" not in done("inspect", MINILM, "--engines")
 
 

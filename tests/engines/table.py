@@ -1,17 +1,16 @@
 """Generate the engine tables of the README and `docs/engines.md` from `ENGINES`.
 
-    python -m tests.engines_table
+    python -m tests.engines
 
 writes them between the markers `<!-- engines: NAME -->` and `<!-- /engines: NAME -->`.
 """
 
 import pathlib
 import re
-import sys
 
 from para_jax._engines.registry import ENGINES
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 FILES = (ROOT / "README.md", ROOT / "docs" / "engines.md")
 FORMATS = {
     "peft": "a PEFT folder",
@@ -70,6 +69,7 @@ def ranks(engine):
 
 TOGETHER = {
     "fused": "q, k and v; gate and up",
+    "paired": "both parameters of fused experts",
     "whole": "all experts of a layer, or none",
     "every": "a type of module in every layer",
 }
@@ -81,12 +81,13 @@ def together(engine):
 
 
 def overview():
-    """Return the README's table: the written form, and how it was checked."""
+    """Return the README's table: the written form, and how and when it was checked."""
+    head = ["engine", "written", "names of", "checked", "version", "date"]
     rows = [
-        [name, written(x), names(x), HOW[x.known.how], x.known.version]
+        [name, written(x), names(x), HOW[x.known.how], x.known.version, x.known.date]
         for name, x in ENGINES.items()
     ]
-    return markdown(["engine", "written", "names of", "checked", "version"], rows)
+    return markdown(head, rows)
 
 
 def rules():
@@ -98,6 +99,8 @@ def rules():
             kinds += f" ({', '.join(x.only)})"
         if x.unseen:
             kinds += f" (not {', '.join(x.unseen)})"
+        if x.heads:
+            kinds += f"; whole {' or '.join(x.heads)}"
         rows.append([name, kinds, ranks(x), together(x), x.note])
     head = ["engine", "layers", "ranks", "together", "how to load"]
     return markdown(head, rows)
@@ -125,7 +128,3 @@ def main():
     for file in FILES:
         file.write_text(filled(file.read_text()))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
