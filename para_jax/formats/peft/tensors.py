@@ -27,8 +27,8 @@ _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _HOLDER = re.compile(
     rf"(?:module\.|(?P<part>(?:unet|transformer|text_encoder(?:_\d)?)\.)){PREFIX}"
 )
-# VeLoRA's directions, along which activations are compressed for the gradient alone, and
-# the sampler of MonteCLoRA's noise, which PEFT adds to A in training alone.
+# VeLoRA's directions, along which activations are compressed for the gradient alone,
+# and the sampler of MonteCLoRA's noise, which PEFT adds to A in training alone.
 _TRAINING = re.compile(r"\.lora_(?:velora_embed$|monteclora_sampler\.)")
 Tensors = dict[str, np.ndarray]
 
