@@ -17,7 +17,7 @@ import numpy as np
 from para_jax._adapters.adapter import Adapter, Adapters, Array, folded
 from para_jax._adapters.checkpoint import Checkpoint, Layer, as_checkpoint
 from para_jax._adapters.messages import Message, Remedy
-from para_jax.names import gate_up, skeleton
+from para_jax.names import from_config, gate_up
 from para_jax.names.skeleton import Place, Skeleton
 
 _Places = Mapping[str, Sequence[Place]]
@@ -65,7 +65,7 @@ def to_installed(
                 ".",
             )
         )
-    found = skeleton.read(model, checkpoint.config)
+    found = from_config.read(model, checkpoint.config)
     paths = {**checkpoint.adapters, **checkpoint.absent, **checkpoint.biases}
     places = {path: found.places(path) for path in paths}
     if lost := [path for path, x in places.items() if not x]:
