@@ -50,7 +50,7 @@ def to_hf(
         is missing. The message names the paths.
     """
 
-    def renumber(module: Module, i: int, path: str) -> int:
+    def renumber(module: Module, i: int, path: str) -> int | None:
         return number(module, i, path, layers)
 
     checkpoint = as_checkpoint(checkpoint)
@@ -123,7 +123,11 @@ def _moved(
             part = _part(adapter, move, direction)
             part = head_forms.update(part, move.module, direction, head_dim, path)
             _put(parts, part, move, direction, path)
-    every = {path: _whole(slots, path) for path, slots in parts.items()}
+    modules = {x.path: x.module for several in found.values() for x in several}
+    every = {
+        path: _whole(slots, path, modules[path].alternating)
+        for path, slots in parts.items()
+    }
     # Splitting a fused parameter can leave one half without any component.
     empty = {path: (x.inputs, x.outputs) for path, x in every.items() if not x.rank}
     adapters = {path: x for path, x in every.items() if x.rank}
@@ -142,7 +146,8 @@ def _part(adapter: Adapter, move: Move, direction: Direction) -> Adapter:
     part = dataclasses.replace(adapter, a=a, b=b)
     if direction == "to_hf" or move.module.half is None:
         return part
-    return gate_up.split(part, move.module.half, move.path)
+    half, turns = move.module.half, move.module.alternating
+    return gate_up.split(part, half, move.path, alternating=turns)
 
 
 def _put(
@@ -157,9 +162,13 @@ def _put(
     slots[half] = part
 
 
-def _whole(slots: Mapping[int | None, Adapter], path: str) -> Adapter:
+def _whole(
+    slots: Mapping[int | None, Adapter], path: str, alternating: bool
+) -> Adapter:
     given = {half: x for half, x in slots.items() if half is not None}
-    return gate_up.join(given, path) if given else slots[None]
+    if not given:
+        return slots[None]
+    return gate_up.join(given, path, alternating=alternating)
 
 
 def _layers(checkpoint: Checkpoint, found: Moves) -> dict[str, Layer]:

@@ -43,6 +43,52 @@ PROJECTIONS = {
         "text_model.encoder.layers": SIGLIP,
     },
 }
+GATED = ["gate_proj", "up_proj", "down_proj"]
+TWO = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+LATENT = [
+    *(f"self_attn.{x}" for x in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa")),
+    *("self_attn.kv_b_proj", "self_attn.o_proj"),
+]
+SHARED = [f"mlp.shared_expert.{x}" for x in GATED]
+LINEAR = [f"linear_attn.{x}" for x in ("in_proj_qkvz", "in_proj_ba", "out_proj")]
+# By layer: the layers of these are of several kinds.
+KINDS = {
+    "deepseek-v3": lambda i: [
+        *LATENT,
+        *(DENSE if i < 3 else TWO),
+        *([] if i < 3 else [f"mlp.shared_experts.{x}" for x in GATED]),
+    ],
+    "gpt-oss": lambda i: [*SELF, *TWO],
+    "qwen3-next": lambda i: [
+        *(SELF if i % 4 == 3 else LINEAR),
+        *SHARED,
+        "mlp.shared_expert_gate",
+        *TWO,
+    ],
+}
+SMALL = ["per_layer_input_gate", "per_layer_projection"]
+GEMMA4 = {
+    "tunix": lambda i: [*SELF, *DENSE, *SMALL],
+    "tunix-shared-values": lambda i: [
+        *(x for x in SELF if i % 6 != 5 or x != "self_attn.v_proj"),
+        *DENSE,
+    ],
+    "maxtext": lambda i: [*SELF, *DENSE, *SMALL],
+    "maxtext-moe": lambda i: [
+        *SELF,
+        *DENSE,
+        "router.proj",
+        *("experts.gate_up_proj", "experts.down_proj"),
+    ],
+}
+TOWER = [
+    *(f"self_attn.{x}_proj.linear" for x in "qkvo"),
+    *(f"mlp.{x}.linear" for x in GATED),
+]
+PROJECTIONS |= {
+    "siglip2": PROJECTIONS["siglip"],
+    "dinov3": {"model.layer": [*(f"attention.{x}_proj" for x in "qkvo"), *DENSE]},
+}
 TABLES = [(model, x) for model, tables in names.MODELS.items() for x in tables]
 
 
@@ -66,17 +112,34 @@ def delta(x):
     return x.scale * (np.asarray(x.a) @ np.asarray(x.b))
 
 
-def every_module(model):
+def modules_of(model, ecosystem):
+    """Return Hugging Face's names of a model's modules."""
+    if model in PROJECTIONS:
+        return [
+            f"{place}.{i}.{name}"
+            for place, inside in PROJECTIONS[model].items()
+            for i in range(LAYERS)
+            for name in inside
+        ]
+    gemma4 = model.startswith("gemma4")
+    multimodal = model.endswith("multimodal")
+    inside = GEMMA4[ecosystem] if gemma4 else KINDS[model]
+    base = "model.language_model" if multimodal else "model"
+    result = [f"{base}.layers.{i}.{x}" for i in range(LAYERS) for x in inside(i)]
+    if gemma4 and ecosystem in ("tunix", "maxtext"):
+        result.append(f"{base}.per_layer_model_projection")
+    if multimodal and ecosystem.startswith("maxtext"):
+        start = "model.vision_tower.encoder.layers"
+        result += [f"{start}.{i}.{x}" for i in range(LAYERS) for x in TOWER]
+    return result
+
+
+def every_module(model, ecosystem):
     """Return a model's adapters by Hugging Face's names, experts in stacks of 3."""
-    modules = [
-        f"{place}.{i}.{name}".replace(".", "/")
-        for place, inside in PROJECTIONS[model].items()
-        for i in range(LAYERS)
-        for name in inside
-    ]
+    modules = [x.replace(".", "/") for x in modules_of(model, ecosystem)]
     return para.Checkpoint(
         adapters={
-            path: adapter(stack=(3,) if "experts" in path else (), seed=seed)
+            path: adapter(stack=(3,) if "/experts/" in path else (), seed=seed)
             for seed, path in enumerate(modules)
         }
     )
@@ -84,7 +147,7 @@ def every_module(model):
 
 @pytest.mark.parametrize(("model", "ecosystem"), TABLES)
 def test_every_projection_of_every_layer_goes_there_and_back(model, ecosystem):
-    before = every_module(model)
+    before = every_module(model, ecosystem)
     facts = {"ecosystem": ecosystem, "head_dim": H, "layers": LAYERS}
 
     there = names.from_hf(before, model, **facts)
@@ -111,9 +174,10 @@ def joined(adapters, like):
     )
 
 
-@pytest.mark.parametrize("model", PROJECTIONS)
+@pytest.mark.parametrize("model", names.MODELS)
 def test_no_model_is_without_its_list_of_projections(model):
-    assert names.MODELS.keys() == PROJECTIONS.keys()
+    listed = {*PROJECTIONS, *KINDS, "gemma4", "gemma4-multimodal"}
+    assert names.MODELS.keys() == listed
     assert names.tables(model) is names.MODELS[model]
 
 
