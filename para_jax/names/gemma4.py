@@ -6,6 +6,7 @@ Hugging Face: transformers 5.24. Not here: MaxText's scan, whose layers lie in t
 levels, and tunix's experts, which its LoRA does not reach.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 from para_jax.names.decoders import HUGGING_FACE, MULTIMODAL, Modules, Tables, layers
@@ -80,11 +81,12 @@ def _text(name: str) -> dict[str, Table]:
     base = name.partition(".layers")[0]
     # The projection to the inputs of all layers, of E2B and E4B.
     inputs = Module(f"{base}.per_layer_model_projection")
+    divided = dataclasses.replace(inputs, divided=True)
     maxtext = "decoder/layers_{i}/{module}"
     return {
         "tunix": {
             **layers("layers/{i}/{module}", name, _TUNIX),
-            "embedder/per_layer_model_projection": inputs,
+            "embedder/per_layer_model_projection": divided,
         },
         "tunix-shared-values": layers("layers/{i}/{module}", name, _TUNIX_SHARED),
         "maxtext": {

@@ -34,6 +34,8 @@ class Module:
       part: `blocks` and `rest` divide a model with a number of layers that is not a
         multiple of `step`: the whole blocks, and the layers after them.
       scaled: The JAX kernel holds the factor `1 / sqrt(head_dim)` of the attention.
+      divided: JAX adds the update to the kernel divided by the square root of its
+        inputs, where Hugging Face divides the output of both.
       interleaved: The two outputs rotated together by a rotary embedding lie side by
         side in JAX (0, 1), (2, 3) ..., and half a head apart in Hugging Face.
       half: The JAX kernel's half of the outputs of a fused parameter: gate is 0, up 1.
@@ -58,6 +60,7 @@ class Module:
     places: tuple[int, ...] = (0,)
     part: Literal["all", "blocks", "rest"] = "all"
     scaled: bool = False
+    divided: bool = False
     interleaved: bool = False
     half: Literal[0, 1] | None = None
     alternating: bool = False
