@@ -232,7 +232,7 @@ def _without_zeros(got: _Pair, a: np.ndarray, b: np.ndarray) -> tuple[_Pair, _Pa
 
 
 def _used(pair: _Pair) -> np.ndarray:
-    return pair.a.any(axis=0) & pair.b.any(axis=1)
+    return np.asarray(pair.a.any(axis=0) & pair.b.any(axis=1))
 
 
 def _is_zero(pair: _Pair) -> bool:

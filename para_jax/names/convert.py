@@ -125,7 +125,7 @@ def _moved(
             _put(parts, part, move, direction, path)
     modules = {x.path: x.module for several in found.values() for x in several}
     every = {
-        path: _whole(slots, path, modules[path].alternating)
+        path: _whole(slots, path, modules[path], direction)
         for path, slots in parts.items()
     }
     # Splitting a fused parameter can leave one half without any component.
@@ -144,7 +144,11 @@ def _moved(
 def _part(adapter: Adapter, move: Move, direction: Direction) -> Adapter:
     a, b = adapter.a[move.index], adapter.b[move.index]
     part = dataclasses.replace(adapter, a=a, b=b)
-    if direction == "to_hf" or move.module.half is None:
+    if direction == "to_hf":
+        return part
+    if move.module.turned:
+        part = _turned(part)
+    if move.module.half is None:
         return part
     half, turns = move.module.half, move.module.alternating
     return gate_up.split(part, half, move.path, alternating=turns)
@@ -163,12 +167,21 @@ def _put(
 
 
 def _whole(
-    slots: Mapping[int | None, Adapter], path: str, alternating: bool
+    slots: Mapping[int | None, Adapter],
+    path: str,
+    module: Module,
+    direction: Direction,
 ) -> Adapter:
     given = {half: x for half, x in slots.items() if half is not None}
-    if not given:
-        return slots[None]
-    return gate_up.join(given, path, alternating=alternating)
+    if given:
+        whole = gate_up.join(given, path, alternating=module.alternating)
+    else:
+        whole = slots[None]
+    return _turned(whole) if module.turned and direction == "to_hf" else whole
+
+
+def _turned(adapter: Adapter) -> Adapter:
+    return dataclasses.replace(adapter, a=adapter.b.mT, b=adapter.a.mT)
 
 
 def _layers(checkpoint: Checkpoint, found: Moves) -> dict[str, Layer]:
@@ -210,9 +223,14 @@ def _absent(
     result = {}
     for path, (m, n) in checkpoint.absent.items():
         for move in found[path]:
-            fused = move.module.half is not None
-            outputs = n if not fused else 2 * n if direction == "to_hf" else n // 2
+            fused, turned = move.module.half is not None, move.module.turned
             # Of gate and up, one may be absent while the other has an adapter.
-            if move.path not in adapters:
-                result[move.path] = m, outputs
+            if move.path in adapters:
+                continue
+            if direction == "to_hf":
+                shape = m, 2 * n if fused else n
+                result[move.path] = shape[::-1] if turned else shape
+            else:
+                inputs, outputs = (n, m) if turned else (m, n)
+                result[move.path] = inputs, outputs // 2 if fused else outputs
     return result

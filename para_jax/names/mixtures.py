@@ -1,10 +1,12 @@
-"""List the names of newer mixtures of experts: DeepSeek V3, gpt-oss, Qwen3-Next.
+"""List the names of newer mixtures: DeepSeek V3, gpt-oss, Llama 4, Qwen3-Next.
 
 Source of the JAX names and of the differences in form: MaxText 0.2.5's
-checkpoint_conversion/utils/param_mapping.py with its hooks. Hugging Face: transformers
-5.24. Routers are left out, which are no modules that LoRA is put on.
+checkpoint_conversion/utils/param_mapping.py with its hooks, for Llama 4
+standalone_scripts/llama4_ckpt_unscanned.py and models/llama4.py. Hugging Face:
+transformers 5.24. Routers are left out, which are no modules that LoRA is put on.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 from para_jax.names.decoders import HUGGING_FACE, Modules, Tables, layers
@@ -13,7 +15,7 @@ from para_jax.names.patterns import Module
 _ROUTED = ("mlp.experts.gate_up_proj.{e}", "mlp.experts.down_proj.{e}")
 
 
-def _experts(block: str, *, alternating: bool = False) -> Modules:
+def _experts(block: str, *, alternating: bool = False) -> dict[str, Module]:
     both, down = _ROUTED
     return {
         f"{block}/wi_0/{{e}}": Module(both, half=0, alternating=alternating),
@@ -64,12 +66,38 @@ _OSS: Modules = {
 _OSS_BLOCK = 2  # A local layer and a global one.
 
 
-def _oss_scanned() -> dict[str, Module]:
+# Scout has experts in every layer, Maverick in every other one; both repeat after four.
+# Its parameters are `[E, in, out]`, which PEFT reads the other way about.
+_LLAMA4_BLOCK = 4
+_LLAMA4: Modules = {
+    "self_attention/query": "self_attn.q_proj",
+    "self_attention/key": "self_attn.k_proj",
+    "self_attention/value": "self_attn.v_proj",
+    "self_attention/out": "self_attn.o_proj",
+    **_gated("mlp", "feed_forward"),
+    **_gated("Llama4MoEBlock_0/shared_experts", "feed_forward.shared_expert"),
+    **{
+        path: dataclasses.replace(
+            module, name=module.name.replace("mlp", "feed_forward"), turned=True
+        )
+        for path, module in _experts("Llama4MoEBlock_0/MoeBlock_0").items()
+    },
+}
+
+
+def _in_blocks(name: str, modules: Modules, step: int) -> dict[str, Module]:
     table: dict[str, Module] = {}
-    for offset in range(_OSS_BLOCK):
+    for offset in range(step):
         path = f"decoder/layers/layers_{offset}/{{module}}/{{i}}"
-        table |= layers(path, HUGGING_FACE, _OSS, step=_OSS_BLOCK, offset=offset)
+        table |= layers(path, name, modules, step=step, offset=offset)
     return table
+
+
+def _llama4(name: str) -> Tables:
+    return {
+        "maxtext": layers("decoder/layers_{i}/{module}", name, _LLAMA4),
+        "maxtext-scanned": _in_blocks(name, _LLAMA4, _LLAMA4_BLOCK),
+    }
 
 
 # Linear attention in three of four layers, full attention in the fourth: their names
@@ -98,8 +126,10 @@ MIXTURES: Mapping[str, Tables] = {
     },
     "gpt-oss": {
         "maxtext": layers("decoder/layers_{i}/{module}", HUGGING_FACE, _OSS),
-        "maxtext-scanned": _oss_scanned(),
+        "maxtext-scanned": _in_blocks(HUGGING_FACE, _OSS, _OSS_BLOCK),
     },
+    "llama4": _llama4(HUGGING_FACE),
+    "llama4-multimodal": _llama4(f"language_model.{HUGGING_FACE}"),
     "qwen3-next": {
         "maxtext": layers("decoder/layers_{i}/{module}", HUGGING_FACE, _QWEN3_NEXT),
     },

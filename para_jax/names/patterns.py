@@ -39,6 +39,8 @@ class Module:
       interleaved: The two outputs rotated together by a rotary embedding lie side by
         side in JAX (0, 1), (2, 3) ..., and half a head apart in Hugging Face.
       half: The JAX kernel's half of the outputs of a fused parameter: gate is 0, up 1.
+      turned: PEFT takes the parameter's inputs for its outputs, so its update is the
+        transpose.
       alternating: The outputs of gate and up take turns in the fused parameter, instead
         of up following gate.
 
@@ -63,6 +65,7 @@ class Module:
     divided: bool = False
     interleaved: bool = False
     half: Literal[0, 1] | None = None
+    turned: bool = False
     alternating: bool = False
 
 

@@ -110,6 +110,29 @@ def qwen3_next():
     )
 
 
+LLAMA4 = {
+    "num_local_experts": E,
+    "interleave_moe_layer_step": 2,
+    "intermediate_size_mlp": 20,
+    **MOE,
+    "num_experts_per_tok": 1,
+}
+
+
+def llama4():
+    config = transformers.Llama4TextConfig(**{**TEXT, "intermediate_size": 7}, **LLAMA4)
+    return transformers.Llama4ForCausalLM(config)
+
+
+def llama4_multimodal():
+    vision = {**IMAGE, "vision_output_dim": 12, "projector_input_dim": 12}
+    config = transformers.Llama4Config(
+        text_config={**TEXT, "intermediate_size": 7, **LLAMA4},
+        vision_config={**vision, "projector_output_dim": 12},
+    )
+    return transformers.Llama4ForConditionalGeneration(config)
+
+
 def siglip2():
     text = {
         **{x: y for x, y in IMAGE.items() if x not in ("image_size", "patch_size")},
@@ -156,6 +179,8 @@ MODELS = {
     ),
     "deepseek-v3": ("deepseek-v3", ("maxtext", "maxtext-scanned"), deepseek),
     "gpt-oss": ("gpt-oss", ("maxtext", "maxtext-scanned"), gpt_oss),
+    "llama4": ("llama4", ("maxtext", "maxtext-scanned"), llama4),
+    "llama4 with images": ("llama4-multimodal", ("maxtext",), llama4_multimodal),
     "qwen3-next": ("qwen3-next", ("maxtext",), qwen3_next),
     "siglip2": ("siglip2", ("big-vision", "big-vision-scanned"), siglip2),
     "dinov3": ("dinov3", ("bonsai",), dinov3),
@@ -165,7 +190,10 @@ MODELS = {
 CASES = [(name, x) for name, (_, several, _) in MODELS.items() for x in several]
 every_case = pytest.mark.parametrize(("name", "ecosystem"), CASES)
 # Modules outside of the layers, and what is no plain module of theirs.
-OUTSIDE = re.compile(r"lm_head|.*head(\..*)?|.*embed.*|.*projector.*|.*patch_.*")
+OUTSIDE = re.compile(
+    r".*lm_head|.*head(\..*)?|.*embed.*|.*projector.*|.*patch_.*"
+    r"|vision_model\.(model|vision_adapter).*"  # Llama 4's, for which there is no table.
+)
 
 
 def random(m, n, *, stack=(), seed=0):
@@ -183,7 +211,10 @@ def whole(model):
     found = {
         name: random(x.in_features, x.out_features)
         for name, x in model.named_modules()
-        if isinstance(x, torch.nn.Linear) and not OUTSIDE.fullmatch(name)
+        if isinstance(x, torch.nn.Linear)
+        # A router has a forward of its own, and returns more than an output.
+        and type(x).forward is torch.nn.Linear.forward
+        and not OUTSIDE.fullmatch(name)
     }
     for name, x in model.named_parameters():
         if x.ndim != 3 or "experts" not in name:
@@ -230,6 +261,10 @@ def turned(x):
 def taking_turns(gate, up):
     both = np.stack([gate, up], axis=-1)
     return both.reshape(*gate.shape[:-1], -1)
+
+
+def side_by_side(gate, up):
+    return np.concatenate([gate, up], axis=-1)
 
 
 def one_after_the_other(gate, up):
@@ -329,7 +364,25 @@ def of_gemma4(model):
     return some[0] | more[0], some[1] | more[1]
 
 
+def of_llama4(model):
+    some = dense(
+        {
+            "decoder/layers_0/self_attention/query": "model.layers.0.self_attn.q_proj",
+            "decoder/layers_0/mlp/wi_0": "model.layers.0.feed_forward.gate_proj",
+            "decoder/layers_1/Llama4MoEBlock_0/shared_experts/wi_1": (
+                "model.layers.1.feed_forward.shared_expert.up_proj"
+            ),
+        },
+        model,
+    )
+    block = "decoder/layers_1/Llama4MoEBlock_0/MoeBlock_0"
+    owner = "model.layers.1.feed_forward.experts"
+    more = experts(block, owner, both=side_by_side, down=np.asarray)
+    return some[0] | more[0], some[1] | more[1]
+
+
 KERNELS = {
+    "llama4": of_llama4,
     "gpt-oss": of_gpt_oss,
     "deepseek-v3": of_deepseek,
     "qwen3-next": of_qwen3_next,

@@ -59,6 +59,14 @@ KINDS = {
         *([] if i < 3 else [f"mlp.shared_experts.{x}" for x in GATED]),
     ],
     "gpt-oss": lambda i: [*SELF, *TWO],
+    **dict.fromkeys(
+        ("llama4", "llama4-multimodal"),
+        lambda i: [
+            *SELF,
+            *(x.replace("mlp", "feed_forward") for x in (TWO if i % 2 else DENSE)),
+            *(f"feed_forward.shared_expert.{x}" for x in GATED if i % 2),
+        ],
+    ),
     "qwen3-next": lambda i: [
         *(SELF if i % 4 == 3 else LINEAR),
         *SHARED,
@@ -125,10 +133,11 @@ def modules_of(model, ecosystem):
     multimodal = model.endswith("multimodal")
     inside = GEMMA4[ecosystem] if gemma4 else KINDS[model]
     base = "model.language_model" if multimodal else "model"
+    base = "language_model.model" if model == "llama4-multimodal" else base
     result = [f"{base}.layers.{i}.{x}" for i in range(LAYERS) for x in inside(i)]
     if gemma4 and ecosystem in ("tunix", "maxtext"):
         result.append(f"{base}.per_layer_model_projection")
-    if multimodal and ecosystem.startswith("maxtext"):
+    if gemma4 and multimodal and ecosystem.startswith("maxtext"):
         start = "model.vision_tower.encoder.layers"
         result += [f"{start}.{i}.{x}" for i in range(LAYERS) for x in TOWER]
     return result
@@ -139,7 +148,7 @@ def every_module(model, ecosystem):
     modules = [x.replace(".", "/") for x in modules_of(model, ecosystem)]
     return para.Checkpoint(
         adapters={
-            path: adapter(stack=(3,) if "/experts/" in path else (), seed=seed)
+            path: adapter(6, stack=(3,) if "/experts/" in path else (), seed=seed)
             for seed, path in enumerate(modules)
         }
     )
