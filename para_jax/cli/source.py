@@ -10,7 +10,7 @@ from para_jax._engines import renaming
 from para_jax.cli import show, target
 from para_jax.cli.request import Conversion, Hints
 from para_jax.formats import recognise
-from para_jax.names import models
+from para_jax.names import from_config, models
 
 
 def load(request: Conversion) -> para.Checkpoint:
@@ -57,7 +57,7 @@ def names_table(request: Conversion) -> models.Names | pathlib.Path | None:
     rename = request.output.rename
     if (model := rename.model) is None:
         return None
-    if names.is_configuration(model):
+    if from_config.is_configuration(model):
         _check_configuration(request, model)
         return pathlib.Path(model)
     table = names.read(model) if model.endswith(".toml") else model
@@ -83,7 +83,7 @@ def _check_configuration(request: Conversion, model: str) -> None:
             f"'{model}' has Hugging Face's names, and '{request.target}' is to have "
             "JAX paths: give --model NAME, or --format peft."
         )
-    names.configuration(model)
+    from_config.configuration(model)
 
 
 def _converted(

@@ -19,10 +19,6 @@ installed one reads, and `former` tells whether names are of before.
 
 from para_jax.names.convert import from_hf as from_hf, to_hf as to_hf
 from para_jax.names.former import former as former
-from para_jax.names.from_config import (
-    configuration as configuration,
-    is_configuration as is_configuration,
-)
 from para_jax.names.installed import to_installed as to_installed
 from para_jax.names.models import MODELS as MODELS, read as read, tables as tables
 from para_jax.names.patterns import Module as Module, Table as Table

@@ -192,7 +192,7 @@ every_case = pytest.mark.parametrize(("name", "ecosystem"), CASES)
 # Modules outside of the layers, and what is no plain module of theirs.
 OUTSIDE = re.compile(
     r".*lm_head|.*head(\..*)?|.*embed.*|.*projector.*|.*patch_.*"
-    r"|vision_model\.(model|vision_adapter).*"  # Llama 4's, for which there is no table.
+    r"|vision_model\.(model|vision_adapter).*"  # Llama 4's, which no table has.
 )
 
 

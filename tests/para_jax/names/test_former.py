@@ -1,7 +1,6 @@
 """Test which names are known to be of an older transformers, without transformers."""
 
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -100,44 +99,3 @@ def test_the_table_is_in_the_order_of_releases():
     assert releases == sorted(releases)
     for rename in RENAMES:
         re.compile(rename.former)
-
-
-@pytest.mark.parametrize("missing", ["transformers", "torch"])
-def test_new_names_need_transformers_and_torch(missing, monkeypatch, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    monkeypatch.setitem(sys.modules, missing, None)
-    x = para.Adapter(a=np.ones((4, 1)), b=np.ones((1, 4)))
-
-    with pytest.raises(ModuleNotFoundError, match=missing):
-        names.to_installed({"model/layers/0/mlp/up_proj": x}, tmp_path)
-
-
-@pytest.mark.parametrize("place", ["", "config.json", "no/such"])
-def test_without_a_configuration_there_is_no_model(place, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"missing: expected the folder"):
-        names.configuration(tmp_path / place)
-
-
-@pytest.mark.parametrize(
-    ("word", "want"),
-    [
-        ("gemma3", False),
-        ("gemma5", False),
-        ("names.toml", False),
-        ("of/names.toml", False),
-        ("config.json", True),
-        ("google/gemma", True),
-        ("./model", True),
-    ],
-)
-def test_a_path_is_told_from_a_name(word, want):
-    assert names.is_configuration(word) is want
-
-
-def test_a_folder_of_a_models_name_is_not_meant(tmp_path, monkeypatch):
-    (tmp_path / "gemma3").mkdir()
-    (tmp_path / "mine").mkdir()
-    monkeypatch.chdir(tmp_path)
-
-    assert not names.is_configuration("gemma3")
-    assert names.is_configuration("mine")
