@@ -266,6 +266,39 @@ def test_no_model_is_without_its_list_of_projections(model):
             "txt/Encoder_0/encoderblock_2/MultiHeadDotProductAttention_0/out",
             "text_model.encoder.layers.2.self_attn.out_proj",
         ),
+        ("gemma4", "layers/5/attn/k_einsum", "model.layers.5.self_attn.k_proj"),
+        ("gemma4", "layers/4/attn/kv_einsum/k", "model.layers.4.self_attn.k_proj"),
+        (
+            "gemma4-multimodal",
+            "embedder/per_layer_model_projection",
+            "model.language_model.per_layer_model_projection",
+        ),
+        (
+            "deepseek-v3",
+            "decoder/dense_layers_2/self_attention/wq_a",
+            "model.layers.2.self_attn.q_a_proj",
+        ),
+        (
+            "deepseek-v3",
+            "decoder/moe_layers/self_attention/wkv_b/2",
+            "model.layers.5.self_attn.kv_b_proj",
+        ),
+        (
+            "gpt-oss",
+            "decoder/layers/layers_1/GptOssAttention/key/4",
+            "model.layers.9.self_attn.k_proj",
+        ),
+        (
+            "llama4",
+            "decoder/layers/layers_3/mlp/wi_0/2",
+            "model.layers.11.feed_forward.gate_proj",
+        ),
+        (
+            "qwen3-next",
+            "decoder/layers_2/attention/in_proj_ba",
+            "model.layers.2.linear_attn.in_proj_ba",
+        ),
+        ("dinov3", "layer/3/mlp/up_proj", "model.layer.3.mlp.up_proj"),
     ],
 )
 def test_a_path_is_recognised_among_all_ecosystems(model, path, name):
@@ -364,6 +397,77 @@ def test_only_the_query_holds_the_factor_of_the_attention(model):
     got = names.to_hf(before, model, head_dim=H)
 
     assert [x.scale for x in got.adapters.values()] == [np.sqrt(H), 1, 1]
+
+
+def test_an_update_beside_a_divided_kernel_counts_for_more():
+    path = "embedder/per_layer_model_projection"
+    before = at(path)
+
+    there = names.to_hf(before, "gemma4", ecosystem="tunix")
+    back = names.from_hf(there, "gemma4", ecosystem="tunix")
+
+    (x,) = there.adapters.values()
+    np.testing.assert_allclose(delta(x), np.sqrt(5) * delta(before.adapters[path]))
+    np.testing.assert_allclose(back.adapters[path].scale, 1)
+    (x,) = names.to_hf(
+        at("decoder/per_layer_embedder/per_layer_model_projection"), "gemma4"
+    ).adapters.values()
+    assert x.scale == 1
+
+
+def test_gate_and_up_take_turns_where_the_parameter_has_them_so():
+    block = "decoder/layers_0/GptOssMlp"
+    paths = [f"{block}/{x}" for x in ("wi_0", "wi_1")]
+    before = at(*paths, stack=(3,))
+
+    (x,) = names.to_hf(before, "gpt-oss").adapters.values()
+
+    gate, up = (delta(before.adapters[path]) for path in paths)
+    np.testing.assert_allclose(delta(x)[..., ::2], gate)
+    np.testing.assert_allclose(delta(x)[..., 1::2], up)
+
+
+def test_a_parameter_that_peft_turns_gets_the_transposed_update():
+    block = "decoder/layers_0/Llama4MoEBlock_0/MoeBlock_0"
+    before = at(f"{block}/wo", stack=(3,))
+
+    (x,) = names.to_hf(before, "llama4").adapters.values()
+
+    want = delta(before.adapters[f"{block}/wo"]).swapaxes(-1, -2)
+    np.testing.assert_allclose(delta(x), want)
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        ("gemma4", "layers/4/attn/k_einsum"),
+        ("deepseek-v3", "decoder/dense_layers_3/self_attention/wq_a"),
+        ("deepseek-v3", "decoder/dense_layers_0/DeepSeekMoeBlock_0/MoeBlock_0/wo"),
+    ],
+)
+def test_a_layer_of_another_kind_has_no_such_module(model, path):
+    with pytest.raises(ValueError, match=f"'{path}': no module of '{model}'"):
+        names.to_hf(at(path), model)
+
+
+@pytest.mark.parametrize(
+    ("model", "paths"),
+    [
+        ("gpt-oss", {"decoder/layers_0/GptOssMlp/wi_0": (5, 12)}),
+        ("llama4", {"decoder/layers_0/Llama4MoEBlock_0/MoeBlock_0/wi_0": (5, 12)}),
+        ("llama4", {"decoder/layers_0/Llama4MoEBlock_0/MoeBlock_0/wo": (12, 5)}),
+    ],
+)
+def test_an_absent_kernel_is_absent_there_in_the_form_of_its_parameter(model, paths):
+    (path, shape), *_ = paths.items()
+    parent = para.Checkpoint(adapters={}, absent={f"{path}/0": shape})
+
+    there = names.to_hf(parent, model, ecosystem="maxtext")
+
+    ((_, got),) = there.absent.items()
+    m, n = shape
+    wide = (m, 2 * n) if "wi_0" in path else (m, n)
+    assert got == (wide[::-1] if model == "llama4" else wide)
 
 
 # Stacks.
