@@ -126,8 +126,9 @@ def _model(file: pathlib.Path, trained: str | None, task: str | None) -> Any:
     architectures = content.get("architectures") or [None]
     names = [trained, None if task in _HEADS else architectures[0]]
     for name in filter(None, names):
+        kind = getattr(transformers, name, None)
         # Custom code may have classes of its own, which are not run.
-        if (kind := getattr(transformers, name, None)) is not None:
+        if getattr(kind, "config_class", None) is not None:
             config = kind.config_class.from_pretrained(file, local_files_only=True)
             return kind(config)
     auto = _HEADS.get(task or "") or _OTHERWISE.get(task or "", "AutoModel")

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -95,21 +95,14 @@ def _moved(checkpoint: Checkpoint, places: _Places, found: Skeleton) -> Checkpoi
             _put(parts, adapter, place, path)
     adapters = {path: _whole(slots, path, found) for path, slots in parts.items()}
     _check_shapes(adapters, found)
-    bare = {path for path in adapters if path in found.parameters}
-    old = checkpoint.layers
-    layers = {
-        place.path: old[path]
-        for path, several in places.items()
-        for place in several
-        if path in old
-    }
-    layers |= dict.fromkeys(bare, Layer(kind="experts"))
+    new = {place.path for several in places.values() for place in several}
+    bare = {path for path in new if path in found.parameters}
     one = {path: x[0].path for path, x in places.items() if len(x) == 1}
     both = checkpoint.shared.items()
     return dataclasses.replace(
         checkpoint,
         adapters=adapters,
-        layers={path: x for path, x in layers.items() if path in adapters},
+        layers=_layers(checkpoint, places, bare),
         biases=_biases(checkpoint, places, found),
         absent=_absent(checkpoint, places, found, adapters),
         shared={one[x]: one[y] for x, y in both if x in one and y in one},
@@ -117,6 +110,18 @@ def _moved(checkpoint: Checkpoint, places: _Places, found: Skeleton) -> Checkpoi
         config=_config(checkpoint.config, parameters=bool(bare)),
         spelling={},
     )
+
+
+def _layers(
+    checkpoint: Checkpoint, places: _Places, bare: Iterable[str]
+) -> dict[str, Layer]:
+    kept = {
+        place.path: checkpoint.layers[path]
+        for path, several in places.items()
+        for place in several
+        if path in checkpoint.layers
+    }
+    return kept | dict.fromkeys(bare, Layer(kind="experts"))
 
 
 def _put(parts: _Parts, adapter: Adapter, place: Place, path: str) -> None:
@@ -216,9 +221,15 @@ def _absent(
     for path, shape in checkpoint.absent.items():
         for place in places[path]:
             # Of several parts, one may be absent while another has an adapter.
-            if place.path not in adapters:
-                of = found.modules.get(place.path) or found.parameters[place.path][1:]
-                result[place.path] = (of[0], of[1]) if len(of) == 2 else shape
+            if place.path in adapters:
+                continue
+            if place.path in found.parameters:  # Each of its experts is absent.
+                experts, *of = found.parameters[place.path]
+                members = [f"{place.path}/{e}" for e in range(experts)]
+                result |= dict.fromkeys(members, (of[0], of[1]))
+            else:
+                of = found.modules[place.path]
+                result[place.path] = (of[0], of[1]) if of else shape
     return result
 
 

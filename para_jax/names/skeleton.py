@@ -62,6 +62,9 @@ class Skeleton:
         """
         if self._has(path):
             return [self._apart(Place(path))]
+        owner, _, last = path.rpartition("/")
+        if owner in self.parameters and last.isdecimal():  # An absent expert.
+            return [Place(owner, expert=int(last))]
         name = path.replace("/", ".")
         for key in (f"{name}.weight", name):
             found = [x for x in self._found(key) if self._has(x.path)]

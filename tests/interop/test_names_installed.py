@@ -384,6 +384,35 @@ def test_experts_of_several_ranks_and_scales_are_one_stack(tmp_path):
         )
 
 
+@pytest.mark.parametrize("profile", ["ragged", "padded"])
+def test_a_child_without_some_experts_is_renamed(profile, tmp_path):
+    former = Former("mixtral", tmp_path, which=lambda name: "experts" in name)
+    parent = para.load(former.folder)
+    layer = "model/layers/1/block_sparse_moe/experts"
+    gone = {x: y for x, y in parent.adapters.items() if x.startswith(layer)}
+    child = dataclasses.replace(
+        parent,
+        adapters={x: y for x, y in parent.adapters.items() if x not in gone},
+        absent={x: (y.inputs, y.outputs) for x, y in gone.items()},
+    )
+
+    new = names.to_installed(child, former.model)
+
+    para.save(new, tmp_path / "new", profile=profile)
+    again = names.to_installed(new, former.model)
+    assert again.absent == new.absent
+    assert again.adapters.keys() == new.adapters.keys()
+    weights = safetensors.numpy.load_file(former.model / "model.safetensors")
+    plain = tmp_path / "plain"
+    former.base.save_pretrained(plain)
+    before = safetensors.numpy.load_file(plain / "model.safetensors")
+    merged = {x: before[x] if "layers.1" in x else y for x, y in weights.items()}
+    safetensors.numpy.save_file(
+        merged, former.model / "model.safetensors", {"format": "pt"}
+    )
+    close(former.on_peft(tmp_path / "new"), former.wanted(), outputs(former.base))
+
+
 def test_another_tensor_goes_by_the_name_of_its_module(tmp_path):
     former = Former("gemma3", tmp_path)
     extra = {
