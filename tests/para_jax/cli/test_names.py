@@ -73,6 +73,7 @@ def test_jax_paths_do_not_come_from_a_folder(adapter, capsys):
 def test_a_missing_library_is_told_with_the_command(
     missing, adapter, capsys, monkeypatch
 ):
+    pytest.importorskip("torch")
     monkeypatch.setitem(sys.modules, missing, None)
 
     said = failure(capsys, "--model", "base")

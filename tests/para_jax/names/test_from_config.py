@@ -15,6 +15,7 @@ from para_jax.names import from_config
 
 @pytest.mark.parametrize("missing", ["transformers", "torch"])
 def test_new_names_need_transformers_and_torch(missing, monkeypatch, tmp_path):
+    pytest.importorskip("torch")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     monkeypatch.setitem(sys.modules, missing, None)
     x = para.Adapter(a=np.ones((4, 1)), b=np.ones((1, 4)))
