@@ -42,6 +42,7 @@ class Remedy(enum.Enum):
 
     OVERWRITE = "pass overwrite=True"
     RENAME_FIRST = "first: para_jax.names.to_hf"
+    NEW_NAMES = "para_jax.names.to_installed"
     OWN_TABLE = "a table of your own"
 
     def __str__(self) -> str:

@@ -88,13 +88,22 @@ def flatten(checkpoint: Checkpoint, *, trim: bool) -> Checkpoint:
     """
     whole = checkpoint.adapters.keys()
     flat = {path: _on_host(x) for path, x in unstack(checkpoint.adapters).items()}
+    layers, absent = _layers(checkpoint), dict(checkpoint.absent)
     if trim:
         flat = {path: x if path in whole else _trim(x) for path, x in flat.items()}
+        gone = {path: x for path, x in flat.items() if not x.rank}
         flat = {path: x for path, x in flat.items() if x.rank}
+        # An expert that no token was sent to: its stack needs an entry for it.
+        absent |= {
+            path: (x.inputs, x.outputs)
+            for path, x in gone.items()
+            if layers.get(path, Layer()).kind == "experts"
+        }
     result = dataclasses.replace(
         checkpoint,
         adapters=flat,
-        layers=_layers(checkpoint),
+        layers=layers,
+        absent=absent,
         biases=by_member(checkpoint.biases, checkpoint.adapters),
     )
     # Scales folded into shared factors one by one would make two updates of one.

@@ -16,6 +16,7 @@ from para_jax._pruning.pipeline import cuts, spectra_of
 from para_jax._pruning.select import ranks
 from para_jax.cli import budgets, errors, fleet_run, reports, show, source, target
 from para_jax.cli.request import Compress, Convert, Fleet, Inspect, Request, Sweep
+from para_jax.names.former import former
 
 
 def run(request: Request) -> int | None:
@@ -82,10 +83,13 @@ def inspect(request: Inspect) -> None:
         found = inspection_of(checkpoint, method=request.method, progress=progress)
     reports.draw(request.plot, "spectrum", found.report)
     layout = checkpoint.tree and checkpoint.tree.layout
+    notes = [errors.spoken(x) for x in former(checkpoint)]
     if request.json:
-        print(json.dumps(found.as_dict() | {"layout": layout}))
+        print(json.dumps(found.as_dict() | {"layout": layout, "former_names": notes}))
         return
     show.inspection(found)
+    for note in notes:
+        print(show.wrapped(note))
     if layout:
         print(f"A tree of the layout {layout}.")
 

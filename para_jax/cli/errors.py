@@ -5,6 +5,7 @@ from para_jax._adapters.messages import Argument, Part, Remedy, on_one_line, par
 _REMEDIES = {
     Remedy.OVERWRITE: "use --overwrite",
     Remedy.RENAME_FIRST: "first, with --model NAME",
+    Remedy.NEW_NAMES: "para convert SRC DST --model FOLDER, the base model's folder",
     Remedy.OWN_TABLE: "a .toml file of your own",
 }
 
@@ -12,8 +13,7 @@ _REMEDIES = {
 def sentence(error: Exception) -> str:
     """Write one line about an error, with its remedy."""
     if isinstance(error, ModuleNotFoundError):
-        extra = "fleet" if error.name == "ray" else "cli,plot"
-        return f"this needs {error.name}: pip install 'para-jax[{extra}]'."
+        return f"this needs {error.name}: pip install {_package(error.name)}."
     # Of the system, such as a full disk: its own text begins with a number.
     if isinstance(error, OSError) and error.strerror:
         return f"'{error.filename}': {error.strerror}."
@@ -22,6 +22,12 @@ def sentence(error: Exception) -> str:
     if isinstance(error, (ValueError, OSError)):
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _package(module: str | None) -> str:
+    if module in ("torch", "transformers"):  # Of no extra: the model is the user's.
+        return "torch transformers"
+    return f"'para-jax[{'fleet' if module == 'ray' else 'cli,plot'}]'"
 
 
 def spoken(said: str | BaseException) -> str:

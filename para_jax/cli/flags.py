@@ -97,7 +97,9 @@ def _names(command: Parser) -> None:
     ).add_argument
     what = (
         "rename modules to transformers' names (to JAX paths if DST is Orbax): "
-        f"{', '.join(MODELS)}, or a .toml file"
+        f"{', '.join(MODELS)}, or a .toml file. Or from the names of an older "
+        "transformers to those of the installed one: the base model's folder or "
+        "config.json"
     )
     add("--model", metavar="NAME", help=what)
     what = "the library whose JAX paths they are, if ambiguous"

@@ -10,7 +10,7 @@ from para_jax._engines import renaming
 from para_jax.cli import show, target
 from para_jax.cli.request import Conversion, Hints
 from para_jax.formats import recognise
-from para_jax.names import models
+from para_jax.names import from_config, models
 
 
 def load(request: Conversion) -> para.Checkpoint:
@@ -44,15 +44,22 @@ def _read(source: pathlib.Path, hints: Hints) -> para.Checkpoint:
     return para.load(source, **dataclasses.asdict(hints))
 
 
-def names_table(request: Conversion) -> models.Names | None:
-    """Find the table of names of --model, None without one.
+def names_table(request: Conversion) -> models.Names | pathlib.Path | None:
+    """Find the table of names of --model, or the base model's configuration.
+
+    Returns:
+      The table, the path of the configuration, or None without --model.
 
     Raises:
+      FileNotFoundError: if there is no such configuration.
       ValueError: if there is no such table, or several and no word to choose by.
     """
     rename = request.output.rename
     if (model := rename.model) is None:
         return None
+    if from_config.is_configuration(model):
+        _check_configuration(request, model)
+        return pathlib.Path(model)
     table = names.read(model) if model.endswith(".toml") else model
     found = names.tables(table)
     # Hugging Face's names alone do not tell which JAX library's paths they become.
@@ -62,9 +69,30 @@ def names_table(request: Conversion) -> models.Names | None:
     return table
 
 
+def _check_configuration(request: Conversion, model: str) -> None:
+    facts = dataclasses.asdict(request.output.rename)
+    for name in ("ecosystem", "head_dim", "layers"):
+        if facts[name] is not None:
+            flag = name.replace("_", "-")
+            raise ValueError(
+                f"--{flag} describes JAX paths, and '{model}' is a model of "
+                f"transformers: leave out --{flag}, or give --model NAME."
+            )
+    if target.form(request) == "orbax" != recognise(request.source):
+        raise ValueError(
+            f"'{model}' has Hugging Face's names, and '{request.target}' is to have "
+            "JAX paths: give --model NAME, or --format peft."
+        )
+    from_config.configuration(model)
+
+
 def _converted(
-    request: Conversion, checkpoint: para.Checkpoint, table: models.Names
+    request: Conversion,
+    checkpoint: para.Checkpoint,
+    table: models.Names | pathlib.Path,
 ) -> para.Checkpoint:
+    if isinstance(table, pathlib.Path):
+        return names.to_installed(checkpoint, table)
     # Only Orbax holds trees, so a target in it wants the paths of JAX.
     to_jax = target.form(request) == "orbax"
     if to_jax and checkpoint.tree is not None:

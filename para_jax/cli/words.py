@@ -18,7 +18,9 @@ LAYOUTS = (
 
 MODELS = (
     *("llama3", "llama3.1", "mistral", "qwen2.5", "qwen3", "gemma2", "gemma3"),
-    *("mixtral", "qwen3-moe", "bert", "roberta", "vit", "siglip", "gemma3-multimodal"),
+    *("mixtral", "qwen3-moe", "deepseek-v3", "gpt-oss", "llama4", "llama4-multimodal"),
+    *("qwen3-next", "gemma4", "gemma4-multimodal"),
+    *("bert", "roberta", "vit", "siglip", "siglip2", "dinov3", "gemma3-multimodal"),
 )
 """The keys of `para_jax.names.MODELS`."""
 

@@ -203,19 +203,38 @@ def _same(got: _Pair, scale: float, want: Adapter) -> bool:
     if scale == want.scale and np.array_equal(got.a, a) and np.array_equal(got.b, b):
         return True
     kept = min(got.a.shape[1], a.shape[1])
+    rests = _Pair(got.a[:, kept:], got.b[kept:]), _Pair(a[:, kept:], b[kept:])
+    if not all(map(_is_zero, rests)):
+        return False
+    got, (a, b) = _without_zeros(_Pair(got.a[:, :kept], got.b[:kept]), a, b)
     # `b` is rounded when its scale is folded in, and in some forms once more for the
     # rank. A subnormal is off by a unit at most.
-    wide = b[:kept].astype(np.float64) * want.scale
+    wide = b.astype(np.float64) * want.scale
     info = jnp.finfo(b.dtype)
-    error = np.abs(got.b[:kept].astype(np.float64) * scale - wide)
+    error = np.abs(got.b.astype(np.float64) * scale - wide)
     bound = float(info.eps) * np.abs(wide) + float(info.smallest_subnormal)
     if np.linalg.norm(error) > 2 * float(info.eps) * np.linalg.norm(wide):
         return False  # Many values below the dtype's range were lost.
-    rests = _Pair(got.a[:, kept:], got.b[kept:]), _Pair(a[:, kept:], b[kept:])
-    equal = np.array_equal(got.a[:, :kept], a[:, :kept])
-    return equal and bool((error <= bound).all()) and all(map(_is_zero, rests))
+    return np.array_equal(got.a, a) and bool((error <= bound).all())
+
+
+def _without_zeros(got: _Pair, a: np.ndarray, b: np.ndarray) -> tuple[_Pair, _Pair]:
+    """Return the components that are not zero in both updates.
+
+    A component of which one factor is zero is written as zeros in both.
+    """
+    want = _Pair(a[:, : got.a.shape[1]], b[: got.b.shape[0]])
+    used = _used(got) | _used(want)
+    if used.all():  # No copy.
+        return got, want
+    first, second = (_Pair(x.a[:, used], x.b[used]) for x in (got, want))
+    return first, second
+
+
+def _used(pair: _Pair) -> np.ndarray:
+    return np.asarray(pair.a.any(axis=0) & pair.b.any(axis=1))
 
 
 def _is_zero(pair: _Pair) -> bool:
     # Zero if one of the factors of each component is: no product is formed.
-    return not (pair.a.any(axis=0) & pair.b.any(axis=1)).any()
+    return not _used(pair).any()

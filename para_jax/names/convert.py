@@ -50,7 +50,7 @@ def to_hf(
         is missing. The message names the paths.
     """
 
-    def renumber(module: Module, i: int, path: str) -> int:
+    def renumber(module: Module, i: int, path: str) -> int | None:
         return number(module, i, path, layers)
 
     checkpoint = as_checkpoint(checkpoint)
@@ -123,7 +123,11 @@ def _moved(
             part = _part(adapter, move, direction)
             part = head_forms.update(part, move.module, direction, head_dim, path)
             _put(parts, part, move, direction, path)
-    every = {path: _whole(slots, path) for path, slots in parts.items()}
+    modules = {x.path: x.module for several in found.values() for x in several}
+    every = {
+        path: _whole(slots, path, modules[path], direction)
+        for path, slots in parts.items()
+    }
     # Splitting a fused parameter can leave one half without any component.
     empty = {path: (x.inputs, x.outputs) for path, x in every.items() if not x.rank}
     adapters = {path: x for path, x in every.items() if x.rank}
@@ -140,9 +144,14 @@ def _moved(
 def _part(adapter: Adapter, move: Move, direction: Direction) -> Adapter:
     a, b = adapter.a[move.index], adapter.b[move.index]
     part = dataclasses.replace(adapter, a=a, b=b)
-    if direction == "to_hf" or move.module.half is None:
+    if direction == "to_hf":
         return part
-    return gate_up.split(part, move.module.half, move.path)
+    if move.module.turned:
+        part = _turned(part)
+    if move.module.half is None:
+        return part
+    half, turns = move.module.half, move.module.alternating
+    return gate_up.split(part, half, move.path, alternating=turns)
 
 
 def _put(
@@ -157,9 +166,22 @@ def _put(
     slots[half] = part
 
 
-def _whole(slots: Mapping[int | None, Adapter], path: str) -> Adapter:
+def _whole(
+    slots: Mapping[int | None, Adapter],
+    path: str,
+    module: Module,
+    direction: Direction,
+) -> Adapter:
     given = {half: x for half, x in slots.items() if half is not None}
-    return gate_up.join(given, path) if given else slots[None]
+    if given:
+        whole = gate_up.join(given, path, alternating=module.alternating)
+    else:
+        whole = slots[None]
+    return _turned(whole) if module.turned and direction == "to_hf" else whole
+
+
+def _turned(adapter: Adapter) -> Adapter:
+    return dataclasses.replace(adapter, a=adapter.b.mT, b=adapter.a.mT)
 
 
 def _layers(checkpoint: Checkpoint, found: Moves) -> dict[str, Layer]:
@@ -201,9 +223,14 @@ def _absent(
     result = {}
     for path, (m, n) in checkpoint.absent.items():
         for move in found[path]:
-            fused = move.module.half is not None
-            outputs = n if not fused else 2 * n if direction == "to_hf" else n // 2
+            fused, turned = move.module.half is not None, move.module.turned
             # Of gate and up, one may be absent while the other has an adapter.
-            if move.path not in adapters:
-                result[move.path] = m, outputs
+            if move.path in adapters:
+                continue
+            if direction == "to_hf":
+                shape = m, 2 * n if fused else n
+                result[move.path] = shape[::-1] if turned else shape
+            else:
+                inputs, outputs = (n, m) if turned else (m, n)
+                result[move.path] = inputs, outputs // 2 if fused else outputs
     return result

@@ -102,6 +102,7 @@ def layers(
     *,
     step: int = 1,
     offset: int = 0,
+    count: int | None = None,
     part: Literal["all", "blocks", "rest"] = "all",
 ) -> dict[str, Module]:
     """Return the table of the modules of every layer.
@@ -112,6 +113,7 @@ def layers(
       modules: The modules within a layer.
       step: See `Module`.
       offset: See `Module`.
+      count: See `Module`.
       part: See `Module`.
     """
     table = {}
@@ -123,6 +125,7 @@ def layers(
             name=name.replace("{module}", x.name),
             step=step,
             offset=offset,
+            count=count,
             part=part,
         )
     return table

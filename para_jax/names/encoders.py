@@ -1,11 +1,11 @@
-"""List the names of the encoders: BERT, RoBERTa, ViT, SigLIP, Gemma 3's vision tower.
+"""List the names of the encoders: BERT, ViT, SigLIP, DINOv3, Gemma 3's vision tower.
 
 Sources of the JAX names: the Flax classes of transformers 4 (with the names of their
 PyTorch twins in that version); big_vision's models/vit.py and two-tower params, as
 transformers' convert_siglip_to_hf.py reads them; gemma/multimodal/vision_utils.py
-(gemma 3.3); tunix/models/gemma3/vision.py (tunix 0.1.7); MaxText's param_mapping.py.
-Hugging Face: transformers 5.23, which dropped a level from the paths of ViT and of
-Gemma 3's tower.
+(gemma 3.3); tunix/models/gemma3/vision.py (tunix 0.1.7); MaxText's param_mapping.py;
+bonsai/models/dinov3 (bonsai at 3628425). Hugging Face: transformers 5.24, which dropped
+a level from the paths of ViT and of Gemma 3's tower.
 """
 
 from collections.abc import Mapping
@@ -62,6 +62,16 @@ _TUNIX_SIGLIP: Modules = {
     "mlp/fc1": "mlp.fc1",
     "mlp/fc2": "mlp.fc2",
 }
+# Gated in the largest model alone.
+_BONSAI_DINOV3: Modules = {
+    "attention/q_proj": "attention.q_proj",
+    "attention/k_proj": "attention.k_proj",
+    "attention/v_proj": "attention.v_proj",
+    "attention/o_proj": "attention.o_proj",
+    "mlp/gate_proj": "mlp.gate_proj",
+    "mlp/up_proj": "mlp.up_proj",
+    "mlp/down_proj": "mlp.down_proj",
+}
 _IMAGES = "vision_model.encoder.layers.{i}.{module}"
 _TEXTS = "text_model.encoder.layers.{i}.{module}"
 _TOWER = "model.vision_tower.encoder.layers.{i}.{module}"
@@ -92,6 +102,16 @@ def _with_tower(tables: Tables) -> dict[str, Table]:
     return result
 
 
+_TWO_TOWERS: Tables = {
+    "big-vision": {
+        **layers("img/Transformer/encoderblock_{i}/{module}", _IMAGES, _SIGLIP),
+        **layers("txt/Encoder_0/encoderblock_{i}/{module}", _TEXTS, _SIGLIP),
+    },
+    "big-vision-scanned": {
+        **layers("img/Transformer/encoderblock/{module}/{i}", _IMAGES, _SIGLIP),
+        **layers("txt/Encoder_0/encoderblock/{module}/{i}", _TEXTS, _SIGLIP),
+    },
+}
 ENCODERS: Mapping[str, Tables] = {
     "bert": _flax("bert"),
     "roberta": _flax("roberta"),
@@ -106,15 +126,12 @@ ENCODERS: Mapping[str, Tables] = {
             "Transformer/encoderblock/{module}/{i}", "vit.layers.{i}.{module}", _VIT
         ),
     },
-    "siglip": {
-        "big-vision": {
-            **layers("img/Transformer/encoderblock_{i}/{module}", _IMAGES, _SIGLIP),
-            **layers("txt/Encoder_0/encoderblock_{i}/{module}", _TEXTS, _SIGLIP),
-        },
-        "big-vision-scanned": {
-            **layers("img/Transformer/encoderblock/{module}/{i}", _IMAGES, _SIGLIP),
-            **layers("txt/Encoder_0/encoderblock/{module}/{i}", _TEXTS, _SIGLIP),
-        },
+    "siglip": _TWO_TOWERS,
+    "siglip2": _TWO_TOWERS,
+    "dinov3": {
+        "bonsai": layers(
+            "layer/{i}/{module}", "model.layer.{i}.{module}", _BONSAI_DINOV3
+        )
     },
     "gemma3-multimodal": _with_tower(gemma3(MULTIMODAL)),
 }

@@ -15,13 +15,16 @@ import numpy as np
 from para_jax._adapters.adapter import Adapter, Array, folded
 
 
-def join(parts: Mapping[int, Adapter], path: str) -> Adapter:
+def join(
+    parts: Mapping[int, Adapter], path: str, *, alternating: bool = False
+) -> Adapter:
     """Return the update `[*stack, m, 2 n]` of gate and up; the inverse is `split`.
 
     Args:
       parts: The update `[*stack, m, n]` of gate (0), of up (1), or of both. A missing
         one contributes zeros.
       path: The fused parameter, for errors.
+      alternating: Whether the outputs of gate and up take turns.
 
     Raises:
       ValueError: if gate and up differ in stack, shape or dtype.
@@ -38,7 +41,7 @@ def join(parts: Mapping[int, Adapter], path: str) -> Adapter:
     # One common scale stays outside of the factors, which keeps their bits.
     same = len(scales) == 1
     bs = [x.b if same else folded(x).b for x in updates]
-    rows = [_wide(b, half) for half, b in zip(order, bs, strict=True)]
+    rows = [_wide(b, half, alternating) for half, b in zip(order, bs, strict=True)]
     return Adapter(
         a=_concatenated([x.a for x in updates], axis=-1),
         b=_concatenated(rows, axis=-2),
@@ -54,7 +57,9 @@ def _nominal(updates: Sequence[Adapter]) -> int | None:
     return sum(x.rank if x.nominal is None else x.nominal for x in updates)
 
 
-def split(adapter: Adapter, half: int, path: str) -> Adapter:
+def split(
+    adapter: Adapter, half: int, path: str, *, alternating: bool = False
+) -> Adapter:
     """Return the update `[*stack, m, n]` of gate (0) or up (1) alone.
 
     A component that is zero in this half is left out, which makes `split` the inverse
@@ -69,7 +74,8 @@ def split(adapter: Adapter, half: int, path: str) -> Adapter:
             f"'{path}' has {adapter.outputs} outputs: expected an even number, of gate "
             "and up."
         )
-    b = adapter.b[..., half * n : (half + 1) * n]
+    mine = slice(half, None, 2) if alternating else slice(half * n, (half + 1) * n)
+    b = adapter.b[..., mine]
     # Over the whole stack: its experts share one rank, so a component is dropped only
     # if none of them uses it.
     used = np.flatnonzero(np.asarray(b != 0).any(axis=(*range(b.ndim - 2), -1)))
@@ -78,11 +84,13 @@ def split(adapter: Adapter, half: int, path: str) -> Adapter:
     )
 
 
-def _wide(b: Array, half: int) -> Array:
+def _wide(b: Array, half: int, alternating: bool) -> Array:
     """Return `b` in the outputs of its half, with zeros in those of the other."""
     xp = np if isinstance(b, np.ndarray) else jnp
     outputs = [xp.zeros_like(b), xp.zeros_like(b)]
     outputs[half] = b
+    if alternating:
+        return xp.stack(outputs, axis=-1).reshape(*b.shape[:-1], -1)
     return _concatenated(outputs, axis=-1)
 
 

@@ -1,8 +1,8 @@
-"""Convert an update between the forms of attention heads in JAX and Hugging Face.
+"""Convert an update between the forms of a kernel in JAX and Hugging Face.
 
 A JAX kernel may hold the attention's scale, or order the outputs of a head for another
-rotary embedding. Both concern the output side alone, so `a` stays the same. Axis
-letters: `n` outputs, `h` the size of a head.
+rotary embedding, or be divided before the update is added. All concern the output side
+or the scale, so `a` stays the same. Axis letters: `n` outputs, `h` the size of a head.
 """
 
 import dataclasses
@@ -38,6 +38,9 @@ def update(
       ValueError: if `head_dim` is needed and not given, or does not divide the outputs.
     """
     b, factor = _converted(adapter.b, module, direction, head_dim, path)
+    if module.divided:
+        root = math.sqrt(adapter.inputs)
+        factor = factor * root if direction == "to_hf" else factor / root
     return dataclasses.replace(adapter, b=b, scale=adapter.scale * factor)
 
 

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from para_jax._adapters.messages import Argument, Message, Remedy
 from para_jax.names.decoders import DECODERS, Tables
 from para_jax.names.encoders import ENCODERS
+from para_jax.names.gemma4 import GEMMA4
+from para_jax.names.mixtures import MIXTURES
 from para_jax.names.patterns import Module, Table, problems
 
-MODELS: Mapping[str, Tables] = {**DECODERS, **ENCODERS}
+MODELS: Mapping[str, Tables] = {**DECODERS, **MIXTURES, **GEMMA4, **ENCODERS}
 """The tables of each model by ecosystem."""
 
 Names = str | Mapping[str, str | Module]

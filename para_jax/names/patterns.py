@@ -27,12 +27,22 @@ class Module:
       step: The number of layers in a block, for a scan over blocks of layers. Layer
         `step * i + offset` has the JAX number `i`.
       offset: The layer's place in its block.
+      count: The number of JAX layers with it, if these are numbered apart from others:
+        the dense layers before those with experts.
+      cycle: The length of a cycle of layers of several kinds.
+      places: The places in a cycle of the layers with it.
       part: `blocks` and `rest` divide a model with a number of layers that is not a
         multiple of `step`: the whole blocks, and the layers after them.
       scaled: The JAX kernel holds the factor `1 / sqrt(head_dim)` of the attention.
+      divided: JAX adds the update to the kernel divided by the square root of its
+        inputs, where Hugging Face divides the output of both.
       interleaved: The two outputs rotated together by a rotary embedding lie side by
         side in JAX (0, 1), (2, 3) ..., and half a head apart in Hugging Face.
       half: The JAX kernel's half of the outputs of a fused parameter: gate is 0, up 1.
+      turned: PEFT takes the parameter's inputs for its outputs, so its update is the
+        transpose.
+      alternating: The outputs of gate and up take turns in the fused parameter, instead
+        of up following gate.
 
     Example:
       >>> from para_jax import names
@@ -47,10 +57,16 @@ class Module:
     name: str
     step: int = 1
     offset: int = 0
+    count: int | None = None
+    cycle: int = 1
+    places: tuple[int, ...] = (0,)
     part: Literal["all", "blocks", "rest"] = "all"
     scaled: bool = False
+    divided: bool = False
     interleaved: bool = False
     half: Literal[0, 1] | None = None
+    turned: bool = False
+    alternating: bool = False
 
 
 Table = Mapping[str, Module]
@@ -110,12 +126,23 @@ def placeholders(pattern: str) -> list[str]:
     return re.findall(r"\{([ie])\}", pattern)
 
 
-def number(module: Module, i: int, path: str, layers: int | None) -> int:
-    """Return the Hugging Face number of the JAX layer `i`; the inverse is `place`."""
+def number(module: Module, i: int, path: str, layers: int | None) -> int | None:
+    """Return the Hugging Face number of the JAX layer `i`; the inverse is `place`.
+
+    Returns:
+      The number, or None if the JAX layer `i` has no such module.
+    """
     if module.part == "rest":
         return _inside(_whole(module, path, layers) + i, path, layers)
     layer = module.step * i + module.offset
+    if not _has(module, i, layer):
+        return None
     return layer if module.part == "all" else _inside(layer, path, layers)
+
+
+def _has(module: Module, i: int, layer: int) -> bool:
+    counted = module.count is None or i < module.count
+    return counted and layer % module.cycle in module.places
 
 
 def place(module: Module, layer: int, path: str, layers: int | None) -> int | None:
@@ -127,8 +154,8 @@ def place(module: Module, layer: int, path: str, layers: int | None) -> int | No
             return None
         if module.part == "rest":
             return layer - whole
-    i, offset = divmod(layer, module.step)
-    return i if offset == module.offset else None
+    i, other = divmod(layer - module.offset, module.step)
+    return i if not other and i >= 0 and _has(module, i, layer) else None
 
 
 def _whole(module: Module, path: str, layers: int | None) -> int:
@@ -170,7 +197,7 @@ def problems(table: Table) -> Iterator[str]:
                 "{e} (expert), the same on both sides"
             )
         # Several JAX paths may share a name: by block, or as halves of one parameter.
-        key = (slashed(x.name), x.offset, x.part, x.half)
+        key = (slashed(x.name), x.offset, x.places, x.part, x.half)
         if key in seen:
             yield f"'{seen[key]}' and '{path}' are both '{x.name}'"
         seen[key] = path

@@ -1,10 +1,11 @@
 """Plan the new name of every adapter, by one table for all of them."""
 
+import dataclasses
 import difflib
 import itertools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from para_jax._adapters.messages import Argument, Message, Remedy
 from para_jax.names.patterns import Match, Module, Pair, fill, match, placeholders
@@ -30,6 +31,16 @@ Moves = Mapping[str, Sequence[Move]]
 Renumber = Callable[[Module, int, str], int | None]
 
 _SHOWN = 3
+# What decides on the path alone, which is compared by itself.
+_SAME: dict[str, Any] = {
+    "name": "",
+    "step": 1,
+    "offset": 0,
+    "count": None,
+    "cycle": 1,
+    "places": (0,),
+    "part": "all",
+}
 
 
 def of(stacks: Stacks, pairs: Sequence[Pair], renumber: Renumber) -> Moves:
@@ -127,7 +138,7 @@ def chosen(
 
 def _effect(moves: Moves) -> list[object]:
     return [
-        (path, x.path, x.index, x.module.scaled, x.module.interleaved, x.module.half)
+        (path, x.path, x.index, dataclasses.replace(x.module, **_SAME))
         for path, several in moves.items()
         for x in several
     ]

@@ -4,21 +4,11 @@ The base is a random model of transformers, read by tunix's own loaders. Equal l
 without an update prove that the configurations agree. Then each kernel of tunix gets an
 update in its own axes, and PEFT the same update under its own names. The last test
 takes a model adapted by qwix through the whole path, starting from its tree.
-
-tunix's `__init__` imports all of its trainers. Its models need none of them, so an
-empty package stands in for it.
 """
 
 import copy
 import dataclasses
-import importlib
-import importlib.util
-import pathlib
-import sys
-import types
-import warnings
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +21,7 @@ from flax import nnx
 
 import para_jax as para
 from para_jax import names
+from tests.interop import on_tunix
 
 # tunix 0.1.7 asks flax 0.12.8 and jax 0.10.2 by many names that these will drop.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -110,18 +101,8 @@ FAMILIES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def tunix():
-    """Make tunix's models importable without the rest of tunix."""
-    package = types.ModuleType("tunix")
-    spec = importlib.util.find_spec("tunix")
-    package.__path__ = [str(pathlib.Path(spec.origin).parent)]
-    before = flax.config.flax_always_shard_variable  # Its models turn it off.
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        patch.setitem(sys.modules, "tunix", package)
-        yield lambda name: importlib.import_module(f"tunix.models.{name}")
-    for name in [x for x in sys.modules if x.split(".")[0] == "tunix"]:
-        del sys.modules[name]
-    flax.config.update("flax_always_shard_variable", before)
+    with on_tunix.models() as model:
+        yield model
 
 
 def torch_model(family):

@@ -88,6 +88,13 @@ CASES = {
     "eva": (llama, {"init_lora_weights": "eva", "eva_config": peft.EvaConfig()}),
     "orthogonal": (llama, {"init_lora_weights": "orthogonal", "r": 4}),
     "velora": (llama, {"velora_config": peft.tuners.lora.VeloraConfig(num_groups=2)}),
+    "monteclora": (llama, {"monteclora_config": peft.MontecloraConfig(num_samples=2)}),
+    # It trains A alone: B is of singular vectors of the base, unless it starts anew.
+    "mica": (llama, {"init_lora_weights": "mica"}),
+    "mica of an embedding": (
+        llama,
+        {"init_lora_weights": "mica", "target_modules": ["embed_tokens", "q_proj"]},
+    ),
 }
 every_case = pytest.mark.parametrize("name", CASES)
 

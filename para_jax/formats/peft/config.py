@@ -21,7 +21,6 @@ _VARIANTS = {
     "alora_invocation_tokens": "aLoRA",
     "arrow_config": "Arrow",
     "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
     "enable_lora": "merged",
 }
 # Initialisations that subtract the first factors from the base weights: the adapter
@@ -63,11 +62,6 @@ def _check_variant(config: Config) -> None:
         raise ValueError(
             f"{unknown} is set: a LoRA variant that is not known here, so its "
             "update may not be the product of two factors alone."
-        )
-    if str(config.get("init_lora_weights")).lower() == "mica":
-        raise ValueError(
-            "this is a MiCA adapter (init_lora_weights is 'mica'): its update is not "
-            "the product of two trained factors."
         )
 
 

@@ -66,6 +66,7 @@ FIELDS: dict[str, Field] = {
     "corda_config": _START,
     "lora_ga_config": _START,
     "velora_config": Field("dropped", "how gradients were made; the update is B A"),
+    "monteclora_config": Field("dropped", "noise of training; the update is B A"),
     "runtime_config": Field("dropped", "PEFT ignores it in a file"),
     "merge_weights": Field("dropped", "PEFT up to 0.2; no later release knows it"),
     "qalora_group_size": Field("kept", "without use_qalora it means nothing"),
@@ -75,7 +76,6 @@ FIELDS: dict[str, Field] = {
     "alora_invocation_tokens": _VARIANT,
     "arrow_config": _VARIANT,
     "kasa_config": _VARIANT,
-    "monteclora_config": _VARIANT,
     "enable_lora": Field("refused", "PEFT up to 0.2: one B for several projections"),
 }
 """Fields that are not here are kept, but see `unknown`."""

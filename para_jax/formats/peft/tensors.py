@@ -27,8 +27,9 @@ _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _HOLDER = re.compile(
     rf"(?:module\.|(?P<part>(?:unet|transformer|text_encoder(?:_\d)?)\.)){PREFIX}"
 )
-# VeLoRA's directions, along which activations are compressed for the gradient alone.
-_TRAINING = ".lora_velora_embed"
+# VeLoRA's directions, along which activations are compressed for the gradient alone,
+# and the sampler of MonteCLoRA's noise, which PEFT adds to A in training alone.
+_TRAINING = re.compile(r"\.lora_(?:velora_embed$|monteclora_sampler\.)")
 Tensors = dict[str, np.ndarray]
 
 
@@ -78,7 +79,7 @@ def by_module(found: Tensors) -> tuple[dict[str, Module], Tensors]:
             )
         match = _KEY.match(name.removeprefix(PREFIX))
         if match is None:
-            if name.endswith(_TRAINING):  # The update does not use it.
+            if _TRAINING.search(name):  # The update does not use it.
                 continue
             if ".lora_magnitude_vector" in name:
                 raise ValueError(

@@ -369,3 +369,21 @@ def test_the_rank_of_an_expert_is_that_of_the_configuration(tmp_path):
 
     assert (got.stack, got.rank) == ((6,), 1)
     assert math.isclose(got.scale, 3)
+
+
+@pytest.mark.parametrize("profile", para.formats.PROFILES)
+@pytest.mark.parametrize("zero", [[1], [0, 1]])
+def test_an_expert_without_an_update_is_a_zero_of_its_stack(profile, zero, tmp_path):
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(3, 4, 2)), rng.normal(size=(3, 2, 5))
+    b[zero] = 0
+    path = "layers/0/mlp/experts/down_proj"
+    parent = para.Checkpoint(
+        adapters={path: para.Adapter(a=a, b=b)},
+        layers={path: para.Layer(kind="experts")},
+    )
+
+    para.save(parent, tmp_path / "x", profile=profile)
+
+    got = para.load(tmp_path / "x").adapters[path]
+    np.testing.assert_allclose(got.scale * (got.a @ got.b), a @ b, atol=1e-12)

@@ -43,6 +43,60 @@ PROJECTIONS = {
         "text_model.encoder.layers": SIGLIP,
     },
 }
+GATED = ["gate_proj", "up_proj", "down_proj"]
+TWO = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+LATENT = [
+    *(f"self_attn.{x}" for x in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa")),
+    *("self_attn.kv_b_proj", "self_attn.o_proj"),
+]
+SHARED = [f"mlp.shared_expert.{x}" for x in GATED]
+LINEAR = [f"linear_attn.{x}" for x in ("in_proj_qkvz", "in_proj_ba", "out_proj")]
+# By layer: the layers of these are of several kinds.
+KINDS = {
+    "deepseek-v3": lambda i: [
+        *LATENT,
+        *(DENSE if i < 3 else TWO),
+        *([] if i < 3 else [f"mlp.shared_experts.{x}" for x in GATED]),
+    ],
+    "gpt-oss": lambda i: [*SELF, *TWO],
+    **dict.fromkeys(
+        ("llama4", "llama4-multimodal"),
+        lambda i: [
+            *SELF,
+            *(x.replace("mlp", "feed_forward") for x in (TWO if i % 2 else DENSE)),
+            *(f"feed_forward.shared_expert.{x}" for x in GATED if i % 2),
+        ],
+    ),
+    "qwen3-next": lambda i: [
+        *(SELF if i % 4 == 3 else LINEAR),
+        *SHARED,
+        "mlp.shared_expert_gate",
+        *TWO,
+    ],
+}
+SMALL = ["per_layer_input_gate", "per_layer_projection"]
+GEMMA4 = {
+    "tunix": lambda i: [*SELF, *DENSE, *SMALL],
+    "tunix-shared-values": lambda i: [
+        *(x for x in SELF if i % 6 != 5 or x != "self_attn.v_proj"),
+        *DENSE,
+    ],
+    "maxtext": lambda i: [*SELF, *DENSE, *SMALL],
+    "maxtext-moe": lambda i: [
+        *SELF,
+        *DENSE,
+        "router.proj",
+        *("experts.gate_up_proj", "experts.down_proj"),
+    ],
+}
+TOWER = [
+    *(f"self_attn.{x}_proj.linear" for x in "qkvo"),
+    *(f"mlp.{x}.linear" for x in GATED),
+]
+PROJECTIONS |= {
+    "siglip2": PROJECTIONS["siglip"],
+    "dinov3": {"model.layer": [*(f"attention.{x}_proj" for x in "qkvo"), *DENSE]},
+}
 TABLES = [(model, x) for model, tables in names.MODELS.items() for x in tables]
 
 
@@ -66,17 +120,35 @@ def delta(x):
     return x.scale * (np.asarray(x.a) @ np.asarray(x.b))
 
 
-def every_module(model):
+def modules_of(model, ecosystem):
+    """Return Hugging Face's names of a model's modules."""
+    if model in PROJECTIONS:
+        return [
+            f"{place}.{i}.{name}"
+            for place, inside in PROJECTIONS[model].items()
+            for i in range(LAYERS)
+            for name in inside
+        ]
+    gemma4 = model.startswith("gemma4")
+    multimodal = model.endswith("multimodal")
+    inside = GEMMA4[ecosystem] if gemma4 else KINDS[model]
+    base = "model.language_model" if multimodal else "model"
+    base = "language_model.model" if model == "llama4-multimodal" else base
+    result = [f"{base}.layers.{i}.{x}" for i in range(LAYERS) for x in inside(i)]
+    if gemma4 and ecosystem in ("tunix", "maxtext"):
+        result.append(f"{base}.per_layer_model_projection")
+    if gemma4 and multimodal and ecosystem.startswith("maxtext"):
+        start = "model.vision_tower.encoder.layers"
+        result += [f"{start}.{i}.{x}" for i in range(LAYERS) for x in TOWER]
+    return result
+
+
+def every_module(model, ecosystem):
     """Return a model's adapters by Hugging Face's names, experts in stacks of 3."""
-    modules = [
-        f"{place}.{i}.{name}".replace(".", "/")
-        for place, inside in PROJECTIONS[model].items()
-        for i in range(LAYERS)
-        for name in inside
-    ]
+    modules = [x.replace(".", "/") for x in modules_of(model, ecosystem)]
     return para.Checkpoint(
         adapters={
-            path: adapter(stack=(3,) if "experts" in path else (), seed=seed)
+            path: adapter(6, stack=(3,) if "/experts/" in path else (), seed=seed)
             for seed, path in enumerate(modules)
         }
     )
@@ -84,7 +156,7 @@ def every_module(model):
 
 @pytest.mark.parametrize(("model", "ecosystem"), TABLES)
 def test_every_projection_of_every_layer_goes_there_and_back(model, ecosystem):
-    before = every_module(model)
+    before = every_module(model, ecosystem)
     facts = {"ecosystem": ecosystem, "head_dim": H, "layers": LAYERS}
 
     there = names.from_hf(before, model, **facts)
@@ -111,9 +183,10 @@ def joined(adapters, like):
     )
 
 
-@pytest.mark.parametrize("model", PROJECTIONS)
+@pytest.mark.parametrize("model", names.MODELS)
 def test_no_model_is_without_its_list_of_projections(model):
-    assert names.MODELS.keys() == PROJECTIONS.keys()
+    listed = {*PROJECTIONS, *KINDS, "gemma4", "gemma4-multimodal"}
+    assert names.MODELS.keys() == listed
     assert names.tables(model) is names.MODELS[model]
 
 
@@ -193,6 +266,39 @@ def test_no_model_is_without_its_list_of_projections(model):
             "txt/Encoder_0/encoderblock_2/MultiHeadDotProductAttention_0/out",
             "text_model.encoder.layers.2.self_attn.out_proj",
         ),
+        ("gemma4", "layers/5/attn/k_einsum", "model.layers.5.self_attn.k_proj"),
+        ("gemma4", "layers/4/attn/kv_einsum/k", "model.layers.4.self_attn.k_proj"),
+        (
+            "gemma4-multimodal",
+            "embedder/per_layer_model_projection",
+            "model.language_model.per_layer_model_projection",
+        ),
+        (
+            "deepseek-v3",
+            "decoder/dense_layers_2/self_attention/wq_a",
+            "model.layers.2.self_attn.q_a_proj",
+        ),
+        (
+            "deepseek-v3",
+            "decoder/moe_layers/self_attention/wkv_b/2",
+            "model.layers.5.self_attn.kv_b_proj",
+        ),
+        (
+            "gpt-oss",
+            "decoder/layers/layers_1/GptOssAttention/key/4",
+            "model.layers.9.self_attn.k_proj",
+        ),
+        (
+            "llama4",
+            "decoder/layers/layers_3/mlp/wi_0/2",
+            "model.layers.11.feed_forward.gate_proj",
+        ),
+        (
+            "qwen3-next",
+            "decoder/layers_2/attention/in_proj_ba",
+            "model.layers.2.linear_attn.in_proj_ba",
+        ),
+        ("dinov3", "layer/3/mlp/up_proj", "model.layer.3.mlp.up_proj"),
     ],
 )
 def test_a_path_is_recognised_among_all_ecosystems(model, path, name):
@@ -291,6 +397,77 @@ def test_only_the_query_holds_the_factor_of_the_attention(model):
     got = names.to_hf(before, model, head_dim=H)
 
     assert [x.scale for x in got.adapters.values()] == [np.sqrt(H), 1, 1]
+
+
+def test_an_update_beside_a_divided_kernel_counts_for_more():
+    path = "embedder/per_layer_model_projection"
+    before = at(path)
+
+    there = names.to_hf(before, "gemma4", ecosystem="tunix")
+    back = names.from_hf(there, "gemma4", ecosystem="tunix")
+
+    (x,) = there.adapters.values()
+    np.testing.assert_allclose(delta(x), np.sqrt(5) * delta(before.adapters[path]))
+    np.testing.assert_allclose(back.adapters[path].scale, 1)
+    (x,) = names.to_hf(
+        at("decoder/per_layer_embedder/per_layer_model_projection"), "gemma4"
+    ).adapters.values()
+    assert x.scale == 1
+
+
+def test_gate_and_up_take_turns_where_the_parameter_has_them_so():
+    block = "decoder/layers_0/GptOssMlp"
+    paths = [f"{block}/{x}" for x in ("wi_0", "wi_1")]
+    before = at(*paths, stack=(3,))
+
+    (x,) = names.to_hf(before, "gpt-oss").adapters.values()
+
+    gate, up = (delta(before.adapters[path]) for path in paths)
+    np.testing.assert_allclose(delta(x)[..., ::2], gate)
+    np.testing.assert_allclose(delta(x)[..., 1::2], up)
+
+
+def test_a_parameter_that_peft_turns_gets_the_transposed_update():
+    block = "decoder/layers_0/Llama4MoEBlock_0/MoeBlock_0"
+    before = at(f"{block}/wo", stack=(3,))
+
+    (x,) = names.to_hf(before, "llama4").adapters.values()
+
+    want = delta(before.adapters[f"{block}/wo"]).swapaxes(-1, -2)
+    np.testing.assert_allclose(delta(x), want)
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        ("gemma4", "layers/4/attn/k_einsum"),
+        ("deepseek-v3", "decoder/dense_layers_3/self_attention/wq_a"),
+        ("deepseek-v3", "decoder/dense_layers_0/DeepSeekMoeBlock_0/MoeBlock_0/wo"),
+    ],
+)
+def test_a_layer_of_another_kind_has_no_such_module(model, path):
+    with pytest.raises(ValueError, match=f"'{path}': no module of '{model}'"):
+        names.to_hf(at(path), model)
+
+
+@pytest.mark.parametrize(
+    ("model", "paths"),
+    [
+        ("gpt-oss", {"decoder/layers_0/GptOssMlp/wi_0": (5, 12)}),
+        ("llama4", {"decoder/layers_0/Llama4MoEBlock_0/MoeBlock_0/wi_0": (5, 12)}),
+        ("llama4", {"decoder/layers_0/Llama4MoEBlock_0/MoeBlock_0/wo": (12, 5)}),
+    ],
+)
+def test_an_absent_kernel_is_absent_there_in_the_form_of_its_parameter(model, paths):
+    (path, shape), *_ = paths.items()
+    parent = para.Checkpoint(adapters={}, absent={f"{path}/0": shape})
+
+    there = names.to_hf(parent, model, ecosystem="maxtext")
+
+    ((_, got),) = there.absent.items()
+    m, n = shape
+    wide = (m, 2 * n) if "wi_0" in path else (m, n)
+    assert got == (wide[::-1] if model == "llama4" else wide)
 
 
 # Stacks.

@@ -86,7 +86,9 @@ def test_what_is_of_the_base_model_or_of_training_stays(name, adapters_only, tmp
         ("corda_config", {"corda_method": "ipm"}, None),
         ("lora_ga_config", {"direction": "ArB2r"}, None),
         ("velora_config", {"num_groups": 2}, None),
+        ("monteclora_config", {"num_samples": 4}, None),
         ("init_lora_weights", "eva", True),
+        ("init_lora_weights", "MiCA", True),
         ("init_lora_weights", "orthogonal", True),
         ("init_lora_weights", False, True),
         ("init_lora_weights", "gaussian", "gaussian"),
@@ -199,9 +201,17 @@ def test_saved_modules_stay_tied(tmp_path):
     assert child_of(folder, adapters_only=True)["ensure_weight_tying"] is False
 
 
-def test_velora_is_read_as_the_lora_that_it_computes(tmp_path):
-    names = ["0.q.lora_velora_embed", "1.q.lora_velora_embed"]
-    folder = write(tmp_path / "x", extra=names, velora_config={"num_groups": 2})
+@pytest.mark.parametrize(
+    ("field", "tensor"),
+    [
+        ("velora_config", "lora_velora_embed"),
+        ("monteclora_config", "lora_monteclora_sampler.std_prior"),
+        ("monteclora_config", "lora_monteclora_sampler.expert_weights"),
+    ],
+)
+def test_what_only_training_uses_is_not_read(field, tensor, tmp_path):
+    names = [f"0.q.{tensor}", f"1.q.{tensor}"]
+    folder = write(tmp_path / "x", extra=names, **{field: {"num_groups": 2}})
 
     got = para.load(folder)
 
