@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from para_jax._adapters.messages import Message
 from para_jax.layouts import axes
-from para_jax.layouts.axes import StackAxis
+from para_jax.layouts.axes import Axes, StackAxis
 from para_jax.layouts.pairs import Key, Pair
+from para_jax.layouts.slots import Slot, viewed
 
 Leaves = Mapping[Key, Any]
 """The leaves of a tree by key: arrays, or anything else that has a shape."""
@@ -29,6 +30,20 @@ class Half(NamedTuple):
     module: Key
     weight: str
     side: str
+
+
+class Facts(NamedTuple):
+    """What a tree says of a module outside of the keys and shapes of its factors.
+
+    Attributes:
+      axes: The roles of the axes, by their names; without the axis of the slots.
+      scale: The scale, if the tree holds it.
+      slot: The place of the adapter, in a tree with several of them.
+    """
+
+    axes: Axes | None = None
+    scale: float | None = None
+    slot: Slot | None = None
 
 
 class Layout(NamedTuple):
@@ -49,6 +64,12 @@ class Layout(NamedTuple):
         the layout that it refines.
       refines: The layout whose trees these are too.
       leaf_alpha: The name of a leaf beside the factors that holds alpha.
+      torch: Whether the axes are in torch's order: the rank before the inputs, and
+        after the outputs.
+      facts: Reads the facts of each module from the tree, its leaves, and the number
+        of the slot. A module that the result lacks has none.
+      slots: Whether a tree holds several adapters, each in a slot.
+      refit: Corrects the classes of a tree for the new shapes of its leaves.
     """
 
     name: str
@@ -62,6 +83,12 @@ class Layout(NamedTuple):
     known: Callable[[Sequence[str]], bool] = lambda paths: True
     refines: str = ""
     leaf_alpha: str = ""
+    torch: bool = False
+    facts: Callable[[Any, Leaves, int | None], Mapping[Key, Facts]] = (
+        lambda tree, leaves, slot: {}
+    )
+    slots: bool = False
+    refit: Callable[[Any], Any] = lambda tree: tree
 
 
 # A training state repeats the tree of the factors in its optimizer, so an adapter would
@@ -76,6 +103,7 @@ _ModuleWeight = tuple[Key, str]
 
 class _Site(NamedTuple):
     path: Key
+    key: Key
     module: Key
     weight: str
     sides: dict[str, Key]
@@ -83,8 +111,15 @@ class _Site(NamedTuple):
     alpha: Key
 
 
-def pairs(layout: Layout, leaves: Leaves, stack_axis: StackAxis | None) -> list[Pair]:
+def pairs(
+    layout: Layout,
+    leaves: Leaves,
+    stack_axis: StackAxis | None,
+    facts: Mapping[Key, Facts] | None = None,
+) -> list[Pair]:
     """Find the adapters of a tree in this layout; an empty list if it has no halves.
+
+    A module that is not in use by the chosen slot has no adapter.
 
     Raises:
       ValueError: if a half is missing, or shapes do not fit. The path is named.
@@ -96,7 +131,10 @@ def pairs(layout: Layout, leaves: Leaves, stack_axis: StackAxis | None) -> list[
     for site in sites:
         # Most modules have one adapted weight, and then go by the module's path alone.
         name = site.path if count[site.path] == 1 else (*site.path, site.weight)
-        found.append(_pair(layout, leaves, site, "/".join(name), stack_axis))
+        known = (facts or {}).get(site.key, Facts())
+        if known.slot is None or known.slot.rank:
+            path = "/".join(name)
+            found.append(_pair(layout, leaves, site, path, stack_axis, known))
     return found
 
 
@@ -131,6 +169,7 @@ def _sites(layout: Layout, leaves: Leaves) -> list[_Site]:
         result.append(
             _Site(
                 path=layout.path(module[depth:]),
+                key=module,
                 module=module[depth:],
                 weight=weight,
                 sides=found,
@@ -221,16 +260,24 @@ def _pair(
     site: _Site,
     path: str,
     stack_axis: StackAxis | None,
+    facts: Facts,
 ) -> Pair:
     if len(site.sides) == 1:
         (key,) = site.sides.values()
         raise ValueError(
             f"'{path}' has the factor '{key[-1]}' alone: its other half is missing."
         )
-    shapes = tuple(tuple(leaves[site.sides[side]].shape) for side in "ab")
+    stored = [tuple(leaves[site.sides[side]].shape) for side in "ab"]
+    shapes = viewed(facts.slot, stored[0], stored[1])
     kernel = None if site.kernel is None else tuple(leaves[site.kernel].shape)
     found = axes.reading(
-        path, shapes[0], shapes[1], kernel, stack_axis, flat=layout.flat
+        path,
+        *shapes,
+        kernel,
+        stack_axis,
+        flat=layout.flat,
+        torch=layout.torch,
+        known=facts.axes,
     )
     parts = layout.parts(path)
     if parts:
@@ -241,9 +288,11 @@ def _pair(
         a=site.sides["a"],
         b=site.sides["b"],
         axes=found,
-        shapes=(shapes[0], shapes[1]),
+        shapes=shapes,
         parts=parts,
         alpha=site.alpha,
+        scale=facts.scale,
+        slot=facts.slot,
     )
 
 
