@@ -197,7 +197,7 @@ def _torch_readings(a: Shape, b: Shape) -> list[Axes]:
 
 
 def _agrees(axes: Axes, a: Shape, b: Shape) -> bool:
-    """Check whether two shapes have the axes of a reading, of one rank and one stack."""
+    """Check whether shapes have the axes of a reading, of one rank and one stack."""
     if (len(axes.a), len(axes.b)) != (len(a), len(b)):
         return False
     return all(_sizes(axes.a, a, x) == _sizes(axes.b, b, x) for x in "Lr")

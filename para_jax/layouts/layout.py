@@ -4,13 +4,18 @@ Runs on the host: keys and shapes alone are read, so the leaves may be tracers.
 """
 
 import collections
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from para_jax._adapters.messages import Message
 from para_jax.layouts import axes
 from para_jax.layouts.axes import Axes, StackAxis
+from para_jax.layouts.copies import (
+    ModuleWeight,
+    check_averages,
+    is_optimizer,
+    moments,
+)
 from para_jax.layouts.pairs import Key, Pair
 from para_jax.layouts.slots import Slot, viewed
 
@@ -91,14 +96,7 @@ class Layout(NamedTuple):
     refit: Callable[[Any], Any] = lambda tree: tree
 
 
-# A training state repeats the tree of the factors in its optimizer, so an adapter would
-# be found three times with Adam.
-_OPTIMIZERS = {"opt", "optim", "opt_state", "optimizer_state", "optimizer", "tx"}
-_MOMENTS = {"mu", "nu", "trace", "nu_max", "sum_of_squares", "acc_grads"}
-_AVERAGES = re.compile(r"(.*_)?ema(_.*)?")
 _COLLECTIONS = ("params", "lora", "model_params")
-
-_ModuleWeight = tuple[Key, str]
 
 
 class _Site(NamedTuple):
@@ -125,7 +123,7 @@ def pairs(
       ValueError: if a half is missing, or shapes do not fit. The path is named.
     """
     sites = _sites(layout, leaves)
-    _check_averages(sites)
+    check_averages([site.module for site in sites])
     count = collections.Counter(site.path for site in sites)
     found = []
     for site in sites:
@@ -149,14 +147,9 @@ def halves(layout: Layout, leaves: Leaves) -> set[Key]:
     return {key for site in _sites(layout, leaves) for key in site.sides.values()}
 
 
-def is_optimizer(key: Key) -> bool:
-    """Check whether a leaf belongs to an optimizer, whose moments repeat its names."""
-    return not _OPTIMIZERS.isdisjoint(key[:-1])
-
-
 def _sites(layout: Layout, leaves: Leaves) -> list[_Site]:
     sides = _sides(layout, leaves)
-    for moment in _moments(sides):
+    for moment in moments(sides):
         del sides[moment]
     depth = _depth([module for module, _ in sides])
     result = []
@@ -180,67 +173,14 @@ def _sites(layout: Layout, leaves: Leaves) -> list[_Site]:
     return result
 
 
-def _sides(layout: Layout, leaves: Leaves) -> dict[_ModuleWeight, dict[str, Key]]:
+def _sides(layout: Layout, leaves: Leaves) -> dict[ModuleWeight, dict[str, Key]]:
     """Return the keys of the halves by module and weight, then by side."""
-    sides: dict[_ModuleWeight, dict[str, Key]] = {}
+    sides: dict[ModuleWeight, dict[str, Key]] = {}
     for key, leaf in leaves.items():
         half = layout.half(key)
         if half and hasattr(leaf, "shape") and not is_optimizer(key):
             sides.setdefault((half.module, half.weight), {})[half.side] = key
     return sides
-
-
-def _moments(sites: Collection[_ModuleWeight]) -> list[_ModuleWeight]:
-    """List the sites below a name of optax's moments that repeat all other sites.
-
-    A module of a model may be called `mu` or `trace` too. It is not mistaken for a
-    moment, since it does not repeat the paths of all other modules.
-    """
-    others = [site for site in sites if _MOMENTS.isdisjoint(site[0])]
-    ends = _ends(others)
-    found = []
-    for start, group in _below_moments(sites).items():
-        rests = [(module[len(start) :], weight) for module, weight in group]
-        if len(group) == len(others) and ends.issuperset(rests):
-            found += group
-    return found
-
-
-def _ends(sites: Collection[_ModuleWeight]) -> set[_ModuleWeight]:
-    """Return every end of each module's path, the whole path included."""
-    # The state of an optimizer may lack the outer levels of the parameters' tree, such
-    # as the collection `params`.
-    return {
-        (module[i:], weight)
-        for module, weight in sites
-        for i in range(len(module) or 1)
-    }
-
-
-def _below_moments(
-    sites: Collection[_ModuleWeight],
-) -> dict[Key, list[_ModuleWeight]]:
-    """Group the sites by their path down to the first name of a moment."""
-    groups: dict[Key, list[_ModuleWeight]] = {}
-    for module, weight in sites:
-        depths = [i for i, name in enumerate(module) if name in _MOMENTS]
-        if depths:
-            start = module[: depths[0] + 1]
-            groups.setdefault(start, []).append((module, weight))
-    return groups
-
-
-def _check_averages(sites: Sequence[_Site]) -> None:
-    # Pruned together, an average and its weights would count every module twice, and
-    # might keep different ranks.
-    firsts = {site.module[:1]: "/".join(site.module) for site in sites}
-    means = [x for x in firsts if x and _AVERAGES.fullmatch(x[0])]
-    if means and len(means) < len(firsts):
-        other = next(path for x, path in firsts.items() if x not in means)
-        raise ValueError(
-            f"'{firsts[means[0]]}' and '{other}' are two copies of a model's adapters. "
-            "Give one of them alone."
-        )
 
 
 def _depth(modules: Sequence[Key]) -> int:

@@ -14,6 +14,7 @@ from para_jax.layouts.libraries import (
     nnx,
     qwix,
     tunix,
+    tx,
 )
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -27,6 +28,7 @@ LAYOUTS: Mapping[str, Layout] = {
         maxtext.QWIX,
         lorax.LAYOUT,
         levanter.LAYOUT,
+        tx.LAYOUT,
         linen.LAYOUT,
     )
 }

@@ -45,10 +45,8 @@ def of_pairs(
         return {pair.path: 1.0 for pair in found}
     inside = [pair for pair in found if pair.alpha or pair.scale is not None]
     if inside and given:
-        raise ValueError(
-            f"'{inside[0].path}' holds its own {'alpha' if inside[0].alpha else 'scale'}"
-            ". Leave it out."
-        )
+        name = "alpha" if inside[0].alpha else "scale"
+        raise ValueError(f"'{inside[0].path}' holds its own {name}. Leave it out.")
     scales = {x.path: _scale(layout, x, leaves, alpha, scale) for x in found}
     if isinstance(alpha, Mapping):
         _check_names(alpha, scales)

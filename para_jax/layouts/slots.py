@@ -35,11 +35,16 @@ class Slot(NamedTuple):
 
 
 def viewed(slot: Slot | None, a: Shape, b: Shape) -> tuple[Shape, Shape]:
-    """Return the shapes of `view`; without a slot, the same shapes."""
+    """Return the shapes of `view`; without a slot, the same shapes.
+
+    Factors that do not fit each other stay whole, for the error to show.
+    """
     if slot is None:
         return a, b
+    if len(b) != len(a) or (a[slot.axis], a[-1]) != (b[slot.axis], b[-2]):
+        return a, b
     a, b = (x[: slot.axis] + x[slot.axis + 1 :] for x in (a, b))
-    return (*a[:-1], min(slot.rank, a[-1])), (*b[:-2], min(slot.rank, b[-2]), b[-1])
+    return (*a[:-1], slot.rank), (*b[:-2], slot.rank, b[-1])
 
 
 def view(slot: Slot, a: Array, b: Array) -> tuple[Array, Array]:

@@ -21,7 +21,7 @@ from para_jax.formats import record
 from para_jax.formats.format import Hints
 from para_jax.formats.orbax import storage as orbax_io
 from para_jax.layouts.axes import Axes
-from para_jax.layouts.layout import is_optimizer
+from para_jax.layouts.copies import is_optimizer
 from para_jax.layouts.pairs import Key, Pair
 from para_jax.layouts.scales import of_pairs
 from para_jax.layouts.tree import flatten, found_in, take_out, tree_of
@@ -213,11 +213,13 @@ def _pruned(tree: Any, key: Key, *, adapters_only: bool) -> Any:
 def _pair(saved: Mapping[str, Any]) -> Pair:
     """Parse a pair from its JSON form."""
     shapes = tuple(tuple(x) for x in saved["shapes"])
-    keys = {name: tuple(saved[name]) for name in ("a", "b", "parts", "alpha")}
     return Pair(
         path=saved["path"],
         module=saved["module"],
+        a=tuple(saved["a"]),
+        b=tuple(saved["b"]),
         axes=Axes(*saved["axes"]),
         shapes=(shapes[0], shapes[1]),
-        **keys,
+        parts=tuple(saved["parts"]),
+        alpha=tuple(saved["alpha"]),
     )

@@ -1,4 +1,4 @@
-"""Read trees of levanter (marin-levanter): a `LoraLinear` in place of a haliax `Linear`.
+"""Read trees of levanter (marin-levanter): a `LoraLinear` around a haliax `Linear`.
 
 `wrapped` is the base, `lora/lora_A` and `lora/lora_B` are `Linear`s in torch's order:
 `[*stack, r, inputs..]` and `[*stack, outputs.., r]`, named axes with the rank as
@@ -18,7 +18,7 @@ import jax
 
 from para_jax._adapters.messages import Argument, Message
 from para_jax.layouts.axes import Axes
-from para_jax.layouts.layout import Facts, Half, Layout, Leaves
+from para_jax.layouts.layout import Facts, Half, Layout
 from para_jax.layouts.pairs import Key
 
 _RANK = "LORA_R"
@@ -47,7 +47,7 @@ def _is_low_rank(node: Any) -> bool:
     return type(node).__name__ == "LowRankLinear"
 
 
-def _facts(tree: Any, leaves: Leaves, slot: int | None) -> Mapping[Key, Facts]:
+def _facts(tree: Any) -> Mapping[Key, Facts]:
     nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_low_rank)
     found = {}
     for path, node in nodes:
@@ -61,8 +61,7 @@ def _facts(tree: Any, leaves: Leaves, slot: int | None) -> Mapping[Key, Facts]:
 
 def _axes(a: tuple[str, ...], b: tuple[str, ...]) -> Axes:
     """Return the roles of named axes: both factors have those of the stack."""
-    both = set(a) & set(b)
-    letters = {name: "L" for name in both} | {_RANK: "r"}
+    letters = dict.fromkeys(set(a) & set(b), "L") | {_RANK: "r"}
     return Axes(
         "".join(letters.get(name, "m") for name in a),
         "".join(letters.get(name, "n") for name in b),
@@ -97,6 +96,6 @@ LAYOUT = Layout(
     alpha=Message(Argument("alpha"), ": alpha of the LoraConfig, 8 unless it was set"),
     path=_path,
     torch=True,
-    facts=_facts,
+    facts=lambda tree, leaves, slot: _facts(tree),
     refit=_refit,
 )

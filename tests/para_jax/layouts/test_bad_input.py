@@ -35,7 +35,7 @@ PLACES = {
     "linen": ("block/up", "a", "b", "w"),
 }
 NO_ALPHA = ["nnx", "gemma"]
-# Their factors are `[*stack, r, m]` and `[*stack, n, r]`; these tests state the others'.
+# Their factors are `[*stack, r, m]` and `[*stack, n, r]`; the tests transpose.
 TORCH = ["levanter"]
 layouts = pytest.mark.parametrize("name", list(PLACES))
 
@@ -67,7 +67,9 @@ def read(name, tree, **arguments):
 
 
 def test_the_table_has_all_layouts():
-    assert PLACES.keys() == para_jax.layouts.LAYOUTS.keys()
+    # `test_slots.py` has those of several adapters.
+    one = {name for name, x in para_jax.layouts.LAYOUTS.items() if not x.slots}
+    assert PLACES.keys() == one
 
 
 @layouts
