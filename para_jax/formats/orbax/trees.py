@@ -72,8 +72,9 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
 
     Raises:
       OSError: if the disk is full or the folder cannot be written.
-      ValueError: as `para_jax.to_tree`.
+      ValueError: as `para_jax.to_tree`, or if the tree needs its library to be saved.
     """
+    _check_plain(tree_of(checkpoint))
     tree = layouts.to_tree(checkpoint)
     written = _written(checkpoint, tree)
     ranks = layouts.module_ranks(checkpoint)
@@ -92,6 +93,16 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
     }
     orbax_io.write(folder, tree, metadata)
     return dataclasses.replace(checkpoint, adapters=_adapters(written), tree=written)
+
+
+def _check_plain(tree: layouts.Tree) -> None:
+    """Raise ValueError if more than arrays and their keys make up the adapters."""
+    if any(pair.scale is not None for pair in tree.pairs):
+        raise ValueError(
+            f"Orbax cannot hold a tree of {tree.layout} as it was read, with its classes "
+            "or its other adapters. Put the child back (para_jax.to_tree) and save "
+            "that by the library itself, or choose another format, such as peft."
+        )
 
 
 def load_own(

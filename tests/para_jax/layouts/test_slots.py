@@ -128,3 +128,17 @@ def test_the_child_fills_its_slot_alone(layers, as_array):
     u, s, vt = np.linalg.svd(np.asarray(want, np.float64), full_matrices=False)
     best = (u[..., :1] * s[..., None, :1]) @ vt[..., :1, :]
     np.testing.assert_allclose(product, best, atol=1e-5)
+
+
+def test_the_tree_is_not_written_as_one_adapters_and_leaves_no_file(tmp_path):
+    parent = para_jax.from_tree({"up": module()}, slot=1)
+
+    with pytest.raises(ValueError, match="Orbax cannot hold a tree of tx"):
+        para_jax.save(parent, tmp_path / "child", format="orbax")
+    assert not list(tmp_path.iterdir())
+    para_jax.save(parent, tmp_path / "child", format="peft")
+    back = para_jax.load(tmp_path / "child").adapters["up"]
+    old = parent.adapters["up"]
+    np.testing.assert_allclose(
+        back.scale * back.a @ back.b, old.scale * old.a @ old.b, rtol=1e-5
+    )
