@@ -99,9 +99,9 @@ def _check_plain(tree: layouts.Tree) -> None:
     """Raise ValueError if more than arrays and their keys make up the adapters."""
     if any(pair.scale is not None for pair in tree.pairs):
         raise ValueError(
-            f"Orbax cannot hold a tree of {tree.layout} as it was read, with its classes "
-            "or its other adapters. Put the child back (para_jax.to_tree) and save "
-            "that by the library itself, or choose another format, such as peft."
+            f"Orbax cannot hold a tree of {tree.layout} as it was read, with its "
+            "classes or its other adapters. Put the child back (para_jax.to_tree) and "
+            "save that by the library itself, or choose another format, such as peft."
         )
 
 
