@@ -16,7 +16,9 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 import para_jax
@@ -61,7 +63,6 @@ def tx():
     """Return tx's modules in use."""
     if importlib.util.find_spec("skyrl") is None:
         pytest.skip("not installed: skyrl")
-    pytest.importorskip("transformers")
     with pytest.MonkeyPatch.context() as patch:
         for name in STANDS_IN:
             module: Any = types.ModuleType(name)
@@ -284,6 +285,64 @@ def test_modules_that_the_adapter_does_not_train_are_left_out(case):
 
     assert all("self_attn" in path for path in parent.adapters)
     assert len(parent.adapters) == 2
+
+
+def exported(case, folder):
+    """Write the slot as `save_lora_checkpoint` does, but for its archive."""
+    chosen = config(RANK)
+    with jax.set_mesh(mesh()):
+        case.tx.utils.save_safetensors(
+            case.model.config,
+            case.model,
+            folder / "adapter_model.safetensors",
+            prefix="base_model.model.",
+            filter_fn=lambda path: "lora_A" in path or "lora_B" in path,
+            adapter_index=SLOT,
+            rank=chosen.rank,
+        )
+    peft.LoraConfig(r=chosen.rank, lora_alpha=chosen.alpha).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("case", ["dense"], indirect=True)
+def test_an_export_reads_as_its_slot_with_its_embedding(case, tmp_path):
+    exported(case, tmp_path)
+
+    found = para_jax.load(tmp_path)
+
+    def update(x):
+        return x.scale * np.asarray(x.a, float) @ np.asarray(x.b, float)
+
+    slot = case.parent.adapters
+    assert found.layers["model/embed_tokens"].kind == "embedding"
+    for path in ("model/embed_tokens", "lm_head"):
+        close(update(found.adapters[path]), update(slot[path]))
+    fused = update(slot["model/layers/self_attn/qkv_proj"])
+    kv, size = CONFIG["num_key_value_heads"], CONFIG["head_dim"]
+    q = CONFIG["num_attention_heads"] // kv * size
+    groups = fused.reshape(*fused.shape[:2], kv, q + 2 * size)
+    parts = np.split(groups, [q, q + size], axis=-1)
+    for name, part in zip("qkv", parts, strict=True):
+        for i in range(CONFIG["num_hidden_layers"]):
+            got = update(found.adapters[f"model/layers/{i}/self_attn/{name}_proj"])
+            close(got, part[i].reshape(len(got), -1))
+    para_jax.save(found, tmp_path / "again", format="peft")
+    tensors = safetensors.numpy.load_file(tmp_path / "again/adapter_model.safetensors")
+    names = [x for x in tensors if "embed_tokens" in x]
+    assert all("lora_embedding_" in x for x in names)
+
+
+@pytest.mark.parametrize("case", ["experts"], indirect=True)
+def test_an_export_of_experts_lacks_weights_and_is_refused_for_it(case, tmp_path):
+    exported(case, tmp_path)
+
+    tensors = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
+    # [R, r] of [R, in]: the reason to refuse it.
+    down = tensors["model.layers.0.mlp.experts.0.down_proj.lora_A"]
+    assert down.shape == (ROOM, RANK)
+    assert EXPERTS["moe_intermediate_size"] > RANK
+
+    with pytest.raises(ValueError, match=r"experts.0.down_proj.lora_A.*slot=\.\.\."):
+        para_jax.load(tmp_path)
 
 
 def test_a_slot_has_no_room_for_more_than_its_ranks(case):
