@@ -35,7 +35,7 @@ class Axes(NamedTuple):
     @property
     def is_window(self) -> bool:
         """Whether the pair belongs to a convolution: a window, then a 1x1 window."""
-        return "nr" in self.b
+        return "nrn" in self.b
 
     @property
     def stack_axis(self) -> StackAxis:

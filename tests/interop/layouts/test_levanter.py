@@ -166,6 +166,7 @@ def test_factors_are_read_by_the_names_of_their_axes(model):
     assert parent.tree.layout == "levanter"
     want = modules(model)
     assert parent.adapters.keys() == want.keys()
+    assert not parent.layers  # All are dense.
     for path, adapter in parent.adapters.items():
         a, b = factors(want[path])
         np.testing.assert_array_equal(adapter.a, a, err_msg=path)
