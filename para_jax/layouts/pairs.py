@@ -20,6 +20,7 @@ from para_jax._adapters.stacks import member, stack
 from para_jax._pruning.decompose import decompose
 from para_jax._pruning.repack_traced import pack
 from para_jax.layouts.axes import Axes, Shape, matrices, stored
+from para_jax.layouts.slots import Slot, filled, view
 
 Key = tuple[str, ...]
 """The path of a leaf, one string per level."""
@@ -40,6 +41,9 @@ class Pair:
       parts: For a fused projection, the names of the projections along the first
         output axis, such as `("k", "v")`: each is an adapter of its own.
       alpha: The key of a leaf that holds alpha, if the tree has one.
+      scale: The scale, if the tree holds it otherwise.
+      slot: The place of the pair in leaves that hold several; `axes` and `shapes` are
+        those of this one.
     """
 
     path: str
@@ -50,6 +54,8 @@ class Pair:
     shapes: tuple[Shape, Shape]
     parts: tuple[str, ...] = ()
     alpha: Key = ()
+    scale: float | None = None
+    slot: Slot | None = None
 
     @property
     def rank(self) -> int:
@@ -75,6 +81,8 @@ def members(pair: Pair) -> list[str]:
 
 def take(pair: Pair, a: Array, b: Array, scale: float) -> dict[str, Adapter]:
     """Return the adapters of a pair; those of a fused pair share `a`."""
+    if pair.slot is not None:
+        a, b = view(pair.slot, a, b)
     a, b = matrices(pair.axes, a, b)
     width = b.shape[-1] // len(pair.names)
     return {
@@ -105,9 +113,20 @@ def whole(pair: Pair, child: Mapping[str, Adapter], dtype: Any) -> Adapter:
     return joined if joined.rank <= pair.rank else _at_rank(joined, pair.rank)
 
 
-def put(pair: Pair, adapter: Adapter) -> dict[Key, Array]:
-    """Return the leaves of an adapter in the stored form of the tree."""
+def put(pair: Pair, adapter: Adapter, leaves: Mapping[Key, Any]) -> dict[Key, Array]:
+    """Return the leaves of an adapter in the stored form of the tree.
+
+    Args:
+      pair: Its place.
+      adapter: The adapter, of scale 1.
+      leaves: Those of the parent's tree, whose other slots stay.
+
+    Raises:
+      ValueError: if a slot has no room for the rank.
+    """
     a, b = stored(pair.axes, adapter.a, adapter.b, pair.shapes)
+    if pair.slot is not None:
+        return filled(pair.slot, pair.path, (pair.a, pair.b), (a, b), leaves)
     return {pair.a: a, pair.b: b}
 
 

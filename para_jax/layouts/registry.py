@@ -5,7 +5,17 @@ from collections.abc import Mapping, Sequence
 from para_jax._adapters.messages import Argument, Message
 from para_jax.layouts.axes import StackAxis
 from para_jax.layouts.layout import Layout, Leaves, halves, names, pairs
-from para_jax.layouts.libraries import gemma, linen, lorax, maxtext, nnx, qwix, tunix
+from para_jax.layouts.libraries import (
+    gemma,
+    levanter,
+    linen,
+    lorax,
+    maxtext,
+    nnx,
+    qwix,
+    tunix,
+    tx,
+)
 
 LAYOUTS: Mapping[str, Layout] = {
     x.name: x
@@ -17,6 +27,8 @@ LAYOUTS: Mapping[str, Layout] = {
         maxtext.NATIVE,
         maxtext.QWIX,
         lorax.LAYOUT,
+        levanter.LAYOUT,
+        tx.LAYOUT,
         linen.LAYOUT,
     )
 }

@@ -43,9 +43,10 @@ def of_pairs(
                 f"{'scale' if alpha is None else 'alpha'}."
             )
         return {pair.path: 1.0 for pair in found}
-    inside = [pair for pair in found if pair.alpha]
+    inside = [pair for pair in found if pair.alpha or pair.scale is not None]
     if inside and given:
-        raise ValueError(f"'{inside[0].path}' holds its own alpha. Leave it out.")
+        name = "alpha" if inside[0].alpha else "scale"
+        raise ValueError(f"'{inside[0].path}' holds its own {name}. Leave it out.")
     scales = {x.path: _scale(layout, x, leaves, alpha, scale) for x in found}
     if isinstance(alpha, Mapping):
         _check_names(alpha, scales)
@@ -85,6 +86,8 @@ def _scale(
     scale: float | None,
 ) -> float:
     # A pair of rank 0 has no update, whatever its scale: any finite number serves.
+    if pair.scale is not None:
+        return pair.scale
     if pair.alpha:
         return _number(pair, leaves[pair.alpha]) / max(pair.rank, 1)
     if scale is not None:

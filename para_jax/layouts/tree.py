@@ -13,6 +13,7 @@ import numpy as np
 
 from para_jax._adapters.adapter import Adapter, check_pair, ordered
 from para_jax._adapters.checkpoint import Checkpoint, Layer
+from para_jax._adapters.messages import Argument, Message
 from para_jax._adapters.padding import to_rank
 from para_jax.layouts.axes import StackAxis
 from para_jax.layouts.layout import Layout, Leaves, pairs
@@ -53,6 +54,7 @@ def from_tree(
     alpha: float | Mapping[str, float] | None = None,
     scale: float | None = None,
     stack_axis: StackAxis | None = None,
+    slot: int | None = None,
 ) -> Checkpoint:
     """Return the adapters of a tree, with the tree to put a child back into.
 
@@ -74,13 +76,17 @@ def from_tree(
         outside of the arrays; one number, or one per module by path.
       scale: The scale itself, instead of `alpha`.
       stack_axis: The axis on which layers are stacked, if shapes alone do not tell.
+      slot: The number of the adapter to take, in a tree that holds several (SkyRL's
+        tx). `to_tree` puts the child into the same slot; the others stay.
 
     Raises:
       ValueError: if no layout fits or two do, a half is missing, shapes disagree, or
         the tree lacks a fact that no argument gives. The module is named.
     """
     leaves, structure = flatten(tree)
-    chosen, found = found_in(leaves, layout=layout, stack_axis=stack_axis)
+    chosen, found = found_in(
+        leaves, layout=layout, stack_axis=stack_axis, tree=tree, slot=slot
+    )
     scales = of_pairs(chosen, found, leaves, alpha, scale)
     return take_out(
         Tree(layout=chosen.name, pairs=found, leaves=leaves, structure=structure),
@@ -119,13 +125,14 @@ def to_tree(checkpoint: Checkpoint, *, rank: int | None = None) -> Any:
     tree = tree_of(checkpoint)
     leaves = dict(tree.leaves)
     for pair, adapter in placed(checkpoint, rank):
-        for key, value in put(pair, adapter).items():
+        for key, value in put(pair, adapter, leaves).items():
             host = not isinstance(tree.leaves[key], jax.Array)
             leaves[key] = value if host else jnp.asarray(value)
         # The scale is in the factors now, so `alpha / r` must be 1.
         if pair.alpha:
             leaves[pair.alpha] = _like(tree.leaves[pair.alpha], adapter.rank)
-    return jax.tree.unflatten(tree.structure, list(leaves.values()))
+    new = jax.tree.unflatten(tree.structure, list(leaves.values()))
+    return LAYOUTS[tree.layout].refit(new)
 
 
 def _like(old: Any, value: int) -> Any:
@@ -155,15 +162,35 @@ def _key(path: tuple[Any, ...]) -> Key:
 
 
 def found_in(
-    leaves: Leaves, *, layout: str | None, stack_axis: StackAxis | None
+    leaves: Leaves,
+    *,
+    layout: str | None,
+    stack_axis: StackAxis | None,
+    tree: Any = None,
+    slot: int | None = None,
 ) -> tuple[Layout, tuple[Pair, ...]]:
     """Find the layout of a tree and the places of its adapters, by shapes alone.
+
+    Args:
+      leaves: The leaves by key.
+      layout: As for `from_tree`.
+      stack_axis: As for `from_tree`.
+      tree: The tree itself, if it is in memory: its classes may hold facts.
+      slot: As for `from_tree`.
 
     Raises:
       ValueError: as `from_tree`.
     """
     chosen = recognise(leaves, layout=layout, stack_axis=stack_axis)
-    return chosen, tuple(pairs(chosen, leaves, stack_axis))
+    if slot is not None and not chosen.slots:
+        raise ValueError(
+            Message(
+                Argument("slot", slot),
+                f": a tree of {chosen.name} holds one adapter. Leave it out.",
+            )
+        )
+    facts = chosen.facts(tree, leaves, slot)
+    return chosen, tuple(pairs(chosen, leaves, stack_axis, facts))
 
 
 def take_out(tree: Tree, scales: Mapping[str, float]) -> Checkpoint:

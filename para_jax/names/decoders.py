@@ -2,7 +2,8 @@
 
 Sources of the JAX names and of the differences in form: tunix/models/*/model.py
 and params*.py (tunix 0.1.7); gemma/gm/nn/_modules.py (gemma 3.3); MaxText's
-checkpoint_conversion/utils/param_mapping.py with its hooks, for Mistral
+checkpoint_conversion/utils/param_mapping.py with its hooks, levanter/models/{llama,
+mistral,qwen}.py (marin-levanter 0.2.20), for Mistral
 standalone_scripts/llama_mistral_mixtral_orbax_to_hf.py, for Llama's two rotary forms
 utils/max_utils.py (`unpermute_from_match_maxtext_rope`). Hugging Face: transformers
 5.23.
@@ -151,6 +152,15 @@ def _scanned(modules: Modules) -> Table:
     return layers("decoder/layers/{module}/{i}", HUGGING_FACE, modules)
 
 
+def _levanter() -> dict[str, Table]:
+    """Return levanter's two tables: layers in haliax's `Stacked`, and in `BlockSeq`."""
+    apart = "transformer/layers/blocks/{i}/{module}"
+    return {
+        "levanter": layers("transformer/layers/{module}/{i}", HUGGING_FACE, _FLAX),
+        "levanter-apart": layers(apart, HUGGING_FACE, _FLAX),
+    }
+
+
 def _stacked(gate: str, up: str, down: str) -> Modules:
     return dict(zip((gate, up, down), _EXPERTS, strict=True))
 
@@ -219,6 +229,7 @@ def gemma3(name: str) -> dict[str, Table]:
 _LLAMA_OR_QWEN: Tables = {
     "flax": _flax(_FLAX),
     "tunix": _tunix({**_TUNIX_ATTENTION, **_TUNIX_MLP}),
+    **_levanter(),
 }
 DECODERS: Mapping[str, Tables] = {
     # Llama 3.1 and later are often called Llama 3, so both forms are here; `ecosystem`
@@ -229,7 +240,11 @@ DECODERS: Mapping[str, Tables] = {
         **_dense({**_MAXTEXT, **_LLAMA31}, "-llama3.1"),
     },
     "llama3.1": {**_LLAMA_OR_QWEN, **_dense({**_MAXTEXT, **_LLAMA31})},
-    "mistral": {"flax": _flax(_FLAX), **_dense({**_MAXTEXT, **_SCALED})},
+    "mistral": {
+        "flax": _flax(_FLAX),
+        **_dense({**_MAXTEXT, **_SCALED}),
+        **_levanter(),
+    },
     "qwen2.5": {**_LLAMA_OR_QWEN, **_dense(_MAXTEXT)},
     "qwen3": {**_LLAMA_OR_QWEN, **_dense(_MAXTEXT)},
     "gemma2": {

@@ -21,7 +21,7 @@ from para_jax.formats import record
 from para_jax.formats.format import Hints
 from para_jax.formats.orbax import storage as orbax_io
 from para_jax.layouts.axes import Axes
-from para_jax.layouts.layout import is_optimizer
+from para_jax.layouts.copies import is_optimizer
 from para_jax.layouts.pairs import Key, Pair
 from para_jax.layouts.scales import of_pairs
 from para_jax.layouts.tree import flatten, found_in, take_out, tree_of
@@ -72,8 +72,9 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
 
     Raises:
       OSError: if the disk is full or the folder cannot be written.
-      ValueError: as `para_jax.to_tree`.
+      ValueError: as `para_jax.to_tree`, or if the tree needs its library to be saved.
     """
+    _check_plain(tree_of(checkpoint))
     tree = layouts.to_tree(checkpoint)
     written = _written(checkpoint, tree)
     ranks = layouts.module_ranks(checkpoint)
@@ -92,6 +93,16 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
     }
     orbax_io.write(folder, tree, metadata)
     return dataclasses.replace(checkpoint, adapters=_adapters(written), tree=written)
+
+
+def _check_plain(tree: layouts.Tree) -> None:
+    """Raise ValueError if more than arrays and their keys make up the adapters."""
+    if any(pair.scale is not None for pair in tree.pairs):
+        raise ValueError(
+            f"Orbax cannot hold a tree of {tree.layout} as it was read, with its "
+            "classes or its other adapters. Put the child back (para_jax.to_tree) and "
+            "save that by the library itself, or choose another format, such as peft."
+        )
 
 
 def load_own(
@@ -213,11 +224,13 @@ def _pruned(tree: Any, key: Key, *, adapters_only: bool) -> Any:
 def _pair(saved: Mapping[str, Any]) -> Pair:
     """Parse a pair from its JSON form."""
     shapes = tuple(tuple(x) for x in saved["shapes"])
-    keys = {name: tuple(saved[name]) for name in ("a", "b", "parts", "alpha")}
     return Pair(
         path=saved["path"],
         module=saved["module"],
+        a=tuple(saved["a"]),
+        b=tuple(saved["b"]),
         axes=Axes(*saved["axes"]),
         shapes=(shapes[0], shapes[1]),
-        **keys,
+        parts=tuple(saved["parts"]),
+        alpha=tuple(saved["alpha"]),
     )

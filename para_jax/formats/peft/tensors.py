@@ -30,6 +30,9 @@ _HOLDER = re.compile(
 # VeLoRA's directions, along which activations are compressed for the gradient alone,
 # and the sampler of MonteCLoRA's noise, which PEFT adds to A in training alone.
 _TRAINING = re.compile(r"\.lora_(?:velora_embed$|monteclora_sampler\.)")
+# Names of SkyRL's tx, whose writer takes the axis of experts for one of the matrix.
+_TX_EXPERT = re.compile(r"\.experts\.\d+\.\w+\.lora_[AB]$")
+_TABLE = "embed_tokens"
 Tensors = dict[str, np.ndarray]
 
 
@@ -86,6 +89,13 @@ def by_module(found: Tensors) -> tuple[dict[str, Module], Tensors]:
                     f"'{name}' makes this a DoRA adapter: its update is not the "
                     "product of two factors alone, so it cannot be compressed as LoRA."
                 )
+            if _TX_EXPERT.search(name):
+                raise ValueError(
+                    f"'{name}' is an expert's as SkyRL's tx exports it: its file lacks "
+                    "all inputs of lora_A, and all experts, behind the first r (skyrl "
+                    "0.4.0). Take the adapter from the model's tree: "
+                    "para_jax.from_tree(nnx.state(model), slot=...)."
+                )
             if ".lora_" in name:
                 raise ValueError(f"'{name}' is a LoRA tensor of a kind not known here.")
             extra[name] = value
@@ -96,7 +106,23 @@ def by_module(found: Tensors) -> tuple[dict[str, Module], Tensors]:
         else:
             module.embedding = bool(match["table"])
             setattr(module, (match["factor"] or match["table"]).lower(), value)
+    for name, module in modules.items():
+        if name.rpartition(".")[2] == _TABLE:
+            _check_table(module)
     return modules, extra
+
+
+def _check_table(module: Module) -> None:
+    """Read an embedding under a linear layer's names, `[vocabulary, r]` and `[r, n]`.
+
+    SkyRL's tx exports embeddings so. In PEFT such names mean `[r, m]` and `[n, r]`; if
+    the shapes agree with those, they are a linear layer's.
+    """
+    a, b = module.a, module.b
+    if a is None or b is None or module.embedding or not a.ndim == b.ndim == 2:
+        return
+    if a.shape[0] != b.shape[1] and a.shape[1] == b.shape[0]:
+        module.a, module.b, module.embedding = a.T, b.T, True
 
 
 def pair(name: str, module: Module, rank: int) -> tuple[np.ndarray, np.ndarray]:

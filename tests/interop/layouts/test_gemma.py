@@ -435,3 +435,14 @@ def test_factors_of_another_kernel_are_refused(gemma, name, adapter, kernel):
 
     with pytest.raises(ValueError, match=rf"'{adapter}'.* do not fit their kernel"):
         para_jax.from_tree(params)
+
+
+def test_gemma_4s_einsums_are_of_another_class_which_gm_nn_lora_does_not_wrap(gemma):
+    if importlib.util.find_spec("gemma.gm.nn.gemma4") is None:
+        pytest.skip("gemma 3")
+    four = importlib.import_module("gemma.gm.nn.gemma4._layers")
+
+    for einsum in (gemma.Einsum, four.Einsum):
+        module = einsum(shape=(D, F))
+        found = gemma.replace(module, rank=RANK, dtype=jnp.float32, verbose=False)
+        assert (found is module) == (einsum is four.Einsum)

@@ -82,6 +82,17 @@ def lorax():
     return tree, {"dense": b @ a * ALPHA / R}, {"alpha": ALPHA}
 
 
+def levanter():
+    a, b = array(2, R, 7), array(2, 4, 5, R)
+    factors = {"lora_A": {"weight": a}, "lora_B": {"weight": b}}
+    tree = {"layers": {"stacked": {"q_proj": {"lora": factors}}}}
+    deltas = {
+        f"layers/q_proj/{i}": (b[i].reshape(20, R) @ a[i]).T * ALPHA / R
+        for i in range(2)
+    }
+    return tree, deltas, {"alpha": ALPHA}
+
+
 def linen():
     a, b = array(2, 8, R), array(2, R, 5)
     tree = {"lora": {"mlp": {"a": a, "b": b}}}
@@ -117,6 +128,7 @@ CASES = [
         ("MaxText", maxtext),
         ("MaxText (qwix)", maxtext_qwix),
         ("jax-lorax", lorax),
+        ("levanter", levanter),
         ("Linen", linen),
     )
 ]
@@ -142,6 +154,29 @@ def test_peft_adds_the_update_that_the_tree_holds(case, gamma, tmp_path):
         with torch.no_grad():
             got = modules[path.replace("/", ".")](x).numpy()
         np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.layout("SkyRL tx", "to PEFT")
+def test_peft_adds_the_update_of_one_slot(tmp_path):
+    a, b = array(2, 3, 7, R + 1), array(2, 3, R + 1, 5)
+    a[:, 1, :, R:] = 0  # The slot's own rank is R.
+    factors = {
+        "lora_A": a,
+        "lora_B": b,
+        "lora_ranks": np.full((2, 3), R),
+        "lora_scaling": np.full((2, 3), ALPHA / R, np.float32),
+    }
+    parent = para.from_tree({"layers": {"_stacked": {"o_proj": factors}}}, slot=1)
+
+    para.save(parent, tmp_path / "adapter", format="peft")
+
+    deltas = {f"layers/o_proj/{i}": a[i, 1] @ b[i, 1] * ALPHA / R for i in range(2)}
+    model = peft.PeftModel.from_pretrained(torch_model(deltas), tmp_path / "adapter")
+    modules = dict(model.base_model.model.named_modules())
+    for path, delta in deltas.items():
+        with torch.no_grad():
+            got = modules[path.replace("/", ".")](torch.eye(7)).numpy()
+        np.testing.assert_allclose(got, delta, atol=1e-5 * np.abs(delta).max())
 
 
 @pytest.mark.parametrize("case", CASES)

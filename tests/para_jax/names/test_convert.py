@@ -862,7 +862,8 @@ def test_an_ecosystem_is_asked_for_where_there_are_several(ecosystem):
     given = at("model/layers/0/self_attn/v_proj")
 
     with pytest.raises(
-        ValueError, match="ecosystem=: flax, maxtext, maxtext-scanned, tu"
+        ValueError,
+        match="ecosystem=: flax, levanter, levanter-apart, maxtext, maxtext-",
     ):
         names.from_hf(given, "qwen3", ecosystem=ecosystem)
 
