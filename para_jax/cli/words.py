@@ -12,7 +12,8 @@ ENGINES = (
 """The keys of `para_jax.formats.ENGINES`."""
 
 LAYOUTS = (
-    *("nnx", "qwix", "tunix", "gemma", "maxtext", "maxtext-qwix", "lorax", "linen"),
+    *("nnx", "qwix", "tunix", "gemma", "maxtext", "maxtext-qwix", "lorax", "keras"),
+    "linen",
 )
 """The keys of `para_jax.layouts.LAYOUTS`."""
 

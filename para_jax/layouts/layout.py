@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from para_jax._adapters.checkpoint import Layer
 from para_jax._adapters.messages import Message
 from para_jax.layouts import axes
 from para_jax.layouts.axes import StackAxis
@@ -49,6 +50,7 @@ class Layout(NamedTuple):
         the layout that it refines.
       refines: The layout whose trees these are too.
       leaf_alpha: The name of a leaf beside the factors that holds alpha.
+      layer: The kind of layer of a pair, if its axes alone do not tell.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Layout(NamedTuple):
     known: Callable[[Sequence[str]], bool] = lambda paths: True
     refines: str = ""
     leaf_alpha: str = ""
+    layer: Callable[[Pair], Layer] = lambda pair: Layer()
 
 
 # A training state repeats the tree of the factors in its optimizer, so an adapter would

@@ -5,7 +5,16 @@ from collections.abc import Mapping, Sequence
 from para_jax._adapters.messages import Argument, Message
 from para_jax.layouts.axes import StackAxis
 from para_jax.layouts.layout import Layout, Leaves, halves, names, pairs
-from para_jax.layouts.libraries import gemma, linen, lorax, maxtext, nnx, qwix, tunix
+from para_jax.layouts.libraries import (
+    gemma,
+    keras,
+    linen,
+    lorax,
+    maxtext,
+    nnx,
+    qwix,
+    tunix,
+)
 
 LAYOUTS: Mapping[str, Layout] = {
     x.name: x
@@ -17,6 +26,7 @@ LAYOUTS: Mapping[str, Layout] = {
         maxtext.NATIVE,
         maxtext.QWIX,
         lorax.LAYOUT,
+        keras.LAYOUT,
         linen.LAYOUT,
     )
 }
