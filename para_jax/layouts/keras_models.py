@@ -29,8 +29,9 @@ def keras_tree(
 
     Example:
       >>> import keras
-      >>> model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(7, name="up")])
-      >>> model.layers[0].enable_lora(4, lora_alpha=8)
+      >>> layer = keras.layers.Dense(7, name="up")
+      >>> model = keras.Sequential([keras.Input((5,)), layer])
+      >>> layer.enable_lora(4, lora_alpha=8)
       >>> parent = para_jax.from_tree(para_jax.layouts.keras_tree(model))
       >>> parent.adapters["up"].rank, parent.adapters["up"].scale
       (4, 2.0)
@@ -77,13 +78,14 @@ def keras_assign(
 
     Example:
       >>> import keras
-      >>> model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(7, name="up")])
-      >>> model.layers[0].enable_lora(4)
-      >>> _ = model.layers[0].lora_kernel_b.assign(np.eye(4, 7))
+      >>> layer = keras.layers.Dense(7, name="up")
+      >>> model = keras.Sequential([keras.Input((5,)), layer])
+      >>> layer.enable_lora(4)
+      >>> _ = layer.lora_kernel_b.assign(np.eye(4, 7))
       >>> parent = para_jax.from_tree(para_jax.layouts.keras_tree(model))
       >>> child = para_jax.compress(parent, para_jax.Rank(2))
       >>> para_jax.layouts.keras_assign(model, child)
-      >>> model.layers[0].lora_rank, model.layers[0].lora_kernel_a.shape
+      >>> layer.lora_rank, layer.lora_kernel_a.shape
       (2, (5, 2))
 
     Args:
@@ -121,8 +123,8 @@ def _given(model: Any, values: Sequence[Any] | None) -> Mapping[int, Any]:
     if wanted != got:
         raise ValueError(
             f"values has the shapes {got[:3]}, ... ({len(got)} arrays), expected those "
-            f"of model.trainable_variables, {wanted[:3]}, ... ({len(wanted)}), in their "
-            "order."
+            f"of model.trainable_variables in their order, {wanted[:3]}, ... "
+            f"({len(wanted)})."
         )
     return {id(x): value for x, value in zip(variables, values, strict=True)}
 

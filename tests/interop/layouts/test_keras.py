@@ -346,10 +346,10 @@ def test_values_of_another_model_are_refused(model):
 
 def test_a_child_of_another_model_is_refused(model):
     child = para_jax.compress(taken(model), FULL)
+    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="x")])
+    other.layers[0].enable_lora(1)
 
     with pytest.raises(ValueError, match="'conv' is no layer of the model"):
-        other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="x")])
-        other.layers[0].enable_lora(1)
         layouts.keras_assign(other, child)
     assert adapters(model)["out"].lora_rank == RANK
 
