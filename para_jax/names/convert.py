@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from para_jax._adapters.adapter import Adapter, Adapters, Array
 from para_jax._adapters.checkpoint import Checkpoint, Layer, as_checkpoint
-from para_jax.names import gate_up, head_forms, models, plan
+from para_jax.names import gate_up, head_axes, head_forms, models, plan
 from para_jax.names.head_forms import Direction
 from para_jax.names.models import Names
 from para_jax.names.patterns import Module, backward, forward, number, place
@@ -122,6 +122,7 @@ def _moved(
         for move in found[path]:
             part = _part(adapter, move, direction)
             part = head_forms.update(part, move.module, direction, head_dim, path)
+            part = _headed(checkpoint, part, move, direction, head_dim, path)
             _put(parts, part, move, direction, path)
     every = {path: _whole(slots, path) for path, slots in parts.items()}
     # Splitting a fused parameter can leave one half without any component.
@@ -130,9 +131,9 @@ def _moved(
     return dataclasses.replace(
         checkpoint,
         adapters=adapters,
-        layers=_layers(checkpoint, found),
+        layers=_layers(checkpoint, found, direction, head_dim),
         biases=_biases(checkpoint, found, direction, head_dim),
-        absent=empty | _absent(checkpoint, found, direction, adapters),
+        absent=empty | _absent(checkpoint, found, direction, adapters, head_dim),
         spelling={},
     )
 
@@ -143,6 +144,21 @@ def _part(adapter: Adapter, move: Move, direction: Direction) -> Adapter:
     if direction == "to_hf" or move.module.half is None:
         return part
     return gate_up.split(part, move.module.half, move.path)
+
+
+def _headed(
+    checkpoint: Checkpoint,
+    part: Adapter,
+    move: Move,
+    direction: Direction,
+    head_dim: int | None,
+    path: str,
+) -> Adapter:
+    if direction == "from_hf":
+        return head_axes.from_hf(part, move.module, head_dim, path)
+    return head_axes.to_hf(
+        part, move.module, checkpoint.layers.get(path, Layer()), path
+    )
 
 
 def _put(
@@ -162,16 +178,41 @@ def _whole(slots: Mapping[int | None, Adapter], path: str) -> Adapter:
     return gate_up.join(given, path) if given else slots[None]
 
 
-def _layers(checkpoint: Checkpoint, found: Moves) -> dict[str, Layer]:
-    # A name that ends in `{e}` is a parameter with all experts of a layer.
+def _layers(
+    checkpoint: Checkpoint, found: Moves, direction: Direction, head_dim: int | None
+) -> dict[str, Layer]:
     kinds = {
-        move.path: _EXPERTS
-        if move.module.name.endswith("{e}")
-        else checkpoint.layers.get(path, Layer())
+        move.path: _kind(checkpoint, path, move.module, direction, head_dim)
         for path, several in found.items()
         for move in several
     }
     return {path: kind for path, kind in kinds.items() if kind != Layer()}
+
+
+def _kind(
+    checkpoint: Checkpoint,
+    path: str,
+    module: Module,
+    direction: Direction,
+    head_dim: int | None,
+) -> Layer:
+    # A name that ends in `{e}` is a parameter with all experts of a layer.
+    if module.name.endswith("{e}"):
+        return _EXPERTS
+    kind = checkpoint.layers.get(path, Layer())
+    if module.heads is None:
+        return kind
+    if direction == "to_hf":
+        return Layer()
+    m, n = _sizes(checkpoint, path)
+    return head_axes.layer(module, m, n, head_dim, path)
+
+
+def _sizes(checkpoint: Checkpoint, path: str) -> tuple[int, int]:
+    if path in checkpoint.adapters:
+        x = checkpoint.adapters[path]
+        return x.inputs, x.outputs
+    return checkpoint.absent[path]
 
 
 def _biases(
@@ -197,6 +238,7 @@ def _absent(
     found: Moves,
     direction: Direction,
     adapters: Mapping[str, Adapter],
+    head_dim: int | None,
 ) -> dict[str, tuple[int, int]]:
     result = {}
     for path, (m, n) in checkpoint.absent.items():
@@ -204,6 +246,12 @@ def _absent(
             fused = move.module.half is not None
             outputs = n if not fused else 2 * n if direction == "to_hf" else n // 2
             # Of gate and up, one may be absent while the other has an adapter.
-            if move.path not in adapters:
-                result[move.path] = m, outputs
+            if move.path in adapters:
+                continue
+            if direction == "to_hf":
+                layer = checkpoint.layers.get(path, Layer())
+                shape = head_axes.shape_to_hf(move.module, layer, m, outputs)
+            else:
+                shape = head_axes.shape_from_hf(move.module, m, outputs, head_dim, path)
+            result[move.path] = shape
     return result

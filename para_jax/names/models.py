@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from para_jax._adapters.messages import Argument, Message, Remedy
 from para_jax.names.decoders import DECODERS, Tables
 from para_jax.names.encoders import ENCODERS
+from para_jax.names.keras import KERAS
 from para_jax.names.patterns import Module, Table, problems
 
-MODELS: Mapping[str, Tables] = {**DECODERS, **ENCODERS}
+MODELS: Mapping[str, Tables] = {
+    name: {**x, **KERAS.get(name, {})}
+    for name, x in {"gemma": {}, **DECODERS, **ENCODERS}.items()
+}
 """The tables of each model by ecosystem."""
 
 Names = str | Mapping[str, str | Module]

@@ -127,9 +127,9 @@ def chosen(
 
 def _effect(moves: Moves) -> list[object]:
     return [
-        (path, x.path, x.index, x.module.scaled, x.module.interleaved, x.module.half)
+        (path, move.path, move.index, x.scaled, x.interleaved, x.half, x.heads)
         for path, several in moves.items()
-        for x in several
+        for move, x in ((move, move.module) for move in several)
     ]
 
 

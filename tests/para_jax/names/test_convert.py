@@ -29,7 +29,7 @@ DECODER = {"model.layers": [*SELF, *DENSE]}
 EXPERTS = {"model.layers": [*SELF, "mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 PROJECTIONS = {
     **dict.fromkeys(("llama3", "llama3.1", "mistral", "qwen2.5", "qwen3"), DECODER),
-    **dict.fromkeys(("gemma2", "gemma3"), DECODER),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3"), DECODER),
     **dict.fromkeys(("mixtral", "qwen3-moe"), EXPERTS),
     "gemma3-multimodal": {
         "model.language_model.layers": [*SELF, *DENSE],
@@ -76,7 +76,8 @@ def every_module(model):
     ]
     return para.Checkpoint(
         adapters={
-            path: adapter(stack=(3,) if "experts" in path else (), seed=seed)
+            # Inputs of one head, for Keras's kernels of the output.
+            path: adapter(H, stack=(3,) if "experts" in path else (), seed=seed)
             for seed, path in enumerate(modules)
         }
     )
@@ -685,7 +686,8 @@ def test_an_ecosystem_is_asked_for_where_there_are_several(ecosystem):
     given = at("model/layers/0/self_attn/v_proj")
 
     with pytest.raises(
-        ValueError, match="ecosystem=: flax, maxtext, maxtext-scanned, tu"
+        ValueError,
+        match="ecosystem=: flax, keras, keras-file, maxtext, maxtext-scanned, tu",
     ):
         names.from_hf(given, "qwen3", ecosystem=ecosystem)
 
