@@ -67,7 +67,8 @@ MODELS = {
         lambda: causal("Mistral", sliding_window=64, tie_word_embeddings=False),
     ),
     "qwen2.5": ("Qwen", lambda: causal("Qwen2")),
-    "qwen3": ("Qwen3", lambda: causal("Qwen3")),
+    # keras-hub has an epsilon of its own for the norms of queries and keys.
+    "qwen3": ("Qwen3", lambda: causal("Qwen3", rms_norm_eps=1e-5)),
     "bert": ("Bert", lambda: sequences("Bert", "gelu_pytorch_tanh")),
     "roberta": ("Roberta", lambda: sequences("Roberta", "gelu", layer_norm_eps=1e-5)),
 }
