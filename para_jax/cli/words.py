@@ -18,7 +18,7 @@ LAYOUTS = (
 """The keys of `para_jax.layouts.LAYOUTS`."""
 
 MODELS = (
-    *("llama3", "llama3.1", "mistral", "qwen2.5", "qwen3", "gemma", "gemma2"),
+    *("gemma", "llama3", "llama3.1", "mistral", "qwen2.5", "qwen3", "gemma2"),
     *("gemma3", "mixtral", "qwen3-moe", "bert", "roberta", "vit", "siglip"),
     "gemma3-multimodal",
 )

@@ -30,11 +30,11 @@ def keras_tree(
     Example:
       >>> import keras
       >>> layer = keras.layers.Dense(7, name="up")
-      >>> model = keras.Sequential([keras.Input((5,)), layer])
+      >>> model = keras.Sequential([keras.Input((5,)), layer], name="net")
       >>> layer.enable_lora(4, lora_alpha=8)
       >>> parent = para_jax.from_tree(para_jax.layouts.keras_tree(model))
-      >>> parent.adapters["up"].rank, parent.adapters["up"].scale
-      (4, 2.0)
+      >>> [(path, x.rank, x.scale) for path, x in parent.adapters.items()]
+      [('net/up', 4, 2.0)]
 
     Args:
       model: A model, or a single layer, with LoRA enabled in some of its layers.

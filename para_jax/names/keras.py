@@ -15,6 +15,7 @@ transformers 5.23.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 from para_jax.names.patterns import Module, Table
 
@@ -78,7 +79,10 @@ def _tables(
 
 
 def _modules(
-    mlp: Mapping[str, str], attention: str, projections: Mapping[str, str], heads: str
+    mlp: Mapping[str, str],
+    attention: str,
+    projections: Mapping[str, str],
+    heads: Literal["nd", "dn"],
 ) -> dict[str, Module]:
     """Return the modules of a layer in the order in which keras-hub counts them."""
     found = {path: Module(name) for path, name in mlp.items()}

@@ -31,7 +31,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if node.external or node.is_virtual:
             raise ValueError(f"'{name}' is kept in another file, which is not read.")
         if h5py.check_string_dtype(node.dtype) is not None:
-            texts[name] = node.asstr()[()]
+            texts[name] = str(node.asstr()[()])
         else:
             arrays[name] = _array(node)
 

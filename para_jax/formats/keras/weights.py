@@ -15,11 +15,9 @@ Source: keras_hub/src/models/backbone.py of keras-hub 0.32.0. Runs on the host.
 
 import dataclasses
 import json
-import math
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -29,7 +27,7 @@ from para_jax._adapters.messages import Argument, Message
 from para_jax._engines import profiles
 from para_jax.formats import record
 from para_jax.formats.format import Hints
-from para_jax.formats.keras import hdf5
+from para_jax.formats.keras import hdf5, scales
 from para_jax.layouts.libraries.keras import of_inputs
 
 RANK = "lora/vars/rank"
@@ -78,9 +76,9 @@ def _checkpoint(
     if own is None:
         _check_zero(adapters)
     layers = {name: x for name, x in layers.items() if x != Layer()}
-    scales = _scales(path, adapters, given, known=own is not None)
+    found = scales.of_layers(path, adapters, given, known=own is not None)
     scaled = {
-        name: dataclasses.replace(x, scale=scales[name]) for name, x in adapters.items()
+        name: dataclasses.replace(x, scale=found[name]) for name, x in adapters.items()
     }
     result = Checkpoint(adapters=scaled, layers=layers, extra=extra)
     return result if own is None else record.restored(result, own)
@@ -140,49 +138,6 @@ def _check_zero(adapters: Mapping[str, Adapter]) -> None:
         )
 
 
-def _scales(
-    path: pathlib.Path, adapters: Mapping[str, Adapter], given: Hints, *, known: bool
-) -> dict[str, float]:
-    """Return the scale of each layer, asked for unless the file is ours."""
-    names = ("alpha", "scale")
-    values = {x: getattr(given, x) for x in names if getattr(given, x) is not None}
-    if known and values:
-        name, value = values.popitem()
-        raise ValueError(
-            Message(f"'{path}' holds its own scales: leave out ", Argument(name, value))
-        )
-    if known:
-        return dict.fromkeys(adapters, 1.0)
-    if len(values) != 1:
-        raise ValueError(
-            Message(
-                "it does not record alpha. Give ",
-                Argument("alpha"),
-                ", lora_alpha of the layers, or ",
-                Argument("scale"),
-                ": 1 if keras-hub's enable_lora set it, which is alpha equal to the "
-                "rank.",
-            )
-        )
-    return {name: _scale(name, x.rank, given) for name, x in adapters.items()}
-
-
-def _scale(name: str, rank: int, given: Hints) -> float:
-    alpha: Any = given.alpha
-    if isinstance(alpha, Mapping):
-        if name not in alpha:
-            raise ValueError(
-                Message(Argument("alpha"), f" has no entry for '{name}', a layer.")
-            )
-        alpha = alpha[name]
-    value = float(given.scale if alpha is None else alpha / max(rank, 1))
-    if not math.isfinite(value):
-        raise ValueError(
-            Message(Argument("alpha", given.alpha), ": expected a finite number.")
-        )
-    return value
-
-
 def save(checkpoint: Checkpoint, path: pathlib.Path) -> Checkpoint:
     """Write the file of an adapter, of one rank, with a scale of 1.
 
@@ -218,9 +173,12 @@ def _check(flat: Checkpoint) -> None:
     for path in [*flat.adapters, *flat.absent]:
         if not _PATH.fullmatch(path):
             raise ValueError(
-                f"'{path}' is no layer's number, as keras-hub's files have "
-                "('lora/10'). Rename it: para_jax.names.from_hf(adapter, model, "
-                "ecosystem='keras-file')."
+                Message(
+                    f"'{path}' is no layer's number, as keras-hub's files have "
+                    "('lora/10'). Rename it with para_jax.names.from_hf, ",
+                    Argument("ecosystem", "keras-file"),
+                    ".",
+                )
             )
     for path, x in flat.adapters.items():
         kind = flat.layers.get(path, Layer()).kind

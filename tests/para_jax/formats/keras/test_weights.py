@@ -12,6 +12,7 @@ from para_jax import cli
 
 RANK = 3
 # The kernels of a query with two heads, of an output, of a Dense.
+PATHS = ("lora/4", "lora/7", "lora/10")
 SHAPES = {10: ((2, 6), 4), 7: ((2, 4), 6), 4: ((6,), 7)}
 
 
@@ -88,8 +89,12 @@ def test_alpha_is_asked_for(file, capsys):
         ValueError, match=r"does not record alpha.*alpha=.*scale=.*: 1 "
     ):
         para_jax.load(file)
-    with pytest.raises(ValueError, match="alpha= has no entry for 'lora/4'"):
+    with pytest.raises(ValueError, match="alpha= has no entry for the layer 'lora/4'"):
         para_jax.load(file, alpha={"lora/7": 1.0})
+    with pytest.raises(ValueError, match="alpha= names 'lora/40'"):
+        para_jax.load(file, alpha=dict.fromkeys([*PATHS, "lora/40"], 1.0))
+    with pytest.raises(ValueError, match="not both"):
+        para_jax.load(file, alpha=1.0, scale=1.0)
     with pytest.raises(ValueError, match="finite"):
         para_jax.load(file, scale=float("nan"))
 
