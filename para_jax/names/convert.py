@@ -116,6 +116,9 @@ def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 def _moved(
     checkpoint: Checkpoint, found: Moves, direction: Direction, head_dim: int | None
 ) -> Checkpoint:
+    if direction == "to_hf":
+        outputs = {path: x.outputs for path, x in checkpoint.adapters.items()}
+        head_axes.check(checkpoint.layers, outputs, found)
     # Two passes, since gate and up come from two modules and make up one.
     parts: _Parts = {}
     for path, adapter in checkpoint.adapters.items():

@@ -9,6 +9,7 @@ Axis letters: `n` heads, `d` features, `h` the size of a head, `r` the rank.
 """
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,8 +19,50 @@ from para_jax._adapters.adapter import Adapter
 from para_jax._adapters.checkpoint import Layer
 from para_jax._adapters.messages import Argument, Message
 from para_jax.names.patterns import Module
+from para_jax.names.plan import Moves
 
 KIND = "einsum"
+
+
+def check(
+    layers: Mapping[str, Layer], outputs: Mapping[str, int], moves: Moves
+) -> None:
+    """Check that all projections have the same features and the same size of a head.
+
+    The numbers in a file of keras-hub fit several models. In the wrong one, a value
+    projection is read as an output, whose axes have other meanings.
+
+    Args:
+      layers: The kinds of Keras's layers by path.
+      outputs: The outputs `h` or `d` of each update by path.
+      moves: Their places in Hugging Face.
+
+    Raises:
+      ValueError: if two of them disagree. Both are named.
+    """
+    first: dict[tuple[str, str], tuple[str, int]] = {}
+    for path, module, layer in _with_heads(layers, moves):
+        if path not in outputs:
+            continue
+        sizes = dict(zip(module.heads or "", layer.window, strict=True))
+        sizes["d" if "h" in sizes else "h"] = outputs[path]
+        tower = module.name.partition("{i}")[0]
+        for letter, what in (("d", "features"), ("h", "as the size of a head")):
+            other, size = first.setdefault((tower, letter), (path, sizes[letter]))
+            if size != sizes[letter]:
+                raise ValueError(
+                    f"'{path}' as {module.name} has {sizes[letter]} {what}, and "
+                    f"'{other}' has {size}: they are of another model."
+                )
+
+
+def _with_heads(
+    layers: Mapping[str, Layer], moves: Moves
+) -> Iterator[tuple[str, Module, Layer]]:
+    for path, several in moves.items():
+        layer = layers.get(path, Layer())
+        if layer.kind == KIND and len(layer.window) == 2:
+            yield from ((path, x.module, layer) for x in several if x.module.heads)
 
 
 def to_hf(adapter: Adapter, module: Module, layer: Layer, path: str) -> Adapter:

@@ -66,6 +66,12 @@ def delta(x):
     return x.scale * (np.asarray(x.a) @ np.asarray(x.b))
 
 
+def sizes(path):
+    """Return inputs and outputs of a module in a model of two heads, for Keras."""
+    outputs = ("o_proj", "attention/output/dense")
+    return (2 * H, H) if path.endswith(outputs) else (H, 2 * H)
+
+
 def every_module(model):
     """Return a model's adapters by Hugging Face's names, experts in stacks of 3."""
     modules = [
@@ -76,8 +82,9 @@ def every_module(model):
     ]
     return para.Checkpoint(
         adapters={
-            # Inputs of one head, for Keras's kernels of the output.
-            path: adapter(H, stack=(3,) if "experts" in path else (), seed=seed)
+            path: adapter(
+                *sizes(path), stack=(3,) if "experts" in path else (), seed=seed
+            )
             for seed, path in enumerate(modules)
         }
     )

@@ -165,3 +165,21 @@ def test_a_table_of_ones_own_may_have_heads():
     (x,) = names.to_hf(mine, table).adapters.values()
 
     np.testing.assert_allclose(delta(x), want, atol=1e-12)
+
+
+def test_a_file_of_another_model_is_refused():
+    """Numbers 8 and 10 are value and query of Gemma, output and key of Llama."""
+    sizes = {"lora/8": (1, D), "lora/10": (N, D)}
+    gemma = para.Checkpoint(
+        adapters={
+            path: para.Adapter(random(n * d, R), random(R, H))
+            for path, (n, d) in sizes.items()
+        },
+        layers={path: para.Layer(kind="einsum", window=x) for path, x in sizes.items()},
+    )
+
+    assert len(names.to_hf(gemma, "gemma").adapters) == 2
+    with pytest.raises(
+        ValueError, match=r"'lora/10' as .*k_proj has 3 .*another model"
+    ):
+        names.to_hf(gemma, "llama3")
