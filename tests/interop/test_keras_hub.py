@@ -5,6 +5,8 @@ weights. LoRA is trained, here random, in Keras; its outputs must be those of PE
 the converted adapter.
 """
 
+import warnings
+
 import jax
 import keras_hub
 import numpy as np
@@ -80,7 +82,16 @@ def as_keras_adds():
         yield
 
 
-@pytest.fixture(scope="module", params=MODELS)
+# The others differ from one of these in norms alone, or in names.
+FAST = ("gemma2", "gemma3", "llama3", "qwen2.5", "bert")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        x if x in FAST else pytest.param(x, marks=pytest.mark.slow) for x in MODELS
+    ],
+)
 def model(request):
     return request.param
 
@@ -216,3 +227,52 @@ def test_an_adapter_of_peft_becomes_a_file_of_keras_hub(model, base, tmp_path):
     again = backbone(model, base[0], rank=rank)
     again.load_lora_weights(tmp_path / "x.lora.h5")
     close(hidden(model, again), want)
+
+
+def test_a_file_of_quantised_layers_holds_the_same_factors(tmp_path):
+    sizes = {"hidden_dim": 8, "intermediate_dim": 10, "head_dim": H, "num_layers": 1}
+    made = keras_hub.models.GemmaBackbone(
+        vocabulary_size=13, num_query_heads=2, num_key_value_heads=1, **sizes
+    )
+    with warnings.catch_warnings(action="ignore"):  # Norms cannot be quantised.
+        made.quantize("int8")
+    made.enable_lora(RANK)
+    randomly(made).save_lora_weights(tmp_path / "x.lora.h5")
+
+    parent = para.load(tmp_path / "x.lora.h5", scale=1.0)
+
+    living = para.from_tree(layouts.keras_tree(made))
+    assert list(names.to_hf(parent, "gemma").adapters) == [
+        f"model/layers/0/self_attn/{x}_proj" for x in "vq"
+    ]
+    for path, number in (("query", 10), ("value", 8)):
+        want = living.adapters[f"decoder_block_0/attention/{path}"]
+        np.testing.assert_array_equal(parent.adapters[f"lora/{number}"].a, want.a)
+        np.testing.assert_array_equal(parent.adapters[f"lora/{number}"].b, want.b)
+    child = para.compress(parent, para.Rank(1))
+    para.save(child, tmp_path / "small.lora.h5", format="keras")
+    again = keras_hub.models.GemmaBackbone.from_config(made.get_config())
+    again.load_lora_weights(tmp_path / "small.lora.h5")
+    assert again._lora_rank == max(x.rank for x in child.adapters.values())
+
+
+def test_a_model_that_was_saved_and_loaded_has_an_adapter_of_zeros(tmp_path):
+    def make():
+        sizes = {"hidden_dim": 8, "intermediate_dim": 10, "head_dim": H}
+        made = keras_hub.models.GemmaBackbone(
+            vocabulary_size=13,
+            num_layers=1,
+            num_query_heads=2,
+            num_key_value_heads=1,
+            **sizes,
+        )
+        made.enable_lora(RANK)
+        return made
+
+    randomly(make()).save_weights(tmp_path / "x.weights.h5")
+    loaded = make()
+    loaded.load_weights(tmp_path / "x.weights.h5")
+    loaded.save_lora_weights(tmp_path / "x.lora.h5")
+
+    with pytest.raises(ValueError, match=r"all of its factors are zero.*Keras merges"):
+        para.load(tmp_path / "x.lora.h5", scale=1.0)
