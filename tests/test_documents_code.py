@@ -112,6 +112,19 @@ CASES = {
         assert len(rules) == 1
         """,
     ),
+    "layouts.keras_tree(": (
+        """
+        import keras
+        layer = keras.layers.Dense(7)
+        model = keras.Sequential([keras.Input((5,)), layer])
+        layer.enable_lora(4, lora_alpha=8)
+        layer.lora_kernel_b.assign(np.eye(4, 7))
+        """,
+        """
+        assert layer.lora_rank == total(child.adapters) == 1
+        assert total(parent.adapters) == 4
+        """,
+    ),
     "para.squeeze(": (
         """
         optimizer = optax.adamw(1e-3)

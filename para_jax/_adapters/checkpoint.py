@@ -23,10 +23,12 @@ class Layer:
     """The kind of an adapter's layer, if it is not dense.
 
     Attributes:
-      kind: `linear`, `embedding` (`m` is the vocabulary), `conv`, or `experts`: a bare
-        parameter of a mixture, whose stack is its experts.
+      kind: `linear`, `embedding` (`m` is the vocabulary), `conv`, `experts`: a bare
+        parameter of a mixture, whose stack is its experts, or `einsum`: a kernel of
+        Keras's EinsumDense, all of whose axes but the last are inputs of the update.
       window: For `conv`, the kernel's spatial shape and its input channels,
-        `(*window, channels)`: the axes flattened to `m`, in Flax's order.
+        `(*window, channels)`: the axes flattened to `m`, in Flax's order. For
+        `einsum`, the axes flattened to `m`.
 
     Example:
       >>> layers = {"stem": para_jax.Layer(kind="conv", window=(3, 3, 2))}

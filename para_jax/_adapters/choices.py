@@ -6,7 +6,7 @@ Apart from the code behind them, so that the command line knows them without JAX
 import typing
 from typing import Literal
 
-Format = Literal["peft", "orbax", "kohya", "mlx"]
+Format = Literal["peft", "orbax", "kohya", "mlx", "keras"]
 Profile = Literal["ragged", "padded", "uniform-by-type", "per-tensor-alpha"]
 PROFILES: tuple[Profile, ...] = typing.get_args(Profile)
 StackAxis = Literal[0, 1, "none"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from para_jax._adapters.checkpoint import Checkpoint, Layer
-from para_jax._adapters.messages import Argument, Message
+from para_jax._adapters.messages import Argument, Message, Remedy
 from para_jax._engines import (
     experts as expert_modules,
     profiles,
@@ -183,6 +183,14 @@ def _shapes(engine: str, flat: Checkpoint) -> dict[str, Shape]:
 def _check_kinds(flat: Checkpoint, rules: Engine) -> None:
     for path in flat.adapters:
         kind = flat.layers.get(path, Layer()).kind
+        if kind == "einsum":
+            raise ValueError(
+                Message(
+                    f"'{path}' is an einsum of Keras. Rename it ",
+                    Remedy.RENAME_FIRST,
+                    ".",
+                )
+            )
         if kind not in rules.kinds:
             raise ValueError(
                 f"'{path}' is of the kind '{kind}', for which it accepts no LoRA."

@@ -24,7 +24,10 @@ class Parser(argparse.ArgumentParser):
 def source(command: Parser) -> None:
     """Add SRC, one adapter."""
     add = command.add_argument
-    what = "an adapter: a PEFT or mlx-lm folder, Orbax checkpoint, or .safetensors file"
+    what = (
+        "an adapter: a PEFT or mlx-lm folder, Orbax checkpoint, .safetensors or "
+        ".lora.h5 file"
+    )
     add("source", metavar="SRC", type=pathlib.Path, help=what)
     _whole(command)
 
@@ -65,7 +68,8 @@ def foreign(command: Parser) -> None:
 def output(
     command: Parser,
     *,
-    target: str = "the folder to write; for kohya, FILE.safetensors",
+    target: str = "the folder to write; for kohya, FILE.safetensors; for keras, "
+    "FILE.lora.h5",
     overwrite: str = "replace an existing adapter at DST",
 ) -> None:
     """Add DST, its form and its names, in the words of one command."""
@@ -96,7 +100,8 @@ def _names(command: Parser) -> None:
         "renaming between JAX paths and Hugging Face's names"
     ).add_argument
     what = (
-        "rename modules to transformers' names (to JAX paths if DST is Orbax): "
+        "rename modules to transformers' names (to JAX paths if DST is Orbax or "
+        "keras): "
         f"{', '.join(MODELS)}, or a .toml file. Or from the names of an older "
         "transformers to those of the installed one: the base model's folder or "
         "config.json"

@@ -12,6 +12,9 @@ from para_jax.cli.request import Conversion, Hints
 from para_jax.formats import recognise
 from para_jax.names import from_config, models
 
+# Formats of trees, and of the layers of Keras: they want the paths of JAX.
+_JAX = ("orbax", "keras")
+
 
 def load(request: Conversion) -> para.Checkpoint:
     """Read SRC under the names of DST, with a spinner."""
@@ -63,7 +66,7 @@ def names_table(request: Conversion) -> models.Names | pathlib.Path | None:
     table = names.read(model) if model.endswith(".toml") else model
     found = names.tables(table)
     # Hugging Face's names alone do not tell which JAX library's paths they become.
-    to_jax = target.form(request) == "orbax" != recognise(request.source)
+    to_jax = target.form(request) in _JAX and recognise(request.source) not in _JAX
     if rename.ecosystem is not None or to_jax:
         models.one(found, rename.ecosystem)
     return table
@@ -93,8 +96,7 @@ def _converted(
 ) -> para.Checkpoint:
     if isinstance(table, pathlib.Path):
         return names.to_installed(checkpoint, table)
-    # Only Orbax holds trees, so a target in it wants the paths of JAX.
-    to_jax = target.form(request) == "orbax"
+    to_jax = target.form(request) in _JAX
     if to_jax and checkpoint.tree is not None:
         raise ValueError(
             f"'{request.source}' has JAX's names, as '{request.target}' is to have: "

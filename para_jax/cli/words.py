@@ -13,12 +13,12 @@ ENGINES = (
 
 LAYOUTS = (
     *("nnx", "qwix", "tunix", "gemma", "maxtext", "maxtext-qwix", "lorax"),
-    *("levanter", "tx", "linen"),
+    *("levanter", "tx", "keras", "linen"),
 )
 """The keys of `para_jax.layouts.LAYOUTS`."""
 
 MODELS = (
-    *("llama3", "llama3.1", "mistral", "qwen2.5", "qwen3", "gemma2", "gemma3"),
+    *("gemma", "llama3", "llama3.1", "mistral", "qwen2.5", "qwen3", "gemma2", "gemma3"),
     *("mixtral", "qwen3-moe", "deepseek-v3", "gpt-oss", "llama4", "llama4-multimodal"),
     *("qwen3-next", "gemma4", "gemma4-multimodal"),
     *("bert", "roberta", "vit", "siglip", "siglip2", "dinov3", "gemma3-multimodal"),

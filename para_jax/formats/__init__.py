@@ -64,7 +64,7 @@ def load(
     Args:
       path: A folder of PEFT or mlx-lm, or the file of weights in it; an Orbax
         checkpoint; or a single file, `*.safetensors`, as of kohya's sd-scripts or of
-        diffusers.
+        diffusers, or keras-hub's `*.lora.h5`.
       layout: The library that wrote an Orbax checkpoint, a name in
         `para_jax.layouts.LAYOUTS`; recognised if left out. Checkpoints written by
         `save` need neither this nor the next three.
@@ -129,9 +129,10 @@ def save(
 
     Args:
       checkpoint: A result of `load` or `compress`, or just adapters by path.
-      path: The folder to make; for kohya, the file.
-      format: `peft`, `mlx`, `orbax`, or `kohya` for a single safetensors file, under
-        the names that it was read with, or kohya's.
+      path: The folder to make; for kohya and keras, the file.
+      format: `peft`, `mlx`, `orbax`, `kohya` for a single safetensors file, under
+        the names that it was read with, or kohya's, or `keras` for keras-hub's
+        `*.lora.h5`.
       profile: For `peft`, the form of ranks and alphas: `ragged` (PEFT, vLLM),
         `padded` with zeros to one rank (every engine), `uniform-by-type` (scanned
         models) or `per-tensor-alpha` (llama.cpp). See `para_jax.formats.shaped`.
@@ -183,7 +184,7 @@ def _check_form(form: FileFormat, profile: Profile, target: pathlib.Path) -> Non
     """Check that a format has the profile, and the target its ending."""
     if profile not in form.profiles:
         raise ValueError(f"The profile '{profile}' applies to PEFT only: leave it out.")
-    if form.one_file and target.suffix != form.suffix:
+    if form.one_file and not target.name.endswith(form.suffix):
         raise ValueError(
             f"'{target}' must be a single file: end it in '{form.suffix}'."
         )

@@ -21,9 +21,10 @@ _PICKLE = (
 )
 _ARCHIVE = "is an archive: unpack it first."
 _HDF5 = (
-    "is an HDF5 file, as Keras writes (save_lora_weights, save_weights), and it does "
-    "not record alpha. Load it in Keras, and pass each layer's lora_kernel_a and "
-    "lora_kernel_b to para_jax.Adapter."
+    "is an HDF5 file, as Keras writes a whole model (save, save_weights), with LoRA "
+    "merged into its kernels. An adapter of keras-hub is a file '*.lora.h5' of "
+    "Backbone.save_lora_weights; of any other model, pass para_jax.layouts.keras_tree "
+    "to para_jax.from_tree."
 )
 _KINDS = {
     **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"), _PICKLE),

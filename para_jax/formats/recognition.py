@@ -51,8 +51,8 @@ def _of_weights(path: pathlib.Path) -> FileFormat | None:
 
 
 def _of_suffix(path: pathlib.Path) -> FileFormat | None:
-    suffix = path.suffix.lower()
-    form = next((x for x in FORMATS.values() if suffix in x.suffixes), None)
+    name = path.name.lower()
+    form = next((x for x in FORMATS.values() if name.endswith(x.suffixes or "/")), None)
     return form if path.is_file() else None
 
 

@@ -3,11 +3,18 @@
 import pathlib
 
 from para_jax._engines.rules import Format
-from para_jax.formats import kohya, mlx, orbax, peft
+from para_jax.formats import keras, kohya, mlx, orbax, peft
 from para_jax.formats.format import FileFormat
 
 FORMATS: dict[Format, FileFormat] = {
-    one.name: one for one in (peft.FORMAT, orbax.FORMAT, kohya.FORMAT, mlx.FORMAT)
+    one.name: one
+    for one in (
+        peft.FORMAT,
+        orbax.FORMAT,
+        kohya.FORMAT,
+        mlx.FORMAT,
+        keras.FORMAT,
+    )
 }
 """All formats by name."""
 
@@ -21,4 +28,7 @@ def is_one_file(target: pathlib.Path) -> bool:
       >>> is_one_file(pathlib.Path("adapter.safetensors"))
       True
     """
-    return target.suffix in {one.suffix for one in FORMATS.values() if one.one_file}
+    # Some endings have two parts, which `suffix` of a path would cut.
+    return target.name.endswith(
+        tuple(one.suffix for one in FORMATS.values() if one.one_file)
+    )

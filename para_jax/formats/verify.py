@@ -18,6 +18,7 @@ file that passes is right for the engines, and any other is never put in place.
   (`loaders/lora_conversion_utils.py` files alphas of attention under names that match
   no module; `utils/peft_utils.py` then uses the most common one).
 - mlx: one raw `scale` for all (mlx-lm `tuner/lora.py`).
+- keras: 1 for all, and one rank (keras-hub `models/backbone.py`).
 
 The rules are simulated here. `docs/engines.md` says which engines were run on files.
 Runs on the host.
@@ -123,6 +124,24 @@ def check_mlx(folder: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> 
         if got.rank != rank:
             raise ValueError(
                 f"'{path}' has rank {got.rank}, and mlx-lm makes all of rank {rank}."
+            )
+        _check_update(path, got, left)
+    _check_rest(left)
+
+
+def check_keras(file: pathlib.Path, written: Checkpoint, wanted: Checkpoint) -> None:
+    """Check a file of keras-hub by its one rank and its scale of 1, as `check_peft`."""
+    from para_jax.formats.keras import hdf5, weights  # h5py is optional.
+
+    arrays, _ = hdf5.read(file)
+    left = unstack(wanted.adapters)
+    for path in written.adapters:
+        a, b = (arrays[name] for name in weights.names(path))
+        got = Adapter(a.reshape(-1, a.shape[-1]), b)
+        if got.rank != arrays[weights.RANK]:
+            raise ValueError(
+                f"'{path}' has rank {got.rank}, and keras-hub makes all of rank "
+                f"{int(arrays[weights.RANK])}."
             )
         _check_update(path, got, left)
     _check_rest(left)

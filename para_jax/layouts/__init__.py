@@ -10,6 +10,10 @@ Keys and shapes identify the layout. Both functions are traceable under `jit`, a
 """
 
 from para_jax.layouts.axes import StackAxis as StackAxis
+from para_jax.layouts.keras_models import (
+    keras_assign as keras_assign,
+    keras_tree as keras_tree,
+)
 from para_jax.layouts.module_ranks import (
     module_ranks as module_ranks,
     qwix_rules as qwix_rules,

@@ -7,6 +7,7 @@ import collections
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from para_jax._adapters.checkpoint import Layer
 from para_jax._adapters.messages import Message
 from para_jax.layouts import axes
 from para_jax.layouts.axes import Axes, StackAxis
@@ -75,6 +76,7 @@ class Layout(NamedTuple):
         of the slot. A module that the result lacks has none.
       slots: Whether a tree holds several adapters, each in a slot.
       refit: Corrects the classes of a tree for the new shapes of its leaves.
+      layer: The kind of layer of a pair, if its axes alone do not tell.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Layout(NamedTuple):
     )
     slots: bool = False
     refit: Callable[[Any], Any] = lambda tree: tree
+    layer: Callable[[Pair], Layer] = lambda pair: Layer()
 
 
 _COLLECTIONS = ("params", "lora", "model_params")

@@ -7,6 +7,7 @@ from para_jax.layouts.axes import StackAxis
 from para_jax.layouts.layout import Layout, Leaves, halves, names, pairs
 from para_jax.layouts.libraries import (
     gemma,
+    keras,
     levanter,
     linen,
     lorax,
@@ -27,6 +28,7 @@ LAYOUTS: Mapping[str, Layout] = {
         maxtext.NATIVE,
         maxtext.QWIX,
         lorax.LAYOUT,
+        keras.LAYOUT,
         levanter.LAYOUT,
         tx.LAYOUT,
         linen.LAYOUT,

@@ -206,17 +206,20 @@ def take_out(tree: Tree, scales: Mapping[str, float]) -> Checkpoint:
     adapters = {path: found[path] for path in ordered(found)}
     for path, adapter in adapters.items():
         check_pair(path, adapter)
-    return Checkpoint(adapters=adapters, layers=_windows(tree), tree=tree)
+    return Checkpoint(adapters=adapters, layers=_layers(tree), tree=tree)
 
 
-def _windows(tree: Tree) -> dict[str, Layer]:
-    """Return the kind of layer of the convolutions, by path."""
+def _layers(tree: Tree) -> dict[str, Layer]:
+    """Return the kinds of the layers that are not dense, by path."""
     found = {}
     for pair in tree.pairs:
+        layer = LAYOUTS[tree.layout].layer(pair)
         if pair.axes.is_window:
             sizes = zip(pair.axes.a, pair.shapes[0], strict=True)
             window = tuple(n for role, n in sizes if role == "m")
-            found[pair.path] = Layer(kind="conv", window=window)
+            layer = Layer(kind="conv", window=window)
+        if layer != Layer():
+            found[pair.path] = layer
     return found
 
 

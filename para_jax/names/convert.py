@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from para_jax._adapters.adapter import Adapter, Adapters, Array
 from para_jax._adapters.checkpoint import Checkpoint, Layer, as_checkpoint
-from para_jax.names import gate_up, head_forms, models, plan
+from para_jax.names import gate_up, head_axes, head_forms, models, plan
 from para_jax.names.head_forms import Direction
 from para_jax.names.models import Names
 from para_jax.names.patterns import Module, backward, forward, number, place
@@ -116,12 +116,16 @@ def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 def _moved(
     checkpoint: Checkpoint, found: Moves, direction: Direction, head_dim: int | None
 ) -> Checkpoint:
+    if direction == "to_hf":
+        outputs = {path: x.outputs for path, x in checkpoint.adapters.items()}
+        head_axes.check(checkpoint.layers, outputs, found)
     # Two passes, since gate and up come from two modules and make up one.
     parts: _Parts = {}
     for path, adapter in checkpoint.adapters.items():
         for move in found[path]:
             part = _part(adapter, move, direction)
             part = head_forms.update(part, move.module, direction, head_dim, path)
+            part = _headed(checkpoint, part, move, direction, head_dim, path)
             _put(parts, part, move, direction, path)
     modules = {x.path: x.module for several in found.values() for x in several}
     every = {
@@ -134,9 +138,9 @@ def _moved(
     return dataclasses.replace(
         checkpoint,
         adapters=adapters,
-        layers=_layers(checkpoint, found),
+        layers=_layers(checkpoint, found, direction, head_dim),
         biases=_biases(checkpoint, found, direction, head_dim),
-        absent=empty | _absent(checkpoint, found, direction, adapters),
+        absent=empty | _absent(checkpoint, found, direction, adapters, head_dim),
         spelling={},
     )
 
@@ -152,6 +156,21 @@ def _part(adapter: Adapter, move: Move, direction: Direction) -> Adapter:
         return part
     half, turns = move.module.half, move.module.alternating
     return gate_up.split(part, half, move.path, alternating=turns)
+
+
+def _headed(
+    checkpoint: Checkpoint,
+    part: Adapter,
+    move: Move,
+    direction: Direction,
+    head_dim: int | None,
+    path: str,
+) -> Adapter:
+    if direction == "from_hf":
+        return head_axes.from_hf(part, move.module, head_dim, path)
+    return head_axes.to_hf(
+        part, move.module, checkpoint.layers.get(path, Layer()), path
+    )
 
 
 def _put(
@@ -184,16 +203,41 @@ def _turned(adapter: Adapter) -> Adapter:
     return dataclasses.replace(adapter, a=adapter.b.mT, b=adapter.a.mT)
 
 
-def _layers(checkpoint: Checkpoint, found: Moves) -> dict[str, Layer]:
-    # A name that ends in `{e}` is a parameter with all experts of a layer.
+def _layers(
+    checkpoint: Checkpoint, found: Moves, direction: Direction, head_dim: int | None
+) -> dict[str, Layer]:
     kinds = {
-        move.path: _EXPERTS
-        if move.module.name.endswith("{e}")
-        else checkpoint.layers.get(path, Layer())
+        move.path: _kind(checkpoint, path, move.module, direction, head_dim)
         for path, several in found.items()
         for move in several
     }
     return {path: kind for path, kind in kinds.items() if kind != Layer()}
+
+
+def _kind(
+    checkpoint: Checkpoint,
+    path: str,
+    module: Module,
+    direction: Direction,
+    head_dim: int | None,
+) -> Layer:
+    # A name that ends in `{e}` is a parameter with all experts of a layer.
+    if module.name.endswith("{e}"):
+        return _EXPERTS
+    kind = checkpoint.layers.get(path, Layer())
+    if module.heads is None:
+        return kind
+    if direction == "to_hf":
+        return Layer()
+    m, n = _sizes(checkpoint, path)
+    return head_axes.layer(module, m, n, head_dim, path)
+
+
+def _sizes(checkpoint: Checkpoint, path: str) -> tuple[int, int]:
+    if path in checkpoint.adapters:
+        x = checkpoint.adapters[path]
+        return x.inputs, x.outputs
+    return checkpoint.absent[path]
 
 
 def _biases(
@@ -219,6 +263,7 @@ def _absent(
     found: Moves,
     direction: Direction,
     adapters: Mapping[str, Adapter],
+    head_dim: int | None,
 ) -> dict[str, tuple[int, int]]:
     result = {}
     for path, (m, n) in checkpoint.absent.items():
@@ -228,9 +273,17 @@ def _absent(
             if move.path in adapters:
                 continue
             if direction == "to_hf":
-                shape = m, 2 * n if fused else n
+                layer = checkpoint.layers.get(path, Layer())
+                outputs = 2 * n if fused else n
+                shape = head_axes.shape_to_hf(move.module, layer, m, outputs)
                 result[move.path] = shape[::-1] if turned else shape
             else:
                 inputs, outputs = (n, m) if turned else (m, n)
-                result[move.path] = inputs, outputs // 2 if fused else outputs
+                result[move.path] = head_axes.shape_from_hf(
+                    move.module,
+                    inputs,
+                    outputs // 2 if fused else outputs,
+                    head_dim,
+                    path,
+                )
     return result

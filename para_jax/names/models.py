@@ -9,10 +9,15 @@ from para_jax._adapters.messages import Argument, Message, Remedy
 from para_jax.names.decoders import DECODERS, Tables
 from para_jax.names.encoders import ENCODERS
 from para_jax.names.gemma4 import GEMMA4
+from para_jax.names.keras import KERAS
 from para_jax.names.mixtures import MIXTURES
 from para_jax.names.patterns import Module, Table, problems
 
-MODELS: Mapping[str, Tables] = {**DECODERS, **MIXTURES, **GEMMA4, **ENCODERS}
+_OTHERS = {"gemma": {}, **DECODERS, **MIXTURES, **GEMMA4, **ENCODERS}
+
+MODELS: Mapping[str, Tables] = {
+    name: {**x, **KERAS.get(name, {})} for name, x in _OTHERS.items()
+}
 """The tables of each model by ecosystem."""
 
 Names = str | Mapping[str, str | Module]

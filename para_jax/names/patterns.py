@@ -1,8 +1,9 @@
 """Match and fill the patterns of a module's two names.
 
-`{i}` stands for the layer's number and `{e}` for an expert's. JAX paths have slashes,
-Hugging Face names dots; here, as in `Checkpoint`, both become paths with slashes. A
-stack has a `*` in the place of its members' number: `layers/attn/q/*`.
+`{i}` stands for the layer's number and `{e}` for an expert's; in our own tables also
+`{11i+10}`, which is 10 for the first layer and 21 for the second. JAX paths have
+slashes, Hugging Face names dots; here, as in `Checkpoint`, both become paths with
+slashes. A stack has a `*` in the place of its members' number: `layers/attn/q/*`.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from para_jax._adapters.messages import Argument, Message
 
 # Levels around all parameters of a program, which are not part of a module's name.
 _AROUND = r"(?:(?:params|base)/)*"
+_PLACEHOLDER = re.compile(r"\{(?P<step>\d*)(?P<letter>[ie])(?:\+(?P<first>\d+))?\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Module:
         transpose.
       alternating: The outputs of gate and up take turns in the fused parameter, instead
         of up following gate.
+      heads: The input axes of Keras's factor `a`, by letter: `n` heads, `d` features,
+        `h` the size of a head. See `head_axes.py`.
 
     Example:
       >>> from para_jax import names
@@ -67,6 +71,7 @@ class Module:
     half: Literal[0, 1] | None = None
     turned: bool = False
     alternating: bool = False
+    heads: Literal["nd", "dn", "nh"] | None = None
 
 
 Table = Mapping[str, Module]
@@ -106,24 +111,46 @@ def slashed(name: str) -> str:
 def match(pattern: str, path: str) -> Match | None:
     """Return the values of a pattern's placeholders, or None if `path` does not fit."""
     found = _compiled(pattern).fullmatch(path)
-    return found and Match(**{"i": None, "e": None, **found.groupdict()})
+    if found is None:
+        return None
+    numbers = {"i": None, "e": None, **found.groupdict()}
+    for x in _PLACEHOLDER.finditer(pattern):
+        if x["step"] and (count := numbers[x["letter"]]) is not None:
+            # A stack has no number, so it is none of such a row.
+            rest = int(count) - int(x["first"] or 0) if count != "*" else -1
+            if rest < 0 or rest % int(x["step"]):
+                return None
+            numbers[x["letter"]] = str(rest // int(x["step"]))
+    return Match(**numbers)
 
 
 @functools.cache
 def _compiled(pattern: str) -> re.Pattern[str]:
     # No leading zeros: `layers/03` would be renamed to layer 3 and not back.
-    number = r"(?P<\1>0|[1-9][0-9]*|[*])"
-    return re.compile(_AROUND + re.sub(r"\\\{([ie])\\\}", number, re.escape(pattern)))
+    number = r"(?P<{}>0|[1-9][0-9]*|[*])"
+    text, end = _AROUND, 0
+    for x in _PLACEHOLDER.finditer(pattern):
+        text += re.escape(pattern[end : x.start()]) + number.format(x["letter"])
+        end = x.end()
+    return re.compile(text + re.escape(pattern[end:]))
 
 
 def fill(pattern: str, i: object, e: object) -> str:
     """Return the path of a pattern for one layer and one expert."""
-    return pattern.replace("{i}", str(i)).replace("{e}", str(e))
+    given = {"i": i, "e": e}
+
+    def number(x: re.Match[str]) -> str:
+        value = given[x["letter"]]
+        if not x["step"]:
+            return str(value)
+        return str(int(x["step"]) * int(str(value)) + int(x["first"] or 0))
+
+    return _PLACEHOLDER.sub(number, pattern)
 
 
 def placeholders(pattern: str) -> list[str]:
     """Return the letters of a pattern's placeholders, in their order."""
-    return re.findall(r"\{([ie])\}", pattern)
+    return [x["letter"] for x in _PLACEHOLDER.finditer(pattern)]
 
 
 def number(module: Module, i: int, path: str, layers: int | None) -> int | None:

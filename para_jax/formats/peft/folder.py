@@ -12,7 +12,7 @@ import numpy as np
 from para_jax._adapters import sharing
 from para_jax._adapters.adapter import Adapter, check_pair, ordered
 from para_jax._adapters.checkpoint import Checkpoint, Layer
-from para_jax._adapters.messages import Message
+from para_jax._adapters.messages import Message, Remedy
 from para_jax._engines import profiles
 from para_jax._engines.profiles import Profile
 from para_jax.formats import other_files, record, tensor_files
@@ -142,6 +142,7 @@ def save(
             "No module has an adapter left: all are cut, or zero, and PEFT has no form "
             "for that. Keep at least one rank of one that is not zero."
         )
+    _check_kinds(flat)
     config = _config(flat, profile)
     # Inside an adapted module PEFT renames the base's own tensors.
     renamed = {peft_tensors.name_of_extra(x, flat): x for x in flat.extra}
@@ -149,6 +150,19 @@ def save(
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensor_files.write(folder / WEIGHTS, dict(named(flat)), metadata)
     return flat
+
+
+def _check_kinds(flat: Checkpoint) -> None:
+    for path, layer in flat.layers.items():
+        if layer.kind == "einsum" and path in flat.adapters:
+            raise ValueError(
+                Message(
+                    f"'{path}' is an einsum of Keras with the input axes "
+                    f"{list(layer.window)}, and PEFT has Linear alone. Rename it ",
+                    Remedy.RENAME_FIRST,
+                    ".",
+                )
+            )
 
 
 def _config(flat: Checkpoint, profile: Profile) -> dict[str, Any]:

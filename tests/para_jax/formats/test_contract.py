@@ -18,7 +18,15 @@ def place(folder, form, name="child"):
     return folder / f"{name}{FORMATS[form].suffix}"
 
 
-def parent(dtype="float32"):
+# keras-hub's files have the numbers of layers, not their names.
+NUMBERS = {
+    "layers/2/up": "lora/2",
+    "layers/10/up": "lora/10",
+    "layers/10/down": "lora/11",
+}
+
+
+def parent(*forms, dtype="float32"):
     """Return modules of unequal ranks, shapes and scales, and an unrelated tensor.
 
     `layers/10` follows `layers/2`, unlike in alphabetical order.
@@ -34,7 +42,9 @@ def parent(dtype="float32"):
         "layers/10/down": (7, 4, 5, 1.0),
     }
     adapters = {
-        path: para_jax.Adapter(factor(m, r), factor(r, n), scale)
+        NUMBERS[path] if "keras" in forms else path: para_jax.Adapter(
+            factor(m, r), factor(r, n), scale
+        )
         for path, (m, r, n, scale) in sizes.items()
     }
     extra = {"classifier.weight": factor(2, 5)}
@@ -85,7 +95,7 @@ def test_the_table_is_there_before_orbax_is_imported():
 
 def test_updates_ranks_and_dtypes_come_back(form, tmp_path):
     for dtype in ("float32", "bfloat16", "float16"):
-        want = parent(dtype)
+        want = parent(form, dtype=dtype)
         target = place(tmp_path, form, dtype)
 
         para_jax.save(want, target, format=form)
@@ -98,7 +108,7 @@ def test_updates_ranks_and_dtypes_come_back(form, tmp_path):
 
 
 def test_what_is_no_factor_passes_through_bit_for_bit(form, tmp_path):
-    want = parent("bfloat16")
+    want = parent(form, dtype="bfloat16")
     target = place(tmp_path, form)
 
     para_jax.save(want, target, format=form)
@@ -112,7 +122,7 @@ def test_what_is_no_factor_passes_through_bit_for_bit(form, tmp_path):
 
 def test_the_format_is_recognised(form, tmp_path):
     target = place(tmp_path, form)
-    para_jax.save(parent(), target, format=form)
+    para_jax.save(parent(form), target, format=form)
 
     assert recognise(target) == form
 
@@ -121,18 +131,18 @@ def test_a_profile_is_refused_where_the_format_has_no_such(form, tmp_path):
     for profile in PROFILES:
         target = place(tmp_path, form, profile)
         if profile in FORMATS[form].profiles:
-            para_jax.save(parent(), target, format=form, profile=profile)
+            para_jax.save(parent(form), target, format=form, profile=profile)
             assert recognise(target) == form
             continue
         with pytest.raises(
             ValueError, match=f"profile '{profile}' applies to PEFT only"
         ):
-            para_jax.save(parent(), target, format=form, profile=profile)
+            para_jax.save(parent(form), target, format=form, profile=profile)
 
 
 def test_a_hint_is_refused_where_the_format_leaves_nothing_open(form, tmp_path):
     target = place(tmp_path, form)
-    para_jax.save(parent(), target, format=form)
+    para_jax.save(parent(form), target, format=form)
     hints = {"layout": "linen", "alpha": 2.0, "scale": 2.0, "stack_axis": 0}
 
     for name, value in hints.items():
@@ -141,7 +151,7 @@ def test_a_hint_is_refused_where_the_format_leaves_nothing_open(form, tmp_path):
 
 
 def test_a_child_tells_what_was_kept_after_a_way_through_the_disk(form, tmp_path):
-    child = para_jax.compress(parent(), para_jax.Gamma(0.5))
+    child = para_jax.compress(parent(form), para_jax.Gamma(0.5))
     target = place(tmp_path, form)
 
     para_jax.save(child, target, format=form)
@@ -153,7 +163,7 @@ def test_a_child_tells_what_was_kept_after_a_way_through_the_disk(form, tmp_path
 
 @pytest.mark.parametrize("other", FORMATS)
 def test_any_format_becomes_any_other(form, other, tmp_path):
-    want = parent()
+    want = parent(form, other)
     first, second = place(tmp_path, form, "first"), place(tmp_path, other, "second")
 
     para_jax.save(want, first, format=form)
@@ -166,7 +176,7 @@ def test_any_format_becomes_any_other(form, other, tmp_path):
 
 
 def test_what_is_there_is_replaced_if_asked_alone(form, tmp_path):
-    old, new = parent(), para_jax.compress(parent(), para_jax.Gamma(0.5))
+    old, new = parent(form), para_jax.compress(parent(form), para_jax.Gamma(0.5))
     target = place(tmp_path, form)
     para_jax.save(old, target, format=form)
 
@@ -181,7 +191,7 @@ def test_what_is_there_is_replaced_if_asked_alone(form, tmp_path):
 
 
 def test_a_refused_save_leaves_nothing(form, tmp_path):
-    broken = parent().adapters | {
+    broken = parent(form).adapters | {
         "x": para_jax.Adapter(np.full((5, 2), np.nan), np.ones((2, 3)))
     }
 

@@ -29,7 +29,7 @@ DECODER = {"model.layers": [*SELF, *DENSE]}
 EXPERTS = {"model.layers": [*SELF, "mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 PROJECTIONS = {
     **dict.fromkeys(("llama3", "llama3.1", "mistral", "qwen2.5", "qwen3"), DECODER),
-    **dict.fromkeys(("gemma2", "gemma3"), DECODER),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3"), DECODER),
     **dict.fromkeys(("mixtral", "qwen3-moe"), EXPERTS),
     "gemma3-multimodal": {
         "model.language_model.layers": [*SELF, *DENSE],
@@ -143,12 +143,20 @@ def modules_of(model, ecosystem):
     return result
 
 
+def sizes(path):
+    """Return inputs and outputs of a module in a model of two heads, for Keras."""
+    outputs = ("o_proj", "attention/output/dense")
+    return (2 * H, H) if path.endswith(outputs) else (H, 2 * H)
+
+
 def every_module(model, ecosystem):
     """Return a model's adapters by Hugging Face's names, experts in stacks of 3."""
     modules = [x.replace(".", "/") for x in modules_of(model, ecosystem)]
     return para.Checkpoint(
         adapters={
-            path: adapter(6, stack=(3,) if "/experts/" in path else (), seed=seed)
+            path: adapter(
+                *sizes(path), stack=(3,) if "/experts/" in path else (), seed=seed
+            )
             for seed, path in enumerate(modules)
         }
     )
@@ -863,7 +871,7 @@ def test_an_ecosystem_is_asked_for_where_there_are_several(ecosystem):
 
     with pytest.raises(
         ValueError,
-        match="ecosystem=: flax, levanter, levanter-apart, maxtext, maxtext-",
+        match="ecosystem=: flax, keras, keras-file, levanter, levanter-apart, max",
     ):
         names.from_hf(given, "qwen3", ecosystem=ecosystem)
 
