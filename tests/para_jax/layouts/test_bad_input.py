@@ -32,6 +32,7 @@ PLACES = {
         "lora/lora_B/weight",
         "wrapped/weight",
     ),
+    "keras": ("block/up", "lora_kernel_a", "lora_kernel_b", "kernel"),
     "linen": ("block/up", "a", "b", "w"),
 }
 NO_ALPHA = ["nnx", "gemma"]
