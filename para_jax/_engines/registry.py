@@ -25,11 +25,7 @@ _VLLM = Engine(
         "lora/peft_helper.py, lora/lora_model.py, lora/model_manager.py, "
         "lora/utils.py, config/lora.py",
     ),
-    note=(
-        "Start it with --max-lora-rank set to the allocated rank. Fused experts: "
-        "LoRARequest(is_3d_lora_weight=True), and --enable-mixed-moe-lora-format if "
-        "the model of vLLM has one module for each expert."
-    ),
+    note="Start it with --max-lora-rank set to the allocated rank.",
 )
 
 ENGINES: dict[str, Engine] = {
@@ -50,7 +46,6 @@ ENGINES: dict[str, Engine] = {
         kinds=("linear", "embedding"),
         heads=(),
         paired=False,
-        note="Start it with --max-lora-rank set to the allocated rank.",
         known=Evidence(
             "in part",
             "0.32.0",
@@ -65,7 +60,7 @@ ENGINES: dict[str, Engine] = {
         buffers=True,
         fused=True,
         known=Evidence(
-            "in part", "0.5.23", "2026-11", "srt/lora/lora.py, srt/lora/mem_pool.py"
+            "in part", "0.5.23", "2026-12", "srt/lora/lora.py, srt/lora/mem_pool.py"
         ),
         note="All tensors have the shape of its buffers.",
     ),
@@ -83,7 +78,7 @@ ENGINES: dict[str, Engine] = {
         known=Evidence(
             "in part",
             "cddbf6f",
-            "2026-11",
+            "2026-12",
             "sgl_jax/srt/lora/lora_config.py, lora_memory_pool.py, lora_manager.py",
         ),
         note="Start it with --max-lora-rank of at least the rank.",
@@ -97,7 +92,7 @@ ENGINES: dict[str, Engine] = {
         known=Evidence(
             "in part",
             "a7394ba",
-            "2026-11",
+            "2026-12",
             "lorax_server/adapters/lora.py, utils/punica.py",
         ),
         note=(
@@ -116,7 +111,7 @@ ENGINES: dict[str, Engine] = {
         known=Evidence(
             "in part",
             "0.18.0",
-            "2026-11",
+            "2026-12",
             "lmdeploy/pytorch/models/patch.py, adapter/adapter.py, nn/linear/lora.py, "
             "kernels/cuda/fused_lora.py",
         ),
@@ -189,7 +184,7 @@ ENGINES: dict[str, Engine] = {
         known=Evidence(
             "run",
             "0.32.2 on CPU",
-            "2026-11",
+            "2026-12",
             "tuner/utils.py, tuner/lora.py; tests/engines/test_mlx.py",
         ),
         note="mlx_lm.generate --adapter-path with the folder.",
@@ -208,7 +203,7 @@ ENGINES: dict[str, Engine] = {
         plain=False,
         layouts=("gemma",),
         known=Evidence(
-            "run", "3.3.0", "2026-11", "gm/nn/_lora.py; tests/interop/layouts"
+            "run", "3.3.0; 4.0.1", "2026-12", "gm/nn/_lora.py; tests/interop/layouts"
         ),
         note="gm.nn.LoRA(rank=the rank).",
     ),
@@ -218,7 +213,7 @@ ENGINES: dict[str, Engine] = {
         plain=False,
         layouts=("tunix", "qwix"),
         known=Evidence(
-            "run", "0.1.7", "2026-11", "qwix.LoraProvider; tests/interop/layouts"
+            "run", "0.1.7", "2026-12", "qwix.LoraProvider; tests/interop/layouts"
         ),
         note="rank and alpha: the rank.",
     ),
