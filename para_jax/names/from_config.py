@@ -126,7 +126,7 @@ def _model(file: pathlib.Path, trained: str | None, task: str | None) -> Any:
     architectures = content.get("architectures") or [None]
     names = [trained, None if task in _HEADS else architectures[0]]
     for name in filter(None, names):
-        kind = getattr(transformers, name, None)
+        kind: Any = getattr(transformers, name, None)
         # Custom code may have classes of its own, which are not run.
         if getattr(kind, "config_class", None) is not None:
             config = kind.config_class.from_pretrained(file, local_files_only=True)
