@@ -125,6 +125,23 @@ CASES = {
         assert total(parent.adapters) == 4
         """,
     ),
+    "slot=3": (
+        """
+        from flax import nnx
+
+        one = adapters[sorted(adapters)[0]]
+        model = nnx.Module()
+        model.up = nnx.Module()
+        model.up.lora_A = nnx.Param(jnp.stack([one.a] * 4))
+        model.up.lora_B = nnx.Param(jnp.stack([one.b] * 4))
+        model.up.lora_ranks = nnx.Variable(jnp.full(4, one.rank))
+        model.up.lora_scaling = nnx.Variable(jnp.full(4, 0.5))
+        """,
+        """
+        assert model.up.lora_ranks[...].tolist() == [16, 16, 16, 4]
+        assert model.up.lora_scaling[...].tolist() == [0.5, 0.5, 0.5, 1]
+        """,
+    ),
     "para.squeeze(": (
         """
         optimizer = optax.adamw(1e-3)

@@ -90,7 +90,7 @@ def levanter():
         f"layers/q_proj/{i}": (b[i].reshape(20, R) @ a[i]).T * ALPHA / R
         for i in range(2)
     }
-    return tree, deltas, {"alpha": ALPHA}
+    return tree, deltas, {"alpha": ALPHA, "stack_axis": 0}
 
 
 def linen():
