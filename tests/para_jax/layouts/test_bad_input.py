@@ -26,6 +26,7 @@ PLACES = {
         "kernel",
     ),
     "lorax": ("block/up", "kernel/b", "kernel/a", "kernel/w"),
+    "keras": ("block/up", "lora_kernel_a", "lora_kernel_b", "kernel"),
     "linen": ("block/up", "a", "b", "w"),
 }
 NO_ALPHA = ["nnx", "gemma"]
@@ -140,6 +141,7 @@ def test_factors_of_no_rank_are_named(name):
         ("maxtext", "alpha=: lora_alpha of adapter_config.json"),
         ("maxtext-qwix", "alpha=: lora.lora_alpha of the run"),
         ("lorax", "alpha=: alpha of lorax.LoraWeight"),
+        ("keras", "alpha=: lora_alpha of the layers"),
         ("linen", "scale=: alpha / r of the run"),
     ],
 )
