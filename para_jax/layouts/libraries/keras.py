@@ -53,7 +53,8 @@ def layer(pair: Pair) -> Layer:
     """
     if pair.a[-1].endswith("lora_embeddings_a"):
         return Layer(kind="embedding")
-    return of_inputs(pair.shapes[0][:-1])
+    sizes = zip(pair.axes.a, pair.shapes[0], strict=True)
+    return of_inputs(tuple(n for role, n in sizes if role == "m"))
 
 
 def of_inputs(inputs: tuple[int, ...]) -> Layer:

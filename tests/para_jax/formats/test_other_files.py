@@ -294,8 +294,9 @@ def test_every_command_ends_with_2_and_one_sentence(source, command, tmp_path, c
     path, match = source
     words = [str(tmp_path / "dst") if x == "DST" else x for x in COMMANDS[command]]
     one_file = path.suffix == ".safetensors" and path.name != "adapters.safetensors"
-    if one_file and command in ("convert", "compress"):
-        words[0] += ".safetensors"
+    if command in ("convert", "compress"):
+        words[0] += ".safetensors" * one_file
+        words[0] += ".lora.h5" * path.name.endswith(".lora.h5")
 
     status = cli.main([command, str(path), *words])
 

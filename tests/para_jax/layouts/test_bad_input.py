@@ -154,6 +154,7 @@ def test_factors_of_no_rank_are_named(name):
         ("maxtext-qwix", "alpha=: lora.lora_alpha of the run"),
         ("lorax", "alpha=: alpha of lorax.LoraWeight"),
         ("levanter", "alpha=: alpha of the LoraConfig"),
+        ("keras", "alpha=: lora_alpha of the layers"),
         ("linen", "scale=: alpha / r of the run"),
     ],
 )
