@@ -91,7 +91,9 @@ def parameters(flat: Checkpoint, shapes: Mapping[str, Shape]) -> dict[str, Shape
         for name in set(_PARAMETERS) - held[owner]:
             stack = f"{owner}/{name}/"
             # Rank 1 is the smallest that a file can hold; its factors are zeros.
-            other = {p: (m, 1, n) for p, (m, n) in flat.absent.items() if stack in p}
+            other = {
+                p: (m, 1, n) for p, (m, n) in flat.absent.items() if p.startswith(stack)
+            }
             if not other:
                 raise ValueError(
                     f"'{owner}' has factors for {sorted(held[owner])} alone, and it "
