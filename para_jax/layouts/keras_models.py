@@ -27,6 +27,9 @@ def keras_tree(
 ) -> dict[str, dict[str, Any]]:
     """Collect the factors of a Keras model, with each layer's alpha.
 
+    Keras trains the biases of these layers too, which are no part of an adapter: set
+    `layer.bias.trainable = False` before training an adapter to be served elsewhere.
+
     Example:
       >>> import keras
       >>> layer = keras.layers.Dense(7, name="up")

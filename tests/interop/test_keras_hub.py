@@ -8,6 +8,7 @@ the converted adapter.
 import warnings
 
 import jax
+import keras
 import keras_hub
 import numpy as np
 import peft
@@ -229,15 +230,50 @@ def test_an_adapter_of_peft_becomes_a_file_of_keras_hub(model, base, tmp_path):
     close(hidden(model, again), want)
 
 
-def test_a_file_of_quantised_layers_holds_the_same_factors(tmp_path):
-    sizes = {"hidden_dim": 8, "intermediate_dim": 10, "head_dim": H, "num_layers": 1}
-    made = keras_hub.models.GemmaBackbone(
-        vocabulary_size=13, num_query_heads=2, num_key_value_heads=1, **sizes
+def tiny():
+    """Return a backbone without LoRA, of the same weights each time."""
+    keras.utils.set_random_seed(0)
+    return keras_hub.models.GemmaBackbone(
+        vocabulary_size=13,
+        num_layers=1,
+        num_query_heads=2,
+        num_key_value_heads=1,
+        hidden_dim=8,
+        intermediate_dim=10,
+        head_dim=H,
     )
+
+
+def enabled(made):
+    made.enable_lora(RANK)
+    return randomly(made)
+
+
+def test_a_child_in_a_living_backbone_is_saved_by_keras_hub(tmp_path):
+    made = enabled(tiny())
+    value = made.get_layer("decoder_block_0").attention.value_dense
+    value.lora_kernel_b.assign(1e-6 * np.asarray(value.lora_kernel_b))
+    child = para.compress(para.from_tree(layouts.keras_tree(made)), para.Gamma(0.5))
+    assert len(child.adapters) == 1  # The value kept nothing.
+
+    layouts.keras_assign(made, child, rank=RANK)
+    made.save_lora_weights(tmp_path / "padded.lora.h5")
+    again = tiny()
+    again.load_lora_weights(tmp_path / "padded.lora.h5")
+    close(hidden("gemma", again), hidden("gemma", made))
+
+    layouts.keras_assign(made, child)  # Without the value's LoRA.
+    made.save_lora_weights(tmp_path / "ragged.lora.h5")
+    close(hidden("gemma", made), hidden("gemma", again))
+    ragged = para.load(tmp_path / "ragged.lora.h5", scale=1.0)
+    assert [(path, x.rank) for path, x in ragged.adapters.items()] == [("lora/10", 2)]
+
+
+def test_a_file_of_quantised_layers_holds_the_same_factors(tmp_path):
+    made = tiny()
     with warnings.catch_warnings(action="ignore"):  # Norms cannot be quantised.
         made.quantize("int8")
-    made.enable_lora(RANK)
-    randomly(made).save_lora_weights(tmp_path / "x.lora.h5")
+    enabled(made).save_lora_weights(tmp_path / "x.lora.h5")
 
     parent = para.load(tmp_path / "x.lora.h5", scale=1.0)
 
@@ -257,20 +293,8 @@ def test_a_file_of_quantised_layers_holds_the_same_factors(tmp_path):
 
 
 def test_a_model_that_was_saved_and_loaded_has_an_adapter_of_zeros(tmp_path):
-    def make():
-        sizes = {"hidden_dim": 8, "intermediate_dim": 10, "head_dim": H}
-        made = keras_hub.models.GemmaBackbone(
-            vocabulary_size=13,
-            num_layers=1,
-            num_query_heads=2,
-            num_key_value_heads=1,
-            **sizes,
-        )
-        made.enable_lora(RANK)
-        return made
-
-    randomly(make()).save_weights(tmp_path / "x.weights.h5")
-    loaded = make()
+    enabled(tiny()).save_weights(tmp_path / "x.weights.h5")
+    loaded = enabled(tiny())
     loaded.load_weights(tmp_path / "x.weights.h5")
     loaded.save_lora_weights(tmp_path / "x.lora.h5")
 
