@@ -86,7 +86,7 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> Checkpoint:
     metadata[KEY] = {
         "version": VERSION,
         "layout": written.layout,
-        "pairs": [dataclasses.asdict(pair) for pair in written.pairs],
+        "pairs": [_to_json(pair) for pair in written.pairs],
         "ranks": ranks,
         "residual": checkpoint.residual,
         "facts": record.to_json(checkpoint),
@@ -219,6 +219,12 @@ def _pruned(tree: Any, key: Key, *, adapters_only: bool) -> Any:
     if not is_dict and len(kept) == len(found):
         return list(found.values())
     return kept or _LEFT_OUT
+
+
+def _to_json(pair: Pair) -> dict[str, Any]:
+    """Return a pair's JSON form; `save` accepts none with a scale or a slot."""
+    facts = dataclasses.asdict(pair)
+    return {name: x for name, x in facts.items() if name not in ("scale", "slot")}
 
 
 def _pair(saved: Mapping[str, Any]) -> Pair:
