@@ -26,6 +26,7 @@ from train.data.batch import Batch
 from train.models import attention, layers, loss, rope
 from train.models.adapted import Adapted
 from train.models.attention import Cache
+from train.models.rms_norm import RMSNorm
 from train.models.score import Score
 
 STACK = "model/layers"
@@ -56,28 +57,6 @@ class State(NamedTuple):
 
     x: jax.Array  # [B, T, d]
     cache: Cache | None
-
-
-class RMSNorm(nn.Module):
-    """`x / rms(x) * (offset + scale)`, in float32, cast back.
-
-    Attributes:
-      eps: The term added to the mean square.
-      offset: Of the weights, 0 or 1: what they are stored without.
-    """
-
-    eps: float
-    offset: float
-
-    @nn.compact
-    def __call__(self, x: Float[jax.Array, "*B n"]) -> Float[jax.Array, "*B n"]:
-        start = nn.initializers.constant(1 - self.offset)
-        scale = self.param("scale", start, x.shape[-1:])
-        wide = x.astype(jnp.float32)
-        mean = jnp.square(wide).mean(axis=-1, keepdims=True)
-        factor = self.offset + scale.astype(jnp.float32)
-        factor = jnp.expand_dims(factor, range(x.ndim - 1))
-        return (wide * jax.lax.rsqrt(mean + self.eps) * factor).astype(x.dtype)
 
 
 class Layer(nn.Module):
