@@ -131,7 +131,7 @@ def former(checkpoint: Checkpoint | Adapters) -> tuple[str, ...]:
       ...     adapters={path: adapters["up"]}, config={"peft_type": "LORA"}
       ... )
       >>> (note,) = names.former(parent)
-      >>> note[:66]
+      >>> note[:67]
       "'vit/encoder/layer/0/attention/attention/query' is a name of before"
 
     Args:

@@ -43,6 +43,18 @@ def to_installed(
     the sum of their ranks, and a projection that was divided is divided exactly. Needs
     transformers 5 and torch, but no weights and no network.
 
+    Example:
+      >>> import torch
+      >>> import transformers
+      >>> config = transformers.ViTConfig(
+      ...     hidden_size=5, intermediate_size=7, num_attention_heads=1,
+      ...     num_hidden_layers=1, architectures=["ViTModel"],
+      ... )
+      >>> config.save_pretrained("vit")
+      >>> former = {"encoder/layer/0/intermediate/dense": adapters["up"]}
+      >>> list(para_jax.names.to_installed(former, "vit").adapters)
+      ['layers/0/mlp/fc1']
+
     Args:
       checkpoint: The adapters by Hugging Face name.
       model: The folder of the base model, or its `config.json`. The class that the
