@@ -115,7 +115,7 @@ CASES = {
     "layouts.keras_tree(": (
         """
         import keras
-        layer = keras.layers.Dense(7)
+        layer = keras.layers.Dense(7, use_bias=False)
         model = keras.Sequential([keras.Input((5,)), layer])
         layer.enable_lora(4, lora_alpha=8)
         layer.lora_kernel_b.assign(np.eye(4, 7))

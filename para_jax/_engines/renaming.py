@@ -9,6 +9,7 @@ from para_jax._adapters.checkpoint import Checkpoint
 from para_jax._adapters.messages import Message, Remedy
 from para_jax._engines import registry, rules as engine_rules
 from para_jax._engines.rules import Engine, Format
+from para_jax.layouts.libraries.keras import NUMBER
 from para_jax.layouts.pairs import members
 from para_jax.names import MODELS, diffusion
 from para_jax.names.patterns import match, slashed
@@ -65,6 +66,14 @@ def _named(checkpoint: Checkpoint, rules: Engine, form: Format) -> Checkpoint:
         return checkpoint
     if _has_jax_paths(checkpoint, rules):
         return checkpoint
+    if path := next(filter(NUMBER.fullmatch, checkpoint.adapters), None):
+        raise ValueError(
+            Message(
+                f"'{path}' is the number of a layer in a file of keras-hub. Rename it ",
+                Remedy.RENAME_FIRST,
+                ".",
+            )
+        )
     target = engine_rules.target(rules, form)
     wrong = _unread(checkpoint, rules, form)
     if wrong and target is None:

@@ -27,7 +27,8 @@ def sentence(error: Exception) -> str:
 def _package(module: str | None) -> str:
     if module in ("torch", "transformers"):  # Of no extra: the model is the user's.
         return "torch transformers"
-    return f"'para-jax[{'fleet' if module == 'ray' else 'cli,plot'}]'"
+    extra = {"ray": "fleet", "h5py": "keras"}.get(module or "", "cli,plot")
+    return f"'para-jax[{extra}]'"
 
 
 def spoken(said: str | BaseException) -> str:

@@ -109,7 +109,7 @@ def _names(command: Parser) -> None:
     add("--model", metavar="NAME", help=what)
     what = "the library whose JAX paths they are, if ambiguous"
     add("--ecosystem", metavar="NAME", help=what)
-    what = "the size of an attention head, if MaxText's shapes need it"
+    what = "the size of an attention head, if shapes of MaxText or Keras need it"
     add("--head-dim", type=int, metavar="N", help=what)
     what = "the number of layers of the model, if numbering needs it"
     add("--layers", type=int, metavar="N", help=what)

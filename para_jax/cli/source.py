@@ -81,7 +81,8 @@ def _check_configuration(request: Conversion, model: str) -> None:
                 f"--{flag} describes JAX paths, and '{model}' is a model of "
                 f"transformers: leave out --{flag}, or give --model NAME."
             )
-    if target.form(request) == "orbax" != recognise(request.source):
+    form = target.form(request)
+    if form in _JAX and form != recognise(request.source):
         raise ValueError(
             f"'{model}' has Hugging Face's names, and '{request.target}' is to have "
             "JAX paths: give --model NAME, or --format peft."

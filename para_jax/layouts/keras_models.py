@@ -6,6 +6,7 @@ for `keras_tree` with `values`, which is traceable under `jit`.
 
 import collections
 import typing
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +14,13 @@ import numpy as np
 
 from para_jax._adapters.checkpoint import Checkpoint
 from para_jax.layouts.libraries.keras import ALPHA
+from para_jax.layouts.pairs import Pair
 from para_jax.layouts.tree import placed
 
 if typing.TYPE_CHECKING:
     import keras
 
-_WEIGHTS = ("kernel", "embeddings")
+_PROGRAMS = tuple(f"{x}_function" for x in ("train", "test", "predict", "generate"))
 _INDICES, _RANK = "_lora_enabled_layers", "_lora_rank"
 
 
@@ -28,11 +30,12 @@ def keras_tree(
     """Collect the factors of a Keras model, with each layer's alpha.
 
     Keras trains the biases of these layers too, which are no part of an adapter: set
-    `layer.bias.trainable = False` before training an adapter to be served elsewhere.
+    `layer.bias.trainable = False` before training an adapter to be served elsewhere. A
+    warning names such layers.
 
     Example:
       >>> import keras
-      >>> layer = keras.layers.Dense(7, name="up")
+      >>> layer = keras.layers.Dense(7, use_bias=False, name="up")
       >>> model = keras.Sequential([keras.Input((5,)), layer], name="net")
       >>> layer.enable_lora(4, lora_alpha=8)
       >>> parent = para_jax.from_tree(para_jax.layouts.keras_tree(model))
@@ -53,8 +56,15 @@ def keras_tree(
         not fit the model's trainable variables.
     """
     given = _given(model, values)
+    layers = {path: x for path, x in _by_path(model).items() if x.lora_enabled}
+    if not layers:
+        raise ValueError(
+            f"The model '{model.name}' has LoRA enabled in none of its layers: call "
+            "enable_lora(rank) on its layers, or on its backbone."
+        )
+    _warn_of_biases(layers)
     tree = {}
-    for path, layer in _by_path(model).items():
+    for path, layer in layers.items():
         weight = _weight(layer)
         names = [f"lora_{weight}_{side}" for side in "ab"]
         variables = {name: getattr(layer, name) for name in names}
@@ -76,8 +86,10 @@ def keras_assign(
 
     The layer's LoRA variables are made anew, with `lora_alpha` equal to the rank, so
     that the scale is 1. A layer that kept nothing has LoRA disabled; its kernel stays
-    frozen. An optimizer belongs to the old variables: call `model.compile` again before
-    further training.
+    frozen. What the model compiled for `fit`, `evaluate`, `predict` and `generate` is
+    dropped, since it holds the old scales; so do programs of your own, which must be
+    compiled again. An optimizer belongs to the old variables: call `model.compile`
+    again before further training.
 
     Example:
       >>> import keras
@@ -93,27 +105,66 @@ def keras_assign(
 
     Args:
       model: The model from which `keras_tree` took the parent, or one of the same
-        layers with LoRA enabled.
+        layers.
       child: A checkpoint that `para_jax.compress` made from it.
       rank: The rank to pad all layers to, those that kept nothing too. `Backbone.
         save_lora_weights` needs it: its file has one rank.
 
     Raises:
-      ValueError: as `para_jax.to_tree`, or if the model lacks a layer of the child.
+      ValueError: as `para_jax.to_tree`, or if the model lacks a layer of the child, or
+        has one of other axes. The model is unchanged then.
     """
     layers = _by_path(model)
     pairs = placed(child, rank)
-    if lost := [pair.path for pair, _ in pairs if pair.path not in layers]:
-        raise ValueError(
-            f"'{lost[0]}' is no layer of the model with LoRA enabled, which has "
-            f"{sorted(layers)[:3]}, ... Give the model of the parent."
-        )
+    _check(layers, [pair for pair, _ in pairs])
     for pair, adapter in pairs:
         layer = layers[pair.path]
-        _disable(layer)
+        if layer.lora_enabled:
+            _disable(layer)
         if rank is not None or pair.path in child.adapters:
             _enable(layer, adapter.rank, adapter.a, adapter.b)
     _tell_backbones(model)
+    _drop_programs(model)
+
+
+def _check(layers: Mapping[str, Any], pairs: Sequence[Pair]) -> None:
+    for pair in pairs:
+        if pair.path not in layers:
+            raise ValueError(
+                f"'{pair.path}' is no layer of the model that takes LoRA, which has "
+                f"{sorted(layers)[:3]}, ... Give the model of the parent."
+            )
+        wanted = (*pair.shapes[0][:-1], pair.shapes[1][-1])
+        if (found := _axes(layers[pair.path])) != wanted:
+            raise ValueError(
+                f"'{pair.path}' has a kernel {list(found)} in the model, and the "
+                f"child's is {list(wanted)}. Give the model of the parent."
+            )
+
+
+def _axes(layer: Any) -> tuple[int, ...]:
+    """Return the shape of the kernel that a layer's factors update."""
+    weight = _weight(layer)
+    if not layer.lora_enabled:
+        return tuple(getattr(layer, weight).shape)
+    # Of a quantised kernel, two values may share a byte.
+    a, b = (getattr(layer, f"lora_{weight}_{side}") for side in "ab")
+    return (*a.shape[:-1], b.shape[-1])
+
+
+def _warn_of_biases(layers: Mapping[str, Any]) -> None:
+    trained = [
+        path
+        for path, x in layers.items()
+        if getattr(x, "bias", None) is not None and x.bias.trainable
+    ]
+    if trained:
+        warnings.warn(
+            f"{len(trained)} layers with LoRA, such as '{trained[0]}', train their "
+            "biases too, which are no part of the adapter. Set layer.bias.trainable = "
+            "False before training, or keep the biases beside it.",
+            stacklevel=3,
+        )
 
 
 def _given(model: Any, values: Sequence[Any] | None) -> Mapping[int, Any]:
@@ -133,13 +184,8 @@ def _given(model: Any, values: Sequence[Any] | None) -> Mapping[int, Any]:
 
 
 def _by_path(model: Any) -> dict[str, Any]:
-    """Return the layers with LoRA enabled by their path."""
-    found = [x for x in _below(model, (), set()) if getattr(x[1], "lora_enabled", 0)]
-    if not found:
-        raise ValueError(
-            f"The model '{model.name}' has LoRA enabled in none of its layers: call "
-            "enable_lora(rank) on its layers, or on its backbone."
-        )
+    """Return the layers that take LoRA by their path."""
+    found = [x for x in _below(model, (), set()) if hasattr(x[1], "lora_enabled")]
     # The path of a layer in a functional model leaves that model's name out, so the
     # layers of two models in one may share it. A layer built by itself has no path.
     paths = [layer.path or layer.name for _, layer in found]
@@ -147,7 +193,7 @@ def _by_path(model: Any) -> dict[str, Any]:
     layers: dict[str, Any] = {}
     for path, (names, layer) in zip(paths, found, strict=True):
         name = path if count[path] == 1 else "/".join(names)
-        if name in layers:
+        if name in layers and (layer.lora_enabled or layers[name].lora_enabled):
             raise ValueError(
                 f"Two layers have the path '{name}': rename one of them, or give the "
                 "parts of the model that hold them one by one."
@@ -169,7 +215,8 @@ def _below(
 
 
 def _weight(layer: Any) -> str:
-    return next(x for x in _WEIGHTS if hasattr(layer, f"lora_{x}_a"))
+    # Asked of the class: of a layer, it would be computed.
+    return "embeddings" if hasattr(type(layer), "embeddings") else "kernel"
 
 
 def _disable(layer: Any) -> None:
@@ -197,3 +244,11 @@ def _tell_backbones(model: Any) -> None:
             enabled = [i for i in getattr(part, _INDICES) if below[i].lora_enabled]
             setattr(part, _INDICES, enabled)
             setattr(part, _RANK, max((below[i].lora_rank for i in enabled), default=0))
+
+
+def _drop_programs(model: Any) -> None:
+    """Drop what the model compiled: `alpha / r` is a constant in it."""
+    for part in model._flatten_layers():
+        for name in _PROGRAMS:
+            if getattr(part, name, None) is not None:
+                setattr(part, name, None)

@@ -83,6 +83,9 @@ def from_tree(
       ValueError: if no layout fits or two do, a half is missing, shapes disagree, or
         the tree lacks a fact that no argument gives. The module is named.
     """
+    # True is 1 to Python.
+    if slot is not None and type(slot) is not int:
+        raise ValueError(Message(Argument("slot", slot), ": expected a whole number."))
     leaves, structure = flatten(tree)
     chosen, found = found_in(
         leaves, layout=layout, stack_axis=stack_axis, tree=tree, slot=slot

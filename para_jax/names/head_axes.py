@@ -90,7 +90,9 @@ def to_hf(adapter: Adapter, module: Module, layer: Layer, path: str) -> Adapter:
     b = adapter.b
     xp = _module(a)
     inner = n * adapter.rank
-    blocks = xp.einsum("nm,rh->nrmh", xp.eye(n, dtype=b.dtype), b)
+    # Every head has `b` at its own place. NumPy's einsum takes no bfloat16.
+    own = xp.eye(n, dtype=bool)[:, None, :, None]
+    blocks = xp.where(own, b[None, :, None], xp.zeros((), b.dtype))
     return dataclasses.replace(
         adapter,
         a=a.swapaxes(0, 1).reshape(-1, inner),
@@ -108,7 +110,8 @@ def from_hf(
     is a result of `to_hf`. Above `h`, the update itself is `a`, at rank `h`.
 
     Raises:
-      ValueError: if `head_dim` is not given, or does not fit.
+      ValueError: if `head_dim` is not given, or does not fit, or the update exceeds the
+        range of its dtype.
     """
     if module.heads in (None, "nh"):
         return adapter
@@ -123,7 +126,8 @@ def from_hf(
         a = _block_rows([x for x, _ in parts], xp)
         b = xp.concatenate([x for _, x in parts])
     else:
-        a, b = xp.stack([x @ y for x, y in parts]), xp.eye(b.shape[-1], dtype=b.dtype)
+        a = xp.stack([_product(x, y, path) for x, y in parts])
+        b = xp.eye(b.shape[-1], dtype=b.dtype)
     # [n, d, r] in the order of Keras's axes.
     a = a if module.heads == "nd" else a.swapaxes(0, 1)
     return dataclasses.replace(adapter, a=a.reshape(-1, a.shape[-1]), b=b, nominal=None)
@@ -183,6 +187,19 @@ def _by_head(a: Any, module: Module, n: int) -> Any:
     if module.heads == "nd":
         return a.reshape(n, -1, a.shape[-1])
     return a.reshape(-1, n, a.shape[-1]).swapaxes(0, 1)
+
+
+def _product(x: Any, y: Any, path: str) -> Any:
+    """Return `x @ y`, summed in float32 at least, in the dtype of `x`."""
+    wide = x.dtype if x.dtype.itemsize >= 4 else np.dtype(np.float32)
+    with np.errstate(over="ignore"):  # It is an error below.
+        found = (x.astype(wide) @ y.astype(wide)).astype(x.dtype)
+    if not np.isfinite(np.asarray(found, wide)).all():
+        raise ValueError(
+            f"'{path}' has an update beyond the range of {x.dtype}: convert it in "
+            "float32."
+        )
+    return found
 
 
 def _block_rows(parts: list[Any], xp: Any) -> Any:

@@ -20,7 +20,10 @@ import para_jax as para
 from para_jax import cli, layouts, names
 
 # Keras 3.15.1 lacks NumPy 2's argument `copy`.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*train their biases too:UserWarning"),
+]
 RANK, LAYERS, H = 2, 2, 4
 SIZES = {"num_hidden_layers": LAYERS, "vocab_size": 13}
 DECODER = {

@@ -13,7 +13,10 @@ import para_jax as para
 from para_jax import layouts, names
 
 # Keras 3.15.1 lacks NumPy 2's argument `copy`.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*train their biases too:UserWarning"),
+]
 RANK = 3
 CONFIG = {
     "hidden_size": 16,

@@ -24,8 +24,11 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """
     arrays: dict[str, np.ndarray] = {}
     texts: dict[str, str] = {}
+    links: dict[str, object] = {}
+    seen: set[str] = set()
 
     def visit(name: str, node: h5py.Group | h5py.Dataset) -> None:
+        seen.add(name)
         if not isinstance(node, h5py.Dataset):
             return
         if node.external or node.is_virtual:
@@ -37,12 +40,20 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
     try:
         with h5py.File(path, "r") as file:
-            file.visititems(visit)  # It follows no links, which may lead anywhere.
+            # h5py 3.16 turns what is raised in this call into a SystemError.
+            file.visititems_links(lambda name, link: links.update({name: link}))
+            file.visititems(visit)
     except (OSError, RuntimeError, KeyError, TypeError) as error:
         other_files.check_pointer(path)
         raise ValueError(
             f"'{path}' is not a whole HDF5 file ({error}). Save or copy it again."
         ) from error
+    # What has two names is visited once, and what is behind a link is not.
+    if missed := sorted(links.keys() - seen):
+        raise ValueError(
+            f"'{path}': '{missed[0]}' is a link, which Keras writes none of, and is "
+            "not followed."
+        )
     return arrays, texts
 
 

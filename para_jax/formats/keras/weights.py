@@ -28,12 +28,11 @@ from para_jax._engines import profiles
 from para_jax.formats import record
 from para_jax.formats.format import Hints
 from para_jax.formats.keras import hdf5, scales
-from para_jax.layouts.libraries.keras import of_inputs
+from para_jax.layouts.libraries.keras import NUMBER, of_inputs
 
 RANK = "lora/vars/rank"
 _RECORD, _RANKS, _EXTRA = "para_jax/record", "para_jax/ranks", "para_jax/extra/"
 _FACTOR = re.compile(r"(?P<path>lora/\d+)/vars/lora_kernel_(?P<side>[ab])")
-_PATH = re.compile(r"lora/(0|[1-9]\d*)")
 
 _Factors = dict[str, dict[str, np.ndarray]]
 
@@ -171,7 +170,7 @@ def _check(flat: Checkpoint) -> None:
             "rank of one that is not zero."
         )
     for path in [*flat.adapters, *flat.absent]:
-        if not _PATH.fullmatch(path):
+        if not NUMBER.fullmatch(path):
             raise ValueError(
                 Message(
                     f"'{path}' is no layer's number, as keras-hub's files have "

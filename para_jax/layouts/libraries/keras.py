@@ -14,12 +14,18 @@ Source: keras/src/layers/core/{dense,einsum_dense,embedding}.py and
 keras/src/layers/convolutional/base_conv.py of keras 3.15.1.
 """
 
+import re
+
 from para_jax._adapters.checkpoint import Layer
 from para_jax._adapters.messages import Argument, Message
 from para_jax.layouts.layout import Half, Layout
 from para_jax.layouts.pairs import Key, Pair
 
 ALPHA = "lora_alpha"
+
+NUMBER = re.compile(r"lora/(0|[1-9]\d*)")
+"""The path of a module in keras-hub's files, which says nothing to other readers."""
+
 _FACTORS = {
     f"lora_{weight}_{side}": (weight, side)
     for weight in ("kernel", "embeddings")

@@ -14,7 +14,10 @@ import para_jax
 from para_jax import layouts
 
 # Keras 3.15.1 lacks NumPy 2's argument `copy`.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*train their biases too:UserWarning"),
+]
 RANK, ALPHA = 4, 10.0
 QUARTER, FULL = para_jax.Gamma(0.25), para_jax.Gamma(1.0)
 # The matrix of each layer's update: Keras's `b` has the last axis of the kernel alone.
@@ -367,3 +370,84 @@ def test_a_layer_that_only_takes_part_keeps_its_kind(model):
     half = functools.reduce(lambda x, y: x, adapters(model).values())
 
     assert taken(half).adapters.keys() == {half.path}
+
+
+def small(alpha, *, name="small"):
+    """Return a model of two Dense layers with LoRA of rank 2, and its inputs."""
+    keras.utils.set_random_seed(0)
+    layer = functools.partial(keras.layers.Dense, use_bias=False)
+    model = keras.Sequential(
+        [keras.Input((5,)), layer(6, name="one"), layer(3, name="two")], name=name
+    )
+    random = np.random.default_rng(2)
+    for x in model.layers:
+        x.enable_lora(2, lora_alpha=alpha)
+        for factor in factors(x):
+            factor.assign(random.normal(size=factor.shape))
+    return model, random.normal(size=(4, 5)).astype("float32")
+
+
+@pytest.mark.parametrize("compiled", ["predict", "evaluate"])
+def test_a_child_runs_in_programs_that_were_compiled_before(compiled):
+    # Keras compiles alpha / r as a constant, and the child's is 1.
+    model, x = small(7.0)
+    model.compile(loss="mse")
+    want = model(x)
+    model.predict(x, verbose=0)
+    model.evaluate(x, want, verbose=0)
+    child = para_jax.compress(para_jax.from_tree(layouts.keras_tree(model)), FULL)
+
+    layouts.keras_assign(model, child)
+
+    if compiled == "predict":
+        np.testing.assert_allclose(model.predict(x, verbose=0), want, rtol=1e-4)
+    else:
+        assert model.evaluate(x, want, verbose=0) < 1e-6
+
+
+def test_a_whole_child_follows_one_without_a_layer():
+    model, x = small(7.0)
+    want = np.asarray(model(x))
+    parent = para_jax.from_tree(layouts.keras_tree(model))
+    child = para_jax.compress(parent, para_jax.Rank(0.5))
+    assert len(child.adapters) == 1
+
+    layouts.keras_assign(model, child)
+    assert [x.lora_enabled for x in model.layers].count(True) == 1
+    layouts.keras_assign(model, para_jax.compress(parent, FULL))
+
+    np.testing.assert_allclose(model(x), want, rtol=1e-4)
+
+
+def test_layers_of_other_axes_are_refused_and_nothing_changes():
+    model, x = small(7.0)
+    parent = para_jax.from_tree(layouts.keras_tree(model))
+    other = keras.Sequential(
+        [
+            keras.Input((5,)),
+            keras.layers.Dense(6, use_bias=False, name="one"),
+            keras.layers.Reshape((2, 3)),
+            keras.layers.EinsumDense("bij,ijk->bk", 3, name="two"),
+        ],
+        name="small",
+    )
+    for layer in (other.layers[0], other.layers[2]):
+        layer.enable_lora(2)
+    before = other(x)
+
+    with pytest.raises(ValueError, match=r"two' has a kernel \[2, 3, 3\] .* \[6, 3\]"):
+        layouts.keras_assign(other, para_jax.compress(parent, FULL))
+
+    np.testing.assert_array_equal(other(x), before)
+    assert other.layers[0].lora_rank == 2
+
+
+def test_trained_biases_are_told():
+    layer = keras.layers.Dense(7, name="up")
+    model = keras.Sequential([keras.Input((5,)), layer])
+    layer.enable_lora(2)
+
+    with pytest.warns(UserWarning, match="1 layers with LoRA, such as .*up'"):
+        layouts.keras_tree(model)
+    layer.bias.trainable = False
+    layouts.keras_tree(model)

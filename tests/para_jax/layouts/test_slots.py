@@ -1,5 +1,7 @@
 """Check trees that hold several adapters, written down as plain dicts."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,13 @@ def test_one_slot_needs_no_number():
 def test_a_slot_that_is_not_there_is_refused(slot):
     with pytest.raises(ValueError, match=f"slot={slot}: 'up' has slots 0 to 2"):
         para_jax.from_tree({"up": module()}, slot=slot)
+
+
+@pytest.mark.parametrize("slot", ["a", 1.0, True])
+def test_a_slot_is_a_whole_number(slot):
+    read = inspect.unwrap(para_jax.from_tree)
+    with pytest.raises(ValueError, match="expected a whole number"):
+        read({"up": module()}, slot=slot)
 
 
 def test_a_slot_of_another_library_is_refused():

@@ -1,5 +1,7 @@
 """Test renaming of Keras's kernels with heads; NumPy computes the expected updates."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,3 +185,43 @@ def test_a_file_of_another_model_is_refused():
         ValueError, match=r"'lora/10' as .*k_proj has 3 .*another model"
     ):
         names.to_hf(gemma, "llama3")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn"])
+@pytest.mark.parametrize("rank", [1, R])
+def test_small_dtypes_keep_theirs_both_ways(dtype, rank):
+    """Of few bits: a sum of products is rounded once, to the dtype's precision."""
+    kind = jnp.dtype(dtype)
+    parent, _ = query(LLAMA)
+    ((path, x),) = parent.adapters.items()
+    x = dataclasses.replace(x, a=x.a.astype(kind), b=x.b.astype(kind))
+    parent = dataclasses.replace(parent, adapters={path: x})
+    order = "dnr,rh->dnh"
+    a, b = (np.asarray(y, np.float64) for y in (x.a, x.b))
+    want = x.scale * np.einsum(order, a.reshape(D, N, R), b).reshape(D, N * H)
+
+    there = names.to_hf(parent, "llama3")
+
+    (y,) = there.adapters.values()
+    assert (y.a.dtype, y.b.dtype) == (kind, kind)
+    wide = y.scale * np.asarray(y.a, np.float64) @ np.asarray(y.b, np.float64)
+    np.testing.assert_array_equal(wide, want)
+
+    given = para.Adapter(
+        random(D, rank).astype(kind), random(rank, N * H, seed=1).astype(kind)
+    )
+    back = names.from_hf({QUERY: given}, "llama3", ecosystem="keras", head_dim=H)
+    (z,) = back.adapters.values()
+    assert (z.a.dtype, z.b.dtype) == (kind, kind)
+    a, b, c, d = (np.asarray(v, np.float64) for v in (z.a, z.b, given.a, given.b))
+    np.testing.assert_allclose(
+        (a @ b).reshape(D, N * H), c @ d, rtol=2 * float(jnp.finfo(kind).eps), atol=1e-2
+    )
+
+
+def test_an_update_beyond_its_dtype_is_refused():
+    big = np.full((D, 2 * H), 300, np.float16)
+    given = para.Adapter(big, random(2 * H, N * H).astype(np.float16) * np.float16(900))
+
+    with pytest.raises(ValueError, match="beyond the range of float16"):
+        names.from_hf({QUERY: given}, "llama3", ecosystem="keras", head_dim=H)
