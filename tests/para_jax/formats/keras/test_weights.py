@@ -240,7 +240,7 @@ def test_a_second_name_is_refused(file):
     with h5py.File(file, "a") as opened:
         opened["lora/12"] = opened["lora/4"]
 
-    with pytest.raises(ValueError, match="'lora/[^']*' is a link"):
+    with pytest.raises(ValueError, match=r"'lora/[^']*' is a link"):
         para_jax.load(file, scale=1.0)
 
 
