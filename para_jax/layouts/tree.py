@@ -1,6 +1,7 @@
 """Take the adapters out of a whole tree, and put a child back into it.
 
-Both directions are traceable under `jit`: checks use keys and shapes alone.
+Both directions are traceable under `jit`: checks use keys and shapes alone. Of a tree
+with several adapters, the ranks of the slots are read on the host.
 """
 
 import dataclasses
