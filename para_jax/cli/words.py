@@ -13,7 +13,7 @@ ENGINES = (
 
 LAYOUTS = (
     *("nnx", "qwix", "tunix", "gemma", "maxtext", "maxtext-qwix", "lorax"),
-    *("levanter", "tx", "keras", "linen"),
+    *("keras", "levanter", "tx", "linen"),
 )
 """The keys of `para_jax.layouts.LAYOUTS`."""
 

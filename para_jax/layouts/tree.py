@@ -14,7 +14,6 @@ import numpy as np
 
 from para_jax._adapters.adapter import Adapter, check_pair, ordered
 from para_jax._adapters.checkpoint import Checkpoint, Layer
-from para_jax._adapters.messages import Argument, Message
 from para_jax._adapters.padding import to_rank
 from para_jax.layouts.axes import StackAxis
 from para_jax.layouts.layout import Layout, Leaves, pairs
@@ -86,7 +85,7 @@ def from_tree(
     """
     # True is 1 to Python.
     if slot is not None and type(slot) is not int:
-        raise ValueError(Message(Argument("slot", slot), ": expected a whole number."))
+        raise ValueError(f"slot={slot!r}: expected a whole number.")
     leaves, structure = flatten(tree)
     chosen, found = found_in(
         leaves, layout=layout, stack_axis=stack_axis, tree=tree, slot=slot
@@ -188,10 +187,7 @@ def found_in(
     chosen = recognise(leaves, layout=layout, stack_axis=stack_axis)
     if slot is not None and not chosen.slots:
         raise ValueError(
-            Message(
-                Argument("slot", slot),
-                f": a tree of {chosen.name} holds one adapter. Leave it out.",
-            )
+            f"slot={slot}: a tree of {chosen.name} holds one adapter. Leave it out."
         )
     facts = chosen.facts(tree, leaves, slot)
     return chosen, tuple(pairs(chosen, leaves, stack_axis, facts))

@@ -75,17 +75,12 @@ def _of_module(module: Key, leaves: Leaves, slot: int | None) -> Facts:
 def _index(path: str, slots: int, slot: int | None) -> int:
     if slot is None and slots > 1:
         raise ValueError(
-            Message(
-                f"'{path}' holds {slots} adapters. Say which one, ",
-                Argument("slot"),
-                ": its adapter_index in the engine. Slot 0 is the engine's own.",
-            )
+            f"'{path}' holds {slots} adapters. Say which one, from_tree(slot=): its "
+            "adapter_index in the engine. Slot 0 is the engine's own."
         )
     index = slot or 0
     if not 0 <= index < slots:
-        raise ValueError(
-            Message(Argument("slot", slot), f": '{path}' has slots 0 to {slots - 1}.")
-        )
+        raise ValueError(f"slot={slot}: '{path}' has slots 0 to {slots - 1}.")
     return index
 
 

@@ -36,7 +36,7 @@ def module(rank=2, scale=1.5, layers=0, slots=SLOTS):
 
 def test_the_slot_is_asked_for_with_how_many_there_are():
     with pytest.raises(
-        ValueError, match=r"^'up' holds 3 adapters.* slot=: its adapter"
+        ValueError, match=r"^'up' holds 3 adapters.*slot=.: its adapter"
     ):
         para_jax.from_tree({"up": module()})
 
