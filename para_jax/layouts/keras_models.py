@@ -93,7 +93,7 @@ def keras_assign(
 
     Example:
       >>> import keras
-      >>> layer = keras.layers.Dense(7, name="up")
+      >>> layer = keras.layers.Dense(7, use_bias=False, name="up")
       >>> model = keras.Sequential([keras.Input((5,)), layer])
       >>> layer.enable_lora(4)
       >>> _ = layer.lora_kernel_b.assign(np.eye(4, 7))

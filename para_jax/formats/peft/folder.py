@@ -24,7 +24,6 @@ from para_jax.formats.peft import (
     experts as peft_experts,
     tensors as peft_tensors,
 )
-from para_jax.layouts.libraries.keras import NUMBER
 
 
 def load(
@@ -154,15 +153,6 @@ def save(
 
 
 def _check_kinds(flat: Checkpoint) -> None:
-    if path := next(filter(NUMBER.fullmatch, flat.adapters), None):
-        raise ValueError(
-            Message(
-                f"'{path}' is the number of a layer in a file of keras-hub, and PEFT "
-                "finds modules by name. Rename it ",
-                Remedy.RENAME_FIRST,
-                ".",
-            )
-        )
     for path, layer in flat.layers.items():
         if layer.kind == "einsum" and path in flat.adapters:
             raise ValueError(
