@@ -39,7 +39,7 @@ _TUNIX_ATTENTION: Modules = {
     "attn/v_proj": "self_attn.v_proj",
     "attn/o_proj": "self_attn.o_proj",
 }
-_TUNIX_MLP: Modules = {
+TUNIX_MLP: Modules = {
     "mlp/gate_proj": "mlp.gate_proj",
     "mlp/up_proj": "mlp.up_proj",
     "mlp/down_proj": "mlp.down_proj",
@@ -64,7 +64,7 @@ _GEMMA_MLP: Modules = {
     "mlp/gating_einsum/up": "mlp.up_proj",
     "mlp/linear": "mlp.down_proj",
 }
-_MAXTEXT_ATTENTION: Modules = {
+MAXTEXT_ATTENTION: Modules = {
     "self_attention/query": "self_attn.q_proj",
     "self_attention/key": "self_attn.k_proj",
     "self_attention/value": "self_attn.v_proj",
@@ -72,7 +72,7 @@ _MAXTEXT_ATTENTION: Modules = {
 }
 # MaxText numbers the two input projections of a gated MLP; the activation is on `wi_0`.
 _MAXTEXT: Modules = {
-    **_MAXTEXT_ATTENTION,
+    **MAXTEXT_ATTENTION,
     "mlp/wi_0": "mlp.gate_proj",
     "mlp/wi_1": "mlp.up_proj",
     "mlp/wo": "mlp.down_proj",
@@ -206,8 +206,8 @@ def _gemma3_scanned(name: str) -> Table:
 def _gemmas(name: str) -> dict[str, Table]:
     """Return the tables of tunix and gemma, which share the names of all versions."""
     return {
-        "tunix": _tunix({**_GEMMA_ATTENTION, **_TUNIX_MLP}, name),
-        "tunix-fused": _tunix({**_GEMMA_FUSED, **_TUNIX_MLP}, name),
+        "tunix": _tunix({**_GEMMA_ATTENTION, **TUNIX_MLP}, name),
+        "tunix-fused": _tunix({**_GEMMA_FUSED, **TUNIX_MLP}, name),
         "gemma": _gemma({**_GEMMA_ATTENTION, **_GEMMA_MLP}, name),
         "gemma-fused": _gemma({**_GEMMA_FUSED, **_GEMMA_MLP}, name),
     }
@@ -228,7 +228,7 @@ def gemma3(name: str) -> dict[str, Table]:
 
 _LLAMA_OR_QWEN: Tables = {
     "flax": _flax(_FLAX),
-    "tunix": _tunix({**_TUNIX_ATTENTION, **_TUNIX_MLP}),
+    "tunix": _tunix({**_TUNIX_ATTENTION, **TUNIX_MLP}),
     **_levanter(),
 }
 DECODERS: Mapping[str, Tables] = {
@@ -254,7 +254,7 @@ DECODERS: Mapping[str, Tables] = {
         "maxtext-scanned": _gemma2_block("decoder/layers/{module}/{i}"),
     },
     "gemma3": {"flax": _flax(_FLAX), **gemma3(HUGGING_FACE)},
-    "mixtral": _moe("MoeBlock_0", {**_MAXTEXT_ATTENTION, **_SCALED}),
+    "mixtral": _moe("MoeBlock_0", {**MAXTEXT_ATTENTION, **_SCALED}),
     "qwen3-moe": {
         "tunix": _tunix(
             {
@@ -262,7 +262,7 @@ DECODERS: Mapping[str, Tables] = {
                 **_stacked("mlp/gate_proj/{e}", "mlp/up_proj/{e}", "mlp/down_proj/{e}"),
             }
         ),
-        **_moe("moe_block", _MAXTEXT_ATTENTION),
+        **_moe("moe_block", MAXTEXT_ATTENTION),
     },
 }
 """The tables of each decoder by ecosystem."""

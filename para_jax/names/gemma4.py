@@ -9,7 +9,15 @@ levels, and tunix's experts, which its LoRA does not reach.
 import dataclasses
 from collections.abc import Mapping
 
-from para_jax.names.decoders import HUGGING_FACE, MULTIMODAL, Modules, Tables, layers
+from para_jax.names.decoders import (
+    HUGGING_FACE,
+    MAXTEXT_ATTENTION,
+    MULTIMODAL,
+    TUNIX_MLP,
+    Modules,
+    Tables,
+    layers,
+)
 from para_jax.names.patterns import Module, Table
 
 # Every sixth layer is global. In 26B-A4B and 31B its values are its keys.
@@ -17,11 +25,6 @@ _CYCLE = 6
 _GLOBAL = (5,)
 _LOCAL = (0, 1, 2, 3, 4)
 
-_MLP: Modules = {
-    "mlp/gate_proj": "mlp.gate_proj",
-    "mlp/up_proj": "mlp.up_proj",
-    "mlp/down_proj": "mlp.down_proj",
-}
 _QUERY: Modules = {
     "attn/q_einsum": "self_attn.q_proj",
     "attn/attn_vec_einsum": "self_attn.o_proj",
@@ -30,7 +33,7 @@ _TUNIX: Modules = {
     **_QUERY,
     "attn/kv_einsum/k": "self_attn.k_proj",
     "attn/kv_einsum/v": "self_attn.v_proj",
-    **_MLP,
+    **TUNIX_MLP,
     "per_layer_input_gate": "per_layer_input_gate",
     "per_layer_projection": "per_layer_projection",
 }
@@ -39,16 +42,10 @@ _TUNIX_SHARED: Modules = {
     "attn/kv_einsum/k": Module("self_attn.k_proj", cycle=_CYCLE, places=_LOCAL),
     "attn/kv_einsum/v": Module("self_attn.v_proj", cycle=_CYCLE, places=_LOCAL),
     "attn/k_einsum": Module("self_attn.k_proj", cycle=_CYCLE, places=_GLOBAL),
-    **_MLP,
-}
-_MAXTEXT_ATTENTION: Modules = {
-    "self_attention/query": "self_attn.q_proj",
-    "self_attention/key": "self_attn.k_proj",
-    "self_attention/value": "self_attn.v_proj",
-    "self_attention/out": "self_attn.o_proj",
+    **TUNIX_MLP,
 }
 _MAXTEXT: Modules = {
-    **_MAXTEXT_ATTENTION,
+    **MAXTEXT_ATTENTION,
     "mlp/wi_0": "mlp.gate_proj",
     "mlp/wi_1": "mlp.up_proj",
     "mlp/wo": "mlp.down_proj",
@@ -57,7 +54,7 @@ _MAXTEXT: Modules = {
 }
 _BLOCK = "mlp/moe_block"
 _MAXTEXT_MOE: Modules = {
-    **_MAXTEXT_ATTENTION,
+    **MAXTEXT_ATTENTION,
     f"{_BLOCK}/shared_experts/wi_0": "mlp.gate_proj",
     f"{_BLOCK}/shared_experts/wi_1": "mlp.up_proj",
     f"{_BLOCK}/shared_experts/wo": "mlp.down_proj",
